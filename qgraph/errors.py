@@ -1,0 +1,31 @@
+"""Every error that qgraph raises on purpose.
+
+A message names what was expected, what was found, where (node, tensor, file) and the way out; the command line prints it
+and exits with `exit_status` instead of showing a traceback.
+"""
+
+from __future__ import annotations
+
+
+class QGraphError(Exception):
+    """The job failed for a reason that the message explains."""
+
+    exit_status = 1
+
+
+class UsageError(QGraphError):
+    """The request itself is wrong: unknown names, impossible combinations, values out of range."""
+
+    exit_status = 2
+
+
+class ModelError(QGraphError):
+    """The model cannot be read, is not valid ONNX, or has nothing to quantize."""
+
+
+class DataError(QGraphError):
+    """Calibration or evaluation data are missing, malformed, or do not fit the model."""
+
+
+class PlanError(QGraphError):
+    """A plan is malformed or was made for another model."""

@@ -1,0 +1,150 @@
+"""plan -> the graph a user deploys (`--format qdq`): QuantizeLinear/DequantizeLinear pairs and packed weights.
+
+The rules under which onnxruntime turns the result into integer kernels:
+
+* activations are uint8; a grid below 8 bits is QuantizeLinear -> Min(qmax) -> DequantizeLinear, which still fuses;
+* weights are int8 behind DequantizeLinear, per output channel and symmetric;
+* a grid is restated behind operators that only move values.
+
+Weights of k < 8 bits take k bits: bit plane i of the two's-complement codes holds bit i of eight weights in each byte, and
+five standard operators unpack them (`_unpack`). onnxruntime folds these when it loads the file, so that unpacking costs nothing per inference.
+A layer whose operand stays in floating point gets Cast and Mul instead of DequantizeLinear, which onnxruntime folds as well.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph import weights
+from qgraph.graph import Layer
+from qgraph.lowering import add_initializer, lower
+from qgraph.model import Model
+from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
+
+_MOVES_INTEGERS = frozenset(  # transparent operators that onnxruntime has uint8 kernels for
+    {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "Expand", "Resize"}
+)
+
+
+def export(model: Model, plan: QuantPlan) -> ir.Model:
+    """The deployable model: integers where onnxruntime has kernels for them, with the interface of `model`."""
+    return lower(model, plan, _QdqEmitter)
+
+
+def pack_bits(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
+    """The lowest `bits` bits of each code as bit planes: shape (bits, ceil(n / 8)), bit j of byte i belongs to code j * ceil(n / 8) + i."""
+    flat = codes.reshape(-1)
+    width = -(-flat.size // 8)
+    padded = np.zeros(8 * width, np.uint8)
+    padded[: flat.size] = flat.view(np.uint8)
+    lanes = padded.reshape(8, 1, width)
+    planes = (lanes >> np.arange(bits, dtype=np.uint8).reshape(1, -1, 1)) & 1
+    shifts = np.arange(8, dtype=np.uint8).reshape(8, 1, 1)
+    return np.bitwise_or.reduce(planes << shifts, axis=0)
+
+
+def weight_bytes(shape: tuple[int, ...], bits: int) -> int:
+    """Bytes that a weight of this shape takes in the file at `bits` bits."""
+    count = int(np.prod(shape))
+    return count if bits == 8 else bits * -(-count // 8)
+
+
+class _QdqEmitter:
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.grids: dict[tuple[float, int], tuple[ir.Value, ir.Value]] = {}
+        self.integers: dict[ir.Value, ir.Value] = {}  # the codes behind each dequantized value
+
+    def weight(self, layer: Layer, quant: LayerQuant, *, integer: bool) -> ir.Value:
+        grid = quant.weight
+        codes = weights.codes(layer.weight_array(), grid)
+        stem = str(layer.weight.name)
+        integers = self._unpack(stem, codes, grid.bits) if grid.bits < 8 else self._constant(f"{stem}.q", codes)
+        scale = weights.dequantization_scale(grid)
+        per_channel = scale.size > 1
+        if integer:
+            # without a zero point onnxruntime folds the pair to floats and requantizes them on a grid of its own
+            zero = np.broadcast_to(np.asarray(grid.zero_point, np.int8), scale.shape)
+            shape = scale.shape if per_channel else ()
+            inputs = [self._constant(f"{stem}.s", scale.reshape(shape)), self._shared(zero.reshape(shape))]
+            return self._op("DequantizeLinear", integers, *inputs, **({"axis": grid.axis} if per_channel else {}))
+        return self._float_weight(stem, integers, quant, codes.ndim)
+
+    def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
+        scale, zero_point = self._grid(quant)
+        integers = self._op("QuantizeLinear", value, scale, zero_point)
+        if quant.qmax < 255:
+            integers = self._op("Min", integers, self._shared(np.uint8(quant.qmax)))
+        return self._dequantized(integers, value, quant)
+
+    def carry(self, node: ir.Node, quantized: ir.Value, quant: ActivationQuant) -> ir.Value | None:
+        """Move the codes instead of the floats: one byte per value, and no rounding in between."""
+        if node.op_type not in _MOVES_INTEGERS or len([v for v in node.outputs if v.uses()]) > 1:
+            return None
+        node.replace_input_with(0, self.integers[quantized])
+        if node.op_type == "Pad":
+            node.resize_inputs(max(3, len(node.inputs)))
+            node.replace_input_with(2, self._shared(np.uint8(quant.zero_point)))
+        moved = node.outputs[0]
+        floats = moved.type
+        moved.type = ir.TensorType(ir.DataType.UINT8)
+        result = self._dequantized(moved, moved, quant)
+        result.type = floats
+        return result
+
+    def _dequantized(self, integers: ir.Value, like: ir.Value, quant: ActivationQuant) -> ir.Value:
+        result = self._op("DequantizeLinear", integers, *self._grid(quant))
+        result.shape, result.type = like.shape, like.type
+        self.integers[result] = integers
+        return result
+
+    def _float_weight(self, stem: str, integers: ir.Value, quant: LayerQuant, rank: int) -> ir.Value:
+        grid = quant.weight
+        shape = [-1 if i == grid.axis else 1 for i in range(rank)] if len(grid.scale) > 1 else []
+        real = self._op("Cast", integers, to=ir.DataType.FLOAT)
+        if not grid.symmetric:
+            zero = np.asarray(grid.zero_point, np.float32).reshape(shape)
+            real = self._op("Sub", real, self._constant(f"{stem}.z", zero))
+        scale = weights.dequantization_scale(grid).reshape(shape)
+        return self._op("Mul", real, self._constant(f"{stem}.s", scale))
+
+    def _unpack(self, stem: str, codes: NDArray[np.int8], bits: int) -> ir.Value:
+        """Codes from bit planes: shift bit j to the top and back to the bottom, then weigh the planes 1, 2, 4, ..., -2^(bits-1)."""
+        planes = self._constant(f"{stem}.q", pack_bits(codes, bits))
+        lanes = self._shared(np.arange(7, -1, -1, dtype=np.uint8).reshape(8, 1, 1))
+        top = self._op("BitShift", planes, lanes, direction="LEFT")
+        bit = self._op("BitShift", top, self._shared(np.uint8(7)), direction="RIGHT")
+        worth = np.array([[*(2**i for i in range(bits - 1)), -(2 ** (bits - 1))]], np.int8)
+        flat = self._op("MatMulInteger", self._shared(worth), bit)
+        if codes.size % 8:
+            flat = self._op("Reshape", flat, self._shared(np.array([-1], np.int64)))
+            zero, size = self._shared(np.array([0], np.int64)), self._shared(np.array([codes.size], np.int64))
+            flat = self._op("Slice", flat, zero, size)
+        shaped = self._op("Reshape", flat, self._shared(np.array(codes.shape, np.int64)))
+        return self._op("Cast", shaped, to=ir.DataType.INT8)
+
+    def _grid(self, quant: ActivationQuant) -> tuple[ir.Value, ir.Value]:
+        key = (quant.scale, quant.zero_point)
+        if key not in self.grids:
+            scale = self._constant(f"s{len(self.grids)}", np.float32(quant.scale).reshape(()))
+            self.grids[key] = scale, self._shared(np.uint8(quant.zero_point))
+        return self.grids[key]
+
+    def _shared(self, array: NDArray[np.generic] | np.generic) -> ir.Value:
+        """A small constant, stored once for the whole graph."""
+        data = np.asarray(array)
+        numbers = data.reshape(-1).tolist()
+        content = str(numbers[0]) if len(set(numbers)) == 1 else ",".join(map(str, numbers))
+        name = f"{data.dtype}{'x'.join(map(str, data.shape))}:{content}"
+        existing = self.graph.initializers.get(name)
+        return existing if existing is not None else add_initializer(self.graph, name, data)
+
+    def _constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
+        return add_initializer(self.graph, name, np.ascontiguousarray(array) if array.ndim else array)
+
+    def _op(self, op_type: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
+        node = ir.node(op_type, list(inputs), attributes=attributes)  # type: ignore[arg-type]
+        self.graph.append(node)
+        return node.outputs[0]

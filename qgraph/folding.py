@@ -1,0 +1,187 @@
+"""Constant folding and BatchNormalization folding: the two rewrites of `normalise` that are ours."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph import runtime
+from qgraph.errors import ModelError
+
+LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_FOLD_ALWAYS = 1024  # bytes: a constant this small is stored rather than computed
+
+
+def fold_constants(model: ir.Model) -> None:
+    """Replace what can be computed from initializers alone by its value.
+
+    Folded are results that are small or not larger than what they are computed from (weights behind Identity, Cast,
+    Reshape or Transpose; shape arithmetic), never those that would make the file grow (Expand, Tile, ConstantOfShape).
+    """
+    foldable = _constant_nodes(model.graph)
+    if not foldable:
+        return
+    inner = set(foldable)
+    frontier = [v for n in foldable for v in n.outputs if _leaves(v, inner)]
+    values = runtime.evaluate_constants(model, frontier)
+    for value, array in zip(frontier, values, strict=True):
+        if array is None or array.nbytes > max(_FOLD_ALWAYS, _source_bytes(value)):
+            continue
+        _replace_by_initializer(model.graph, value, array)
+
+
+def fold_batch_normalization(model: ir.Model) -> None:
+    """W' = W gamma / sqrt(var + eps) per output channel, b' = (b - mean) gamma / sqrt(var + eps) + beta.
+
+    Pattern: Conv | ConvTranspose | Gemm | MatMul -> BatchNormalization in inference form, where the layer's output has no
+    other consumer and all parameters are constant. Other BatchNormalizations stay as they are.
+    """
+    for bn in [n for n in model.graph if n.op_type == "BatchNormalization" and n.domain == ""]:
+        if _is_training(bn):
+            raise ModelError(
+                f"BatchNormalization '{bn.name}' is in training mode: its output depends on the batch; "
+                f"export the model in evaluation mode (model.eval() in torch)"
+            )
+        layer = bn.inputs[0].producer() if bn.inputs[0] is not None else None
+        if layer is not None and _can_fold(layer, bn):
+            _fold(model.graph, layer, bn)
+
+
+def _constant_nodes(graph: ir.Graph) -> list[ir.Node]:
+    known: set[ir.Value] = {v for v in graph.initializers.values() if not v.is_graph_input()}
+    nodes = []
+    for node in graph:
+        pure = node.domain == "" and not any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+        random = node.op_type.startswith(("Random", "Multinomial", "Bernoulli"))
+        inputs = [v for v in node.inputs if v is not None]
+        if pure and not random and inputs and all(v in known for v in inputs) and node.op_type != "DequantizeLinear":
+            nodes.append(node)
+            known.update(node.outputs)
+    return nodes
+
+
+def _leaves(value: ir.Value, inner: set[ir.Node]) -> bool:
+    return bool(value.uses()) and (value.is_graph_output() or any(use.node not in inner for use in value.uses()))
+
+
+def _source_bytes(value: ir.Value) -> int:
+    seen: set[ir.Value] = set()
+    pending, total = [value], 0
+    while pending:
+        current = pending.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        producer = current.producer()
+        if producer is not None:
+            pending.extend(v for v in producer.inputs if v is not None)
+        elif current.const_value is not None:
+            total += current.const_value.nbytes
+    return total
+
+
+def _replace_by_initializer(graph: ir.Graph, value: ir.Value, array: NDArray[np.generic]) -> None:
+    if value.is_graph_output():
+        return
+    name = value.name
+    value.name = f"{name}/computed"
+    constant = ir.Value(name=name, shape=ir.Shape(array.shape), const_value=ir.tensor(array, name=name))
+    constant.dtype = ir.DataType.from_numpy(array.dtype)
+    graph.register_initializer(constant)
+    value.replace_all_uses_with(constant)
+
+
+def _is_training(bn: ir.Node) -> bool:
+    mode = bn.attributes.get("training_mode")
+    return (mode is not None and mode.as_int() == 1) or sum(bool(v.uses()) for v in bn.outputs[1:]) > 0
+
+
+def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """The array behind a value, or None when it is not a constant."""
+    if value is None or value.const_value is None or value.is_graph_input():
+        return None
+    return value.const_value.numpy()
+
+
+def _can_fold(layer: ir.Node, bn: ir.Node) -> bool:
+    if layer.op_type not in LINEAR or layer.domain != "" or layer.graph is not bn.graph:
+        return False
+    result = layer.outputs[0]
+    if len(result.uses()) != 1 or result.is_graph_output():
+        return False
+    parameters = [constant(v) for v in bn.inputs[1:5]]
+    weight = constant(layer.inputs[1])
+    bias_known = len(layer.inputs) < 3 or layer.inputs[2] is None or constant(layer.inputs[2]) is not None
+    if weight is None or not bias_known or any(p is None for p in parameters):
+        return False
+    if layer.op_type == "MatMul":
+        return False  # BatchNormalization normalises axis 1, MatMul's channels are the last axis
+    return layer.op_type != "Gemm" or not _gemm_is_scaled(layer)
+
+
+def _gemm_is_scaled(layer: ir.Node) -> bool:
+    return any(
+        name in layer.attributes and layer.attributes[name].as_float() != 1.0 for name in ("alpha", "beta")
+    )
+
+
+def output_axis(layer: ir.Node) -> int:
+    """The axis of the weight that runs over output channels."""
+    if layer.op_type == "ConvTranspose":
+        return 1
+    if layer.op_type == "Gemm":
+        trans_b = layer.attributes.get("transB")
+        return 0 if trans_b is not None and trans_b.as_int() else 1
+    return 0 if layer.op_type == "Conv" else -1
+
+
+def _fold(graph: ir.Graph, layer: ir.Node, bn: ir.Node) -> None:
+    gamma, beta, mean, var = (np.asarray(constant(v), np.float64) for v in bn.inputs[1:5])
+    epsilon = bn.attributes["epsilon"].as_float() if "epsilon" in bn.attributes else 1e-5
+    factor = gamma / np.sqrt(var + epsilon)
+    weight = np.asarray(constant(layer.inputs[1]))
+    scaled = scale_output_channels(layer, weight, factor)
+    old_bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 else None
+    bias = (0.0 if old_bias is None else old_bias.astype(np.float64)) - mean
+    bias = np.broadcast_to(bias * factor + beta, factor.shape).astype(weight.dtype)
+
+    stem = layer.inputs[1].name if layer.inputs[1] is not None else layer.name
+    new_weight = _initializer(graph, f"{stem}", scaled.astype(weight.dtype))
+    bias_stem = layer.inputs[2].name if len(layer.inputs) > 2 and layer.inputs[2] is not None else f"{stem}.bias"
+    new_bias = _initializer(graph, bias_stem, bias)
+    if len(layer.inputs) < 3:
+        layer.resize_inputs(3)
+    layer.replace_input_with(1, new_weight)
+    layer.replace_input_with(2, new_bias)
+    old, result = bn.outputs[0], layer.outputs[0]
+    name, shape, dtype = old.name, old.shape, old.type
+    is_output = old.is_graph_output()
+    old.replace_all_uses_with(result, replace_graph_outputs=is_output)
+    graph.remove(bn, safe=True)
+    result.name, result.shape, result.type = name, shape, dtype
+
+
+def scale_output_channels(
+    layer: ir.Node, weight: NDArray[np.generic], factor: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Multiply each output channel of `weight` by `factor` (float64, one value per output channel)."""
+    if layer.op_type == "ConvTranspose":  # weight: in x out/groups x ...; channel o of group g is row block g, column o
+        groups = layer.attributes["group"].as_int() if "group" in layer.attributes else 1
+        split = weight.reshape(groups, -1, *weight.shape[1:]).astype(np.float64)
+        shape = (groups, 1, -1) + (1,) * (weight.ndim - 2)
+        return (split * factor.reshape(shape)).reshape(weight.shape)
+    shape = [1] * weight.ndim
+    shape[output_axis(layer)] = -1
+    return weight.astype(np.float64) * factor.reshape(shape)
+
+
+def _initializer(graph: ir.Graph, name: str | None, array: NDArray[np.generic]) -> ir.Value:
+    unique, suffix = f"{name}", 1
+    while unique in graph.initializers:
+        suffix += 1
+        unique = f"{name}_{suffix}"
+    value = ir.Value(name=unique, shape=ir.Shape(array.shape), const_value=ir.tensor(array, name=unique))
+    value.dtype = ir.DataType.from_numpy(array.dtype)
+    graph.register_initializer(value)
+    return value

@@ -1,0 +1,107 @@
+"""The plan that every method starts from: full-range grids for the chosen layers and the tensors between them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qgraph.errors import ModelError
+from qgraph.graph import INTEGER_OPS, ActivationSite, GraphView, Layer, root
+from qgraph.observe import Observations
+from qgraph.plan import ActivationQuant, KeptFloat, LayerQuant, QuantPlan, WeightQuant
+from qgraph.recipe import Recipe
+
+STORAGE_BITS = 8  # of tensors that no layer multiplies: sums, and what residual connections carry
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**23
+
+
+def initial_plan(view: GraphView, recipe: Recipe, observed: Observations | None) -> QuantPlan:
+    """Weights spanned to their largest magnitude; activations to their observed minimum and maximum.
+
+    Raises `ModelError` when the model has no layer to quantize.
+    """
+    layers, kept = recipe.choose_layers(view)
+    if not layers:
+        reasons = "; ".join(f"'{name}' {why}" for name, why in list(kept.items())[:3])
+        raise ModelError(
+            f"{view.model.source} has no layer to quantize (Conv, ConvTranspose, Gemm or MatMul with a constant weight)"
+            + (f": {reasons}" if reasons else "")
+        )
+    activations: list[ActivationQuant] = []
+    if recipe.activations is not None and observed is not None:
+        edges = {root(view.by_name[name].input).name for name in view.edge_layers if name in view.by_name}
+        for site in view.activation_sites(layers):
+            bits = recipe.edge_bits if site.tensor in edges else recipe.activations
+            activations += _activation_grids(site, bits, observed)
+    return QuantPlan(
+        model=view.model.digest,
+        recipe=recipe.method,
+        layers=tuple(_layer_grid(layer, recipe, view) for layer in layers),
+        activations=tuple(activations),
+        kept_float=tuple(KeptFloat(name=name, why=why) for name, why in sorted(kept.items())),
+    )
+
+
+def _layer_grid(layer: Layer, recipe: Recipe, view: GraphView) -> LayerQuant:
+    weight = layer.weight_array()
+    axis = layer.output_axis if recipe.per_channel else None
+    over = tuple(i for i in range(weight.ndim) if i != axis)
+    low, high = weight.min(axis=over), weight.max(axis=over)
+    grid = weight_grid(low, high, bits=recipe.bits_of(layer, view.edge_layers), axis=axis, symmetric=recipe.symmetric)
+    return LayerQuant(name=layer.name, op=layer.op, weight=grid)
+
+
+def weight_grid(
+    low: NDArray[np.floating], high: NDArray[np.floating], *, bits: int, axis: int | None, symmetric: bool
+) -> WeightQuant:
+    """The signed grid that spans low..high per channel: symmetric about 0, or with an integer zero point."""
+    low, high = (np.atleast_1d(np.asarray(v, np.float64)) for v in (low, high))
+    if symmetric:
+        limit = np.maximum(np.abs(low), np.abs(high))
+        scale = _positive(limit / (2 ** (bits - 1) - 1))
+        return WeightQuant(bits=bits, scale=_floats(scale), axis=axis)
+    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    scale = _positive((high - low) / (2**bits - 1))
+    zero = np.clip(np.rint(-(2 ** (bits - 1)) - low / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    if not zero.any():
+        zero[0] = -1  # WeightQuant tells the two kinds of grid apart by their zero points
+    return WeightQuant(bits=bits, scale=_floats(scale), zero_point=tuple(int(z) for z in zero), axis=axis)
+
+
+def activation_grid(
+    tensor: str, low: float, high: float, *, bits: int, role: str = "tensor"
+) -> ActivationQuant:
+    """The unsigned grid of `bits` that spans low..high, widened to contain 0 exactly, with an integer zero point."""
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    qmax = 2**bits - 1
+    scale = float(_positive(np.float64((high - low) / qmax)).astype(np.float32))
+    zero_point = int(np.clip(np.rint(-low / scale), 0, qmax))
+    return ActivationQuant(tensor=tensor, bits=bits, scale=scale, zero_point=zero_point, role=role)  # type: ignore[arg-type]
+
+
+def _activation_grids(site: ActivationSite, bits: int, observed: Observations) -> list[ActivationQuant]:
+    """One grid, or two where layers read fewer bits than the other consumers of the tensor."""
+    low, high = observed.range_of(site.tensor)
+    if not site.operand:
+        wanted = [("tensor", STORAGE_BITS)]
+    elif site.shared and bits != STORAGE_BITS:
+        wanted = [("tensor", STORAGE_BITS), ("operand", bits)]
+    else:
+        wanted = [("tensor", bits)]
+    return [activation_grid(site.tensor, low, high, bits=b, role=role) for role, b in wanted]
+
+
+def reads_integers(layer: Layer, plan: QuantPlan) -> bool:
+    """Whether the layer's operand is on a grid in this plan."""
+    return layer.op in INTEGER_OPS and root(layer.input).name in {a.tensor for a in plan.activations}
+
+
+def _positive(scale: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
+    """Scales of all-zero channels become 1, denormal ones the smallest safe value."""
+    scale = np.asarray(scale)
+    return np.where(scale > 0, np.maximum(scale, _SMALLEST_SCALE), 1.0)
+
+
+def _floats(scale: NDArray[np.float64]) -> tuple[float, ...]:
+    """float32 values: what the model file can hold."""
+    return tuple(float(s) for s in scale.astype(np.float32))

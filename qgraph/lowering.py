@@ -1,0 +1,188 @@
+"""Where a plan's grids go in the graph. `simulate` and `export` share the places and differ in the nodes they put there."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from qgraph.errors import PlanError
+from qgraph.folding import constant
+from qgraph.graph import GLUE_OPS, LAYER_OPS, GraphView, Layer, attribute, is_transparent, root
+from qgraph.model import Model
+from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
+
+
+class Emitter(Protocol):
+    """Makes the nodes for one weight or activation grid."""
+
+    def weight(self, layer: Layer, quant: LayerQuant, *, integer: bool) -> ir.Value:
+        """The quantized weight; `integer` says whether the layer's operand is quantized too."""
+
+    def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
+        """`value` brought to the grid."""
+
+    def carry(self, node: ir.Node, quantized: ir.Value, quant: ActivationQuant) -> ir.Value | None:
+        """Let a transparent node move `quantized` on its grid; the value to read in place of the node's output.
+
+        None where the node may simply read `quantized`.
+        """
+
+
+def lower(model: Model, plan: QuantPlan, make_emitter: type[Emitter] | object) -> ir.Model:
+    """The model with every grid of `plan` in place, as a new onnx-ir model.
+
+    Raises `PlanError` when the plan is for another model or names what the model does not have.
+    """
+    plan.check_model(model.digest, model.source)
+    net = model.ir.clone()
+    view = GraphView(dataclasses.replace(model, ir=net))
+    emitter: Emitter = make_emitter(net.graph)  # type: ignore[operator]
+    layers = [_find(view, quant) for quant in plan.layers]
+    roots = [root(layer.input) for layer in layers]
+    on_grid = {view.values[a.tensor] for a in plan.activations if a.tensor in view.values}
+    _place_activations(view, plan, dict(zip(layers, roots, strict=True)), emitter)
+    for layer, quant, origin in zip(layers, plan.layers, roots, strict=True):
+        weight = emitter.weight(layer, quant, integer=origin in on_grid)
+        if quant.bias_shift:
+            _shift_bias(net.graph, layer, np.asarray(quant.bias_shift, np.float64))
+        layer.node.replace_input_with(layer.weight_index, weight)
+    RemoveUnusedNodesPass()(net)
+    net.graph.sort()
+    return net
+
+
+def _find(view: GraphView, quant: LayerQuant) -> Layer:
+    layer = view.by_name.get(quant.name)
+    if layer is None:
+        raise PlanError(f"the plan quantizes '{quant.name}', which is no quantizable layer of {view.model.source}")
+    return layer
+
+
+def _place_activations(view: GraphView, plan: QuantPlan, roots: dict[Layer, ir.Value], emitter: Emitter) -> None:
+    """Put every activation grid in place, those for all consumers before those for layers alone."""
+    values = dict(view.values)  # by name, before outputs are renamed
+    for quant in sorted(plan.activations, key=lambda a: a.role, reverse=True):
+        value = values.get(quant.tensor)
+        if value is None:
+            raise PlanError(f"the plan quantizes the tensor '{quant.tensor}', which the model does not have")
+        if quant.role == "tensor":
+            _quantize_everywhere(view, value, quant, emitter)
+        else:
+            _quantize_operands([layer for layer, origin in roots.items() if origin is value], quant, emitter)
+
+
+def _quantize_everywhere(view: GraphView, value: ir.Value, quant: ActivationQuant, emitter: Emitter) -> None:
+    quantized = emitter.activation(value, quant)
+    _replace_uses(view, value, quantized)
+    _carry_along(view, quantized, quant, emitter)
+
+
+def _carry_along(view: GraphView, quantized: ir.Value, quant: ActivationQuant, emitter: Emitter) -> None:
+    """Keep a tensor on its grid through the transparent operators that lead to integer kernels."""
+    for use in list(quantized.uses()):
+        if use.idx == 0 and is_transparent(use.node) and _leads_to_grid(use.node.outputs[0]):
+            moved = use.node.outputs[0]
+            carried = emitter.carry(use.node, quantized, quant)
+            if carried is not None:
+                _replace_uses(view, moved, carried)
+            _carry_along(view, carried or moved, quant, emitter)
+
+
+def _leads_to_grid(value: ir.Value) -> bool:
+    """Whether an integer kernel may read `value`: a layer, or an operator that takes part in integer arithmetic."""
+    for use in value.uses():
+        if use.node.op_type in LAYER_OPS or use.node.op_type in GLUE_OPS:
+            return True
+        if is_transparent(use.node) and _leads_to_grid(use.node.outputs[0]):
+            return True
+    return False
+
+
+def _quantize_operands(layers: list[Layer], quant: ActivationQuant, emitter: Emitter) -> None:
+    on_grid: dict[ir.Value, ir.Value] = {}
+    for layer in layers:
+        value = layer.input
+        if value not in on_grid:
+            on_grid[value] = emitter.activation(value, quant)
+        layer.node.replace_input_with(1 - layer.weight_index, on_grid[value])
+
+
+def _replace_uses(view: GraphView, value: ir.Value, quantized: ir.Value) -> None:
+    """Let every consumer of `value` but the grid's own first node read `quantized`; a graph output keeps its name."""
+    first = _first_node(quantized, value)
+    for use in list(value.uses()):
+        if use.node is not first:
+            use.node.replace_input_with(use.idx, quantized)
+    if value.is_graph_output():
+        outputs = view.model.graph.outputs
+        name = value.name
+        value.name = f"{name}/float"
+        quantized.name = name
+        quantized.shape, quantized.type = value.shape, value.type
+        for index, output in enumerate(outputs):
+            if output is value:
+                outputs[index] = quantized
+
+
+def _first_node(quantized: ir.Value, source: ir.Value) -> ir.Node:
+    """The node of the chain from `source` to `quantized` that reads `source`."""
+    node = quantized.producer()
+    while node is not None and source not in node.inputs:
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if node is None:
+        raise ValueError("an emitter must compute its result from the value it was given")
+    return node
+
+
+def _shift_bias(graph: ir.Graph, layer: Layer, shift: NDArray[np.float64]) -> None:
+    """Add `shift` (one value per output channel) to the layer's result, through its bias where it has one."""
+    if layer.op == "MatMul":
+        _add_after(graph, layer, shift)
+        return
+    beta = float(attribute(layer.node, "beta", 1.0)) or 1.0
+    old = constant(layer.bias)
+    if layer.bias is not None and old is None:
+        _add_after(graph, layer, shift if layer.op == "Gemm" else shift.reshape(-1, *([1] * _spatial_rank(layer))))
+        return
+    total = ((0.0 if old is None else old.astype(np.float64)) + shift / beta).astype(np.float32)
+    name = f"{layer.name}/bias" if layer.bias is None else f"{layer.bias.name}/shifted"
+    value = add_initializer(graph, name, total)
+    if len(layer.node.inputs) < 3:
+        layer.node.resize_inputs(3)
+    layer.node.replace_input_with(2, value)
+
+
+def _spatial_rank(layer: Layer) -> int:
+    return len(layer.weight.shape or ()) - 2
+
+
+def _add_after(graph: ir.Graph, layer: Layer, shift: NDArray[np.float64]) -> None:
+    if layer.op == "MatMul" and layer.weight_index == 0:
+        shift = shift.reshape(-1, 1)
+    output = layer.output
+    constant_value = add_initializer(graph, f"{layer.name}/shift", shift.astype(np.float32))
+    add = ir.node("Add", [output, constant_value], name=f"{layer.name}/Add")
+    graph.append(add)
+    moved = add.outputs[0]
+    name = output.name
+    output.replace_all_uses_with(moved, replace_graph_outputs=True)
+    add.replace_input_with(0, output)
+    output.name, moved.name = f"{name}/unshifted", name
+    moved.shape, moved.type = output.shape, output.type
+
+
+def add_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """Register a constant under `name`, or under `name` with a number where that is taken."""
+    unique, suffix = name, 1
+    while unique in graph.initializers:
+        suffix += 1
+        unique = f"{name}.{suffix}"
+    value = ir.Value(name=unique, shape=ir.Shape(array.shape), const_value=ir.tensor(array, name=unique))
+    value.dtype = ir.DataType.from_numpy(array.dtype)
+    graph.register_initializer(value)
+    return value

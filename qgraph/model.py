@@ -1,0 +1,253 @@
+"""Loading, checking, normalising and saving ONNX models: the only place that touches files with models in them.
+
+`load` reads and checks a model. `normalise` brings it to the one form that the rest of qgraph works on: functions inlined,
+constants lifted to initializers, initializers removed from the inputs, constant weight chains folded, BatchNormalization
+folded into the layer before it, every node named, shapes inferred.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import onnx
+import onnx.defs
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx_ir.passes import common as passes
+
+from qgraph.errors import ModelError, UsageError
+from qgraph.folding import fold_batch_normalization, fold_constants
+
+ModelLike: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | ir.Model | Model"
+
+MIN_OPSET = 7
+MAX_OPSET = 26  # what onnxruntime 1.31 accepts; onnx writes higher ones by default
+EXTERNAL_DATA_THRESHOLD = 1_800_000_000  # bytes of weights above which they go to a file of their own (protobuf stops at 2 GiB)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A checked ONNX model: its graph, where it came from and how many bytes it took there."""
+
+    ir: ir.Model
+    source: str
+    nbytes: int
+    normalised: bool = False
+
+    @property
+    def opset(self) -> int:
+        return self.ir.opset_imports.get("", 1)
+
+    @property
+    def graph(self) -> ir.Graph:
+        return self.ir.graph
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the model computes: nodes, attributes, weights and interface, not documentation or file layout."""
+        return _digest(self.ir)
+
+    def input_values(self) -> list[ir.Value]:
+        """The inputs a caller feeds: graph inputs that are not initializers."""
+        return [v for v in self.graph.inputs if v.name not in self.graph.initializers]
+
+
+def load(model: ModelLike) -> Model:
+    """Read a model from a path, a `ModelProto` or an onnx-ir model, and check it.
+
+    Raises `ModelError` when the file is missing, truncated, not ONNX, refused by the ONNX checker, or of an unknown opset.
+    """
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, onnx.ModelProto):
+        _check(model, "the given ModelProto")
+        loaded = Model(ir=ir.from_proto(model), source="<ModelProto>", nbytes=model.ByteSize())
+    elif isinstance(model, ir.Model):
+        proto = ir.to_proto(model)
+        _check(proto, "the given model")
+        loaded = Model(ir=model.clone(), source="<onnx_ir.Model>", nbytes=proto.ByteSize())
+    else:
+        loaded = _load_file(Path(model))
+    _check_versions(loaded)
+    return loaded
+
+
+def normalise(model: Model, *, fold_bn: bool = True) -> Model:
+    """The form every method works on; computes the same function as `model`, which stays as it was.
+
+    With `fold_bn`, BatchNormalization in inference form is folded into the convolution or matrix product before it.
+    """
+    if model.normalised:
+        return model
+    net = model.ir.clone()
+    transforms: list[Callable[[ir.Model], object]] = [
+        passes.InlinePass() if net.functions else lambda _: None,
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.RemoveInitializersFromInputsPass(),
+        fold_constants,
+        *([fold_batch_normalization] if fold_bn else []),
+        passes.RemoveUnusedNodesPass(),
+        passes.TopologicalSortPass(),
+        _name_everything,
+        passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True),
+    ]
+    for transform in transforms:
+        transform(net)
+    if net.ir_version < 4:
+        net.ir_version = 4  # the first version whose initializers need not be inputs
+    return Model(ir=net, source=model.source, nbytes=model.nbytes, normalised=True)
+
+
+def save(model: ir.Model, path: str | os.PathLike[str], *, source: str | None = None) -> int:
+    """Write `model` to `path`, whole or not at all, and return its size in bytes.
+
+    The file is written beside its target, checked, flushed to disk and renamed over it. Weights beyond what one protobuf
+    holds go to `NAME.data` beside it.
+    """
+    target = Path(path)
+    check_writable(target, source=source)
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    try:
+        if weights > EXTERNAL_DATA_THRESHOLD:
+            return _save_with_external_data(model, target)
+        data = ir.to_proto(model).SerializeToString(deterministic=True)
+        write_atomically(target, data)
+        return len(data)
+    except OSError as error:
+        raise ModelError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a reader sees the old content or the new one, never a part."""
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def check_writable(path: str | os.PathLike[str], *, source: str | None = None) -> None:
+    """Raise before any work is done if `path` cannot be written or is the input itself."""
+    target = Path(path)
+    if source is not None and target.exists() and Path(source).exists() and os.path.samefile(target, source):
+        raise UsageError(f"output {target} is the input model itself: choose another file name with -o")
+    if target.is_dir():
+        raise UsageError(f"output {target} is a folder: give a file name, for example -o {target / 'model.onnx'}")
+    folder = target.parent
+    if not folder.is_dir():
+        raise UsageError(f"cannot write {target}: the folder {folder} does not exist; make it first")
+    if not os.access(folder, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
+        raise ModelError(f"cannot write {target}: permission denied; choose another place with -o")
+
+
+def _load_file(path: Path) -> Model:
+    if not path.exists():
+        raise ModelError(f"no such model file: {path}")
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder, not an ONNX file")
+    try:
+        proto = onnx.load(path, load_external_data=False, format="protobuf")
+    except DecodeError:
+        raise ModelError(f"{path} is not an ONNX file, or is truncated: protobuf cannot decode it") from None
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+    if not proto.HasField("graph") or not proto.opset_import:
+        raise ModelError(f"{path} is not an ONNX model: it has no graph; export the model again")
+    _check(str(path) if _has_external_data(proto) else proto, str(path))
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:
+        raise ModelError(f"{path} cannot be read as an ONNX graph: {error}") from error
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    external = sum(
+        v.const_value.nbytes
+        for v in model.graph.initializers.values()
+        if isinstance(v.const_value, ir.ExternalTensor)
+    )
+    return Model(ir=model, source=str(path), nbytes=path.stat().st_size + external)
+
+
+def _check(model: onnx.ModelProto | str, where: str) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=False)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"{where} is refused by the ONNX checker: {_first_line(error)}") from error
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{where} cannot be checked: {_first_line(error)}") from error
+
+
+def _check_versions(model: Model) -> None:
+    if not MIN_OPSET <= model.opset <= MAX_OPSET:
+        raise ModelError(
+            f"{model.source} has opset {model.opset}; supported are {MIN_OPSET} to {MAX_OPSET} "
+            f"(onnx.version_converter.convert_version changes it)"
+        )
+
+
+def _has_external_data(proto: onnx.ModelProto) -> bool:
+    return any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer)
+
+
+def _name_everything(model: ir.Model) -> None:
+    """Give every node a unique name: its own, else one made of its operator and first output."""
+    seen: set[str] = set()
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        base = node.name or f"{node.op_type}_{node.outputs[0].name}"
+        name, suffix = base, 1
+        while name in seen:
+            suffix += 1
+            name = f"{base}_{suffix}"
+        seen.add(name)
+        node.name = name
+
+
+def _digest(model: ir.Model) -> str:
+    digest = hashlib.sha256()
+    digest.update(repr(sorted(model.opset_imports.items())).encode())
+    for graph in model.graphs():
+        for value in (*graph.inputs, *graph.outputs):
+            digest.update(f"{value.name} {value.type} {value.shape}\n".encode())
+        for name in sorted(graph.initializers):
+            tensor = graph.initializers[name].const_value
+            if tensor is not None:
+                digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+                digest.update(np.ascontiguousarray(tensor.numpy()).tobytes() if tensor.size else b"")
+        for node in graph:
+            proto = ir.to_proto(node)
+            proto.ClearField("doc_string")
+            proto.ClearField("metadata_props")
+            digest.update(proto.SerializeToString(deterministic=True))
+    return digest.hexdigest()
+
+
+def _save_with_external_data(model: ir.Model, target: Path) -> int:
+    data_name = f"{target.name}.data"
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        partial = Path(folder) / target.name
+        ir.save(model, partial, external_data=data_name)
+        os.replace(Path(folder) / data_name, target.parent / data_name)
+        os.replace(partial, target)
+    return target.stat().st_size + (target.parent / data_name).stat().st_size
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,126 @@
+"""Ranges, moments and histograms of activations, in one streaming pass.
+
+Memory is bounded by one batch, and the result does not depend on how samples are batched or ordered: histograms count in
+power-of-two bins, sums are compensated (`qmath.StatisticsAccumulator`).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import qmath
+from numpy.typing import NDArray
+
+from qgraph.data import Dataset
+from qgraph.errors import DataError, ModelError
+from qgraph.graph import GraphView
+from qgraph.model import Model, write_atomically
+from qgraph.progress import SILENT, Progress
+from qgraph.runtime import Session
+
+BATCH_BYTES = 64 * 2**20  # activations held at once
+MAX_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observations:
+    """Statistics of named tensors over `count` samples of one model."""
+
+    model: str
+    count: int
+    tensors: Mapping[str, qmath.Statistics]
+
+    def __getitem__(self, tensor: str) -> qmath.Statistics:
+        try:
+            return self.tensors[tensor]
+        except KeyError:
+            raise DataError(f"the calibration has no statistics of '{tensor}': observe the model again") from None
+
+    def range_of(self, tensor: str) -> tuple[float, float]:
+        """Observed minimum and maximum; (0, 0) for a tensor that was always empty."""
+        statistics = self[tensor]
+        return (float(statistics.min), float(statistics.max)) if statistics.count else (0.0, 0.0)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to an .npz file that `load` reads back exactly."""
+        buffer = io.BytesIO()
+        content = {name: statistics.to_dict() for name, statistics in self.tensors.items()}
+        text = json.dumps({"model": self.model, "count": self.count, "tensors": content})
+        np.savez_compressed(buffer, observations=np.frombuffer(text.encode(), np.uint8))
+        try:
+            write_atomically(Path(path), buffer.getvalue())
+        except OSError as error:
+            raise DataError(f"cannot write {path}: {error.strerror}") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Observations:
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                raw = json.loads(archive["observations"].tobytes())
+            tensors = {name: qmath.Statistics.from_dict(d) for name, d in raw["tensors"].items()}
+            return cls(model=raw["model"], count=raw["count"], tensors=tensors)
+        except Exception as error:
+            raise DataError(f"{path} is not a calibration file: {error}; delete it to calibrate again") from error
+
+
+def watched_tensors(view: GraphView) -> dict[str, int | None]:
+    """Every tensor that a plan may quantize, with the axis of its channels where a layer reads it (else None)."""
+    sites: dict[str, int | None] = {site.tensor: None for site in view.activation_sites(view.layers)}
+    operands = {str(layer.input.name): layer.input_axis for layer in view.layers}
+    return {**sites, **operands}
+
+
+def observe(
+    model: Model,
+    data: Dataset,
+    *,
+    tensors: Mapping[str, int | None] | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Observations:
+    """Statistics of `tensors` (name -> channel axis or None; by default all that a plan may quantize) over all of `data`."""
+    wanted = watched_tensors(GraphView(model)) if tensors is None else dict(tensors)
+    accumulators = {name: qmath.StatisticsAccumulator(channel_axis=axis) for name, axis in wanted.items()}
+    inputs = {str(v.name) for v in model.input_values()}
+    inner = [name for name in wanted if name not in inputs]
+    session = Session(model.ir, outputs=inner, threads=threads) if inner else None
+    with progress.stage("observing activations", data.count) as advance:
+        for batch in data.batches(_batch_size(model, inner)):
+            size = len(next(iter(batch.feeds.values())))
+            produced = session.run(batch.feeds) if session is not None else {}
+            for name, accumulator in accumulators.items():
+                array = batch.feeds[name] if name in inputs else produced[name]
+                _update(accumulator, name, array, size, batch.count)
+            advance(batch.count)
+    return Observations(
+        model=model.digest, count=data.count, tensors={name: a.result() for name, a in accumulators.items()}
+    )
+
+
+def _update(
+    accumulator: qmath.StatisticsAccumulator, name: str, array: NDArray[np.generic], size: int, count: int
+) -> None:
+    if array.dtype.kind != "f":
+        return
+    if array.ndim and len(array) == size and count < size:
+        array = array[:count]  # the rest only pads a fixed batch
+    try:
+        accumulator.update(array)
+    except ValueError as error:
+        raise ModelError(f"the float model computes invalid values for '{name}': {error}") from error
+
+
+def _batch_size(model: Model, tensors: list[str]) -> int:
+    """As many samples at once as fit `BATCH_BYTES` of observed activations."""
+    values = GraphView(model).values
+    per_sample = 0
+    for name in tensors:
+        dims = [d if isinstance(d, int) else 1 for d in (values[name].shape or ())][1:]
+        per_sample += 4 * int(np.prod(dims, dtype=np.int64))
+    return int(np.clip(BATCH_BYTES // max(per_sample, 1), 1, MAX_BATCH))

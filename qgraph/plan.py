@@ -1,0 +1,219 @@
+"""`QuantPlan`: everything that quantizing a model decides, as one frozen value.
+
+A plan names the model it is for by digest, and holds the grid of every quantized weight and activation. It is comparable,
+hashable by content and round-trips through JSON exactly, so that it can be edited by hand, diffed and kept under version
+control. Methods are functions from a plan to a better plan; `simulate` and `export` turn a plan into nodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from qgraph.errors import PlanError
+
+SCHEMA = 1
+MIN_BITS, MAX_BITS = 2, 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightQuant:
+    """The grid of a weight: value = gain * scale * (code - zero_point), per channel along `axis` or for the whole tensor.
+
+    Codes are those of round(w / scale) + zero_point, half to even, clamped to the signed range of `bits` (without its lowest
+    code when `zero_point` is 0 everywhere). `gain` rescales after rounding (the norm correction of ACIQ, Eq. 12).
+    """
+
+    bits: int
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...] = (0,)
+    gain: tuple[float, ...] = (1.0,)
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_bits(self.bits)
+        _check_scale(self.scale)
+        if self.axis is None and len(self.scale) != 1:
+            raise PlanError(f"a weight grid without axis has one scale, not {len(self.scale)}")
+
+    @property
+    def symmetric(self) -> bool:
+        return not any(self.zero_point)
+
+    @property
+    def qmin(self) -> int:
+        return -(2 ** (self.bits - 1)) + self.symmetric
+
+    @property
+    def qmax(self) -> int:
+        return 2 ** (self.bits - 1) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationQuant:
+    """The grid of an activation: value = scale * (code - zero_point), codes 0 .. qmax in uint8.
+
+    `role` says who sees it: `tensor` is every consumer; `operand` only the layers, on top of a `tensor` grid if there is one.
+    """
+
+    tensor: str
+    bits: int
+    scale: float
+    zero_point: int = 0
+    role: Literal["tensor", "operand"] = "tensor"
+
+    def __post_init__(self) -> None:
+        _check_bits(self.bits)
+        _check_scale((self.scale,))
+        if not 0 <= self.zero_point <= self.qmax:
+            raise PlanError(f"zero_point {self.zero_point} of '{self.tensor}' lies outside 0..{self.qmax}")
+
+    @property
+    def qmax(self) -> int:
+        return 2**self.bits - 1
+
+    @property
+    def low(self) -> float:
+        return -self.zero_point * self.scale
+
+    @property
+    def high(self) -> float:
+        return (self.qmax - self.zero_point) * self.scale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerQuant:
+    """How one layer is quantized: its weight's grid, and what is added to its bias (one value per output channel)."""
+
+    name: str
+    op: str
+    weight: WeightQuant
+    bias_shift: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptFloat:
+    """A layer that stays in floating point, and why."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantPlan:
+    """What is quantized and how, for the model with digest `model`."""
+
+    model: str
+    recipe: str
+    layers: tuple[LayerQuant, ...] = ()
+    activations: tuple[ActivationQuant, ...] = ()
+    kept_float: tuple[KeptFloat, ...] = ()
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise PlanError(f"plan schema {self.schema} is not known; this version reads schema {SCHEMA}")
+        names = [layer.name for layer in self.layers]
+        sites = [(a.tensor, a.role) for a in self.activations]
+        for kind, keys in (("layer", names), ("activation", sites)):
+            repeated = {k for k in keys if keys.count(k) > 1} if len(set(keys)) < len(keys) else set()
+            if repeated:
+                raise PlanError(f"the plan lists {kind} {sorted(map(str, repeated))[0]} more than once")
+
+    def layer(self, name: str) -> LayerQuant | None:
+        return next((layer for layer in self.layers if layer.name == name), None)
+
+    def map_layers(self, change: Callable[[LayerQuant], LayerQuant]) -> QuantPlan:
+        return dataclasses.replace(self, layers=tuple(map(change, self.layers)))
+
+    def map_activations(self, change: Callable[[ActivationQuant], ActivationQuant]) -> QuantPlan:
+        return dataclasses.replace(self, activations=tuple(map(change, self.activations)))
+
+    def to_json(self) -> str:
+        """JSON text that `from_json` reads back to an equal plan (floats by repr)."""
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "the plan") -> QuantPlan:
+        """Raises `PlanError` for anything that is not a plan, naming the field."""
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(f"{source} is not JSON: line {error.lineno}: {error.msg}") from None
+        try:
+            plan = _decode(cls, raw, "plan")
+        except PlanError as error:
+            raise PlanError(f"{source}: {error}") from None
+        return typing.cast(QuantPlan, plan)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> QuantPlan:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"cannot read the plan {path}: {getattr(error, 'strerror', None) or error}") from None
+        return cls.from_json(text, source=str(path))
+
+    def check_model(self, digest: str, source: str) -> None:
+        """Raise `PlanError` unless the plan was made for the model with this digest."""
+        if digest != self.model:
+            raise PlanError(
+                f"the plan was made for another model: it names {self.model[:12]}..., {source} is {digest[:12]}...; "
+                f"make a plan for this model with qgraph quantize --plan"
+            )
+
+
+def _decode(kind: Any, raw: Any, where: str) -> Any:
+    """Build a value of type `kind` from parsed JSON, strictly."""
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(typing.cast(type, kind), raw, where)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is tuple:
+        if not isinstance(raw, list):
+            raise PlanError(f"{where} must be a list, not {raw!r}")
+        return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(raw))
+    if origin is Literal:
+        if raw not in arguments:
+            raise PlanError(f"{where} must be one of {', '.join(map(repr, arguments))}, not {raw!r}")
+        return raw
+    if origin in (types.UnionType, typing.Union):
+        if raw is None and type(None) in arguments:
+            return None
+        return _decode(next(a for a in arguments if a is not type(None)), raw, where)
+    if kind is float and isinstance(raw, (int, float)) and not isinstance(raw, bool):
+        return float(raw)
+    if not isinstance(raw, kind) or (isinstance(raw, bool) and kind is not bool):
+        raise PlanError(f"{where} must be of type {kind.__name__}, not {raw!r}")
+    return raw
+
+
+def _decode_dataclass(kind: type, raw: Any, where: str) -> Any:
+    if not isinstance(raw, dict):
+        raise PlanError(f"{where} must be an object, not {raw!r}")
+    hints = get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    unknown = sorted(set(raw) - set(fields))
+    if unknown:
+        raise PlanError(f"{where} has an unknown field '{unknown[0]}'; known are {', '.join(fields)}")
+    needed = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
+    missing = sorted(needed - set(raw))
+    if missing:
+        raise PlanError(f"{where} lacks the field '{missing[0]}'")
+    return kind(**{name: _decode(hints[name], value, f"{where}.{name}") for name, value in raw.items()})
+
+
+def _check_bits(bits: int) -> None:
+    if not MIN_BITS <= bits <= MAX_BITS:
+        raise PlanError(f"bits must lie in {MIN_BITS}..{MAX_BITS}, not {bits}")
+
+
+def _check_scale(scale: tuple[float, ...]) -> None:
+    if not scale or any(not (0.0 < s < float("inf")) for s in scale):
+        raise PlanError(f"every scale must be positive and finite, not {scale[:3]}")

@@ -1,0 +1,113 @@
+"""What the caller asked for: the method and every override, checked and with defaults filled in."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
+
+import qmath
+
+from qgraph.errors import UsageError
+from qgraph.graph import GraphView, Layer
+
+Method = Literal["minmax", "aciq", "zeroq", "qrater", "lsqplus"]
+METHODS: tuple[str, ...] = get_args(Method)
+AVAILABLE = ("minmax", "aciq")
+FORMATS = ("qdq", "float")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A method and its settings.
+
+    `weights` and `activations` are bits, or None for floating point; `edge_bits` holds for the first and last layers.
+    `clip` is the clipping method of activations, `weight_clip` that of weights (both names of `qmath.clip_methods()`).
+    """
+
+    method: str = "aciq"
+    weights: int | None = 8
+    activations: int | None = 8
+    edge_bits: int = 8
+    per_channel: bool = True
+    symmetric: bool = True
+    clip: str = "aciq"
+    weight_clip: str = "mse"
+    bias_correction: bool = True
+    reduce_range: bool = False
+    keep: tuple[str, ...] = ()
+
+    @classmethod
+    def choose(cls, method: str | None, has_data: bool, **overrides: Any) -> Recipe:
+        """The recipe named `method`, or the default for what is at hand; overrides that are None keep the default."""
+        name = method or ("aciq" if has_data else "zeroq")
+        if name not in METHODS:
+            raise UsageError(f"unknown method '{name}': choose one of {', '.join(METHODS)}")
+        given = {k: v for k, v in overrides.items() if v is not None}
+        fields = {f.name for f in dataclasses.fields(cls)} - {"method"}
+        unknown = sorted(set(given) - fields)
+        if unknown:
+            raise UsageError(f"unknown option '{unknown[0]}'{_hint(unknown[0], sorted(fields))}")
+        if given.get("weights") == "mixed":
+            raise UsageError("--weights mixed is not there yet in this version: give a number of bits from 2 to 8")
+        for option in ("weights", "activations"):
+            if given.get(option) == "none":
+                given[option] = None
+        if name not in AVAILABLE:
+            extra = "" if method else " (the default without --data)"
+            raise UsageError(
+                f"method '{name}'{extra} is not there yet in this version: pass --data and --method {' or '.join(AVAILABLE)}"
+            )
+        recipe = cls(method=name, **{**_DEFAULTS[name], **given})
+        recipe._check(has_data)
+        return recipe
+
+    def _check(self, has_data: bool) -> None:
+        for option in ("weights", "activations", "edge_bits"):
+            bits = getattr(self, option)
+            if bits is not None and (not isinstance(bits, int) or not 2 <= bits <= 8):
+                raise UsageError(f"--{option.replace('_', '-')} must be a number from 2 to 8, not {bits}")
+        if self.weights is None and self.activations is None:
+            raise UsageError("both --weights none and --activations none leave nothing to quantize")
+        if self.weights is None:
+            raise UsageError("--weights none with quantized activations has no integer kernel: give --weights 8")
+        for option in ("clip", "weight_clip"):
+            if getattr(self, option) not in qmath.clip_methods():
+                raise UsageError(
+                    f"unknown clip method '{getattr(self, option)}': choose one of {', '.join(qmath.clip_methods())}"
+                )
+        if self.activations is not None and not has_data:
+            raise UsageError(
+                f"method '{self.method}' needs data to quantize activations: pass --data, or --activations none for weights alone"
+            )
+
+    def bits_of(self, layer: Layer, edges: frozenset[str]) -> int:
+        """Weight bits of a layer; `reduce_range` leaves one bit of headroom for CPUs without VNNI."""
+        bits = self.edge_bits if layer.name in edges else (self.weights or 8)
+        return min(bits, 7) if self.reduce_range else bits
+
+    def choose_layers(self, view: GraphView) -> tuple[list[Layer], dict[str, str]]:
+        """The layers to quantize, and the reason for each that is left in floating point."""
+        layers = list(view.layers)
+        kept = dict(view.skipped)
+        for pattern in self.keep:
+            matched = [layer for layer in view.layers if fnmatchcase(layer.name, pattern)]
+            if not matched:
+                names = [layer.name for layer in view.layers]
+                raise UsageError(f"--keep '{pattern}' matches no layer{_hint(pattern, names)}")
+            for layer in matched:
+                kept[layer.name] = f"--keep {pattern}"
+        return [layer for layer in layers if layer.name not in kept], kept
+
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "minmax": {"clip": "max", "weight_clip": "max", "bias_correction": False},
+    "aciq": {},
+}
+
+
+def _hint(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[:3]
+    return f"; did you mean {' or '.join(close)}?" if close else ""

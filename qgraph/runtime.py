@@ -1,0 +1,136 @@
+"""onnxruntime sessions: the only importer of onnxruntime.
+
+A `Session` runs an onnx-ir model on the CPU with any set of its tensors as outputs. Sessions cost 20-100 ms to create, so
+callers make one and feed it what changes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from qgraph.errors import ModelError
+
+Feeds = Mapping[str, NDArray[Any]]
+
+MIN_IR_VERSION = 4  # the first whose initializers need not be listed among the inputs
+MAX_IR_VERSION = 13  # the newest that onnxruntime 1.31 loads
+_PROTOBUF_LIMIT = 1_900_000_000
+_QUIET = 3  # onnxruntime's log level "error"
+
+version: str = ort.__version__
+
+
+class Session:
+    """A model loaded in onnxruntime on the CPU.
+
+    Args:
+        model: the model; it is not changed.
+        outputs: names of the tensors to return, inner ones included; by default the graph's outputs.
+        threads: intra-op threads; by default all cores.
+        optimize: whether onnxruntime may rewrite the graph.
+        optimized_path: where onnxruntime writes the graph it actually runs.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model | str | Path,
+        *,
+        outputs: Sequence[str] | None = None,
+        threads: int | None = None,
+        optimize: bool = True,
+        optimized_path: str | Path | None = None,
+    ) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = _QUIET
+        if threads:
+            options.intra_op_num_threads = threads
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if optimized_path is not None:
+            options.optimized_model_filepath = str(optimized_path)
+        self._session = _create(_with_outputs(model, outputs), options)
+        self.output_names = [o.name for o in self._session.get_outputs()]
+        self.input_names = [i.name for i in self._session.get_inputs()]
+
+    def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        """All outputs by name."""
+        return dict(zip(self.output_names, self.run_list(feeds), strict=True))
+
+    def run_list(self, feeds: Feeds) -> list[NDArray[Any]]:
+        """All outputs in the order of `output_names`."""
+        try:
+            result: list[NDArray[Any]] = self._session.run(None, dict(feeds))
+        except Exception as error:
+            raise ModelError(f"onnxruntime cannot run the model: {_reason(error)}") from error
+        return result
+
+
+def evaluate_constants(model: ir.Model, values: Sequence[ir.Value]) -> list[NDArray[Any] | None]:
+    """The values of tensors that depend on initializers alone; None for all where onnxruntime cannot compute them."""
+    try:
+        session = Session(model, outputs=[str(v.name) for v in values])
+        computed = session.run({})
+    except (ModelError, RuntimeError):
+        return [None] * len(values)
+    return [computed[str(v.name)] for v in values]
+
+
+def run_batches(session: Session, batches: Iterable[Feeds]) -> dict[str, NDArray[Any]]:
+    """Every output concatenated over the batches along axis 0."""
+    parts = [session.run_list(batch) for batch in batches]
+    return {
+        name: np.concatenate([np.atleast_1d(p[i]) for p in parts]) for i, name in enumerate(session.output_names)
+    }
+
+
+def _with_outputs(model: ir.Model | str | Path, outputs: Sequence[str] | None) -> ir.Model | str | Path:
+    if outputs is None or not isinstance(model, ir.Model):
+        return model
+    part = model.clone()
+    values = ir.convenience.create_value_mapping(part.graph)
+    part.graph.outputs.clear()
+    part.graph.outputs.extend(values[name] for name in dict.fromkeys(outputs))
+    RemoveUnusedNodesPass()(part)
+    used = [v for v in part.graph.inputs if v.uses() or v.is_graph_output()]
+    part.graph.inputs.clear()
+    part.graph.inputs.extend(used)
+    return part
+
+
+def _create(model: ir.Model | str | Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    providers = ["CPUExecutionProvider"]
+    try:
+        if not isinstance(model, ir.Model):
+            return ort.InferenceSession(str(model), options, providers=providers)
+        weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+        if weights < _PROTOBUF_LIMIT:
+            return ort.InferenceSession(_serialize(model), options, providers=providers)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            ir.save(model, path, external_data="model.data")
+            return ort.InferenceSession(str(path), options, providers=providers)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"onnxruntime cannot load the model: {_reason(error)}") from error
+
+
+def _serialize(model: ir.Model) -> bytes:
+    proto = ir.to_proto(model)
+    proto.ir_version = min(max(proto.ir_version, MIN_IR_VERSION), MAX_IR_VERSION)
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

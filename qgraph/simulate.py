@@ -1,0 +1,53 @@
+"""plan -> a float graph of plain operators that computes what the plan computes (`--format float`).
+
+Weights become the float values of their codes; an activation grid becomes
+scale * (clip(round(x / scale) + zero_point, 0, qmax) - zero_point) in Div, Round, Clip and Mul.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from qgraph import weights
+from qgraph.graph import Layer
+from qgraph.lowering import add_initializer, lower
+from qgraph.model import Model
+from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
+
+
+def simulate(model: Model, plan: QuantPlan) -> ir.Model:
+    """The fake-quantized model, in floats, with the interface of `model`."""
+    return lower(model, plan, _FloatEmitter)
+
+
+class _FloatEmitter:
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+
+    def weight(self, layer: Layer, quant: LayerQuant, *, integer: bool) -> ir.Value:
+        array = weights.quantized(layer.weight_array(), quant.weight)
+        return add_initializer(self.graph, f"{layer.weight.name}/quantized", array)
+
+    def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
+        # Clip before shifting: x / scale rounded lies in -zero_point .. qmax - zero_point
+        scale = self._scalar(quant.scale)
+        low, high = self._scalar(-quant.zero_point), self._scalar(quant.qmax - quant.zero_point)
+        steps = self._op("Div", value, scale)
+        codes = self._op("Clip", self._op("Round", steps), low, high)
+        result = self._op("Mul", codes, scale)
+        result.shape, result.type = value.shape, value.type
+        return result
+
+    def carry(self, node: ir.Node, quantized: ir.Value, quant: ActivationQuant) -> None:
+        return None  # floats stay on their grid by themselves
+
+    def _op(self, op_type: str, *inputs: ir.Value) -> ir.Value:
+        node = ir.node(op_type, list(inputs))
+        self.graph.append(node)
+        return node.outputs[0]
+
+    def _scalar(self, number: float) -> ir.Value:
+        name = f"f32:{np.float32(number)!s}"
+        existing = self.graph.initializers.get(name)
+        return existing if existing is not None else add_initializer(self.graph, name, np.float32(number).reshape(()))

@@ -1,0 +1,40 @@
+"""The integer codes of a weight under a plan's grid, and the values they stand for."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from qgraph.plan import WeightQuant
+
+
+def codes(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.int8]:
+    """clip(round(w / scale) + zero_point, qmin, qmax) in int8, rounding half to even."""
+    scale = _along(quant.scale, quant, weight.ndim).astype(np.float32)
+    zero_point = _along(quant.zero_point, quant, weight.ndim)
+    shifted = np.rint(weight / scale) + zero_point
+    return np.clip(shifted, quant.qmin, quant.qmax).astype(np.int8)
+
+
+def values(integer: NDArray[np.integer], quant: WeightQuant) -> NDArray[np.float32]:
+    """gain * scale * (code - zero_point), computed as DequantizeLinear does: one float32 product."""
+    zero_point = _along(quant.zero_point, quant, integer.ndim)
+    scale = _along(dequantization_scale(quant), quant, integer.ndim)
+    return (integer.astype(np.float32) - zero_point.astype(np.float32)) * scale
+
+
+def quantized(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.float32]:
+    """The weight as the quantized layer sees it."""
+    return values(codes(weight, quant), quant)
+
+
+def dequantization_scale(quant: WeightQuant) -> NDArray[np.float32]:
+    """scale * gain in float32, one per channel (or one)."""
+    return (np.asarray(quant.scale) * np.asarray(quant.gain)).astype(np.float32)
+
+
+def _along(per_channel: ArrayLike, quant: WeightQuant, rank: int) -> NDArray[np.generic]:
+    array = np.asarray(per_channel)
+    if quant.axis is None or array.size == 1:
+        return array.reshape((1,) * rank)
+    return array.reshape([-1 if i == quant.axis else 1 for i in range(rank)])
