@@ -4,13 +4,17 @@
     digits_calibration.npz   the 1,197 training images: uint8 `images` N x 8 x 8 x 1, int64 `labels` N
     digits_test.npz          the 600 held-out images, the same arrays
 
-The package never imports this file. It needs torch, scikit-learn, onnx, onnx-ir and onnxruntime; the committed
-files were made with torch 2.13.0 (CPU, one thread). The same versions on the same kind of CPU give the same bytes.
+The package never imports this file. It needs torch, scikit-learn, onnx, onnx-ir and onnxruntime; the
+committed files were made with torch 2.13.0 on one CPU thread. The same versions on the same kind of CPU give
+the same bytes.
 
-Data: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998,
-https://doi.org/10.24432/C50P49 (CC BY 4.0), in the copy that scikit-learn carries: its pixels 0..16 are rescaled to 0..255.
-No setting was chosen on the test split: `--validate` holds 200 training images out and writes nothing.
+Data: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository,
+1998, https://doi.org/10.24432/C50P49 (CC BY 4.0), in the copy that scikit-learn carries. Its pixels 0..16 are
+rescaled to 0..255. No setting was chosen on the test split: `--validate` holds 200 training images out and
+writes nothing.
 """
+
+# mypy: disable-error-code="import-not-found, import-untyped"
 
 import argparse
 import io
@@ -64,6 +68,9 @@ class Split:
 
     def save(self, path: Path) -> None:
         np.savez_compressed(path, images=self.images, labels=self.labels)
+
+    def take(self, indices: np.ndarray) -> "Split":
+        return Split(images=self.images[indices], labels=self.labels[indices])
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """What the network reads: float32 N x 1 x 8 x 8 in [0, 1]."""
@@ -131,17 +138,17 @@ class DigitsNet(nn.Module):
 
 
 def splits() -> tuple[Split, Split]:
-    """The 1,797 digits of scikit-learn as 1,197 for training and calibration and 600 for the test, stratified."""
+    """The 1,797 digits of scikit-learn: 1,197 for training and calibration, 600 for the test."""
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]
-    return halve(Split(images=images, labels=digits.target.astype(np.int64)), test_size=600)
+    return hold_out(Split(images=images, labels=digits.target.astype(np.int64)), test_size=600)
 
 
-def halve(split: Split, *, test_size: int) -> tuple[Split, Split]:
+def hold_out(split: Split, *, test_size: int) -> tuple[Split, Split]:
     """A stratified random split, always the same."""
     indices = np.arange(len(split.labels))
     train, test = train_test_split(indices, test_size=test_size, stratify=split.labels, random_state=0)
-    return tuple(Split(images=split.images[part], labels=split.labels[part]) for part in (train, test))
+    return split.take(train), split.take(test)
 
 
 def augment(x: Tensor, training: Training) -> Tensor:
@@ -180,10 +187,17 @@ def export(net: DigitsNet) -> onnx.ModelProto:
     """The network as ONNX with its BatchNormalization nodes kept, in inference mode."""
     file = io.BytesIO()
     torch.onnx.export(
-        net, (torch.zeros(2, 1, 8, 8),), file, dynamo=False, opset_version=OPSET, input_names=["input"], output_names=["logits"],
-        dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}}, do_constant_folding=False,
+        net,
+        (torch.zeros(2, 1, 8, 8),),
+        file,
+        input_names=["input"],
+        output_names=["logits"],
+        dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
+        opset_version=OPSET,
+        dynamo=False,  # the newer exporter folds BatchNormalization away
+        do_constant_folding=False,
         training=torch.onnx.TrainingMode.PRESERVE,
-    )  # fmt: skip
+    )
     model = ir.from_proto(onnx.load_from_string(file.getvalue()))
     tidy(model)
     proto = ir.to_proto(model)
@@ -196,7 +210,7 @@ def tidy(model: ir.Model) -> None:
     for a_pass in (DeduplicateInitializersPass(), RemoveUnusedNodesPass(), ShapeInferencePass()):
         a_pass(model)
     for node in model.graph:
-        node.name = node.name.strip("/").removesuffix(f"/{node.op_type}")
+        node.name = (node.name or "").strip("/").removesuffix(f"/{node.op_type}")
         node.doc_string = None
         for output in node.outputs:
             if not output.is_graph_output():
@@ -222,12 +236,10 @@ def onnx_logits(model: onnx.ModelProto, split: Split) -> np.ndarray:
 
 def validate() -> None:
     """Train on part of the training split and say how the rest fares."""
-    fitted, held_out = halve(splits()[0], test_size=200)
+    fitted, held_out = hold_out(splits()[0], test_size=200)
     for seed in range(3):
         net = train(fitted, Training(seed=seed))
-        print(
-            f"seed {seed}: {correct(torch_logits(net, held_out), held_out)} of 200 held-out training images"
-        )
+        print(f"seed {seed}: {correct(torch_logits(net, held_out), held_out)} of 200 held-out training images")
 
 
 def write() -> None:
