@@ -1,6 +1,7 @@
 """Calibration and evaluation data: arrays, npz, npy, folders of images, iterators of batches; and their preprocessing.
 
-Whatever the source, `open_data` gives a `Dataset` whose `batches` are dictionaries that onnxruntime accepts. uint8 images in NHWC
+Whatever the source, `open_data` gives a `Dataset` whose `batches` are dictionaries that onnxruntime accepts. uint8
+images in NHWC
 become floats in NCHW divided by 255, then (x - mean) / std per channel; other arrays are fed as they are.
 """
 
@@ -29,7 +30,9 @@ LABELS = "labels"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """(x / 255 - mean) / std per channel for images, (x - mean) / std for float arrays; one number serves all channels."""
+    """(x / 255 - mean) / std per channel for images, (x - mean) / std for float arrays; one number serves all
+    channels.
+    """
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -108,7 +111,8 @@ class Dataset:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             bad = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1)))
             raise DataError(
-                f"{self.description}: sample {position + bad} of input '{value.name}' has NaN or infinite values; clean the data first"
+                f"{self.description}: sample {position + bad} of input '{value.name}' has NaN or infinite "
+                f"values; clean the data first"
             )
         _check_shape(array, value, self.description)
         return array
@@ -172,7 +176,9 @@ def _read_path(path: Path, inputs: tuple[ir.Value, ...]) -> dict[str, Any]:
         if not files:
             raise DataError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         if len(inputs) != 1:
-            raise DataError(f"a folder of images feeds one input, the model has {len(inputs)}: use an .npz with one array each")
+            raise DataError(
+                f"a folder of images feeds one input, the model has {len(inputs)}: use an .npz with one array each"
+            )
         return {str(inputs[0].name): files}
     try:
         if path.suffix == ".npy":
@@ -200,7 +206,8 @@ def _assign(arrays: dict[str, Any], inputs: tuple[ir.Value, ...], where: str) ->
         chosen = {names[0]: candidates.get("images", next(iter(candidates.values())))}
     else:
         raise DataError(
-            f"{where} has the arrays {', '.join(arrays) or '(none)'}; the model's inputs are {', '.join(names)}: name the arrays like the inputs"
+            f"{where} has the arrays {', '.join(arrays) or '(none)'}; the model's inputs are {', '.join(names)}: "
+            f"name the arrays like the inputs"
         )
     lengths = {name: len(array) if np.ndim(array) else 0 for name, array in chosen.items()}
     if len(set(lengths.values())) > 1:
@@ -241,7 +248,9 @@ def _to_input(array: Array, value: ir.Value, preprocessing: Preprocessing) -> Ar
 
 
 def _is_channels_last(shape: ir.Shape, image: tuple[int, ...]) -> bool:
-    """Whether a model input of this shape takes NHWC images: its last dimension is the channels and its second is not."""
+    """Whether a model input of this shape takes NHWC images: its last dimension is the channels and its second is
+    not.
+    """
     return len(shape) == 4 and shape[3] == image[3] and shape[1] != image[3]
 
 

@@ -1,7 +1,7 @@
 """Every error that qgraph raises on purpose.
 
-A message names what was expected, what was found, where (node, tensor, file) and the way out; the command line prints it
-and exits with `exit_status` instead of showing a traceback.
+A message names what was expected, what was found, where (node, tensor, file) and the way out; the command line prints
+it and exits with `exit_status` instead of showing a traceback.
 """
 
 from __future__ import annotations

@@ -6,12 +6,17 @@ The rules under which onnxruntime turns the result into integer kernels:
 * weights are int8 behind DequantizeLinear, per output channel and symmetric;
 * a grid is restated behind operators that only move values.
 
-Weights of k < 8 bits take k bits: bit plane i of the two's-complement codes holds bit i of eight weights in each byte, and
-five standard operators unpack them (`_unpack`). onnxruntime folds these when it loads the file, so that unpacking costs nothing per inference.
-A layer whose operand stays in floating point gets Cast and Mul instead of DequantizeLinear, which onnxruntime folds as well.
+Weights of k < 8 bits take k bits: bit plane i of the two's-complement codes holds bit i of eight weights in each
+byte, and
+five standard operators unpack them (`_unpack`). onnxruntime folds these when it loads the file, so that unpacking
+costs nothing per inference.
+A layer whose operand stays in floating point gets Cast and Mul instead of DequantizeLinear, which onnxruntime folds
+as well.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -34,7 +39,9 @@ def export(model: Model, plan: QuantPlan) -> ir.Model:
 
 
 def pack_bits(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
-    """The lowest `bits` bits of each code as bit planes: shape (bits, ceil(n / 8)), bit j of byte i belongs to code j * ceil(n / 8) + i."""
+    """The lowest `bits` bits of each code as bit planes: shape (bits, ceil(n / 8)), bit j of byte i belongs to
+    code j * ceil(n / 8) + i.
+    """
     flat = codes.reshape(-1)
     width = -(-flat.size // 8)
     padded = np.zeros(8 * width, np.uint8)
@@ -111,7 +118,9 @@ class _QdqEmitter:
         return self._op("Mul", real, self._constant(f"{stem}.s", scale))
 
     def _unpack(self, stem: str, codes: NDArray[np.int8], bits: int) -> ir.Value:
-        """Codes from bit planes: shift bit j to the top and back to the bottom, then weigh the planes 1, 2, 4, ..., -2^(bits-1)."""
+        """Codes from bit planes: shift bit j to the top and back to the bottom, then weigh the planes 1, 2, 4,
+        ..., -2^(bits-1).
+        """
         planes = self._constant(f"{stem}.q", pack_bits(codes, bits))
         lanes = self._shared(np.arange(7, -1, -1, dtype=np.uint8).reshape(8, 1, 1))
         top = self._op("BitShift", planes, lanes, direction="LEFT")
@@ -128,7 +137,7 @@ class _QdqEmitter:
     def _grid(self, quant: ActivationQuant) -> tuple[ir.Value, ir.Value]:
         key = (quant.scale, quant.zero_point)
         if key not in self.grids:
-            scale = self._constant(f"s{len(self.grids)}", np.float32(quant.scale).reshape(()))
+            scale = self._constant(f"s{len(self.grids)}", np.asarray(quant.scale, np.float32))
             self.grids[key] = scale, self._shared(np.uint8(quant.zero_point))
         return self.grids[key]
 
@@ -141,7 +150,7 @@ class _QdqEmitter:
         existing = self.graph.initializers.get(name)
         return existing if existing is not None else add_initializer(self.graph, name, data)
 
-    def _constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
+    def _constant(self, name: str, array: NDArray[Any]) -> ir.Value:
         return add_initializer(self.graph, name, np.ascontiguousarray(array) if array.ndim else array)
 
     def _op(self, op_type: str, *inputs: ir.Value, **attributes: object) -> ir.Value:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -34,8 +36,8 @@ def fold_constants(model: ir.Model) -> None:
 def fold_batch_normalization(model: ir.Model) -> None:
     """W' = W gamma / sqrt(var + eps) per output channel, b' = (b - mean) gamma / sqrt(var + eps) + beta.
 
-    Pattern: Conv | ConvTranspose | Gemm | MatMul -> BatchNormalization in inference form, where the layer's output has no
-    other consumer and all parameters are constant. Other BatchNormalizations stay as they are.
+    Pattern: Conv | ConvTranspose | Gemm | MatMul -> BatchNormalization in inference form, where the layer's output
+    has no other consumer and all parameters are constant. Other BatchNormalizations stay as they are.
     """
     for bn in [n for n in model.graph if n.op_type == "BatchNormalization" and n.domain == ""]:
         if _is_training(bn):
@@ -52,7 +54,9 @@ def _constant_nodes(graph: ir.Graph) -> list[ir.Node]:
     known: set[ir.Value] = {v for v in graph.initializers.values() if not v.is_graph_input()}
     nodes = []
     for node in graph:
-        pure = node.domain == "" and not any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+        pure = node.domain == "" and not any(
+            a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
+        )
         random = node.op_type.startswith(("Random", "Multinomial", "Bernoulli"))
         inputs = [v for v in node.inputs if v is not None]
         if pure and not random and inputs and all(v in known for v in inputs) and node.op_type != "DequantizeLinear":
@@ -97,7 +101,7 @@ def _is_training(bn: ir.Node) -> bool:
     return (mode is not None and mode.as_int() == 1) or sum(bool(v.uses()) for v in bn.outputs[1:]) > 0
 
 
-def constant(value: ir.Value | None) -> NDArray[np.generic] | None:
+def constant(value: ir.Value | None) -> NDArray[Any] | None:
     """The array behind a value, or None when it is not a constant."""
     if value is None or value.const_value is None or value.is_graph_input():
         return None
@@ -121,9 +125,7 @@ def _can_fold(layer: ir.Node, bn: ir.Node) -> bool:
 
 
 def _gemm_is_scaled(layer: ir.Node) -> bool:
-    return any(
-        name in layer.attributes and layer.attributes[name].as_float() != 1.0 for name in ("alpha", "beta")
-    )
+    return any(name in layer.attributes and layer.attributes[name].as_float() != 1.0 for name in ("alpha", "beta"))
 
 
 def output_axis(layer: ir.Node) -> int:
@@ -171,9 +173,8 @@ def scale_output_channels(
         split = weight.reshape(groups, -1, *weight.shape[1:]).astype(np.float64)
         shape = (groups, 1, -1) + (1,) * (weight.ndim - 2)
         return (split * factor.reshape(shape)).reshape(weight.shape)
-    shape = [1] * weight.ndim
-    shape[output_axis(layer)] = -1
-    return weight.astype(np.float64) * factor.reshape(shape)
+    aligned = np.moveaxis(np.broadcast_to(factor, (1,) * (weight.ndim - 1) + factor.shape), -1, output_axis(layer))
+    return weight.astype(np.float64) * aligned
 
 
 def _initializer(graph: ir.Graph, name: str | None, array: NDArray[np.generic]) -> ir.Value:

@@ -11,7 +11,7 @@ Vocabulary:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -28,11 +28,25 @@ INTEGER_OPS = ("Conv", "Gemm", "MatMul")  # onnxruntime has integer kernels for 
 GLUE_OPS = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu"})
 CLIPPING_OPS = frozenset({"Relu", "Clip"})
 TRANSPARENT_OPS = frozenset(
-    {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "Dropout", "Pad"}
+    {
+        "MaxPool",
+        "Reshape",
+        "Flatten",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Identity",
+        "Dropout",
+        "Pad",
+    }
     | {"Resize", "DepthToSpace", "SpaceToDepth", "Expand"}
 )
 _NON_NEGATIVE_OPS = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Abs", "Softplus", "Sqrt"})
-_MONOTONE_AT_ZERO = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "Concat"})
+_SHAPE_OPS = frozenset({"Shape", "Size"})  # read no values
+_MONOTONE_AT_ZERO = frozenset(
+    {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "Concat"}
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -131,10 +145,10 @@ class GraphView:
 
     def activation_sites(self, layers: Sequence[Layer]) -> tuple[ActivationSite, ...]:
         """Where activations are quantized when `layers` are: operands, and tensors kept in integers between layers."""
-        operands = {root(layer.input): None for layer in layers if layer.op in INTEGER_OPS}
-        kept = self._kept_tensors(layers, set(operands))
+        operands = dict.fromkeys(root(layer.input) for layer in layers if layer.op in INTEGER_OPS)
+        kept = self._kept_tensors(layers, operands)
         nodes = {layer.node for layer in layers}
-        order = {value: None for value in (*operands, *kept)}
+        order = dict.fromkeys((*operands, *kept))
         return tuple(
             ActivationSite(
                 tensor=str(value.name),
@@ -145,18 +159,18 @@ class GraphView:
             for value in order
         )
 
-    def _kept_tensors(self, layers: Sequence[Layer], operands: set[ir.Value]) -> set[ir.Value]:
+    def _kept_tensors(self, layers: Sequence[Layer], operands: Mapping[ir.Value, None]) -> dict[ir.Value, None]:
         """Outputs of convolutions (QLinearConv writes integers), and glue whose inputs are all on a grid."""
         nodes = {layer.node for layer in layers if layer.op in INTEGER_OPS}
-        kept: set[ir.Value] = set()
+        kept: dict[ir.Value, None] = {}
         for node in self.model.graph:
             if node.op_type in GLUE_OPS and node not in nodes and node.domain == "":
                 inputs = [root(v) for v in node.inputs if v is not None and constant(v) is None]
                 on_grid = all(v in operands or v in kept for v in inputs) and not _has_tensor_constant(node)
                 if inputs and on_grid and _feeds_a_layer(node.outputs[0], nodes):
-                    kept.add(fused_output(node.outputs[0]))
+                    kept[fused_output(node.outputs[0])] = None
             elif node in nodes and node.op_type == "Conv":
-                kept.add(fused_output(node.outputs[0]))
+                kept[fused_output(node.outputs[0])] = None
         return kept
 
 
@@ -234,7 +248,7 @@ def _consumers(value: ir.Value) -> set[ir.Node | None]:
     for use in value.uses():
         if is_transparent(use.node) and use.idx == 0:
             found |= _consumers(use.node.outputs[0])
-        else:
+        elif use.node.op_type not in _SHAPE_OPS:
             found.add(use.node)
     return found
 

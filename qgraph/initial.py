@@ -62,15 +62,14 @@ def weight_grid(
         return WeightQuant(bits=bits, scale=_floats(scale), axis=axis)
     low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
     scale = _positive((high - low) / (2**bits - 1))
-    zero = np.clip(np.rint(-(2 ** (bits - 1)) - low / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    if not zero.any():
-        zero[0] = -1  # WeightQuant tells the two kinds of grid apart by their zero points
-    return WeightQuant(bits=bits, scale=_floats(scale), zero_point=tuple(int(z) for z in zero), axis=axis)
+    qmin = -(2 ** (bits - 1))
+    zero = np.clip(np.rint(qmin - low / scale), qmin, -qmin - 1)
+    return WeightQuant(
+        bits=bits, scale=_floats(scale), zero_point=tuple(int(z) for z in zero), axis=axis, symmetric=False
+    )
 
 
-def activation_grid(
-    tensor: str, low: float, high: float, *, bits: int, role: str = "tensor"
-) -> ActivationQuant:
+def activation_grid(tensor: str, low: float, high: float, *, bits: int, role: str = "tensor") -> ActivationQuant:
     """The unsigned grid of `bits` that spans low..high, widened to contain 0 exactly, with an integer zero point."""
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     qmax = 2**bits - 1

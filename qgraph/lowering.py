@@ -1,9 +1,12 @@
-"""Where a plan's grids go in the graph. `simulate` and `export` share the places and differ in the nodes they put there."""
+"""Where a plan's grids go in the graph. `simulate` and `export` share the places and differ in the nodes they put
+there.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -33,15 +36,15 @@ class Emitter(Protocol):
         """
 
 
-def lower(model: Model, plan: QuantPlan, make_emitter: type[Emitter] | object) -> ir.Model:
+def lower(model: Model, plan: QuantPlan, make_emitter: Callable[[ir.Graph], Emitter]) -> ir.Model:
     """The model with every grid of `plan` in place, as a new onnx-ir model.
 
     Raises `PlanError` when the plan is for another model or names what the model does not have.
     """
     plan.check_model(model.digest, model.source)
-    net = model.ir.clone()
-    view = GraphView(dataclasses.replace(model, ir=net))
-    emitter: Emitter = make_emitter(net.graph)  # type: ignore[operator]
+    net = model.ir_model.clone()
+    view = GraphView(dataclasses.replace(model, ir_model=net))
+    emitter = make_emitter(net.graph)
     layers = [_find(view, quant) for quant in plan.layers]
     roots = [root(layer.input) for layer in layers]
     on_grid = {view.values[a.tensor] for a in plan.activations if a.tensor in view.values}
@@ -49,7 +52,7 @@ def lower(model: Model, plan: QuantPlan, make_emitter: type[Emitter] | object) -
     for layer, quant, origin in zip(layers, plan.layers, roots, strict=True):
         weight = emitter.weight(layer, quant, integer=origin in on_grid)
         if quant.bias_shift:
-            _shift_bias(net.graph, layer, np.asarray(quant.bias_shift, np.float64))
+            shift_bias(net.graph, layer, np.asarray(quant.bias_shift, np.float64))
         layer.node.replace_input_with(layer.weight_index, weight)
     RemoveUnusedNodesPass()(net)
     net.graph.sort()
@@ -139,45 +142,43 @@ def _first_node(quantized: ir.Value, source: ir.Value) -> ir.Node:
     return node
 
 
-def _shift_bias(graph: ir.Graph, layer: Layer, shift: NDArray[np.float64]) -> None:
-    """Add `shift` (one value per output channel) to the layer's result, through its bias where it has one."""
-    if layer.op == "MatMul":
-        _add_after(graph, layer, shift)
-        return
-    beta = float(attribute(layer.node, "beta", 1.0)) or 1.0
+def shift_bias(graph: ir.Graph, layer: Layer, shift: NDArray[np.float64]) -> ir.Value:
+    """Add `shift` (one value per output channel) to the layer's result, through its bias where that is a constant.
+
+    Returns the tensor that carries the shifted result.
+    """
     old = constant(layer.bias)
-    if layer.bias is not None and old is None:
-        _add_after(graph, layer, shift if layer.op == "Gemm" else shift.reshape(-1, *([1] * _spatial_rank(layer))))
-        return
-    total = ((0.0 if old is None else old.astype(np.float64)) + shift / beta).astype(np.float32)
-    name = f"{layer.name}/bias" if layer.bias is None else f"{layer.bias.name}/shifted"
-    value = add_initializer(graph, name, total)
+    if layer.op == "MatMul" or (layer.bias is not None and old is None):
+        return _add_after(graph, layer, shift)
+    beta = float(attribute(layer.node, "beta", 1.0)) if layer.op == "Gemm" else 1.0
+    total = ((0.0 if old is None else old.astype(np.float64)) + shift / (beta or 1.0)).astype(np.float32)
+    name = f"{layer.name}/bias" if layer.bias is None else str(layer.bias.name)
     if len(layer.node.inputs) < 3:
         layer.node.resize_inputs(3)
-    layer.node.replace_input_with(2, value)
+    layer.node.replace_input_with(2, add_initializer(graph, name, total))
+    return layer.output
 
 
-def _spatial_rank(layer: Layer) -> int:
-    return len(layer.weight.shape or ()) - 2
-
-
-def _add_after(graph: ir.Graph, layer: Layer, shift: NDArray[np.float64]) -> None:
-    if layer.op == "MatMul" and layer.weight_index == 0:
-        shift = shift.reshape(-1, 1)
+def _add_after(graph: ir.Graph, layer: Layer, shift: NDArray[np.float64]) -> ir.Value:
+    """Append Add(result, shift) and let it take over the result's name and consumers."""
+    trailing = {"Conv": len(layer.weight.shape or ()) - 2, "ConvTranspose": len(layer.weight.shape or ()) - 2}
+    axes_after = 1 if layer.op == "MatMul" and layer.weight_index == 0 else trailing.get(layer.op, 0)
+    amount = add_initializer(graph, f"{layer.name}/shift", shift.astype(np.float32).reshape(-1, *[1] * axes_after))
     output = layer.output
-    constant_value = add_initializer(graph, f"{layer.name}/shift", shift.astype(np.float32))
-    add = ir.node("Add", [output, constant_value], name=f"{layer.name}/Add")
+    add = ir.node("Add", [output, amount])
     graph.append(add)
     moved = add.outputs[0]
-    name = output.name
     output.replace_all_uses_with(moved, replace_graph_outputs=True)
     add.replace_input_with(0, output)
+    name = output.name
     output.name, moved.name = f"{name}/unshifted", name
     moved.shape, moved.type = output.shape, output.type
+    return moved
 
 
-def add_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any] | np.generic) -> ir.Value:
     """Register a constant under `name`, or under `name` with a number where that is taken."""
+    array = np.asarray(array)
     unique, suffix = name, 1
     while unique in graph.initializers:
         suffix += 1

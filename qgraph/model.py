@@ -1,8 +1,8 @@
 """Loading, checking, normalising and saving ONNX models: the only place that touches files with models in them.
 
-`load` reads and checks a model. `normalise` brings it to the one form that the rest of qgraph works on: functions inlined,
-constants lifted to initializers, initializers removed from the inputs, constant weight chains folded, BatchNormalization
-folded into the layer before it, every node named, shapes inferred.
+`load` reads and checks a model. `normalise` brings it to the one form that the rest of qgraph works on: functions
+inlined, constants lifted to initializers, initializers removed from the inputs, constant weight chains folded,
+BatchNormalization folded into the layer before it, every node named, shapes inferred.
 """
 
 from __future__ import annotations
@@ -11,35 +11,40 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import onnx
-import onnx.defs
+import onnx.version_converter
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes import common as passes
 
+from qgraph import runtime
 from qgraph.errors import ModelError, UsageError
 from qgraph.folding import fold_batch_normalization, fold_constants
 
 ModelLike: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | ir.Model | Model"
 
 MIN_OPSET = 7
+QUANTIZED_OPSET = 13  # per-channel QuantizeLinear, Min on uint8
 MAX_OPSET = 26  # what onnxruntime 1.31 accepts; onnx writes higher ones by default
-EXTERNAL_DATA_THRESHOLD = 1_800_000_000  # bytes of weights above which they go to a file of their own (protobuf stops at 2 GiB)
+EXTERNAL_DATA_THRESHOLD = (
+    1_800_000_000  # bytes of weights above which they go to a file of their own (protobuf stops at 2 GiB)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A checked ONNX model: its graph, where it came from and how many bytes it took there."""
 
-    ir: ir.Model
+    ir_model: ir.Model
     source: str
     nbytes: int
-    normalised: bool = False
+    digest: str = ""
+    """SHA-256 of what a normalised model computes: nodes, attributes, weights and interface."""
 
     @property
     def opset(self) -> int:
@@ -50,9 +55,8 @@ class Model:
         return self.ir.graph
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of what the model computes: nodes, attributes, weights and interface, not documentation or file layout."""
-        return _digest(self.ir)
+    def normalised(self) -> bool:
+        return bool(self.digest)
 
     def input_values(self) -> list[ir.Value]:
         """The inputs a caller feeds: graph inputs that are not initializers."""
@@ -62,17 +66,18 @@ class Model:
 def load(model: ModelLike) -> Model:
     """Read a model from a path, a `ModelProto` or an onnx-ir model, and check it.
 
-    Raises `ModelError` when the file is missing, truncated, not ONNX, refused by the ONNX checker, or of an unknown opset.
+    Raises `ModelError` when the file is missing, truncated, not ONNX, refused by the ONNX checker, or of an unknown
+    opset.
     """
     if isinstance(model, Model):
         return model
     if isinstance(model, onnx.ModelProto):
         _check(model, "the given ModelProto")
-        loaded = Model(ir=ir.from_proto(model), source="<ModelProto>", nbytes=model.ByteSize())
+        loaded = Model(ir_model=ir.from_proto(model), source="<ModelProto>", nbytes=model.ByteSize())
     elif isinstance(model, ir.Model):
         proto = ir.to_proto(model)
         _check(proto, "the given model")
-        loaded = Model(ir=model.clone(), source="<onnx_ir.Model>", nbytes=proto.ByteSize())
+        loaded = Model(ir_model=model.clone(), source="<onnx_ir.Model>", nbytes=proto.ByteSize())
     else:
         loaded = _load_file(Path(model))
     _check_versions(loaded)
@@ -86,7 +91,7 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
     """
     if model.normalised:
         return model
-    net = model.ir.clone()
+    net = model.ir_model.clone()
     transforms: list[Callable[[ir.Model], object]] = [
         passes.InlinePass() if net.functions else lambda _: None,
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -102,14 +107,38 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
         transform(net)
     if net.ir_version < 4:
         net.ir_version = 4  # the first version whose initializers need not be inputs
-    return Model(ir=net, source=model.source, nbytes=model.nbytes, normalised=True)
+    return Model(ir_model=net, source=model.source, nbytes=model.nbytes, digest=_digest(net))
+
+
+def raise_opset(model: Model, opset: int | None = None) -> Model:
+    """The normalised model at `opset`, or at the lowest one that quantized graphs need; checked to compute the same.
+
+    Raises `ModelError` when the ONNX version converter cannot do it, or does it wrongly.
+    """
+    target = max(model.opset, QUANTIZED_OPSET, opset or 0)
+    if opset is not None and not model.opset <= opset <= MAX_OPSET:
+        raise UsageError(f"--opset {opset}: the model has opset {model.opset}; it can be raised up to {MAX_OPSET}")
+    if target == model.opset:
+        return model
+    try:
+        converted = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model.ir_model), target))
+    except Exception as error:
+        raise ModelError(
+            f"{model.source} has opset {model.opset}, quantized graphs need {QUANTIZED_OPSET}, and onnx's "
+            f"version converter "
+            f"cannot raise it: {_first_line(error)}; export the model with a newer opset"
+        ) from error
+    _name_everything(converted)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(converted)
+    _compare_outputs(model, converted, target)
+    return replace(model, ir_model=converted)
 
 
 def save(model: ir.Model, path: str | os.PathLike[str], *, source: str | None = None) -> int:
     """Write `model` to `path`, whole or not at all, and return its size in bytes.
 
-    The file is written beside its target, checked, flushed to disk and renamed over it. Weights beyond what one protobuf
-    holds go to `NAME.data` beside it.
+    The file is written beside its target, checked, flushed to disk and renamed over it. Weights beyond what one
+    protobuf holds go to `NAME.data` beside it.
     """
     target = Path(path)
     check_writable(target, source=source)
@@ -173,11 +202,9 @@ def _load_file(path: Path) -> Model:
         raise ModelError(f"{path} cannot be read as an ONNX graph: {error}") from error
     ir.external_data.set_base_dir(model.graph, path.parent)
     external = sum(
-        v.const_value.nbytes
-        for v in model.graph.initializers.values()
-        if isinstance(v.const_value, ir.ExternalTensor)
+        v.const_value.nbytes for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)
     )
-    return Model(ir=model, source=str(path), nbytes=path.stat().st_size + external)
+    return Model(ir_model=model, source=str(path), nbytes=path.stat().st_size + external)
 
 
 def _check(model: onnx.ModelProto | str, where: str) -> None:
@@ -187,6 +214,29 @@ def _check(model: onnx.ModelProto | str, where: str) -> None:
         raise ModelError(f"{where} is refused by the ONNX checker: {_first_line(error)}") from error
     except (ValueError, OSError) as error:
         raise ModelError(f"{where} cannot be checked: {_first_line(error)}") from error
+
+
+def _compare_outputs(model: Model, converted: ir.Model, opset: int) -> None:
+    """Run both on the same noise; a version conversion that changes results must not pass silently."""
+    generator = np.random.default_rng(0)
+    feeds = {}
+    for value in model.input_values():
+        dims = [d if isinstance(d, int) else 1 for d in (value.shape or ())]
+        if value.dtype is None or value.dtype not in (
+            ir.DataType.FLOAT,
+            ir.DataType.FLOAT16,
+            ir.DataType.DOUBLE,
+        ):
+            return
+        feeds[str(value.name)] = generator.standard_normal(dims).astype(value.dtype.numpy())
+    before, after = (runtime.Session(m).run_list(feeds) for m in (model.ir_model, converted))
+    for output, a, b in zip(model.graph.outputs, before, after, strict=True):
+        if a.dtype.kind == "f" and not np.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True):
+            raise ModelError(
+                f"raising {model.source} from opset {model.opset} to {opset} changes output '{output.name}' "
+                f"by up to {np.nanmax(np.abs(a - b)):.3g}: onnx's version converter is wrong here; export with "
+                f"opset {opset}"
+            )
 
 
 def _check_versions(model: Model) -> None:

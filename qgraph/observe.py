@@ -1,7 +1,7 @@
 """Ranges, moments and histograms of activations, in one streaming pass.
 
-Memory is bounded by one batch, and the result does not depend on how samples are batched or ordered: histograms count in
-power-of-two bins, sums are compensated (`qmath.StatisticsAccumulator`).
+Memory is bounded by one batch, and the result does not depend on how samples are batched or ordered: histograms count
+in power-of-two bins, sums are compensated (`qmath.StatisticsAccumulator`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import qmath
 from numpy.typing import NDArray
 
+import qmath
 from qgraph.data import Dataset
 from qgraph.errors import DataError, ModelError
 from qgraph.graph import GraphView
@@ -41,6 +41,14 @@ class Observations:
             return self.tensors[tensor]
         except KeyError:
             raise DataError(f"the calibration has no statistics of '{tensor}': observe the model again") from None
+
+    def check_model(self, model: Model) -> None:
+        """Raise `DataError` unless the statistics are of this model."""
+        if model.digest != self.model:
+            raise DataError(
+                f"the calibration file was made for another model ({self.model[:12]}...), not for {model.source} "
+                f"({model.digest[:12]}...); delete it or name another file"
+            )
 
     def range_of(self, tensor: str) -> tuple[float, float]:
         """Observed minimum and maximum; (0, 0) for a tensor that was always empty."""
@@ -84,12 +92,14 @@ def observe(
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Observations:
-    """Statistics of `tensors` (name -> channel axis or None; by default all that a plan may quantize) over all of `data`."""
+    """Statistics of `tensors` (name -> channel axis or None; by default all that a plan may quantize) over all of
+    `data`.
+    """
     wanted = watched_tensors(GraphView(model)) if tensors is None else dict(tensors)
     accumulators = {name: qmath.StatisticsAccumulator(channel_axis=axis) for name, axis in wanted.items()}
     inputs = {str(v.name) for v in model.input_values()}
     inner = [name for name in wanted if name not in inputs]
-    session = Session(model.ir, outputs=inner, threads=threads) if inner else None
+    session = Session(model.ir_model, outputs=inner, threads=threads) if inner else None
     with progress.stage("observing activations", data.count) as advance:
         for batch in data.batches(_batch_size(model, inner)):
             size = len(next(iter(batch.feeds.values())))

@@ -1,8 +1,9 @@
 """`QuantPlan`: everything that quantizing a model decides, as one frozen value.
 
-A plan names the model it is for by digest, and holds the grid of every quantized weight and activation. It is comparable,
-hashable by content and round-trips through JSON exactly, so that it can be edited by hand, diffed and kept under version
-control. Methods are functions from a plan to a better plan; `simulate` and `export` turn a plan into nodes.
+A plan names the model it is for by digest, and holds the grid of every quantized weight and activation. It is
+comparable,
+hashable by content and round-trips through JSON exactly, so that it can be edited by hand, diffed and kept under
+version control. Methods are functions from a plan to a better plan; `simulate` and `export` turn a plan into nodes.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ MIN_BITS, MAX_BITS = 2, 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightQuant:
-    """The grid of a weight: value = gain * scale * (code - zero_point), per channel along `axis` or for the whole tensor.
+    """The grid of a weight: value = gain * scale * (code - zero_point), per channel along `axis` or for the whole
+    tensor.
 
-    Codes are those of round(w / scale) + zero_point, half to even, clamped to the signed range of `bits` (without its lowest
-    code when `zero_point` is 0 everywhere). `gain` rescales after rounding (the norm correction of ACIQ, Eq. 12).
+    Codes are those of round(w / scale) + zero_point, half to even, clamped to the signed range of `bits`, without its
+    lowest code when `symmetric`. `gain` rescales after rounding (the norm correction of ACIQ, Eq. 12).
     """
 
     bits: int
@@ -36,16 +38,18 @@ class WeightQuant:
     zero_point: tuple[int, ...] = (0,)
     gain: tuple[float, ...] = (1.0,)
     axis: int | None = None
+    symmetric: bool = True
 
     def __post_init__(self) -> None:
         _check_bits(self.bits)
         _check_scale(self.scale)
+        _check_scale(self.gain)
+        if self.symmetric and any(self.zero_point):
+            raise PlanError("a symmetric weight grid has zero_point 0")
+        if any(not self.qmin <= z <= self.qmax for z in self.zero_point):
+            raise PlanError(f"zero points of a weight must lie in {self.qmin}..{self.qmax}")
         if self.axis is None and len(self.scale) != 1:
             raise PlanError(f"a weight grid without axis has one scale, not {len(self.scale)}")
-
-    @property
-    def symmetric(self) -> bool:
-        return not any(self.zero_point)
 
     @property
     def qmin(self) -> int:
@@ -60,7 +64,8 @@ class WeightQuant:
 class ActivationQuant:
     """The grid of an activation: value = scale * (code - zero_point), codes 0 .. qmax in uint8.
 
-    `role` says who sees it: `tensor` is every consumer; `operand` only the layers, on top of a `tensor` grid if there is one.
+    `role` says who sees it: `tensor` is every consumer; `operand` only the layers, on top of a `tensor` grid if there
+    is one.
     """
 
     tensor: str
@@ -120,12 +125,8 @@ class QuantPlan:
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
             raise PlanError(f"plan schema {self.schema} is not known; this version reads schema {SCHEMA}")
-        names = [layer.name for layer in self.layers]
-        sites = [(a.tensor, a.role) for a in self.activations]
-        for kind, keys in (("layer", names), ("activation", sites)):
-            repeated = {k for k in keys if keys.count(k) > 1} if len(set(keys)) < len(keys) else set()
-            if repeated:
-                raise PlanError(f"the plan lists {kind} {sorted(map(str, repeated))[0]} more than once")
+        _check_unique("layer", [layer.name for layer in self.layers])
+        _check_unique("activation", [f"{a.tensor} ({a.role})" for a in self.activations])
 
     def layer(self, name: str) -> LayerQuant | None:
         return next((layer for layer in self.layers if layer.name == name), None)
@@ -207,6 +208,14 @@ def _decode_dataclass(kind: type, raw: Any, where: str) -> Any:
     if missing:
         raise PlanError(f"{where} lacks the field '{missing[0]}'")
     return kind(**{name: _decode(hints[name], value, f"{where}.{name}") for name, value in raw.items()})
+
+
+def _check_unique(kind: str, names: list[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise PlanError(f"the plan lists {kind} '{name}' more than once")
+        seen.add(name)
 
 
 def _check_bits(bits: int) -> None:

@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 import qmath
-
 from qgraph.errors import UsageError
 from qgraph.graph import GraphView, Layer
 
@@ -58,7 +57,8 @@ class Recipe:
         if name not in AVAILABLE:
             extra = "" if method else " (the default without --data)"
             raise UsageError(
-                f"method '{name}'{extra} is not there yet in this version: pass --data and --method {' or '.join(AVAILABLE)}"
+                f"method '{name}'{extra} is not there yet in this version: "
+                f"pass --data and --method {' or '.join(AVAILABLE)}"
             )
         recipe = cls(method=name, **{**_DEFAULTS[name], **given})
         recipe._check(has_data)
@@ -80,7 +80,8 @@ class Recipe:
                 )
         if self.activations is not None and not has_data:
             raise UsageError(
-                f"method '{self.method}' needs data to quantize activations: pass --data, or --activations none for weights alone"
+                f"method '{self.method}' needs data to quantize activations: pass --data, or --activations none "
+                f"for weights alone"
             )
 
     def bits_of(self, layer: Layer, edges: frozenset[str]) -> int:

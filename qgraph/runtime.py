@@ -1,7 +1,7 @@
 """onnxruntime sessions: the only importer of onnxruntime.
 
-A `Session` runs an onnx-ir model on the CPU with any set of its tensors as outputs. Sessions cost 20-100 ms to create, so
-callers make one and feed it what changes.
+A `Session` runs an onnx-ir model on the CPU with any set of its tensors as outputs. Sessions cost 20-100 ms to
+create, so callers make one and feed it what changes.
 """
 
 from __future__ import annotations
@@ -87,9 +87,7 @@ def evaluate_constants(model: ir.Model, values: Sequence[ir.Value]) -> list[NDAr
 def run_batches(session: Session, batches: Iterable[Feeds]) -> dict[str, NDArray[Any]]:
     """Every output concatenated over the batches along axis 0."""
     parts = [session.run_list(batch) for batch in batches]
-    return {
-        name: np.concatenate([np.atleast_1d(p[i]) for p in parts]) for i, name in enumerate(session.output_names)
-    }
+    return {name: np.concatenate([np.atleast_1d(p[i]) for p in parts]) for i, name in enumerate(session.output_names)}
 
 
 def _with_outputs(model: ir.Model | str | Path, outputs: Sequence[str] | None) -> ir.Model | str | Path:

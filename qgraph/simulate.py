@@ -18,10 +18,12 @@ from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
 
 def simulate(model: Model, plan: QuantPlan) -> ir.Model:
     """The fake-quantized model, in floats, with the interface of `model`."""
-    return lower(model, plan, _FloatEmitter)
+    return lower(model, plan, FloatEmitter)
 
 
-class _FloatEmitter:
+class FloatEmitter:
+    """Grids as plain float operators."""
+
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
 
@@ -33,21 +35,21 @@ class _FloatEmitter:
         # Clip before shifting: x / scale rounded lies in -zero_point .. qmax - zero_point
         scale = self._scalar(quant.scale)
         low, high = self._scalar(-quant.zero_point), self._scalar(quant.qmax - quant.zero_point)
-        steps = self._op("Div", value, scale)
-        codes = self._op("Clip", self._op("Round", steps), low, high)
-        result = self._op("Mul", codes, scale)
+        steps = self.op("Div", value, scale)
+        codes = self.op("Clip", self.op("Round", steps), low, high)
+        result = self.op("Mul", codes, scale)
         result.shape, result.type = value.shape, value.type
         return result
 
     def carry(self, node: ir.Node, quantized: ir.Value, quant: ActivationQuant) -> None:
         return None  # floats stay on their grid by themselves
 
-    def _op(self, op_type: str, *inputs: ir.Value) -> ir.Value:
-        node = ir.node(op_type, list(inputs))
+    def op(self, op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        node = ir.node(op_type, list(inputs), attributes=attributes)
         self.graph.append(node)
         return node.outputs[0]
 
     def _scalar(self, number: float) -> ir.Value:
         name = f"f32:{np.float32(number)!s}"
         existing = self.graph.initializers.get(name)
-        return existing if existing is not None else add_initializer(self.graph, name, np.float32(number).reshape(()))
+        return existing if existing is not None else add_initializer(self.graph, name, np.float32(number))

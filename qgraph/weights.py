@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from qgraph.plan import WeightQuant
 
@@ -33,7 +36,7 @@ def dequantization_scale(quant: WeightQuant) -> NDArray[np.float32]:
     return (np.asarray(quant.scale) * np.asarray(quant.gain)).astype(np.float32)
 
 
-def _along(per_channel: ArrayLike, quant: WeightQuant, rank: int) -> NDArray[np.generic]:
+def _along(per_channel: Sequence[float] | NDArray[np.floating], quant: WeightQuant, rank: int) -> NDArray[Any]:
     array = np.asarray(per_channel)
     if quant.axis is None or array.size == 1:
         return array.reshape((1,) * rank)

@@ -1,0 +1,83 @@
+"""plan -> plan: narrower grids for activations and weights, by any clip method of qmath."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+
+import qmath
+from qgraph.graph import GraphView
+from qgraph.initial import activation_grid, weight_grid
+from qgraph.observe import Observations
+from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
+
+MAX_ENERGY_LOSS = 0.5  # share of a tensor's energy that a clip may cut before it is reported
+
+
+class CalibrationWarning(UserWarning):
+    """A clip method cuts away most of a tensor; the message names the tensor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clipped:
+    """The range chosen for one tensor and the energy beyond it (a share of E[x^2])."""
+
+    low: float
+    high: float
+    lost: float
+
+
+def clip_activations(plan: QuantPlan, view: GraphView, observed: Observations, *, method: str) -> QuantPlan:
+    """Every activation grid spans the range that `method` chooses from the tensor's histogram.
+
+    Tensors that the graph guarantees to be non-negative are clipped from above only. Warns, per tensor, when the clip
+    cuts more than half of the energy.
+    """
+    non_negative = {site.tensor: site.non_negative for site in view.activation_sites(view.layers)}
+
+    def clip(activation: ActivationQuant) -> ActivationQuant:
+        statistics = observed[activation.tensor]
+        histogram = statistics.histogram
+        if not statistics.count or histogram is None or statistics.min == statistics.max:
+            return activation
+        one_sided = non_negative.get(activation.tensor, False) or statistics.min >= 0
+        chosen = clip_range(histogram, method=method, bits=activation.bits, one_sided=one_sided)
+        low, high = max(chosen.low, float(statistics.min)), min(chosen.high, float(statistics.max))
+        if chosen.lost > MAX_ENERGY_LOSS:
+            warnings.warn(
+                f"clip method '{method}' cuts {chosen.lost:.0%} of the energy of '{activation.tensor}' "
+                f"({statistics.min:.4g}..{statistics.max:.4g} becomes {low:.4g}..{high:.4g}); try --clip mse",
+                CalibrationWarning,
+                stacklevel=2,
+            )
+        return activation_grid(activation.tensor, low, high, bits=activation.bits, role=activation.role)
+
+    return plan.map_activations(clip)
+
+
+def clip_range(histogram: qmath.Histogram, *, method: str, bits: int, one_sided: bool) -> Clipped:
+    """The range of a method, and how much of E[x^2] lies beyond it."""
+    chosen = qmath.clip_range(histogram, method=method, bits=bits, one_sided=one_sided)
+    low, high = float(chosen.low), float(chosen.high)
+    energy = histogram.counts * histogram.centers**2
+    beyond = np.clip(np.abs(histogram.centers - np.clip(histogram.centers, low, high)), 0, None) ** 2
+    total = float(energy.sum())
+    return Clipped(low=low, high=high, lost=float((histogram.counts * beyond).sum()) / total if total else 0.0)
+
+
+def clip_weights(plan: QuantPlan, view: GraphView, *, method: str) -> QuantPlan:
+    """Symmetric weight grids span the clip that `method` chooses, per channel where the grid is per channel."""
+
+    def clip(layer: LayerQuant) -> LayerQuant:
+        grid = layer.weight
+        if not grid.symmetric:
+            return layer
+        weight = view.by_name[layer.name].weight_array()
+        limit = np.atleast_1d(qmath.weight_clip(weight, bits=grid.bits, method=method, axis=grid.axis))
+        clipped = weight_grid(-limit, limit, bits=grid.bits, axis=grid.axis, symmetric=True)
+        return dataclasses.replace(layer, weight=clipped)
+
+    return plan.map_layers(clip)

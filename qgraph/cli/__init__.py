@@ -1,0 +1,94 @@
+"""The command line. `main` maps every outcome to an exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+import click
+
+from qgraph.cli.console import ERRORS, show_warning
+from qgraph.errors import QGraphError
+
+COMMANDS = {
+    "quantize": "qgraph.cli.quantize",
+    "apply": "qgraph.cli.quantize",
+    "evaluate": "qgraph.cli.evaluate",
+    "compare": "qgraph.cli.evaluate",
+    "inspect": "qgraph.cli.inspect",
+    "demo": "qgraph.cli.demo",
+    "completion": "qgraph.cli.completion",
+}
+PLANNED = ("distill", "sensitivity", "search", "finetune", "report")
+
+
+class _LazyGroup(click.Group):
+    """Imports a command's module only when it is run, so that --help and completion answer at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name in PLANNED:
+            raise click.UsageError(f"'{name}' is not there yet in this version; there are: {', '.join(COMMANDS)}")
+        if name not in COMMANDS:
+            return None
+        module = __import__(COMMANDS[name], fromlist=[name])
+        return getattr(module, name)  # type: ignore[no-any-return]
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(importlib.metadata.version("qgraph-onnx"), prog_name="qgraph")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Quantize ONNX models on a CPU, with the mathematics on the table.
+
+    \b
+    Example:
+      qgraph quantize model.onnx -o small.onnx --data calibration.npz --weights 4
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    warnings.showwarning = show_warning
+    try:
+        status = cli.main(arguments, prog_name="qgraph", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        ERRORS.print("interrupted", style="bold red")
+        return 130
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        return error.exit_code
+    except QGraphError as error:
+        if debug:
+            raise
+        ERRORS.print("error:", str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return error.exit_status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        ERRORS.print("error: out of memory; try --limit with fewer samples", style="red")
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        ERRORS.print(
+            f"error: {type(error).__name__}: {error} (unexpected; --debug shows where)",
+            style="red",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        return 1

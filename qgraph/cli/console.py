@@ -1,0 +1,76 @@
+"""Terminal output: tables on stdout; progress, warnings and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from qgraph.progress import SILENT, Advance, Progress
+
+ERRORS = Console(stderr=True)
+SHOW_AFTER = 0.5  # seconds: shorter stages show no bar
+
+
+class Bars:
+    """Progress bars on stderr."""
+
+    @contextmanager
+    def stage(self, title: str, total: int | None = None) -> Iterator[Advance]:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with RichProgress(*columns, console=ERRORS, transient=True) as bars:
+            task = bars.add_task(title, total=total)
+            yield lambda units: bars.advance(task, units)
+
+
+def progress(quiet: bool) -> Progress:
+    """Bars where a person is watching stderr, silence elsewhere."""
+    return SILENT if quiet or not ERRORS.is_terminal else Bars()
+
+
+def table(title: str, *columns: str, left: int = 1) -> Table:
+    """A table whose first `left` columns are text and whose others are numbers."""
+    result = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        result.add_column(column, justify="left" if index < left else "right", overflow="fold")
+    return result
+
+
+def show(*parts: Any) -> None:
+    """Print tables or lines on stdout."""
+    console = Console(width=None if Console().is_terminal else 120)
+    for part in parts:
+        console.print(part, markup=False, highlight=False) if isinstance(part, str) else console.print(part)
+
+
+def show_json(content: Any) -> None:
+    click.echo(json.dumps(content, indent=1, allow_nan=False))
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A replacement for `warnings.showwarning` that a user can read."""
+    if issubclass(category, (UserWarning, RuntimeWarning)) and not issubclass(category, DeprecationWarning):
+        ERRORS.print("warning:", str(message), style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def silence_warnings() -> None:
+    warnings.simplefilter("ignore")

@@ -1,0 +1,93 @@
+"""`qgraph inspect`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import click
+
+from qgraph.cli.console import show, show_json, table
+from qgraph.fused import FusedGraph, inspect_fused
+from qgraph.graph import GraphView
+from qgraph.model import Model, load, normalise
+
+
+@click.command()
+@click.argument("model")
+@click.option("--fused", is_flag=True, help="What onnxruntime makes of it: integer or float, layer by layer, and why.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads (default: all cores).")
+@click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
+def inspect(model: str, fused: bool, threads: int | None, as_json: bool) -> None:
+    """What is in MODEL: interface, layers, weights; with --fused, how onnxruntime runs it.
+
+    \b
+    Examples:
+      qgraph inspect model.onnx
+      qgraph inspect small.onnx --fused
+    """
+    net = load(model)
+    if fused:
+        _show_fused(model, inspect_fused(net, threads=threads), as_json)
+    else:
+        _show_model(net, as_json)
+
+
+def _show_model(net: Model, as_json: bool) -> None:
+    view = GraphView(normalise(net))
+    layers = [
+        {
+            "name": layer.name,
+            "op": layer.op,
+            "weight": list(layer.weight_array().shape),
+            "edge": layer.name in view.edge_layers,
+        }
+        for layer in view.layers
+    ]
+    content: dict[str, Any] = {
+        "file": net.source,
+        "bytes": net.nbytes,
+        "opset": net.opset,
+        "ir_version": net.ir_model.ir_version,
+        "inputs": [_describe(v) for v in net.input_values()],
+        "outputs": [_describe(v) for v in net.graph.outputs],
+        "operators": dict(Counter(node.op_type for node in net.graph)),
+        "layers": layers,
+        "kept_float": [{"name": name, "why": why} for name, why in view.skipped.items()],
+    }
+    if as_json:
+        show_json(content)
+        return
+    show(f"{net.source}: {net.nbytes:,} bytes, opset {net.opset}, IR version {net.ir_model.ir_version}")
+    for kind in ("inputs", "outputs"):
+        for item in content[kind]:
+            show(f"  {kind[:-1]} {item['name']}: {item['type']} {item['shape']}")
+    show("  operators: " + ", ".join(f"{count} {op}" for op, count in content["operators"].items()))
+    rows = table("quantizable layers", "layer", "op", "weight", "", left=4)
+    for layer in view.layers:
+        shape = " x ".join(map(str, layer.weight_array().shape))
+        rows.add_row(layer.name, layer.op, shape, "edge" if layer.name in view.edge_layers else "")
+    for name, why in view.skipped.items():
+        rows.add_row(name, "-", "-", f"stays float: {why}")
+    show(rows)
+
+
+def _describe(value: Any) -> dict[str, Any]:
+    shape = None if value.shape is None else [d if isinstance(d, int) else str(d.value) for d in value.shape]
+    return {"name": value.name, "type": str(value.dtype), "shape": shape}
+
+
+def _show_fused(model: str, graph: FusedGraph, as_json: bool) -> None:
+    if as_json:
+        layers = [
+            {"name": r.name, "op": r.op, "kernel": r.kernel, "integer": r.integer, "why": r.why} for r in graph.layers
+        ]
+        show_json({"layers": layers, "warnings": list(graph.warnings)})
+        return
+    rows = table(f"{model} as onnxruntime runs it", "layer", "runs as", "kernel", "why not integer", left=4)
+    for layer in graph.layers:
+        rows.add_row(layer.name, "integer" if layer.integer else "float", layer.kernel, layer.why)
+    integer = sum(layer.integer for layer in graph.layers)
+    show(rows, f"{integer} of {len(graph.layers)} layers run on integers")
+    for warning in graph.warnings:
+        show(f"warning: {warning}")

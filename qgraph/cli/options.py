@@ -1,0 +1,121 @@
+"""Options that several commands share: the same words mean the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, TypeVar
+
+import click
+
+from qgraph.data import Preprocessing
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Bits(click.ParamType):
+    """A number of bits from 2 to 8, or one of some words."""
+
+    name = "bits"
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return "|".join(("N", *self.words))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in self.words or isinstance(value, int):
+            return value
+        if value.isdigit() and 2 <= int(value) <= 8:
+            return int(value)
+        words = f" or {' or '.join(self.words)}" if self.words else ""
+        return self.fail(f"'{value}' is not a number of bits from 2 to 8{words}", param, ctx)
+
+
+class Numbers(click.ParamType):
+    """Comma-separated numbers; fractions such as 127/255 are exact."""
+
+    name = "a,b,c"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(Fraction(part.strip())) for part in value.split(","))
+        except (ValueError, ZeroDivisionError):
+            return self.fail(f"'{value}' is not a list of numbers such as 0.485,0.456,0.406 or 127/255", param, ctx)
+
+
+def data_options(*, required: bool = False) -> Callable[[F], F]:
+    return _all(
+        click.option(
+            "--data",
+            metavar="PATH",
+            required=required,
+            help="Samples: .npz (array named like the input, or 'images'; optional 'labels'), .npy, or a folder "
+            "of images.",
+        ),
+        click.option("--mean", type=Numbers(), default=(), help="Mean per channel of images in 0..1 (or one number)."),
+        click.option("--std", type=Numbers(), default=(), help="Standard deviation per channel (or one number)."),
+        click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N samples."),
+    )
+
+
+def run_options(f: F) -> F:
+    return _all(
+        click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads (default: all cores)."),
+        click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout, everything else on stderr."),
+        click.option("--quiet", is_flag=True, help="No progress bars and no tables."),
+    )(f)
+
+
+def format_options(f: F) -> F:
+    return _all(
+        click.option(
+            "--format",
+            type=click.Choice(["qdq", "float"]),
+            default="qdq",
+            show_default=True,
+            help="qdq: integers, to deploy. float: simulation in plain float operators.",
+        ),
+        click.option("--opset", type=int, metavar="N", help="Raise the model to opset N."),
+    )(f)
+
+
+def recipe_options(f: F) -> F:
+    """Every override of a method's defaults."""
+    return _all(
+        click.option("--weights", type=Bits("mixed", "none"), help="Bits of weights, 2 to 8.  [default: 8]"),
+        click.option(
+            "--activations",
+            type=Bits("none"),
+            help="Bits of activations; none: weights only, needs no data.  [default: 8]",
+        ),
+        click.option(
+            "--per-channel/--per-tensor", default=None, help="One scale per output channel (default), or one."
+        ),
+        click.option("--symmetric/--asymmetric", default=None, help="Weight grids around zero (default), or min..max."),
+        click.option("--clip", metavar="METHOD", help="Activation clipping: max, percentile, mse, kl or aciq."),
+        click.option(
+            "--bias-correction/--no-bias-correction",
+            default=None,
+            help="Correct weight norm and output mean.",
+        ),
+        click.option("--keep", multiple=True, metavar="NAME", help="Leave a layer in float (glob; repeatable)."),
+        click.option("--edge-bits", type=Bits(), metavar="N", help="Bits of the first and last layers.  [default: 8]"),
+        click.option("--reduce-range", is_flag=True, default=None, help="7-bit weights, for CPUs without VNNI."),
+    )(f)
+
+
+def preprocessing(mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocessing:
+    return Preprocessing(mean=mean, std=std)
+
+
+def _all(*options: Callable[[Any], Any]) -> Callable[[F], F]:
+    def decorate(f: F) -> F:
+        for option in reversed(options):
+            f = option(f)
+        return f
+
+    return decorate

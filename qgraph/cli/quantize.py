@@ -1,0 +1,103 @@
+"""`qgraph quantize` and `qgraph apply`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.options import data_options, format_options, preprocessing, recipe_options, run_options
+from qgraph.errors import UsageError
+from qgraph.model import check_writable, save, write_atomically
+from qgraph.pipeline import Result
+from qgraph.pipeline import apply as apply_plan
+from qgraph.pipeline import quantize as run
+from qgraph.plan import QuantPlan
+
+
+@click.command()
+@click.argument("model")
+@click.option("-o", "--output", required=True, metavar="OUT.onnx", help="Where to write the quantized model.")
+@click.option("--method", metavar="NAME", help="minmax, aciq (default with --data), zeroq, qrater, lsqplus.")
+@data_options()
+@recipe_options
+@format_options
+@click.option("--calibration", metavar="FILE", help="Statistics file: read if it exists, else written.")
+@click.option("--plan", metavar="PLAN.json", help="Also write the plan.")
+@run_options
+def quantize(model: str, output: str, plan: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Make MODEL smaller and faster for onnxruntime on the CPU.
+
+    \b
+    Examples:
+      qgraph quantize model.onnx -o small.onnx --data calibration.npz
+      qgraph quantize model.onnx -o small.onnx --data images/ --weights 4 --activations 8
+      qgraph quantize model.onnx -o small.onnx --method minmax --weights 4 --activations none
+    """
+    if quiet:
+        silence_warnings()
+    check_writable(output, source=model)
+    if plan is not None:
+        check_writable(plan, source=model)
+        if Path(plan).absolute() == Path(output).absolute():
+            raise UsageError(f"--plan and -o both name {output}")
+    mean, std = options.pop("mean"), options.pop("std")
+    result = run(model, preprocessing=preprocessing(mean, std), progress=progress(quiet or as_json), **_given(options))
+    nbytes = result.save(output)
+    if plan is not None:
+        write_atomically(Path(plan), result.plan.to_json().encode())
+    if as_json:
+        show_json(result.to_dict(output=output, nbytes=nbytes))
+    elif not quiet:
+        _show(result, output, nbytes)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("plan")
+@click.option("-o", "--output", required=True, metavar="OUT.onnx", help="Where to write the quantized model.")
+@format_options
+@click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
+@click.option("--quiet", is_flag=True, help="Print nothing.")
+def apply(model: str, plan: str, output: str, format: str, opset: int | None, as_json: bool, quiet: bool) -> None:
+    """Quantize MODEL as PLAN.json says, without data.
+
+    \b
+    Example:
+      qgraph apply model.onnx plan.json -o small.onnx
+    """
+    check_writable(output, source=model)
+    quantized = apply_plan(model, QuantPlan.load(plan), format=format, opset=opset)
+    nbytes = save(quantized.ir_model, output, source=model)
+    if as_json:
+        show_json({"output": output, "bytes": nbytes, "float_bytes": quantized.nbytes})
+    elif not quiet:
+        show(f"{output}: {nbytes:,} bytes ({nbytes / quantized.nbytes:.0%} of {quantized.nbytes:,})")
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    keep = options.pop("keep", ())
+    return {**options, "keep": tuple(keep) or None}
+
+
+def _show(result: Result, output: str, nbytes: int) -> None:
+    layers = table("layers", "layer", "op", "weights", "activations", "predicted dB", "measured dB", left=2)
+    for layer in result.layers:
+        layers.add_row(
+            layer.name,
+            layer.op,
+            str(layer.weight_bits),
+            "float" if layer.activation_bits is None else str(layer.activation_bits),
+            number(layer.predicted_sqnr_db, 1),
+            number(layer.measured_sqnr_db, 1),
+        )
+    show(layers)
+    if result.plan.kept_float:
+        kept = table("kept in floating point", "layer", "why", left=2)
+        for entry in result.plan.kept_float:
+            kept.add_row(entry.name, entry.why)
+        show(kept)
+    share = nbytes / result.net.nbytes
+    show(f"{output}: {nbytes:,} bytes ({share:.0%} of {result.net.nbytes:,}) in {result.seconds['total']:.2f} s")

@@ -1,0 +1,153 @@
+"""The error that quantization makes in every layer: predicted from closed forms, and measured.
+
+Both are local: the layer reads the float model's activations, quantizes them and its weight as the plan says, and its
+output is
+compared with the float layer's. Predicted noise power of output channel c, with operand error variance e^2 of its grid
+(exact under the observed histogram or prior), weight error D = W^q - W, and operand mean m and variance v per channel:
+
+    noise_c = sum_k (W^q_ck)^2 e^2 + sum_k D_ck^2 v_k + (sum_k D_ck m_k + shift_c)^2
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+import qmath
+from qgraph import weights
+from qgraph.correct import output_sums
+from qgraph.data import Dataset
+from qgraph.graph import GraphView, Layer, root
+from qgraph.lowering import shift_bias
+from qgraph.observe import Observations
+from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
+from qgraph.runtime import Session
+from qgraph.simulate import FloatEmitter
+
+SAMPLES = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerReport:
+    """What became of one layer; the errors are None where there was nothing to measure them on."""
+
+    name: str
+    op: str
+    weight_bits: int
+    activation_bits: int | None
+    weight_bytes: int
+    predicted_sqnr_db: float | None = None
+    measured_sqnr_db: float | None = None
+
+
+def measured_power(
+    view: GraphView, plan: QuantPlan, data: Dataset, *, samples: int = SAMPLES, threads: int | None = None
+) -> dict[str, tuple[float, float]]:
+    """Per layer: mean square of the float output, and of the local quantization error, over the first `samples`
+    samples.
+    """
+    session = Session(_probe(view, plan), threads=threads)
+    total, seen = np.zeros(2 * len(plan.layers)), 0
+    for batch in data.batches(min(samples, data.count)):
+        total += batch.count * np.array([float(v) for v in session.run_list(batch.feeds)])
+        seen += batch.count
+        if seen >= samples:
+            break
+    mean = (total / max(seen, 1)).reshape(-1, 2).tolist()
+    return {quant.name: (signal, noise) for quant, (signal, noise) in zip(plan.layers, mean, strict=True)}
+
+
+def predicted_noise(view: GraphView, plan: QuantPlan, observed: Observations) -> dict[str, float]:
+    """Per layer: the expected mean square of the local quantization error, from statistics and closed forms alone."""
+    grids = operand_grids(plan)
+    return {quant.name: _predict(view.by_name[quant.name], quant, grids, observed) for quant in plan.layers}
+
+
+def operand_grids(plan: QuantPlan) -> Mapping[str, ActivationQuant]:
+    """The grid that layers read each tensor on: the operand grid where there is one, else the tensor's."""
+    return {a.tensor: a for a in sorted(plan.activations, key=lambda a: a.role, reverse=True)}
+
+
+def root_name(layer: Layer) -> str:
+    """The name of the tensor whose grid the layer reads."""
+    return str(root(layer.input).name)
+
+
+def sqnr_db(signal: float, noise: float) -> float | None:
+    """10 log10(signal / noise); None where either is zero."""
+    return float(10 * np.log10(signal / noise)) if signal > 0 and noise > 0 else None
+
+
+def _predict(layer: Layer, quant: LayerQuant, grids: Mapping[str, ActivationQuant], observed: Observations) -> float:
+    weight = layer.weight_array()
+    rounded = weights.quantized(weight, quant.weight).astype(np.float64)
+    difference = rounded - weight
+    grid = grids.get(root_name(layer))
+    operand_error = 0.0 if grid is None else grid_error(observed[grid.tensor], grid)
+    channels = observed[str(layer.input.name)].channels
+    if channels is None:
+        return float("nan")
+    mean, variance = np.asarray(channels.mean), np.asarray(channels.variance)
+    ones = np.ones_like(mean)
+    shift = np.asarray(quant.bias_shift) if quant.bias_shift else 0.0
+    noise = (
+        output_sums(layer, rounded**2, ones) * operand_error
+        + output_sums(layer, difference**2, variance)
+        + (output_sums(layer, difference, mean) + shift) ** 2
+    )
+    return float(np.mean(noise))
+
+
+def grid_error(statistics: qmath.Statistics, grid: ActivationQuant) -> float:
+    """Mean squared error of a grid over a tensor's histogram, each bin taken as uniform: exact up to the bin width."""
+    histogram = statistics.histogram
+    if histogram is None or not statistics.count:
+        return 0.0
+    codes = np.clip(np.rint(histogram.centers / grid.scale), -grid.zero_point, grid.qmax - grid.zero_point)
+    squares = (histogram.centers - codes * grid.scale) ** 2
+    occupied = histogram.counts > 0
+    zero_is_exact = occupied & (np.abs(histogram.centers) <= histogram.width)  # mass at 0 (after ReLU) has no error
+    squares = np.where(zero_is_exact, 0.0, squares + histogram.width**2 / 12)
+    return float((histogram.counts * squares).sum() / histogram.total)
+
+
+def _probe(view: GraphView, plan: QuantPlan) -> ir.Model:
+    """The float graph with a quantized twin of every layer; outputs two mean squares per layer: its result, its
+    error.
+    """
+    net = view.model.ir_model.clone()
+    twin = GraphView(dataclasses.replace(view.model, ir_model=net))
+    layers = [twin.by_name[quant.name] for quant in plan.layers]
+    emitter = FloatEmitter(net.graph)
+    grids = operand_grids(plan)
+    net.graph.outputs.clear()
+    on_grid: dict[ir.Value, ir.Value] = {}
+    for layer, quant in zip(layers, plan.layers, strict=True):
+        operand, grid = layer.input, grids.get(root_name(layer))
+        if grid is not None and operand not in on_grid:
+            on_grid[operand] = emitter.activation(operand, grid)
+        result = _twin(net.graph, layer, quant, on_grid.get(operand, operand), emitter)
+        error = emitter.op("Sub", result, layer.output)
+        net.graph.outputs.extend(_mean_square(emitter, v) for v in (layer.output, error))
+    net.graph.sort()
+    return net
+
+
+def _twin(graph: ir.Graph, layer: Layer, quant: LayerQuant, operand: ir.Value, emitter: FloatEmitter) -> ir.Value:
+    inputs = list(layer.node.inputs)
+    inputs[1 - layer.weight_index] = operand
+    inputs[layer.weight_index] = emitter.weight(layer, quant, integer=True)
+    copy = ir.node(layer.op, inputs, attributes={k: a.value for k, a in layer.node.attributes.items()})
+    graph.append(copy)
+    shift = np.asarray(quant.bias_shift, np.float64)
+    return shift_bias(graph, dataclasses.replace(layer, node=copy), shift) if shift.size else copy.outputs[0]
+
+
+def _mean_square(emitter: FloatEmitter, value: ir.Value) -> ir.Value:
+    mean = emitter.op("ReduceMean", emitter.op("Mul", value, value), keepdims=0)
+    mean.type, mean.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+    return mean

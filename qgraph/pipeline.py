@@ -1,0 +1,226 @@
+"""The main job: a model in, a smaller one out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from qgraph import aciq
+from qgraph.data import DataLike, Dataset, Preprocessing, open_data
+from qgraph.errors import UsageError
+from qgraph.export import export, weight_bytes
+from qgraph.graph import GraphView
+from qgraph.initial import initial_plan
+from qgraph.measure import LayerReport, measured_power, operand_grids, predicted_noise, root_name, sqnr_db
+from qgraph.model import Model, ModelLike, load, normalise, raise_opset, save
+from qgraph.observe import Observations, observe
+from qgraph.plan import QuantPlan
+from qgraph.progress import SILENT, Progress
+from qgraph.recipe import FORMATS, Recipe
+from qgraph.simulate import simulate
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Result:
+    """A quantized model: its plan, its graph, and what each stage took."""
+
+    net: Model
+    plan: QuantPlan
+    format: str
+    data: str
+    seconds: dict[str, float]
+    layers: tuple[LayerReport, ...]
+
+    @cached_property
+    def model(self) -> ir.Model:
+        """The quantized model, as onnx-ir."""
+        return lower(self.net, self.plan, format=self.format)
+
+    @cached_property
+    def proto_bytes(self) -> int:
+        return int(ir.to_proto(self.model).ByteSize())
+
+    def save(self, path: str | Path) -> int:
+        """Write the model, whole or not at all; returns its size in bytes."""
+        return save(self.model, path, source=self.net.source)
+
+    def to_dict(self, *, output: str | None = None, nbytes: int | None = None) -> dict[str, Any]:
+        """What `qgraph quantize --json` prints."""
+        return {
+            "output": output,
+            "bytes": self.proto_bytes if nbytes is None else nbytes,
+            "float_bytes": self.net.nbytes,
+            "weight_bytes": sum(layer.weight_bytes for layer in self.layers),
+            "data": self.data,
+            "seconds": self.seconds,
+            "layers": [
+                {
+                    "name": layer.name,
+                    "op": layer.op,
+                    "weight_bits": layer.weight_bits,
+                    "activation_bits": layer.activation_bits,
+                    "predicted_sqnr_db": layer.predicted_sqnr_db,
+                    "measured_sqnr_db": layer.measured_sqnr_db,
+                }
+                for layer in self.layers
+            ],
+            "kept_float": [{"name": k.name, "why": k.why} for k in self.plan.kept_float],
+        }
+
+
+def quantize(
+    model: ModelLike,
+    data: DataLike | None = None,
+    *,
+    method: str | None = None,
+    format: str = "qdq",
+    preprocessing: Preprocessing | None = None,
+    limit: int | None = None,
+    calibration: str | Path | None = None,
+    opset: int | None = None,
+    threads: int | None = None,
+    measure: bool = True,
+    progress: Progress = SILENT,
+    **overrides: Any,
+) -> Result:
+    """Quantize an ONNX model for onnxruntime on the CPU.
+
+    Args:
+        model: a path, `onnx.ModelProto` or onnx-ir model.
+        data: calibration samples: a path (.npz, .npy, folder of images), arrays, or an iterable of batches.
+        method: `minmax` or `aciq` (default with data).
+        format: `qdq` to deploy, `float` for a simulation in plain float operators.
+        preprocessing: mean and std for images.
+        limit: use at most this many samples.
+        calibration: file of statistics: read if it exists, else written, so that observing is done once.
+        opset: raise the model to this opset first.
+        measure: also measure every layer's error on a few samples.
+        overrides: `weights`, `activations` (bits or None), `per_channel`, `symmetric`, `clip`, `bias_correction`,
+        `keep`,
+            `edge_bits`, `reduce_range`: see `Recipe`.
+
+    Raises:
+        QGraphError: with a message that says what to do, for anything wrong with model, data or options.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"unknown format '{format}': choose one of {', '.join(FORMATS)}")
+    clock = _Clock()
+    recipe = Recipe.choose(method, data is not None or calibration is not None, **overrides)
+    with clock.stage("load"):
+        net = prepare(model, opset=opset)
+        view = GraphView(net)
+        samples = None if data is None else open_data(data, net, preprocessing=preprocessing, limit=limit)
+    with clock.stage("observe"):
+        observed = _observations(net, recipe, samples, calibration, threads, progress)
+    with clock.stage("plan"):
+        plan = refine(initial_plan(view, recipe, observed), view, observed, recipe)
+    with clock.stage("measure"):
+        layers = _report(view, plan, observed, samples if measure else None, threads)
+    with clock.stage("export"):
+        result = Result(
+            net=net,
+            plan=plan,
+            format=format,
+            data="none" if observed is None else "calibration",
+            seconds=clock.seconds,
+            layers=layers,
+        )
+        _ = result.model
+    clock.finish()
+    return result
+
+
+def prepare(model: ModelLike, *, opset: int | None = None) -> Model:
+    """Load and normalise, at the opset that quantized graphs need or a higher one asked for."""
+    return raise_opset(normalise(load(model)), opset)
+
+
+def refine(plan: QuantPlan, view: GraphView, observed: Observations | None, recipe: Recipe) -> QuantPlan:
+    """The recipe's method: from the full-range plan to a better one."""
+    config = aciq.AciqConfig(clip=recipe.clip, weight_clip=recipe.weight_clip, bias_correction=recipe.bias_correction)
+    return aciq.refine(plan, view, observed, config=config)
+
+
+def apply(model: ModelLike, plan: QuantPlan, *, format: str = "qdq", opset: int | None = None) -> Model:
+    """The model quantized as a plan says; the same bytes as the `quantize` that made the plan."""
+    net = prepare(model, opset=opset)
+    lowered = lower(net, plan, format=format)
+    return Model(ir_model=lowered, source=net.source, nbytes=net.nbytes, digest=net.digest)
+
+
+def lower(net: Model, plan: QuantPlan, *, format: str) -> ir.Model:
+    """The plan turned into nodes, in the format asked for."""
+    return export(net, plan) if format == "qdq" else simulate(net, plan)
+
+
+def _observations(
+    net: Model,
+    recipe: Recipe,
+    data: Dataset | None,
+    calibration: str | Path | None,
+    threads: int | None,
+    progress: Progress,
+) -> Observations | None:
+    if calibration is not None and Path(calibration).exists():
+        observed = Observations.load(calibration)
+        observed.check_model(net)
+        return observed
+    if data is None:
+        if recipe.activations is not None:
+            raise UsageError(f"the calibration file {calibration} does not exist yet: pass --data to make it")
+        return None
+    observed = observe(net, data, threads=threads, progress=progress)
+    if calibration is not None:
+        observed.save(calibration)
+    return observed
+
+
+def _report(
+    view: GraphView,
+    plan: QuantPlan,
+    observed: Observations | None,
+    data: Dataset | None,
+    threads: int | None,
+) -> tuple[LayerReport, ...]:
+    power = measured_power(view, plan, data, threads=threads) if data is not None else {}
+    predicted = predicted_noise(view, plan, observed) if observed is not None else {}
+    grids = operand_grids(plan)
+    reports = []
+    for quant in plan.layers:
+        layer = view.by_name[quant.name]
+        signal, noise = power.get(quant.name, (0.0, 0.0))
+        grid = grids.get(root_name(layer))
+        reports.append(
+            LayerReport(
+                name=quant.name,
+                op=quant.op,
+                weight_bits=quant.weight.bits,
+                activation_bits=None if grid is None else grid.bits,
+                weight_bytes=weight_bytes(layer.weight_array().shape, quant.weight.bits),
+                predicted_sqnr_db=sqnr_db(signal, predicted.get(quant.name, 0.0)),
+                measured_sqnr_db=sqnr_db(signal, noise),
+            )
+        )
+    return tuple(reports)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 4)
+
+    def finish(self) -> None:
+        self.seconds["total"] = round(time.perf_counter() - self._start, 4)

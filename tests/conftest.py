@@ -1,0 +1,60 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+DEMO = Path(str(files("qgraph") / "demo_assets"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of large models and data that development machines keep beside the checkout."""
+    path = Path(os.environ.get("QGRAPH_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not (path / "models").is_dir():
+        pytest.skip(f"needs the shared models and data at {path} (or in $QGRAPH_SHARED)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits() -> Path:
+    """The packaged demo network."""
+    return DEMO / "digits.onnx"
+
+
+@pytest.fixture(scope="session")
+def digits_calibration() -> Path:
+    return DEMO / "digits_calibration.npz"
+
+
+@pytest.fixture(scope="session")
+def digits_test() -> Path:
+    return DEMO / "digits_test.npz"
+
+
+@pytest.fixture
+def model_from_text():
+    """Build a checked ONNX model from its textual form and initial values for its initializers."""
+
+    def build(text: str, **weights: np.ndarray) -> onnx.ModelProto:
+        model = ir.from_onnx_text(text)
+        for name, array in weights.items():
+            value = ir.Value(name=name, shape=ir.Shape(array.shape), const_value=ir.tensor(array, name=name))
+            value.dtype = ir.DataType.from_numpy(array.dtype)
+            placeholder = next((v for v in model.graph.inputs if v.name == name), None)
+            if placeholder is not None:
+                model.graph.inputs.remove(placeholder)
+                placeholder.replace_all_uses_with(value)
+            model.graph.register_initializer(value)
+        proto = ir.to_proto(model)
+        onnx.checker.check_model(proto, full_check=True)
+        return proto
+
+    return build
