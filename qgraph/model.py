@@ -48,11 +48,11 @@ class Model:
 
     @property
     def opset(self) -> int:
-        return self.ir.opset_imports.get("", 1)
+        return self.ir_model.opset_imports.get("", 1)
 
     @property
     def graph(self) -> ir.Graph:
-        return self.ir.graph
+        return self.ir_model.graph
 
     @property
     def normalised(self) -> bool:
@@ -201,10 +201,17 @@ def _load_file(path: Path) -> Model:
     except Exception as error:
         raise ModelError(f"{path} cannot be read as an ONNX graph: {error}") from error
     ir.external_data.set_base_dir(model.graph, path.parent)
-    external = sum(
-        v.const_value.nbytes for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)
-    )
-    return Model(ir_model=model, source=str(path), nbytes=path.stat().st_size + external)
+    nbytes = path.stat().st_size
+    external = [t for v in model.graph.initializers.values() if isinstance(t := v.const_value, ir.ExternalTensor)]
+    if external:
+        size = sum(t.nbytes for t in external)
+        nbytes += size
+        try:
+            if size <= EXTERNAL_DATA_THRESHOLD:  # larger weights stay mapped from their file
+                ir.external_data.load_to_model(model)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path}: cannot read its external data: {_first_line(error)}") from error
+    return Model(ir_model=model, source=str(path), nbytes=nbytes)
 
 
 def _check(model: onnx.ModelProto | str, where: str) -> None:

@@ -1,0 +1,105 @@
+"""`qgraph demo`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qgraph.cli.console import number, progress, show, show_json, table
+from qgraph.data import open_data
+from qgraph.errors import ModelError
+from qgraph.evaluation import evaluate, latency_ratio
+from qgraph.model import Model, load, write_atomically
+from qgraph.pipeline import quantize
+from qgraph.progress import Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One row of the demo: what to ask `quantize` for."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+VARIANTS = (
+    Variant(name="W8A8", options={"weights": 8, "activations": 8}),
+    Variant(name="W4A8", options={"weights": 4, "activations": 8}),
+    Variant(name="W4A4", options={"weights": 4, "activations": 4}),
+)
+LATENCY_BATCH = 32
+
+
+@click.command()
+@click.option("-o", "--output", default="qgraph-demo", metavar="DIR", show_default=True, help="Folder for the results.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads (default: all cores).")
+@click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
+def demo(output: str, threads: int | None, as_json: bool) -> None:
+    """Quantize the digits network that ships with qgraph, and show what it costs and gains.
+
+    \b
+    Example:
+      qgraph demo
+    """
+    folder = Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"cannot make the folder {folder}: {error.strerror}; choose another with -o") from error
+    with as_file(files("qgraph") / "demo_assets") as assets:
+        rows = _run(assets, folder, threads, progress(as_json))
+    if as_json:
+        show_json(rows)
+        return
+    result = table(
+        "handwritten digits, a residual network of 16 layers", "model", "accuracy %", "bytes", "latency / float", "seconds"
+    )
+    for row in rows:
+        result.add_row(
+            row["model"],
+            number(row["top1"]),
+            f"{row['bytes']:,}",
+            number(row["latency"]),
+            number(row["seconds"]),
+        )
+    show(result, f"models and plans are in {folder}/")
+
+
+def _run(assets: Path, folder: Path, threads: int | None, bars: Progress) -> list[dict[str, Any]]:
+    source, test = assets / "digits.onnx", assets / "digits_test.npz"
+    original = load(source)
+    feeds = next(iter(open_data(test, original).batches(LATENCY_BATCH))).feeds
+    accuracy = evaluate(original, test, threads=threads)
+    rows = [{"model": "float", "top1": accuracy.top1, "bytes": original.nbytes, "latency": 1.0, "seconds": None}]
+    with bars.stage("quantizing", len(VARIANTS)) as advance:
+        for variant in VARIANTS:
+            result = quantize(source, assets / "digits_calibration.npz", threads=threads, **variant.options)
+            path = folder / f"digits-{variant.name.lower()}.onnx"
+            result.save(path)
+            write_atomically(path.with_suffix(".plan.json"), result.plan.to_json().encode())
+            rows.append(_row(variant, path, original, test, feeds, result.seconds["total"], threads))
+            advance(1)
+    return rows
+
+
+def _row(
+    variant: Variant,
+    path: Path,
+    original: Model,
+    test: Path,
+    feeds: dict[str, Any],
+    seconds: float,
+    threads: int | None,
+) -> dict[str, Any]:
+    quantized = load(path)
+    return {
+        "model": variant.name,
+        "top1": evaluate(quantized, test, threads=threads).top1,
+        "bytes": quantized.nbytes,
+        "latency": latency_ratio(quantized, original, feeds, threads=threads),
+        "seconds": seconds,
+    }
