@@ -90,6 +90,13 @@ class Layer:
         return output_axis(self.node) % rank
 
     @property
+    def scale_axis(self) -> int | None:
+        """The axis along which the weight may have one scale per channel; None where integer kernels want a single one."""
+        if self.op == "MatMul" and (self.weight_index == 0 or len(_present(self.weight.shape)) > 2):
+            return None
+        return self.output_axis
+
+    @property
     def input_axis(self) -> int:
         """Axis of the operand that is summed over; may be negative."""
         if self.op in ("Conv", "ConvTranspose"):

@@ -44,7 +44,7 @@ def initial_plan(view: GraphView, recipe: Recipe, observed: Observations | None)
 
 def _layer_grid(layer: Layer, recipe: Recipe, view: GraphView) -> LayerQuant:
     weight = layer.weight_array()
-    axis = layer.output_axis if recipe.per_channel else None
+    axis = layer.scale_axis if recipe.per_channel else None
     over = tuple(i for i in range(weight.ndim) if i != axis)
     low, high = weight.min(axis=over), weight.max(axis=over)
     grid = weight_grid(low, high, bits=recipe.bits_of(layer, view.edge_layers), axis=axis, symmetric=recipe.symmetric)
