@@ -112,7 +112,8 @@ def test_bit_planes_hold_every_code(bits, count):
 
 RESIDUAL = """
 <ir_version: 8, opset_import: ["": {opset}]>
-net (float[N,3,8,8] x, float[8,3,3,3] w1, float[8] b1, float[8,8,3,3] w2, float[5,8] w3, int64[8] pads) => (float[N,5] y) {{
+net (float[N,3,8,8] x, float[8,3,3,3] w1, float[8] b1, float[8,8,3,3] w2, float[5,8] w3, int64[8] pads) => (float[N,5]
+y) {{
   c1 = Conv<pads=[1,1,1,1]>(x, w1, b1)
   r1 = Relu(c1)
   c2 = Conv<pads=[1,1,1,1]>(r1, w2)
