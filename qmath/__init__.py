@@ -1,0 +1,25 @@
+"""Analytic uniform quantization on NumPy, SciPy and Numba: closed forms, root-finders, allocators, kernels.
+
+Every public name is available as `qmath.NAME`; its module is imported when the name is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "statistics": ("Histogram", "Statistics", "StatisticsAccumulator", "statistics"),
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'qmath' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"qmath.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
