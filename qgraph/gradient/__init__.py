@@ -1,0 +1,31 @@
+"""Reverse-mode differentiation of ONNX graphs.
+
+`gradients` takes a model, a scalar output and the names to differentiate for, and returns a model with the gradients as
+extra outputs::
+
+    step = gradients("model.onnx", "loss", ["input", "conv1.weight"])
+    onnx_ir.save(step, "step.onnx")          # outputs: ..., input_grad, conv1.weight_grad
+
+New operators are added with `rule`.
+"""
+
+from qgraph.gradient.build import Builder, builders, gradient_name, gradients
+from qgraph.gradient.errors import GradientError, MissingRuleError
+from qgraph.gradient.expression import Expr, constant, op
+from qgraph.gradient.registry import Gradient, Node, rule, rules
+
+__all__ = [
+    "Builder",
+    "Expr",
+    "Gradient",
+    "GradientError",
+    "MissingRuleError",
+    "Node",
+    "builders",
+    "constant",
+    "gradient_name",
+    "gradients",
+    "op",
+    "rule",
+    "rules",
+]

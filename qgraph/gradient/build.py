@@ -1,0 +1,110 @@
+"""The one entry: a model, a loss and names in; a model that also outputs the gradients out."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+import qgraph.gradient.rules_elementwise
+import qgraph.gradient.rules_linear
+import qgraph.gradient.rules_normalization
+import qgraph.gradient.rules_pooling
+import qgraph.gradient.rules_quantize
+import qgraph.gradient.rules_reduction
+import qgraph.gradient.rules_resize
+import qgraph.gradient.rules_shape  # noqa: F401  (imported for the rules they register)
+from qgraph.gradient import portable, training
+from qgraph.gradient.errors import GradientError
+from qgraph.gradient.prepare import prepared
+from qgraph.model import ModelLike
+
+Builder: TypeAlias = Literal["portable", "training"]
+
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+
+
+def builders() -> tuple[Builder, ...]:
+    """The builders that work here, the preferred one first: "training" needs the onnxruntime-training package."""
+    return ("training", "portable") if training.is_available() else ("portable",)
+
+
+def gradient_name(name: str) -> str:
+    """The output that holds the gradient for tensor `name`."""
+    return f"{name}_grad"
+
+
+def gradients(model: ModelLike, loss: str, wrt: Sequence[str], *, builder: Builder | None = None) -> ir.Model:
+    """Differentiate `loss` for every tensor named in `wrt`.
+
+    Args:
+        model: an onnx-ir model, a ModelProto, or a path; it is not changed. Opsets below 16 are raised to 16.
+        loss: a tensor of one element, an output of the model or an inner tensor.
+        wrt: names of float inputs, initializers or inner tensors.
+        builder: "portable" writes the backward pass in standard operators; "training" asks onnxruntime-training, and its
+            result runs only there. By default the first of `builders()`.
+
+    Returns:
+        A model with the outputs of `model`, then dL/dw for every w in `wrt`, named `gradient_name(w)` and shaped like w.
+
+    Raises:
+        GradientError: a name is unknown or not a float tensor, the loss has more than one element or does not depend on
+            a requested tensor, a node cannot be differentiated, or the builder is not installed.
+        MissingRuleError: a node's operator has no rule.
+    """
+    chosen = builder or builders()[0]
+    if chosen not in ("portable", "training"):
+        raise GradientError(f"unknown gradient builder {chosen!r}: choose 'portable' or 'training'")
+    net = prepared(model)
+    values = ir.convenience.create_value_mapping(net.graph)
+    source = _scalar(values, loss)
+    targets = [_float_tensor(values, name) for name in dict.fromkeys(wrt)]
+    if not targets:
+        raise GradientError("no tensor to differentiate for: give at least one name in `wrt`")
+    for name in map(gradient_name, wrt):
+        if name in values:
+            raise GradientError(f"the model already has a tensor named '{name}'; rename it")
+    if chosen == "training":
+        return training.with_gradients(net, source, targets)
+    results = portable.append_gradients(net, source, targets)
+    for value, result in zip(targets, results, strict=True):
+        net.graph.outputs.append(_named(net.graph, result, value))
+    passes.RemoveUnusedNodesPass()(net)
+    return net
+
+
+def _named(graph: ir.Graph, result: ir.Value, value: ir.Value) -> ir.Value:
+    """`result` under its public name; a node of its own keeps the name free of what else the value is used for."""
+    node = ir.node("Identity", [result], name=f"grad/{value.name}")
+    output = node.outputs[0]
+    output.name, output.dtype, output.shape = gradient_name(str(value.name)), value.dtype, value.shape
+    graph.append(node)
+    return output
+
+
+def _find(values: dict[str, ir.Value], name: str) -> ir.Value:
+    if name in values:
+        return values[name]
+    close = difflib.get_close_matches(name, values, n=3)
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+    raise GradientError(f"the model has no tensor named '{name}'{hint}")
+
+
+def _scalar(values: dict[str, ir.Value], name: str) -> ir.Value:
+    value = _float_tensor(values, name)
+    if value.shape is not None and any(d != 1 for d in value.shape):
+        raise GradientError(
+            f"the loss '{name}' has shape {value.shape}, and a gradient is that of one number: reduce it first (ReduceSum)"
+        )
+    return value
+
+
+def _float_tensor(values: dict[str, ir.Value], name: str) -> ir.Value:
+    value = _find(values, name)
+    if value.dtype not in _FLOATS:
+        raise GradientError(f"'{name}' is of type {value.dtype}, and only float tensors have gradients")
+    return value

@@ -1,0 +1,103 @@
+"""Writing symbolic tensors into a graph: every subexpression once, and only what somebody uses."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph.gradient.expression import Call, Expr
+
+PREFIX = "grad"
+
+
+class Emitter:
+    """Turns expressions into nodes at the end of `graph`.
+
+    A call equal to one already there (same operator, inputs and attributes) becomes that node, a node of the forward
+    pass included: its missing outputs are added to it rather than computed again.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._nodes: dict[Hashable, ir.Node] = {}
+        self._calls: dict[Call, ir.Node] = {}
+        self._constants: dict[Hashable, ir.Value] = {}
+        self._taken: set[str | None] = {v.name for node in graph for v in node.outputs}
+        self._taken |= {v.name for v in graph.inputs}
+        self._taken |= set(graph.initializers)
+        self._node_names: set[str | None] = {node.name for node in graph}
+        for node in graph:
+            if node.domain == "":
+                self._nodes.setdefault(_key(node.op_type, node.inputs, _attributes(node)), node)
+
+    def emit(self, expr: Expr, scope: str) -> ir.Value:
+        """The value of `expr`; new nodes are named after `scope`, the forward node they differentiate."""
+        if isinstance(expr.source, ir.Value):
+            return expr.source
+        if isinstance(expr.source, np.ndarray):
+            return self._constant(expr.source)
+        node = self._calls.get(expr.source)
+        if node is None:
+            node = self._calls[expr.source] = self._node(expr.source, scope)
+        self._complete(node, expr.index)
+        value = node.outputs[expr.index]
+        if value.dtype is None:
+            value.dtype = expr.dtype
+        return value
+
+    def _node(self, made: Call, scope: str) -> ir.Node:
+        inputs = [None if e is None else self.emit(e, scope) for e in made.inputs]
+        key = _key(made.op, inputs, made.attributes)
+        if key not in self._nodes:
+            name = _unique(f"{PREFIX}/{scope}/{made.op}", self._node_names)
+            node = ir.node(made.op, inputs, attributes=made.attributes, num_outputs=made.outputs, name=name)
+            for i, value in enumerate(node.outputs):
+                value.name = _unique(name if made.outputs == 1 else f"{name}.{i}", self._taken)
+            self._graph.append(node)
+            self._nodes[key] = node
+        return self._nodes[key]
+
+    def _complete(self, node: ir.Node, index: int) -> None:
+        missing = index + 1 - len(node.outputs)
+        if missing > 0:
+            node.resize_outputs(index + 1)
+        if not node.outputs[index].name:
+            node.outputs[index].name = _unique(f"{node.name or node.outputs[0].name}.{index}", self._taken)
+
+    def _constant(self, array: NDArray[Any]) -> ir.Value:
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = _unique(f"{PREFIX}/constant", self._taken)
+            value = ir.Value(name=name, shape=ir.Shape(array.shape), const_value=ir.tensor(array, name=name))
+            value.dtype = ir.DataType.from_numpy(array.dtype)
+            self._graph.register_initializer(value)
+            self._constants[key] = value
+        return self._constants[key]
+
+
+def _unique(stem: str, taken: set[str | None]) -> str:
+    name, number = stem, 1
+    while name in taken:
+        number += 1
+        name = f"{stem}_{number}"
+    taken.add(name)
+    return name
+
+
+def _attributes(node: ir.Node) -> dict[str, Any]:
+    return {name: attribute.value for name, attribute in node.attributes.items()}
+
+
+def _key(op: str, inputs: Any, attributes: dict[str, Any]) -> Hashable:
+    described = tuple(sorted((k, _described(v)) for k, v in attributes.items()))
+    return op, tuple(id(v) if v is not None else None for v in inputs), described
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, ir.Tensor):
+        return repr((value.dtype, value.numpy().tolist()))
+    return repr(tuple(value)) if isinstance(value, list | tuple) else repr(value)

@@ -1,0 +1,121 @@
+"""The backward graph in standard ONNX operators: runs wherever the model runs, and can be saved as a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import onnx_ir as ir
+
+from qgraph.gradient.emit import Emitter
+from qgraph.gradient.errors import GradientError
+from qgraph.gradient.expression import Call, Expr, op, tensor
+from qgraph.gradient.registry import Node, find_rule
+from qgraph.gradient.shapes import dims, full, unbroadcast
+
+
+def append_gradients(net: ir.Model, loss: ir.Value, wrt: Sequence[ir.Value]) -> list[ir.Value]:
+    """Reverse mode: append to `net`'s graph what computes dL/dw for every w in `wrt`, and return those values.
+
+    Nodes are visited from the loss backwards; a value's gradient is complete, the sum over its consumers, when its
+    producer is reached. Only nodes between `wrt` and the loss are visited.
+    """
+    sweep = _Sweep(net, wrt)
+    sweep.pending[loss] = [_Term(full(1.0, tensor(loss)), _scope(loss))]
+    for node in reversed(list(net.graph)):
+        if any(v in sweep.reachable for v in node.inputs if v is not None):
+            sweep.visit(node)
+    results = [sweep.settle(value) for value in wrt]
+    return [_value(result, value, loss) for result, value in zip(results, wrt, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    """What one consumer adds to the gradient of a value, and the node it comes from."""
+
+    gradient: Expr
+    scope: str
+
+
+class _Sweep:
+    """The state of the walk: gradients still being summed, and those that are complete."""
+
+    def __init__(self, net: ir.Model, wrt: Sequence[ir.Value]) -> None:
+        self.reachable = _downstream(net.graph, wrt)
+        self.pending: dict[ir.Value, list[_Term]] = {}
+        self._complete: dict[ir.Value, ir.Value] = {}
+        self._emitter = Emitter(net.graph)
+        self._opset = net.opset_imports.get("", 1)
+
+    def visit(self, node: ir.Node) -> None:
+        """Complete the gradients of the node's outputs and hand them on to its inputs."""
+        settled = [self.settle(v) for v in node.outputs]
+        if all(g is None for g in settled):
+            return
+        seen = Node(node, [None if g is None else tensor(g) for g in settled], self._opset)
+        for value, gradient in _input_gradients(seen, self.reachable):
+            self.pending.setdefault(value, []).append(_Term(gradient, node.name or node.op_type))
+
+    def settle(self, value: ir.Value) -> ir.Value | None:
+        """The complete gradient of `value`, written to the graph when first asked for; None if nothing flows to it."""
+        if value in self.pending:
+            terms = [tensor(self._emitter.emit(t.gradient, t.scope)) for t in _compact(self.pending.pop(value))]
+            summed = self._emitter.emit(reduce(op.Add, terms), _scope(value))
+            if summed.shape is None:
+                summed.shape = value.shape
+            self._complete[value] = summed
+        return self._complete.get(value)
+
+
+def _scope(value: ir.Value) -> str:
+    producer = value.producer()
+    return str(producer.name if producer is not None else value.name)
+
+
+def _downstream(graph: ir.Graph, sources: Sequence[ir.Value]) -> set[ir.Value]:
+    """Everything that depends on one of `sources`, themselves included."""
+    reached = set(sources)
+    for node in graph:
+        if any(v in reached for v in node.inputs if v is not None):
+            reached.update(node.outputs)
+    return reached
+
+
+def _input_gradients(node: Node, wanted: set[ir.Value]) -> list[tuple[ir.Value, Expr]]:
+    found = find_rule(node.ir, node.opset)
+    result = found.function(node)
+    gradients = (result,) if isinstance(result, Expr) or result is None else result
+    pairs = []
+    for value, gradient in zip(node.ir.inputs, gradients, strict=False):
+        if value is None or gradient is None or value not in wanted:
+            continue
+        if found.broadcasts:
+            gradient = unbroadcast(gradient, dims(node.y), tensor(value))
+        pairs.append((value, gradient))
+    return pairs
+
+
+def _compact(terms: list[_Term]) -> list[_Term]:
+    """Leave the expansion of a term to the broadcasting of Add, where another term has the full shape already."""
+    whole = [t for t in terms if not _is_expansion(t.gradient)]
+    if not whole:
+        return terms
+    return whole + [_Term(_expanded(t.gradient), t.scope) for t in terms if _is_expansion(t.gradient)]
+
+
+def _is_expansion(gradient: Expr) -> bool:
+    return isinstance(gradient.source, Call) and gradient.source.op == "Expand"
+
+
+def _expanded(expansion: Expr) -> Expr:
+    inner = expansion.source.inputs[0] if isinstance(expansion.source, Call) else None
+    return expansion if inner is None else inner
+
+
+def _value(gradient: ir.Value | None, value: ir.Value, loss: ir.Value) -> ir.Value:
+    if gradient is None:
+        raise GradientError(
+            f"'{loss.name}' does not depend on '{value.name}' through differentiable operators, so there is no gradient"
+        )
+    return gradient

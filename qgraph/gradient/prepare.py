@@ -1,0 +1,34 @@
+"""The form in which a model is differentiated: functions inlined, weights as initializers, a recent opset, shapes known.
+
+Unlike `qgraph.model.normalise` it folds nothing, so that every tensor of the model can be differentiated for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from qgraph.model import ModelLike, load, raise_opset
+
+MIN_OPSET = 16  # scatter with addition
+
+
+def prepared(model: ModelLike) -> ir.Model:
+    """A copy of `model` that computes the same and that the rules can read."""
+    loaded = load(model)
+    net = loaded.ir_model.clone()
+    if net.functions:
+        passes.InlinePass()(net)
+    passes.RemoveInitializersFromInputsPass()(net)
+    net.ir_version = max(net.ir_version, 4)  # the first version whose initializers need not be inputs
+    if loaded.opset < MIN_OPSET:
+        net = raise_opset(replace(loaded, ir_model=net), MIN_OPSET).ir_model
+        net.ir_version = max(net.ir_version, 8)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(net)
+    passes.TopologicalSortPass()(net)
+    for node in net.graph:
+        node.name = node.name or f"{node.op_type}/{node.outputs[0].name}"
+    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(net)
+    return net

@@ -1,0 +1,142 @@
+"""Gradient rules: one function per operator, registered by one decorator.
+
+A rule gets the node to differentiate and returns what the loss's derivative is for each of its inputs::
+
+    @rule("Sigmoid")
+    def sigmoid(n: Node) -> Gradient:
+        return n.g * n.y * (1 - n.y)          # dL/dx = g y (1 - y)
+
+It returns one expression (for the first input) or one per input, None where no gradient flows. With `broadcasts=True` the
+operator broadcasts its inputs as NumPy does and each gradient has the shape of the output; summing it back to the shape of
+the input is done for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph.gradient.errors import GradientError, MissingRuleError
+from qgraph.gradient.expression import Expr, call, tensor
+from qgraph.gradient.shapes import Dims, dims
+
+Gradient: TypeAlias = "Expr | Sequence[Expr | None] | None"
+
+
+class Node:
+    """A node being differentiated: its inputs `x`, first output `y`, and the loss's derivative `g` for `y`."""
+
+    def __init__(self, node: ir.Node, output_gradients: Sequence[Expr | None], opset: int) -> None:
+        self.ir = node
+        self.opset = opset
+        self.inputs = tuple(None if v is None else tensor(v) for v in node.inputs)
+        self.outputs = tuple(tensor(v) for v in node.outputs)
+        self.output_gradients = tuple(output_gradients)
+
+    @property
+    def op(self) -> str:
+        return self.ir.op_type
+
+    @property
+    def x(self) -> Expr:
+        """The first input."""
+        return self.input(0)
+
+    @property
+    def y(self) -> Expr:
+        """The first output."""
+        return self.outputs[0]
+
+    @property
+    def g(self) -> Expr:
+        """dL/dy of the first output."""
+        gradient = self.output_gradients[0]
+        if gradient is None:
+            raise self.error("only its secondary outputs carry a gradient, which this rule does not handle")
+        return gradient
+
+    def has(self, index: int) -> bool:
+        """Whether the optional input `index` is given."""
+        return index < len(self.inputs) and self.inputs[index] is not None
+
+    def input(self, index: int) -> Expr:
+        given = self.inputs[index] if index < len(self.inputs) else None
+        if given is None:
+            raise self.error(f"input {index} is missing")
+        return given
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        given = self.ir.attributes.get(name)
+        return default if given is None else given.value
+
+    def constant(self, index: int) -> NDArray[Any] | None:
+        """The array behind input `index` if it is an initializer that callers cannot replace."""
+        value = self.ir.inputs[index] if index < len(self.ir.inputs) else None
+        if value is None or value.const_value is None or value.is_graph_input():
+            return None
+        return np.asarray(value.const_value.numpy())
+
+    def dims(self, index: int = 0) -> Dims:
+        """Static or symbolic dimensions of input `index`."""
+        return dims(self.input(index))
+
+    def forward(self, output: int) -> Expr:
+        """Another output of this node, added to it if the model left it out."""
+        attributes = {name: a.value for name, a in self.ir.attributes.items()}
+        return call(self.op, *self.inputs, outputs=output + 1, **attributes)[output]
+
+    def error(self, problem: str) -> GradientError:
+        return GradientError(f"cannot differentiate {self.op} '{self.ir.name}': {problem}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A registered rule and whether its operator broadcasts."""
+
+    function: Callable[[Node], Gradient]
+    broadcasts: bool
+
+
+_rules: dict[tuple[str, str], Rule] = {}
+
+
+def rule(
+    *operators: str, broadcasts: bool = False, domain: str = ""
+) -> Callable[[Callable[[Node], Gradient]], Callable[[Node], Gradient]]:
+    """Register the decorated function as the gradient of the named operators.
+
+    Raises ValueError if one of them has a rule already.
+    """
+
+    def register(function: Callable[[Node], Gradient]) -> Callable[[Node], Gradient]:
+        for operator in operators:
+            if (domain, operator) in _rules:
+                raise ValueError(f"operator {operator!r} of domain {domain!r} already has a gradient rule")
+            _rules[domain, operator] = Rule(function=function, broadcasts=broadcasts)
+        return function
+
+    return register
+
+
+def rules() -> tuple[str, ...]:
+    """The operators that have a rule, sorted; those of other domains as `domain::operator`."""
+    return tuple(sorted(f"{domain}::{name}" if domain else name for domain, name in _rules))
+
+
+def find_rule(node: ir.Node, opset: int) -> Rule:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    if (found := _rules.get((domain, node.op_type))) is not None:
+        return found
+    where = f", domain={domain!r}" if domain else ""
+    raise MissingRuleError(
+        f"operator {node.op_type} (opset {opset}{where}) of node '{node.name}' has no gradient rule; add one function:\n\n"
+        f"    from qgraph.gradient import rule\n\n"
+        f'    @rule("{node.op_type}"{where})\n'
+        f"    def gradient(n):          # n.x, n.input(i): inputs; n.y: output; n.g: dL/dy\n"
+        f"        return n.g * ...      # dL/dx, or one expression per input"
+    )
