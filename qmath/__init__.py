@@ -9,7 +9,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "statistics": ("Histogram", "Statistics", "StatisticsAccumulator", "statistics"),
+    "statistics": ("Histogram", "Statistics", "StatisticsAccumulator"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_MODULE_OF)

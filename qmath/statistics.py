@@ -1,6 +1,7 @@
 """Streaming statistics that do not depend on how the data are split or ordered.
 
-Ranges and counts are exact. Histogram bins are powers of two wide: when a larger value arrives, neighbouring bins merge in
+Ranges and counts are exact. Histogram bins are powers of two wide: when a larger value arrives, neighbouring bins
+merge in
 pairs, which moves no value to a wrong bin, so that the result is that of the final range from the start. Sums are taken
 per sample in a fixed order and combined over samples in double-double arithmetic.
 """
@@ -21,7 +22,9 @@ MIN_EXPONENT = -126  # range of data that are all zero: [-2**-126, 2**-126)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Histogram:
-    """Counts in equal bins over [-2**exponent, 2**exponent); bin `half` starts at 0, negative bins hold their upper edge."""
+    """Counts in equal bins over [-2**exponent, 2**exponent); bin `half` starts at 0, negative bins hold their
+    upper edge.
+    """
 
     counts: NDArray[np.int64]
     exponent: int
@@ -29,7 +32,7 @@ class Histogram:
     @classmethod
     def of(cls, data: ArrayLike, *, bins: int = BINS) -> Histogram:
         """Histogram of an array of any shape; raises ValueError for NaN, infinite or missing values."""
-        histogram = statistics(data, bins=bins).histogram
+        histogram = Statistics.of(data, bins=bins).histogram
         if histogram is None:
             raise ValueError("a histogram needs data")
         return histogram
@@ -77,7 +80,9 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Statistics:
-    """Moments of a tensor (scalars), or of each of its channels (arrays); `variance` is the biased one, over `count`."""
+    """Moments of a tensor (scalars), or of each of its channels (arrays); `variance` is the biased one, over
+    `count`.
+    """
 
     count: int
     min: Any
@@ -87,6 +92,15 @@ class Statistics:
     mean_abs: Any
     histogram: Histogram | None = None
     channels: Statistics | None = None
+
+    @classmethod
+    def of(cls, data: ArrayLike, *, channel_axis: int | None = None, bins: int = BINS) -> Statistics:
+        """Statistics of one array, axis 0 running over samples; raises ValueError as
+        `StatisticsAccumulator.update` does.
+        """
+        accumulator = StatisticsAccumulator(bins=bins, channel_axis=channel_axis)
+        accumulator.update(data)
+        return accumulator.result()
 
     @property
     def std(self) -> Any:
@@ -223,13 +237,6 @@ class StatisticsAccumulator:
         if bad:
             raise ValueError(f"{bad} of {blocks.size} values are NaN or infinite")
         raise ValueError(f"values up to {np.abs(blocks).max():.3g} are too large: their squares overflow")
-
-
-def statistics(data: ArrayLike, *, channel_axis: int | None = None, bins: int = BINS) -> Statistics:
-    """Statistics of one array; axis 0 runs over samples when it has `channel_axis`. Raises ValueError as `update` does."""
-    accumulator = StatisticsAccumulator(bins=bins, channel_axis=channel_axis)
-    accumulator.update(data)
-    return accumulator.result()
 
 
 def _halved(counts: NDArray[np.int64]) -> NDArray[np.int64]:
