@@ -10,14 +10,16 @@ import io
 import json
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import qmath
-from qgraph.data import Dataset
+from qgraph.data import Batch, Dataset
 from qgraph.errors import DataError, ModelError
 from qgraph.graph import GraphView
 from qgraph.model import Model, write_atomically
@@ -97,33 +99,36 @@ def observe(
     """
     wanted = watched_tensors(GraphView(model)) if tensors is None else dict(tensors)
     accumulators = {name: qmath.StatisticsAccumulator(channel_axis=axis) for name, axis in wanted.items()}
-    inputs = {str(v.name) for v in model.input_values()}
-    inner = [name for name in wanted if name not in inputs]
+    fed = {str(v.name) for v in model.input_values()}
+    inner = [name for name in wanted if name not in fed]
     session = Session(model.ir_model, outputs=inner, threads=threads) if inner else None
-    with progress.stage("observing activations", data.count) as advance:
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool, progress.stage("observing", data.count) as advance:
         for batch in data.batches(_batch_size(model, inner)):
-            size = len(next(iter(batch.feeds.values())))
-            produced = session.run(batch.feeds) if session is not None else {}
-            for name, accumulator in accumulators.items():
-                array = batch.feeds[name] if name in inputs else produced[name]
-                _update(accumulator, name, array, size, batch.count)
+            seen = dict(batch.feeds)
+            if session is not None:
+                seen.update(session.run(batch.feeds))
+            jobs = [pool.submit(_update, a, name, _real(seen[name], batch)) for name, a in accumulators.items()]
+            for job in jobs:
+                job.result()
             advance(batch.count)
     return Observations(
         model=model.digest, count=data.count, tensors={name: a.result() for name, a in accumulators.items()}
     )
 
 
-def _update(
-    accumulator: qmath.StatisticsAccumulator, name: str, array: NDArray[np.generic], size: int, count: int
-) -> None:
+def _update(accumulator: qmath.StatisticsAccumulator, name: str, array: NDArray[Any]) -> None:
     if array.dtype.kind != "f":
         return
-    if array.ndim and len(array) == size and count < size:
-        array = array[:count]  # the rest only pads a fixed batch
     try:
         accumulator.update(array)
     except ValueError as error:
         raise ModelError(f"the float model computes invalid values for '{name}': {error}") from error
+
+
+def _real(array: NDArray[Any], batch: Batch) -> NDArray[Any]:
+    """Without the samples that only pad a fixed batch."""
+    padded = len(next(iter(batch.feeds.values())))
+    return array[: batch.count] if array.ndim and len(array) == padded > batch.count else array
 
 
 def _batch_size(model: Model, tensors: list[str]) -> int:

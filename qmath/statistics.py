@@ -167,16 +167,16 @@ class StatisticsAccumulator:
         if blocks.size == 0:
             return
         rows = row_sums(blocks)
-        low, high = rows[..., 0].min(axis=0), rows[..., 1].max(axis=0)
+        low, high = rows[0].min(axis=0), rows[1].max(axis=0)
         if not np.isfinite(rows).all():
             self._reject(blocks)
         if self._range is None or self._sums is None:
             self._range = np.stack([low, high])
-            self._sums = np.zeros(rows.shape[1] * 3), np.zeros(rows.shape[1] * 3)
+            self._sums = np.zeros(3 * low.size), np.zeros(3 * low.size)
         elif self._range.shape[1] != low.size:
             raise ValueError(f"expected {self._range.shape[1]} channels, found {low.size}")
         self._range = np.stack([np.minimum(self._range[0], low), np.maximum(self._range[1], high)])
-        add_exactly(*self._sums, np.ascontiguousarray(rows[..., 2:]).reshape(len(rows), -1))
+        add_exactly(*self._sums, np.ascontiguousarray(np.moveaxis(rows[2:], 0, 2)).reshape(rows.shape[1], -1))
         self._grow(max(-float(low.min()), float(high.max()), 0.0))
         half = self._counts.size // 2
         count_into(blocks.reshape(-1), math.ldexp(float(half), -self._exponent), self._counts)
