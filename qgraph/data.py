@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -268,21 +269,33 @@ def _check_shape(array: Array, value: ir.Value, description: str) -> None:
 
 def _read_image(path: Path, value: ir.Value) -> Array:
     """One image as uint8 HWC, in the size and colours that the model's input fixes."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     shape = value.shape
     dims = [d if isinstance(d, int) else None for d in shape] if shape is not None and len(shape) == 4 else [None] * 4
     channels_last = dims[3] in (1, 3) and dims[1] not in (1, 3)
     channels, height, width = (dims[3], dims[1], dims[2]) if channels_last else (dims[1], dims[2], dims[3])
-    try:
-        with Image.open(path) as image:
-            picture = image.convert("L" if channels == 1 else "RGB")
-            if height and width:
-                picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-            pixels = np.asarray(picture, np.uint8)
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"cannot read the image {path}: {error}") from error
+    with _readable_image(path), Image.open(path) as image:
+        picture = image.convert("L" if channels == 1 else "RGB")
+        if height and width:
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        pixels = np.asarray(picture, np.uint8)
     return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    from PIL import Image
+
+    with _readable_image(path), Image.open(path) as image:
+        return image.size
+
+
+@contextmanager
+def _readable_image(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # UnidentifiedImageError is one too
+        raise DataError(f"cannot read the image {path}: {error}") from error
 
 
 def _equal_shapes(arrays: Mapping[Any, Any]) -> Iterator[tuple[int, int]]:
@@ -291,10 +304,8 @@ def _equal_shapes(arrays: Mapping[Any, Any]) -> Iterator[tuple[int, int]]:
     if not isinstance(first, list):
         yield 0, len(first)
         return
-    from PIL import Image
-
     position = 0
-    for _, group in groupby(first, key=lambda path: Image.open(path).size):
+    for _, group in groupby(first, key=_image_size):
         length = sum(1 for _ in group)
         yield position, position + length
         position += length

@@ -26,7 +26,7 @@ def _add_row(row: np.ndarray) -> tuple[float, float, float]:
 
 @njit(cache=True, nogil=True)
 def _range32(row: np.ndarray) -> tuple[int, int]:
-    """Smallest and largest value as integers in the order of the floats: one vector instruction each, and NaN lies outside."""
+    """Range as integers in the order of the floats: one vector instruction per value, and NaN lies outside of it."""
     bits = row.view(np.int32)
     low, high = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
     for i in range(bits.size):
