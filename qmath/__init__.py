@@ -9,6 +9,13 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "bias": ("BiasCorrection", "bias_correction", "output_shift"),
+    "clipping": ("gauss_clip", "laplace_clip", "prior_clip"),
+    "divergence": ("cosine_similarity", "kl_divergence", "sqnr_db"),
+    "empirical_clipping": ("ClipRange", "clip_method", "clip_methods", "clip_range", "weight_clip"),
+    "error": ("exact_error", "expected_error", "midrise_levels", "midtread_levels"),
+    "fitting": ("PriorFit", "fit_prior", "goodness_of_fit"),
+    "priors": ("Gaussian", "Laplace", "Prior"),
     "statistics": ("Histogram", "Statistics", "StatisticsAccumulator"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -1,0 +1,58 @@
+"""How far quantized outputs are from float ones: KL between softmaxes, signal-to-noise ratio, cosine."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
+
+from qmath.priors import Floats
+from qmath.sample import finite_values
+
+
+def kl_divergence(p_logits: ArrayLike, q_logits: ArrayLike, *, axis: int = -1, mean: bool = False) -> Floats:
+    """KL(softmax(p) || softmax(q)) in nats along `axis`; with `mean`, averaged over the rest (ZeroQ, Eq. 2).
+
+    Stable in the logits: sum softmax(p) (log softmax(p) - log softmax(q)), never negative beyond rounding, which is
+    cut at 0. The shapes must be equal; the result drops `axis`. Raises ValueError for other shapes, empty or
+    non-finite logits.
+    """
+    p, q = _pair(p_logits, q_logits, names=("p_logits", "q_logits"))
+    log_p, log_q = special.log_softmax(p, axis=axis), special.log_softmax(q, axis=axis)
+    divergence = np.maximum(np.sum(np.exp(log_p) * (log_p - log_q), axis=axis), 0.0)
+    return np.asarray(divergence.mean() if mean else divergence)
+
+
+def sqnr_db(x: ArrayLike, y: ArrayLike, *, axis: int | tuple[int, ...] | None = None) -> Floats:
+    """Signal-to-quantization-noise ratio of y as a stand-in for x: 10 log10(sum x^2 / sum (x - y)^2) in dB, over
+    `axis`.
+
+    Infinite where y equals x (even if both are zero), minus infinity where only x is zero. Raises ValueError for
+    unequal shapes, empty or non-finite arrays.
+    """
+    x, y = _pair(x, y)
+    signal, noise = np.sum(x * x, axis=axis), np.sum((x - y) ** 2, axis=axis)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = 10 * (np.log10(signal) - np.log10(noise))
+    return np.asarray(np.where(noise == 0, np.inf, ratio))
+
+
+def cosine_similarity(x: ArrayLike, y: ArrayLike, *, axis: int | tuple[int, ...] | None = None) -> Floats:
+    """sum x y / (||x|| ||y||) in [-1, 1] over `axis`; 1 where both are zero, 0 where one is.
+
+    Raises ValueError for unequal shapes, empty or non-finite arrays.
+    """
+    x, y = _pair(x, y)
+    top_x, top_y = (np.max(np.abs(values), axis=axis, keepdims=True) for values in (x, y))
+    x, y = x / np.where(top_x > 0, top_x, 1.0), y / np.where(top_y > 0, top_y, 1.0)  # no overflow in the squares
+    norms = np.sqrt(np.sum(x * x, axis=axis) * np.sum(y * y, axis=axis))
+    both_zero = np.squeeze((top_x == 0) & (top_y == 0), axis=axis)
+    cosine = np.sum(x * y, axis=axis) / np.where(norms > 0, norms, 1.0)
+    return np.asarray(np.where(both_zero, 1.0, np.clip(cosine, -1.0, 1.0)))
+
+
+def _pair(x: ArrayLike, y: ArrayLike, *, names: tuple[str, str] = ("x", "y")) -> tuple[Floats, Floats]:
+    first, second = finite_values(x, name=names[0]), finite_values(y, name=names[1])
+    if first.shape != second.shape:
+        raise ValueError(f"{names[0]} has shape {first.shape}, {names[1]} {second.shape}: they must be equal")
+    return first, second

@@ -1,0 +1,294 @@
+"""Clipping ranges from data: maximum, percentile, least squared error, KL divergence, and ACIQ's fitted prior.
+
+`clip_range` serves one tensor, from an array or a histogram; `weight_clip` every channel of a weight. A further
+method is one function under `@clip_method("name")`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from qmath.clipping import prior_clip
+from qmath.error import checked_bits
+from qmath.fitting import goodness_of_fit
+from qmath.priors import Floats, Gaussian, Laplace, Prior
+from qmath.sample import Sample, finite_values, sample_of
+from qmath.stop_loss import StopLoss
+
+KL_BINS = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipRange:
+    """`low <= 0 <= high` in the units of x, and the mean squared error of the data on the grid that spans them."""
+
+    low: float
+    high: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridShape:
+    """What kind of grid a range is for: symmetric -c..c with 2^bits - 1 levels, one-sided 0..c, or affine, with
+    2^bits.
+    """
+
+    bits: int
+    one_sided: bool = False
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        checked_bits(self.bits)
+        if self.one_sided and self.symmetric:
+            raise ValueError("a grid is one-sided (0..c) or symmetric (-c..c), not both")
+        if self.symmetric and self.bits < 2:
+            raise ValueError("a symmetric grid needs at least 2 bits: with 1 its only level is zero")
+
+    @property
+    def steps(self) -> int:
+        """Steps between the lowest and the highest level."""
+        return int(2**self.bits) - (2 if self.symmetric else 1)
+
+    def split(self, low: float, high: float) -> tuple[float, int, int]:
+        """(step, levels above zero, levels below zero) of the grid that spans [low, high], zero moved onto a
+        level.
+        """
+        step = (high - low) / self.steps
+        below = int(np.rint(-low / step))
+        return step, self.steps - below, below
+
+
+ClipMethod = Callable[..., tuple[float, float]]
+_METHODS: dict[str, ClipMethod] = {}
+
+
+def clip_method(name: str) -> Callable[[ClipMethod], ClipMethod]:
+    """Register a method: a function (sample, shape, **options) -> (low, high). Raises ValueError for a name already
+    taken.
+    """
+
+    def register(method: ClipMethod) -> ClipMethod:
+        if name in _METHODS:
+            raise ValueError(f"clip method '{name}' is already registered, by {_METHODS[name].__qualname__}")
+        _METHODS[name] = method
+        return method
+
+    return register
+
+
+def clip_methods() -> tuple[str, ...]:
+    """Names that `clip_range` and `weight_clip` accept."""
+    return tuple(_METHODS)
+
+
+def clip_range(
+    data: Any, *, method: str, bits: int, one_sided: bool = False, symmetric: bool = False, **options: Any
+) -> ClipRange:
+    """The range that `method` chooses for an array or a histogram, and its mean squared error (units of x, squared).
+
+    The grid: `symmetric` -c..c with 2^bits - 1 levels; `one_sided` 0..c with 2^bits levels; otherwise affine, 2^bits
+    levels with both ends chosen and zero on a level. Methods and their options:
+
+    * "max": the smallest and largest value.
+    * "percentile": `percentile` (default 99.99) of each tail kept; of |x| when symmetric.
+    * "mse": the least squared error over every step and every position of zero (`qmath.stop_loss`), within a relative
+      1e-9.
+    * "kl": the window of bins with the least KL divergence to its quantized form (Migacz, 2017), both ends in turn
+      when affine.
+    * "aciq": the analytic optimum of the nearest prior, `family` "laplace", "gaussian" or None for the better fit.
+
+    Raises ValueError for empty, non-finite or all-zero data, an unknown method or option, or bits outside 1..16.
+    """
+    chosen = _lookup(method)
+    shape = GridShape(bits=int(checked_bits(bits)), one_sided=one_sided, symmetric=symmetric)
+    sample = sample_of(data)
+    if sample.low == sample.high == 0:
+        raise ValueError("every value is zero: no range to choose")
+    low, high = _spanning(shape, *_call(chosen, method, sample, shape, options))
+    return ClipRange(low=low, high=high, error=StopLoss.of(sample).error(*shape.split(low, high)))
+
+
+def weight_clip(w: ArrayLike, *, bits: int, method: str = "mse", axis: int | None = 0, **options: Any) -> Floats:
+    """Clip per channel (along `axis`; None: one for the tensor) of the symmetric grid -clip..clip with 2^bits - 1
+    levels.
+
+    "mse" is the exact minimum of sum_c (w - Q(w))^2 over every step, smaller or larger than the maximum's; the others
+    are those of `clip_range`. A channel of zeros gets 1, since any grid holds it. The result has shape (channels,),
+    or () when axis is None. Raises ValueError as `clip_range`, and for an axis that w does not have.
+    """
+    shape = GridShape(bits=int(checked_bits(bits)), symmetric=True)
+    chosen = _lookup(method)
+    rows = _rows(w, axis)
+    if method == "mse" and not options:
+        from qmath import clip_kernels
+
+        clips = clip_kernels.least_squares_clips(rows, shape.steps // 2)
+    else:
+        live = rows.any(axis=1)
+        clips = np.ones(rows.shape[0])
+        for i in np.flatnonzero(live):
+            clips[i] = _spanning(shape, *_call(chosen, method, sample_of(rows[i]), shape, options))[1]
+    return np.asarray(clips if axis is not None else clips[0])
+
+
+def _lookup(method: str) -> ClipMethod:
+    if method not in _METHODS:
+        raise ValueError(f"unknown clip method {method!r}: choose one of {', '.join(_METHODS)}")
+    return _METHODS[method]
+
+
+def _call(
+    method: ClipMethod, name: str, sample: Sample, shape: GridShape, options: dict[str, Any]
+) -> tuple[float, float]:
+    try:
+        return method(sample, shape, **options)
+    except TypeError as error:
+        if options and "keyword argument" in str(error):
+            raise ValueError(f"clip method '{name}' does not know the options {sorted(options)}: {error}") from error
+        raise
+
+
+def _spanning(shape: GridShape, low: float, high: float) -> tuple[float, float]:
+    """The range a grid of this shape spans: with zero inside, and mirrored or one-sided where it must be."""
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    if shape.symmetric:
+        high = max(-low, high)
+        low = -high
+    elif shape.one_sided:
+        low = 0.0
+        if high == 0.0:
+            raise ValueError("no positive value: a one-sided grid has nothing to hold")
+    return low, high
+
+
+def _rows(w: ArrayLike, axis: int | None) -> NDArray[np.floating[Any]]:
+    """`w` with its channels first and the rest flat."""
+    array = np.asarray(w)
+    values = finite_values(array, name="w") if array.dtype != np.float32 or not array.size else array
+    if values.dtype == np.float32 and not np.isfinite(values).all():
+        finite_values(array, name="w")
+    if axis is None:
+        return np.ascontiguousarray(values.reshape(1, -1))
+    if not -values.ndim <= axis < values.ndim:
+        raise ValueError(f"axis {axis} does not exist: w has shape {values.shape}")
+    moved = np.moveaxis(values, axis, 0)
+    return np.ascontiguousarray(moved.reshape(moved.shape[0], -1))
+
+
+@clip_method("max")
+def _max(sample: Sample, shape: GridShape) -> tuple[float, float]:
+    return sample.low, sample.high
+
+
+@clip_method("percentile")
+def _percentile(sample: Sample, shape: GridShape, *, percentile: float = 99.99) -> tuple[float, float]:
+    if not 50 < percentile <= 100:
+        raise ValueError(f"percentile must lie in (50, 100], found {percentile}")
+    if shape.symmetric:
+        high = _quantile(*_magnitudes(sample), percentile / 100)
+        return -high, high
+    positions = sample.points if sample.edges is None else sample.edges
+    tail = 1 - percentile / 100
+    return _quantile(positions, sample.weights, tail), _quantile(positions, sample.weights, 1 - tail)
+
+
+def _magnitudes(sample: Sample) -> tuple[Floats, Floats]:
+    """|x| in ascending order as (points or edges, weights)."""
+    if sample.edges is None:
+        return np.sort(np.abs(sample.points)), sample.weights
+    edges = np.unique(np.abs(np.append(sample.edges, 0.0)))
+    below = np.concatenate(([0.0], np.cumsum(sample.weights)))
+    both = np.interp(edges, sample.edges, below) - np.interp(-edges, sample.edges, below)
+    return edges, np.diff(both)
+
+
+def _quantile(positions: Floats, weights: Floats, q: float) -> float:
+    """Linear quantile of sorted points (as numpy.quantile), or of bins between edges, where the mass is spread
+    evenly.
+    """
+    if positions.size == weights.size:
+        return float(np.quantile(positions, q))
+    below = np.concatenate(([0.0], np.cumsum(weights)))
+    return float(np.interp(q * below[-1], below, positions))
+
+
+@clip_method("mse")
+def _mse(sample: Sample, shape: GridShape) -> tuple[float, float]:
+    stop_loss = StopLoss.of(sample)
+    if shape.one_sided and sample.high <= 0:
+        return 0.0, 0.0
+    step, above, below = stop_loss.best_grid(shape.steps, symmetric=shape.symmetric, one_sided=shape.one_sided)
+    return 0.0 - step * below, step * above
+
+
+@clip_method("kl")
+def _kl(sample: Sample, shape: GridShape, *, bins: int = KL_BINS) -> tuple[float, float]:
+    from qmath import clip_kernels
+
+    edges, counts = _bins_from_zero(sample, shape, bins)
+    zero = int(np.searchsorted(edges, 0.0))
+    levels = shape.steps // 2 + 1 if shape.symmetric else shape.steps + 1
+    two_ended = not shape.symmetric and not shape.one_sided
+    low, high = clip_kernels.best_window(counts, levels, min(zero, counts.size - 1), two_ended)
+    return (-float(edges[high]) if shape.symmetric else float(edges[low])), float(edges[high])
+
+
+def _bins_from_zero(sample: Sample, shape: GridShape, bins: int) -> tuple[Floats, Floats]:
+    """Histogram of |x| (symmetric), of x > 0 (one-sided), or of x: a histogram's own bins, or `bins` per side of
+    zero.
+
+    The bin that starts at zero may hold no more than its fuller neighbour: zero is a level, so the spike that a ReLU
+    puts there costs nothing, yet it would outweigh all else in the divergence.
+    """
+    if sample.edges is not None:
+        edges, counts = _magnitudes(sample) if shape.symmetric else (sample.edges, sample.weights)
+        inside = edges[:-1] >= 0 if shape.one_sided else np.ones(counts.size, bool)
+        edges, counts = np.append(edges[:-1][inside], edges[-1]), counts[inside].copy()
+    else:
+        x = np.abs(sample.points) if shape.symmetric else sample.points
+        width = float(np.abs(x).max()) / bins
+        first = 0 if shape.one_sided else min(int(np.floor(x.min() / width)), 0)
+        last = max(int(np.ceil(x.max() / width)), 1)
+        edges = np.arange(first, last + 1, dtype=np.float64) * width
+        edges[-1] = max(edges[-1], float(x.max()))
+        counts = np.histogram(x, edges)[0].astype(np.float64)
+    zero = int(np.searchsorted(edges, 0.0))
+    neighbours = counts[max(zero - 1, 0) : zero + 2 : 2] if zero else counts[1:2]
+    if zero < counts.size and neighbours.any():
+        counts[zero] = min(counts[zero], neighbours.max())
+    return edges, counts
+
+
+@clip_method("aciq")
+def _aciq(sample: Sample, shape: GridShape, *, family: str | None = None) -> tuple[float, float]:
+    families: dict[str | None, tuple[type[Prior], ...]] = {
+        "laplace": (Laplace,),
+        "gaussian": (Gaussian,),
+        None: (Laplace, Gaussian),
+    }
+    if family not in families:
+        raise ValueError(f"family must be 'laplace', 'gaussian' or None, found {family!r}")
+    rectified = shape.one_sided or sample.low >= 0
+    if shape.one_sided:
+        sample = sample.rectified()
+    if shape.symmetric and rectified:  # only the upper half of the grid is used
+        prior = _nearest_prior(sample, families[family], (True,), None)
+        clip = float(prior_clip(prior, shape.bits - 1))
+    else:
+        sides = (True,) if shape.one_sided else (False, True) if rectified else (False,)
+        prior = _nearest_prior(sample, families[family], sides, 0.0 if shape.symmetric else None)
+        clip = float(prior_clip(prior, shape.bits))
+    centre = 0.0 if prior.one_sided else float(prior.loc)
+    return max(centre - clip, sample.low), min(centre + clip, sample.high)
+
+
+def _nearest_prior(
+    sample: Sample, families: tuple[type[Prior], ...], sides: tuple[bool, ...], loc: float | None
+) -> Prior:
+    fits = [family.fit(sample, one_sided=side, loc=loc) for family in families for side in sides]
+    return min(fits, key=lambda prior: goodness_of_fit(prior, sample))

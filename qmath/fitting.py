@@ -1,0 +1,184 @@
+"""Fit a prior to data, and tell which family fits.
+
+Estimators, for points x_i with weights (counts):
+
+* two-sided, likelihood: Laplace loc = median, scale = mean |x - loc|; Gaussian loc = mean, scale = standard
+  deviation.
+* two-sided, moments: loc = mean; Laplace scale = E|x - E x| (ACIQ, section 2), Gaussian scale = standard deviation.
+* one-sided, likelihood: a point at zero says only that Z <= 0 (a censored sample; for the Gaussian, Tobit's model).
+  The Laplace solution is closed, the Gaussian one a concave problem in (1/scale, loc/scale) solved by Newton's
+  method.
+* one-sided, moments: ACIQ's fused ReLU: loc = 0, and from the positive points Laplace scale = E x, Gaussian scale =
+  sqrt(E x^2).
+
+In a histogram nobody can tell a zero from a tiny positive value: the bin that starts at zero counts as zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from qmath.priors import Floats, Gaussian, Laplace, Prior
+from qmath.sample import Sample, sample_of
+
+ACCEPTED_DISTANCE = 0.1  # at most a tenth of the mass may lie on the wrong side of any point
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriorFit:
+    """The best-fitting prior, its Kolmogorov-Smirnov distance, and the other candidates (nearest first).
+
+    `accepted` is False when even the best distance exceeds `qmath.fitting.ACCEPTED_DISTANCE` (0.1). That is a
+    practical threshold, not a significance level: with the millions of values of an activation a test would reject
+    every law.
+    """
+
+    prior: Prior
+    distance: float
+    accepted: bool
+    alternatives: tuple[tuple[Prior, float], ...]
+
+
+def fit_prior(data: Any, *, one_sided: bool | None = None) -> PriorFit:
+    """Fit Laplace and Gaussian by maximum likelihood and keep the nearest in Kolmogorov-Smirnov distance sup |F_n -
+    F|.
+
+    `data` is an array or a histogram. `one_sided` True tries the rectified laws, False the two-sided ones; None tries
+    both when nothing is negative. Raises ValueError for empty, non-finite or all-equal data, or negative data with
+    one_sided.
+    """
+    sample = sample_of(data)
+    sides: tuple[bool, ...] = (False,) if one_sided is None else (one_sided,)
+    if one_sided is None and sample.low >= 0:
+        sides = (False, True)
+    fits = []
+    for family in (Laplace, Gaussian):
+        for side in sides:
+            prior = family(*_estimate(family, sample, one_sided=side, method="likelihood", loc=None), side)
+            fits.append((prior, goodness_of_fit(prior, sample)))
+    fits.sort(key=lambda fit: fit[1])
+    (best, distance), *rest = fits
+    return PriorFit(prior=best, distance=distance, accepted=distance <= ACCEPTED_DISTANCE, alternatives=tuple(rest))
+
+
+def goodness_of_fit(prior: Prior, data: Any) -> float:
+    """Kolmogorov-Smirnov distance sup |F_n(x) - F(x)| in [0, 1]; for a histogram over its bin edges."""
+    sample = sample_of(data)
+    if sample.edges is not None:
+        seen = np.cumsum(sample.weights) / sample.total
+        gaps = np.abs(seen - prior.cdf(sample.edges[1:]))
+        before = 0.0 if sample.low >= 0 and prior.one_sided else float(prior.cdf(sample.low))
+        return float(max(gaps.max(), before))
+    values, counts = np.unique(sample.points, return_counts=True)
+    seen = np.cumsum(counts) / values.size if counts.max() == 1 else np.cumsum(counts) / sample.total
+    at = prior.cdf(values)
+    just_below = np.where(values == 0, 0.0, at) if prior.one_sided else at
+    left = np.concatenate(([0.0], seen[:-1]))
+    return float(max(np.abs(seen - at).max(), np.abs(left - just_below).max()))
+
+
+def estimate(family: type[Prior], data: Any, *, one_sided: bool, method: str, loc: float | None) -> tuple[float, float]:
+    """(loc, scale) of the fitted member of `family`; the estimators are those of the module's docstring."""
+    if method not in ("likelihood", "moments"):
+        raise ValueError(f"method must be 'likelihood' or 'moments', found {method!r}")
+    return _estimate(family, sample_of(data), one_sided=one_sided, method=method, loc=loc)
+
+
+def _estimate(
+    family: type[Prior], sample: Sample, *, one_sided: bool, method: str, loc: float | None
+) -> tuple[float, float]:
+    if one_sided:
+        return _censored(family, sample, method=method, loc=loc)
+    x, weight = sample.points, sample.weights
+    if loc is None:
+        loc = _median(sample) if family is Laplace and method == "likelihood" else float(np.average(x, weights=weight))
+    scale = _spread(family, x - loc, weight)
+    if not scale > 0:
+        raise ValueError(f"all {weight.sum():.0f} values equal {x[0]}: a {family.__name__} scale needs some spread")
+    return loc, scale
+
+
+def _spread(family: type[Prior], x: Floats, weight: Floats) -> float:
+    if family is Laplace:
+        return float(np.average(np.abs(x), weights=weight))
+    return float(np.sqrt(np.average(x * x, weights=weight)))
+
+
+def _median(sample: Sample) -> float:
+    """Weighted median; within a histogram's bin, linear in the count."""
+    half = sample.total / 2
+    reached = np.cumsum(sample.weights)
+    at = int(np.searchsorted(reached, half))
+    if sample.edges is None:
+        return float(np.median(sample.points))
+    inside = (half - (reached[at] - sample.weights[at])) / sample.weights[at]
+    return float(sample.edges[at] + inside * (sample.edges[at + 1] - sample.edges[at]))
+
+
+def _censored(family: type[Prior], sample: Sample, *, method: str, loc: float | None) -> tuple[float, float]:
+    if sample.low < 0:
+        raise ValueError(f"a one-sided prior needs non-negative data, found a minimum of {sample.low}")
+    x, weight = sample.points, sample.weights
+    start = 0.0  # values up to here are censored
+    if sample.edges is not None and sample.low == 0:
+        start = float(sample.edges[1])
+    above = x > start
+    zeros, positives = float(weight[~above].sum()), float(weight[above].sum())
+    if positives == 0:
+        raise ValueError("no positive value: a one-sided prior cannot be fitted to zeros alone")
+    if loc is not None or method == "moments":
+        loc = 0.0 if loc is None else loc
+        return loc, _spread(family, x[above] - loc, weight[above])
+    excess, mass = x[above] - start, weight[above]
+    if family is Laplace:
+        censored_loc, scale = _censored_laplace(excess, mass, zeros)
+    else:
+        censored_loc, scale = _censored_gaussian(excess, mass, zeros)
+    if not (scale > 0 and np.isfinite(scale)):
+        raise ValueError(f"all positive values equal {x[above][0]}: a {family.__name__} scale needs some spread")
+    return censored_loc + start, scale
+
+
+def _censored_laplace(x: Floats, weight: Floats, zeros: float) -> tuple[float, float]:
+    """Mostly zeros: loc <= 0, an exponential tail of mass exp(loc / b) / 2. Otherwise loc is the median, zeros
+    included.
+    """
+    positives = float(weight.sum())
+    share = positives / (positives + zeros)
+    if share <= 0.5:
+        scale = float(np.average(x, weights=weight))
+        return scale * float(np.log(2 * share)), scale
+    half = (positives + zeros) / 2
+    loc = float(x[np.searchsorted(np.cumsum(weight) + zeros, half)])
+    return loc, float((weight @ np.abs(x - loc) + zeros * loc) / positives)
+
+
+def _censored_gaussian(x: Floats, weight: Floats, zeros: float) -> tuple[float, float]:
+    """Maximise n0 log Phi(-d) + n log g - sum (g x - d)^2 / 2 over g = 1/scale, d = loc/scale (concave: Olsen,
+    1978).
+    """
+    n, first, second = float(weight.sum()), float(weight @ x), float(weight @ (x * x))
+
+    def value(g: float, d: float) -> float:
+        if g <= 0:
+            return -np.inf
+        fit = 0.5 * (g * g * second - 2 * g * d * first + n * d * d)
+        return float(zeros * special.log_ndtr(-d) + n * np.log(g) - fit)
+
+    g, d = float(np.sqrt(n / second)), 0.0
+    for _ in range(100):
+        hazard = float(np.exp(-0.5 * d * d - special.log_ndtr(-d)) / np.sqrt(2 * np.pi))
+        gradient = np.array([n / g - g * second + d * first, -zeros * hazard + g * first - n * d])
+        hessian = np.array([[n / g**2 + second, -first], [-first, n + zeros * hazard * (hazard - d)]])
+        step = np.linalg.solve(hessian, gradient)
+        size, now = 1.0, value(g, d)
+        while value(g + size * step[0], d + size * step[1]) < now and size > 1e-10:
+            size /= 2
+        g, d = g + size * step[0], d + size * step[1]
+        if abs(step[0]) <= 1e-13 * g and abs(step[1]) <= 1e-13 * (1 + abs(d)):
+            break
+    return d / g, 1 / g

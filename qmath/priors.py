@@ -1,0 +1,167 @@
+"""Laplace and Gaussian laws of a tensor, two-sided or rectified by a ReLU: densities and partial moments."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+Floats = NDArray[np.float64]
+SQRT2 = float(np.sqrt(2.0))
+SQRT2PI = float(np.sqrt(2.0 * np.pi))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prior(ABC):
+    """A location-scale law Z = loc + scale * U, or its rectified form X = max(Z, 0) when `one_sided`.
+
+    The rectified law is what a ReLU hands on: the probability of Z <= 0 becomes an atom at exactly zero, and the
+    density of Z is kept, unscaled, for x > 0. With loc = 0 the atom weighs one half: the setting of ACIQ's fused ReLU
+    (A.17-A.19).
+
+    `loc` and `scale` are in the units of x; scalars, or arrays that broadcast together (one law per channel).
+    Raises ValueError unless loc is finite and scale is finite and positive.
+    """
+
+    loc: Any = 0.0
+    scale: Any = 1.0
+    one_sided: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("loc", "scale"):
+            value = np.array(getattr(self, name), dtype=np.float64)
+            if value.size == 0 or not np.all(np.isfinite(value)):
+                raise ValueError(f"{type(self).__name__}: {name} must be finite, found {getattr(self, name)!r}")
+            if name == "scale" and not np.all(value > 0):
+                raise ValueError(f"{type(self).__name__}: scale must be positive, found {float(value.min())}")
+            value.setflags(write=False)
+            object.__setattr__(self, name, float(value) if value.ndim == 0 else value)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Prior)
+            and type(self) is type(other)
+            and self.one_sided == other.one_sided
+            and np.array_equal(self.loc, other.loc)
+            and np.array_equal(self.scale, other.scale)
+        )
+
+    def __hash__(self) -> int:
+        return hash((type(self), np.asarray(self.loc).tobytes(), np.asarray(self.scale).tobytes(), self.one_sided))
+
+    def pdf(self, x: ArrayLike) -> Floats:
+        """Density at x; for a one-sided prior that of the part above zero (the atom at zero has no density)."""
+        x = np.asarray(x, dtype=np.float64)
+        density = self.unit_pdf((x - self.loc) / self.scale) / self.scale
+        return np.where(x > 0, density, 0.0) if self.one_sided else np.asarray(density)
+
+    def cdf(self, x: ArrayLike) -> Floats:
+        """P(X <= x), the atom at zero included when one-sided."""
+        x = np.asarray(x, dtype=np.float64)
+        below = self.unit_tail(-(x - self.loc) / self.scale, 0)
+        return np.where(x >= 0, below, 0.0) if self.one_sided else np.asarray(below)
+
+    def sf(self, x: ArrayLike) -> Floats:
+        """P(X > x), accurate far in the tail where 1 - cdf(x) is not."""
+        x = np.asarray(x, dtype=np.float64)
+        above = self.unit_tail((x - self.loc) / self.scale, 0)
+        return np.where(x >= 0, above, 1.0) if self.one_sided else np.asarray(above)
+
+    @property
+    def positive_mass(self) -> Floats:
+        """P(Z > 0): the share of a rectified law that is not the atom at zero."""
+        return self.unit_tail(-np.asarray(self.loc) / self.scale, 0)
+
+    def sample(self, size: int | tuple[int, ...], *, seed: int | np.random.Generator) -> Floats:
+        """Independent draws of shape `size`, which must broadcast with loc and scale; the same seed, the same
+        draws.
+        """
+        drawn = self.loc + self.scale * self._unit_sample(np.random.default_rng(seed), size)
+        return np.maximum(drawn, 0.0) if self.one_sided else np.asarray(drawn)
+
+    @classmethod
+    def fit(
+        cls,
+        data: Any,
+        *,
+        one_sided: bool = False,
+        method: Literal["likelihood", "moments"] = "likelihood",
+        loc: float | None = None,
+    ) -> Self:
+        """The member of the family that fits an array or histogram; see `qmath.fitting` for the estimators.
+
+        `loc` fixes the location. Raises ValueError for empty, non-finite or all-equal data.
+        """
+        from qmath.fitting import estimate
+
+        fitted_loc, scale = estimate(cls, data, one_sided=one_sided, method=method, loc=loc)
+        return cls(fitted_loc, scale, one_sided)
+
+    @staticmethod
+    @abstractmethod
+    def unit_pdf(u: ArrayLike) -> Floats:
+        """Density of the unit law (loc 0, scale 1), symmetric about zero."""
+
+    @staticmethod
+    @abstractmethod
+    def unit_tail(u: ArrayLike, order: Literal[0, 1, 2]) -> Floats:
+        """E[(U - u)_+^order] of the unit law: survival function, stop-loss transform, squared excess."""
+
+    @staticmethod
+    @abstractmethod
+    def _unit_sample(rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Laplace(Prior):
+    """f(x) = exp(-|x - loc| / scale) / (2 scale); `scale` is the b of ACIQ, variance 2 b^2."""
+
+    @staticmethod
+    def unit_pdf(u: ArrayLike) -> Floats:
+        return np.asarray(0.5 * np.exp(-np.abs(np.asarray(u, dtype=np.float64))))
+
+    @staticmethod
+    def unit_tail(u: ArrayLike, order: Literal[0, 1, 2]) -> Floats:
+        u = np.asarray(u, dtype=np.float64)
+        right = (0.5, 0.5, 1.0)[order] * np.exp(-np.abs(u))  # the value at |u|
+        left = (1.0 - right, right - np.minimum(u, 0), np.minimum(u, 0) ** 2 + 2.0 - right)[order]
+        return np.where(u >= 0, right, left)
+
+    @staticmethod
+    def _unit_sample(rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
+        return rng.laplace(size=size)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gaussian(Prior):
+    """f(x) = exp(-(x - loc)^2 / (2 scale^2)) / (scale sqrt(2 pi)); `scale` is the standard deviation sigma."""
+
+    @staticmethod
+    def unit_pdf(u: ArrayLike) -> Floats:
+        return np.asarray(np.exp(-0.5 * np.asarray(u, dtype=np.float64) ** 2) / SQRT2PI)
+
+    @staticmethod
+    def unit_tail(u: ArrayLike, order: Literal[0, 1, 2]) -> Floats:
+        """For u >= 0 everything is the density times a function of Mills' ratio, so nothing underflows to a
+        negative.
+        """
+        u = np.asarray(u, dtype=np.float64)
+        right = Gaussian._right_tail(np.abs(u), order)
+        left = (1.0 - right, right - np.minimum(u, 0), np.minimum(u, 0) ** 2 + 1.0 - right)[order]
+        return np.where(u >= 0, right, left)
+
+    @staticmethod
+    def _right_tail(u: Floats, order: int) -> Floats:
+        """phi(u) times m, 1 - u m, or (1 + u^2) m - u, where m = erfcx(u / sqrt 2) sqrt(pi / 2) is Mills' ratio."""
+        u = np.minimum(u, 40.0)  # phi(40) is zero in double precision
+        mills = special.erfcx(u / SQRT2) * SQRT2PI / 2
+        factor = (mills, 1.0 - u * mills, (1.0 + u * u) * mills - u)[order]
+        return np.asarray(np.exp(-0.5 * u * u) / SQRT2PI * factor)
+
+    @staticmethod
+    def _unit_sample(rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
+        return rng.standard_normal(size=size)

@@ -1,0 +1,141 @@
+"""The squared error of a grid through the stop-loss transform of the data, T(t) = E[(X - t)_+].
+
+A grid with step s, zero among its levels, m levels above zero and n below rounds x > 0 up through the thresholds
+(k + 1/2) s. Passing threshold k changes the squared error at x by -2 s (x - (k + 1/2) s), so
+
+    E[(X - Q(X))^2] = E[X^2] - 2 s [ sum_{k<m} T((k + 1/2) s) + sum_{k<n} T'((k + 1/2) s) ],
+
+T' being the transform of -X. Each term is a gain that falls with k: for a given s the best split of m + n levels
+merges the two sequences, largest first. T is convex, hence the bracket is convex in s, its chords bound it from
+above, and branch and bound on s alone finds the least error over every grid: a certified minimum, not the best of a
+list (`qmath.stop_loss_kernels`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmath.priors import Floats
+from qmath.sample import Sample
+
+RELATIVE_GAP = 1e-9  # the error returned is within this share of the least one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """T on t >= 0 as a piecewise parabola: at knots, its value, minus its slope P(X > t), and the density after the
+    knot.
+
+    `lookup` maps equal slices of [0, knots[-1]] to the knot at or before their start.
+    """
+
+    knots: Floats
+    excess: Floats
+    mass: Floats
+    density: Floats
+    lookup: NDArray[np.int64]
+
+    @property
+    def arrays(self) -> tuple[NDArray[np.generic], ...]:
+        return self.knots, self.excess, self.mass, self.density, self.lookup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopLoss:
+    """Both sides of a sample and E[X^2].
+
+    Single values are atoms. Bins hold their mass evenly, but for the bin that starts at zero, which counts as zero:
+    after a ReLU most of it is.
+    """
+
+    above: Side
+    below: Side
+    energy: float
+
+    @classmethod
+    def of(cls, sample: Sample) -> StopLoss:
+        total = sample.total
+        if sample.edges is None:
+            x, weight = sample.points, sample.weights
+            return cls(
+                above=_atoms(x[x > 0], weight[x > 0], total),
+                below=_atoms(-x[x < 0][::-1], weight[x < 0][::-1], total),
+                energy=float(weight @ (x * x)) / total,
+            )
+        edges, weight = _split_at_zero(sample.edges, sample.weights)
+        weight = np.where(edges[:-1] == 0, 0.0, weight)
+        squares = (edges[1:] ** 2 + edges[1:] * edges[:-1] + edges[:-1] ** 2) / 3  # E[x^2] of an even bin
+        zero = int(np.searchsorted(edges, 0.0))
+        return cls(
+            above=_bins(edges[zero:], weight[zero:], total),
+            below=_bins(-edges[: zero + 1][::-1], weight[:zero][::-1], total),
+            energy=float(weight @ squares) / total,
+        )
+
+    def error(self, step: float, above: int, below: int) -> float:
+        """Mean squared error on the grid of `step` with that many levels above and below zero."""
+        from qmath import stop_loss_kernels as kernels
+
+        gain = kernels.gain_of_levels(step, above, self.above.arrays)
+        gain += kernels.gain_of_levels(step, below, self.below.arrays)
+        return max(self.energy - 2 * step * gain, 0.0)
+
+    def best_grid(self, levels: int, *, symmetric: bool, one_sided: bool) -> tuple[float, int, int]:
+        """(step, levels above zero, levels below zero) with the least error, `levels` steps in all.
+
+        `symmetric` puts as many below as above; `one_sided` puts all above. The error is within a relative 1e-9 of
+        the minimum over every step.
+        """
+        from qmath import stop_loss_kernels as kernels
+
+        below = _atoms(np.empty(0), np.empty(0), 1.0) if one_sided else self.below
+        step, above_count, below_count = kernels.best_step(
+            self.above.arrays, below.arrays, self.energy, levels, symmetric, RELATIVE_GAP
+        )
+        return float(step), int(above_count), int(below_count)
+
+
+def _atoms(x: Floats, weight: Floats, total: float) -> Side:
+    """Knots at zero and at every distinct value; T is linear between them."""
+    values, first = np.unique(x, return_index=True)
+    atom = np.add.reduceat(weight, first) if values.size else np.empty(0)
+    knots = np.concatenate(([0.0], values))
+    return _side(knots, _suffix_sums(atom) / total, np.zeros(knots.size))
+
+
+def _bins(edges: Floats, weight: Floats, total: float) -> Side:
+    """Knots at zero and at every edge; T is a parabola between them. `edges` may be empty, or start above zero."""
+    if weight.size == 0:
+        return _atoms(weight, weight, total)
+    density = np.append(weight / np.diff(edges) / total, 0.0)
+    mass = _suffix_sums(weight) / total
+    if edges[0] > 0:
+        edges, density, mass = np.append(0.0, edges), np.append(0.0, density), np.append(mass[0], mass)
+    return _side(edges, mass, density)
+
+
+def _suffix_sums(values: Floats) -> Floats:
+    """Sum of what lies at or after each place, and a final zero."""
+    return np.append(np.cumsum(values[::-1])[::-1], 0.0)
+
+
+def _side(knots: Floats, mass: Floats, density: Floats) -> Side:
+    width = np.diff(knots)
+    pieces = mass[:-1] * width - density[:-1] * width**2 / 2  # T(knot) - T(next knot)
+    excess = _suffix_sums(pieces)
+    starts = np.linspace(0.0, knots[-1], 2 * knots.size, endpoint=False)
+    lookup = np.searchsorted(knots, starts, side="right") - 1
+    return Side(knots=knots, excess=excess, mass=mass, density=density, lookup=np.maximum(lookup - 1, 0))
+
+
+def _split_at_zero(edges: Floats, weight: Floats) -> tuple[Floats, Floats]:
+    """The same bins with an edge at zero when zero lies inside one."""
+    at = int(np.searchsorted(edges, 0.0))
+    if at == 0 or at == edges.size or edges[at] == 0:
+        return edges, weight
+    share = -edges[at - 1] / (edges[at] - edges[at - 1])
+    parts = weight[at - 1] * np.array([share, 1 - share])
+    return np.insert(edges, at, 0.0), np.concatenate((weight[: at - 1], parts, weight[at:]))

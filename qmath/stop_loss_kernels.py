@@ -1,0 +1,112 @@
+"""Compiled loops of `qmath.stop_loss`: sums of the stop-loss transform, and branch and bound on the step."""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+
+@njit(cache=True)
+def _excess(t, side):
+    """T(t) for t >= 0."""
+    knots, excess, mass, density, lookup = side
+    last = knots.size - 1
+    end = knots[last]
+    if t >= end:
+        return 0.0
+    j = lookup[min(int(t / end * lookup.size), lookup.size - 1)]
+    while knots[j + 1] <= t:
+        j += 1
+    d = t - knots[j]
+    return max(excess[j] - d * (mass[j] - 0.5 * d * density[j]), 0.0)
+
+
+@njit(cache=True)
+def gain_of_levels(step, levels, side):
+    """sum_{k < levels} T((k + 1/2) step)."""
+    total = 0.0
+    for k in range(levels):
+        t = _excess((k + 0.5) * step, side)
+        if t == 0.0:
+            break
+        total += t
+    return total
+
+
+@njit(cache=True)
+def _best_split(step, levels, symmetric, above, below):
+    """(gain, levels above zero, levels below zero) of the best split of `levels`; unused levels go above."""
+    if symmetric:
+        half = levels // 2
+        gain = gain_of_levels(step, half, above) + gain_of_levels(step, half, below)
+        return gain, half, half
+    m, n, gain = 0, 0, 0.0
+    up, down = _excess(0.5 * step, above), _excess(0.5 * step, below)
+    while m + n < levels and (up > 0.0 or down > 0.0):
+        if up >= down:
+            gain += up
+            m += 1
+            up = _excess((m + 0.5) * step, above)
+        else:
+            gain += down
+            n += 1
+            down = _excess((n + 0.5) * step, below)
+    return gain, levels - n, n
+
+
+@njit(cache=True)
+def _chord_bound(low, high, at_low, at_high):
+    """Largest 2 s chord(s) on [low, high], for the chord through (low, at_low) and (high, at_high)."""
+    slope = (at_high - at_low) / (high - low)
+    start = at_low - slope * low
+    bound = max(2 * low * at_low, 2 * high * at_high)
+    if slope < 0.0:
+        s = -start / (2 * slope)
+        if low < s < high:
+            bound = max(bound, 2 * s * (start + slope * s))
+    return bound
+
+
+@njit(cache=True)
+def best_step(above, below, energy, levels, symmetric, gap):
+    """The step of least error over (0, 2 max |x|], with its split; see `qmath.stop_loss`.
+
+    Intervals whose bound cannot beat the best error by more than `gap` of it are dropped, the others halved.
+    """
+    reach = max(above[0][-1], below[0][-1])
+    floor = 0.02 * reach / levels
+    points = int(np.ceil(np.log(2 * reach / floor) / 0.1)) + 2
+    s = np.empty(points)
+    s[0] = 0.0
+    for i in range(1, points):
+        s[i] = floor * (2 * reach / floor) ** ((i - 1) / (points - 2))
+    value = np.empty(points)
+    best, best_step_, best_above, best_below = -1.0, 0.0, 0, 0
+    for i in range(points):
+        gain, m, n = _best_split(s[i], levels, symmetric, above, below)
+        value[i] = gain
+        if 2 * s[i] * gain > best:
+            best, best_step_, best_above, best_below = 2 * s[i] * gain, s[i], m, n
+    low, high, at_low, at_high = s[:-1].copy(), s[1:].copy(), value[:-1].copy(), value[1:].copy()
+    while low.size > 0:
+        slack = max(gap * (energy - best), 8e-16 * energy)
+        kept = 0
+        for i in range(low.size):
+            wide = high[i] - low[i] > 1e-15 * high[i]
+            if wide and _chord_bound(low[i], high[i], at_low[i], at_high[i]) > best + slack:
+                low[kept], high[kept], at_low[kept], at_high[kept] = low[i], high[i], at_low[i], at_high[i]
+                kept += 1
+        next_low, next_high = np.empty(2 * kept), np.empty(2 * kept)
+        next_at_low, next_at_high = np.empty(2 * kept), np.empty(2 * kept)
+        for i in range(kept):
+            middle = 0.5 * (low[i] + high[i])
+            gain, m, n = _best_split(middle, levels, symmetric, above, below)
+            if 2 * middle * gain > best:
+                best, best_step_, best_above, best_below = 2 * middle * gain, middle, m, n
+            next_low[2 * i], next_high[2 * i] = low[i], middle
+            next_low[2 * i + 1], next_high[2 * i + 1] = middle, high[i]
+            next_at_low[2 * i], next_at_high[2 * i] = at_low[i], gain
+            next_at_low[2 * i + 1], next_at_high[2 * i + 1] = gain, at_high[i]
+        low, high, at_low, at_high = next_low, next_high, next_at_low, next_at_high
+    return best_step_, best_above, best_below
