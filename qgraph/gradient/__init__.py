@@ -10,9 +10,11 @@ New operators are added with `rule`.
 """
 
 from qgraph.gradient.build import Builder, builders, gradient_name, gradients
+from qgraph.gradient.emit import append
 from qgraph.gradient.errors import GradientError, MissingRuleError
-from qgraph.gradient.expression import Expr, constant, op
+from qgraph.gradient.expression import Expr, constant, op, tensor
 from qgraph.gradient.registry import Gradient, Node, rule, rules
+from qgraph.gradient.shapes import rank
 
 __all__ = [
     "Builder",
@@ -21,11 +23,14 @@ __all__ = [
     "GradientError",
     "MissingRuleError",
     "Node",
+    "append",
     "builders",
     "constant",
     "gradient_name",
     "gradients",
     "op",
+    "rank",
     "rule",
     "rules",
+    "tensor",
 ]

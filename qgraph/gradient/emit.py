@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import ShapeInferencePass
 
-from qgraph.gradient.expression import Call, Expr
+from qgraph.gradient.expression import Call, Expr, operand_dtype, tensor
 
 PREFIX = "grad"
+_BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
 class Emitter:
@@ -51,6 +53,10 @@ class Emitter:
 
     def _node(self, made: Call, scope: str) -> ir.Node:
         inputs = [None if e is None else self.emit(e, scope) for e in made.inputs]
+        if made.op in _BROADCASTING:
+            if (expansion := _postponable(inputs)) is not None:
+                return self._postponed(made, inputs, expansion, scope)
+            inputs = _unexpanded(inputs)
         key = _key(made.op, inputs, made.attributes)
         if key not in self._nodes:
             name = _unique(f"{PREFIX}/{scope}/{made.op}", self._node_names)
@@ -60,6 +66,20 @@ class Emitter:
             self._graph.append(node)
             self._nodes[key] = node
         return self._nodes[key]
+
+    def _postponed(self, made: Call, inputs: list[ir.Value | None], expansion: ir.Node, scope: str) -> ir.Node:
+        """Compute with the small tensor first, and expand the result."""
+        small = [expansion.inputs[0] if v is expansion.outputs[0] else v for v in inputs]
+        operands = tuple(None if v is None else tensor(v) for v in small)
+        inner = Expr(Call(made.op, operands, made.attributes, 1), operand_dtype(operands))
+        shape = expansion.inputs[1]
+        if shape is None:
+            raise ValueError("Expand without a shape")
+        outer = Call("Expand", (inner, tensor(shape)), {}, 1)
+        node = self._node(outer, scope)
+        if node.outputs[0].shape is None:
+            node.outputs[0].shape = expansion.outputs[0].shape
+        return node
 
     def _complete(self, node: ir.Node, index: int) -> None:
         missing = index + 1 - len(node.outputs)
@@ -77,6 +97,47 @@ class Emitter:
             self._graph.register_initializer(value)
             self._constants[key] = value
         return self._constants[key]
+
+
+def _expansion(value: ir.Value | None) -> ir.Node | None:
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == "Expand" and node.domain == "" else None
+
+
+def _postponable(inputs: list[ir.Value | None]) -> ir.Node | None:
+    """The Expand among the inputs, if all else is scalars."""
+    expanded = [v for v in inputs if _expansion(v) is not None]
+    rest = [v for v in inputs if v not in expanded]
+    scalars = all(v is not None and v.shape is not None and len(v.shape) == 0 for v in rest)
+    return _expansion(expanded[0]) if len(expanded) == 1 and scalars else None
+
+
+def _unexpanded(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
+    """Inputs before their expansion, where another input has the expanded shape and broadcasting does the rest."""
+    result = list(inputs)
+    for i, value in enumerate(inputs):
+        node = _expansion(value)
+        others = [v for j, v in enumerate(result) if j != i and v is not None and _expansion(v) is None]
+        if value is not None and node is not None and any(_same_shape(value, other) for other in others):
+            result[i] = node.inputs[0]
+    return result
+
+
+def _same_shape(a: ir.Value, b: ir.Value) -> bool:
+    if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
+        return False
+    pairs = [tuple(d if isinstance(d, int) else d.value for d in pair) for pair in zip(a.shape, b.shape, strict=True)]
+    return all(m is not None and m == n for m, n in pairs)
+
+
+def append(model: ir.Model, expr: Expr, *, name: str) -> None:
+    """Write `expr` into `model`'s graph as an additional output called `name`."""
+    value = Emitter(model.graph).emit(expr, name)
+    node = ir.node("Identity", [value], name=name)
+    node.outputs[0].name, node.outputs[0].dtype = name, expr.dtype
+    model.graph.append(node)
+    model.graph.outputs.append(node.outputs[0])
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
 
 
 def _unique(stem: str, taken: set[str | None]) -> str:

@@ -104,6 +104,8 @@ class _Operators:
     def __getattr__(self, name: str) -> Callable[..., Expr]:
         return lambda *inputs, **attributes: call(name, *inputs, **attributes)[0]
 
+    __getitem__ = __getattr__
+
 
 op = _Operators()
 
@@ -117,6 +119,11 @@ def _operands(inputs: Sequence[Operand]) -> tuple[Expr | None, ...]:
         return constant(operand, typed if isinstance(operand, int | float) else None)
 
     return tuple(convert(operand) for operand in inputs)
+
+
+def operand_dtype(operands: Sequence[Expr | None]) -> ir.DataType:
+    """The type of the first operand that is not a condition."""
+    return next(e.dtype for e in operands if e is not None and e.dtype != ir.DataType.BOOL)
 
 
 def _dtype(made: Call, index: int) -> ir.DataType:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from qgraph.gradient.emit import Emitter
 from qgraph.gradient.errors import GradientError
-from qgraph.gradient.expression import Call, Expr, op, tensor
+from qgraph.gradient.expression import Expr, op, tensor
 from qgraph.gradient.registry import Node, find_rule
 from qgraph.gradient.shapes import dims, full, unbroadcast
 
@@ -60,12 +60,21 @@ class _Sweep:
     def settle(self, value: ir.Value) -> ir.Value | None:
         """The complete gradient of `value`, written to the graph when first asked for; None if nothing flows to it."""
         if value in self.pending:
-            terms = [tensor(self._emitter.emit(t.gradient, t.scope)) for t in _compact(self.pending.pop(value))]
+            terms = [self._written(t, value) for t in self.pending.pop(value)]
             summed = self._emitter.emit(reduce(op.Add, terms), _scope(value))
-            if summed.shape is None:
-                summed.shape = value.shape
+            _shape_like(summed, value)
             self._complete[value] = summed
         return self._complete.get(value)
+
+    def _written(self, term: _Term, value: ir.Value) -> Expr:
+        written = self._emitter.emit(term.gradient, term.scope)
+        _shape_like(written, value)
+        return tensor(written)
+
+
+def _shape_like(gradient: ir.Value, value: ir.Value) -> None:
+    if gradient.shape is None:
+        gradient.shape = value.shape
 
 
 def _scope(value: ir.Value) -> str:
@@ -94,23 +103,6 @@ def _input_gradients(node: Node, wanted: set[ir.Value]) -> list[tuple[ir.Value, 
             gradient = unbroadcast(gradient, dims(node.y), tensor(value))
         pairs.append((value, gradient))
     return pairs
-
-
-def _compact(terms: list[_Term]) -> list[_Term]:
-    """Leave the expansion of a term to the broadcasting of Add, where another term has the full shape already."""
-    whole = [t for t in terms if not _is_expansion(t.gradient)]
-    if not whole:
-        return terms
-    return whole + [_Term(_expanded(t.gradient), t.scope) for t in terms if _is_expansion(t.gradient)]
-
-
-def _is_expansion(gradient: Expr) -> bool:
-    return isinstance(gradient.source, Call) and gradient.source.op == "Expand"
-
-
-def _expanded(expansion: Expr) -> Expr:
-    inner = expansion.source.inputs[0] if isinstance(expansion.source, Call) else None
-    return expansion if inner is None else inner
 
 
 def _value(gradient: ir.Value | None, value: ir.Value, loss: ir.Value) -> ir.Value:

@@ -64,6 +64,11 @@ class Node:
         """Whether the optional input `index` is given."""
         return index < len(self.inputs) and self.inputs[index] is not None
 
+    def shared(self, index: int) -> bool:
+        """Whether input `index` has other consumers than this node."""
+        value = self.ir.inputs[index]
+        return value is not None and len(value.uses()) > 1
+
     def input(self, index: int) -> Expr:
         given = self.inputs[index] if index < len(self.inputs) else None
         if given is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from qgraph.gradient.expression import Expr, constant, op
 from qgraph.gradient.registry import Gradient, Node, rule
-from qgraph.gradient.shapes import count, rank, shape, total
 from qgraph.gradient.rules_elementwise import keep
+from qgraph.gradient.shapes import count, rank, shape, total
 
 
 def reduced_axes(n: Node) -> list[int]:

@@ -20,7 +20,11 @@ def reshaped(n: Node) -> Gradient:
 @rule("Transpose")
 def transpose(n: Node) -> Gradient:
     perm = n.attribute("perm", tuple(reversed(range(rank(n.x)))))
-    return op.Transpose(n.g, perm=[int(i) for i in np.argsort(perm)])
+    return op.Transpose(n.g, perm=_inverse(perm))
+
+
+def _inverse(perm: Sequence[int]) -> list[int]:
+    return [int(i) for i in np.argsort(perm)]
 
 
 @rule("Expand")
@@ -94,25 +98,24 @@ def _constant_slice(n: Node) -> tuple[list[int], list[int]] | None:
 
 
 def _unsliced(n: Node, first: list[int], step: list[int]) -> Expr:
-    """`step - 1` zeros after every element (a new axis, padded, merged), then zeros before and after."""
-    ndim, g = rank(n.x), n.g
-    if max(step) > 1:
-        apart = op.Unsqueeze(g, constant(list(range(1, 2 * ndim, 2))))
-        gaps = [amount for s in step for amount in (0, s - 1)]
-        apart = op.Pad(apart, constant([0] * (2 * ndim) + gaps))
-        g = op.Reshape(apart, _times(shape(n.y), step))
-        after = _minus(shape(n.x), _times(shape(n.y), step), first)
-    else:
-        after = _minus(shape(n.x), shape(n.y), first)
+    """`step - 1` zeros after every element, then zeros before and after."""
+    g, length = n.g, shape(n.y)
+    for axis in reversed([a for a, s in enumerate(step) if s > 1]):
+        length = _times(length, [s if a == axis else 1 for a, s in enumerate(step)])
+        g = op.Reshape(_apart(g, step[axis], op.Slice(length, constant([axis + 1]), constant([rank(n.x)]))), length)
+    after = op.Sub(op.Sub(shape(n.x), length), constant(first))
     return op.Pad(g, op.Concat(constant(first), after, axis=0))
+
+
+def _apart(g: Expr, step: int, inner: Expr) -> Expr:
+    """Zeros after every row of the matrix whose rows are the axes from `inner` on: a ConvTranspose with one 1."""
+    rows = op.Reshape(g, op.Concat(constant([1, 1, -1]), op.ReduceProd(inner, keepdims=1), axis=0))
+    one = constant(np.ones((1, 1, 1, 1), g.dtype.numpy()))
+    return op.ConvTranspose(rows, one, strides=[step, 1], output_padding=[step - 1, 0])
 
 
 def _times(sizes_: Expr, factors: Sequence[int]) -> Expr:
     return op.Mul(sizes_, constant(np.array(factors, np.int64)))
-
-
-def _minus(whole: Expr, part: Expr, before: Sequence[int]) -> Expr:
-    return op.Sub(op.Sub(whole, part), constant(np.array(before, np.int64)))
 
 
 @rule("DepthToSpace", "SpaceToDepth")
@@ -138,7 +141,7 @@ def gather(n: Node) -> Gradient:
     order = [axis, *(a for a in range(ndim) if a != axis)]
     zeros = op.ConstantOfShape(sizes(n.x, order), value=ir.tensor(np.zeros(1, n.x.dtype.numpy())))
     summed = op.ScatterND(zeros, op.Unsqueeze(indices, constant([-1])), g, reduction="add")
-    return op.Transpose(summed, perm=[int(i) for i in np.argsort(order)]), None
+    return op.Transpose(summed, perm=_inverse(order)), None
 
 
 @rule("GatherElements")
@@ -157,7 +160,7 @@ def gather_nd(n: Node) -> Gradient:
 def _scattered(n: Node) -> Expr:
     """The gradient of any operator that only moves elements: move their positions the same way, add back to those."""
     everything = op.Size(n.x)
-    positions = op.Range(constant(np.int64(0)), everything, constant(np.int64(1)))
+    positions = op.Range(constant(np.array(0)), everything, constant(np.array(1)))
     attributes = {name: a.value for name, a in n.ir.attributes.items()}
     moved = call(n.op, op.Reshape(positions, shape(n.x)), *n.inputs[1:], **attributes)[0]
     flat = constant([-1])

@@ -1,0 +1,1 @@
+"""ZeroQ: data distilled from a network's own BatchNormalization statistics."""
