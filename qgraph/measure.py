@@ -21,6 +21,7 @@ import qmath
 from qgraph import weights
 from qgraph.correct import output_sums
 from qgraph.data import Dataset
+from qgraph.export import weight_bytes
 from qgraph.graph import GraphView, Layer, root
 from qgraph.lowering import shift_bias
 from qgraph.observe import Observations
@@ -42,6 +43,37 @@ class LayerReport:
     weight_bytes: int
     predicted_sqnr_db: float | None = None
     measured_sqnr_db: float | None = None
+
+
+def layer_reports(
+    view: GraphView,
+    plan: QuantPlan,
+    observed: Observations | None,
+    data: Dataset | None,
+    *,
+    threads: int | None = None,
+) -> tuple[LayerReport, ...]:
+    """One report per layer of the plan; errors are left out where there are no statistics or no samples."""
+    power = measured_power(view, plan, data, threads=threads) if data is not None else {}
+    predicted = predicted_noise(view, plan, observed) if observed is not None else {}
+    grids = operand_grids(plan)
+    reports = []
+    for quant in plan.layers:
+        layer = view.by_name[quant.name]
+        signal, noise = power.get(quant.name, (0.0, 0.0))
+        grid = grids.get(root_name(layer))
+        reports.append(
+            LayerReport(
+                name=quant.name,
+                op=quant.op,
+                weight_bits=quant.weight.bits,
+                activation_bits=None if grid is None else grid.bits,
+                weight_bytes=weight_bytes(layer.weight_array().shape, quant.weight.bits),
+                predicted_sqnr_db=sqnr_db(signal, predicted.get(quant.name, 0.0)),
+                measured_sqnr_db=sqnr_db(signal, noise),
+            )
+        )
+    return tuple(reports)
 
 
 def measured_power(
@@ -103,10 +135,15 @@ def _predict(layer: Layer, quant: LayerQuant, grids: Mapping[str, ActivationQuan
 
 
 def grid_error(statistics: qmath.Statistics, grid: ActivationQuant) -> float:
-    """Mean squared error of a grid over a tensor's histogram, each bin taken as uniform: exact up to the bin width."""
-    histogram = statistics.histogram
-    if histogram is None or not statistics.count:
+    """Mean squared error of a grid over a tensor's histogram, each bin taken as uniform: exact up to the bin width.
+
+    Without a histogram scale^2 / 12: rounding alone, which is what a grid over the full range does.
+    """
+    if not statistics.count:
         return 0.0
+    histogram = statistics.histogram
+    if histogram is None:
+        return grid.scale**2 / 12
     codes = np.clip(np.rint(histogram.centers / grid.scale), -grid.zero_point, grid.qmax - grid.zero_point)
     squares = (histogram.centers - codes * grid.scale) ** 2
     occupied = histogram.counts > 0

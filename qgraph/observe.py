@@ -27,7 +27,7 @@ from qgraph.progress import SILENT, Progress
 from qgraph.runtime import Session
 
 BATCH_BYTES = 64 * 2**20  # activations held at once
-MAX_BATCH = 32
+MAX_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +91,7 @@ def observe(
     data: Dataset,
     *,
     tensors: Mapping[str, int | None] | None = None,
+    histograms: bool = True,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Observations:
@@ -98,7 +99,8 @@ def observe(
     `data`.
     """
     wanted = watched_tensors(GraphView(model)) if tensors is None else dict(tensors)
-    accumulators = {name: qmath.StatisticsAccumulator(channel_axis=axis) for name, axis in wanted.items()}
+    bins = qmath.BINS if histograms else 0
+    accumulators = {name: qmath.StatisticsAccumulator(bins=bins, channel_axis=axis) for name, axis in wanted.items()}
     fed = {str(v.name) for v in model.input_values()}
     inner = [name for name in wanted if name not in fed]
     session = Session(model.ir_model, outputs=inner, threads=threads) if inner else None

@@ -15,10 +15,10 @@ import onnx_ir as ir
 from qgraph import aciq
 from qgraph.data import DataLike, Dataset, Preprocessing, open_data
 from qgraph.errors import UsageError
-from qgraph.export import export, weight_bytes
+from qgraph.export import export
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
-from qgraph.measure import LayerReport, measured_power, operand_grids, predicted_noise, root_name, sqnr_db
+from qgraph.measure import LayerReport, layer_reports
 from qgraph.model import Model, ModelLike, load, normalise, raise_opset, save
 from qgraph.observe import Observations, observe
 from qgraph.plan import QuantPlan
@@ -36,7 +36,14 @@ class Result:
     format: str
     data: str
     seconds: dict[str, float]
-    layers: tuple[LayerReport, ...]
+    observed: Observations | None = None
+    samples: Dataset | None = None
+    threads: int | None = None
+
+    @cached_property
+    def layers(self) -> tuple[LayerReport, ...]:
+        """What became of every layer, with its predicted and measured error; measured on a few samples at first use."""
+        return layer_reports(GraphView(self.net), self.plan, self.observed, self.samples, threads=self.threads)
 
     @cached_property
     def model(self) -> ir.Model:
@@ -86,7 +93,6 @@ def quantize(
     calibration: str | Path | None = None,
     opset: int | None = None,
     threads: int | None = None,
-    measure: bool = True,
     progress: Progress = SILENT,
     **overrides: Any,
 ) -> Result:
@@ -101,7 +107,6 @@ def quantize(
         limit: use at most this many samples.
         calibration: file of statistics: read if it exists, else written, so that observing is done once.
         opset: raise the model to this opset first.
-        measure: also measure every layer's error on a few samples.
         overrides: `weights`, `activations` (bits or None), `per_channel`, `symmetric`, `clip`, `bias_correction`,
         `keep`,
             `edge_bits`, `reduce_range`: see `Recipe`.
@@ -121,8 +126,6 @@ def quantize(
         observed = _observations(net, recipe, samples, calibration, threads, progress)
     with clock.stage("plan"):
         plan = refine(initial_plan(view, recipe, observed), view, observed, recipe)
-    with clock.stage("measure"):
-        layers = _report(view, plan, observed, samples if measure else None, threads)
     with clock.stage("export"):
         result = Result(
             net=net,
@@ -130,7 +133,9 @@ def quantize(
             format=format,
             data="none" if observed is None else "calibration",
             seconds=clock.seconds,
-            layers=layers,
+            observed=observed,
+            samples=samples,
+            threads=threads,
         )
         _ = result.model
     clock.finish()
@@ -176,39 +181,11 @@ def _observations(
         if recipe.activations is not None:
             raise UsageError(f"the calibration file {calibration} does not exist yet: pass --data to make it")
         return None
-    observed = observe(net, data, threads=threads, progress=progress)
+    histograms = calibration is not None or recipe.needs_histograms
+    observed = observe(net, data, histograms=histograms, threads=threads, progress=progress)
     if calibration is not None:
         observed.save(calibration)
     return observed
-
-
-def _report(
-    view: GraphView,
-    plan: QuantPlan,
-    observed: Observations | None,
-    data: Dataset | None,
-    threads: int | None,
-) -> tuple[LayerReport, ...]:
-    power = measured_power(view, plan, data, threads=threads) if data is not None else {}
-    predicted = predicted_noise(view, plan, observed) if observed is not None else {}
-    grids = operand_grids(plan)
-    reports = []
-    for quant in plan.layers:
-        layer = view.by_name[quant.name]
-        signal, noise = power.get(quant.name, (0.0, 0.0))
-        grid = grids.get(root_name(layer))
-        reports.append(
-            LayerReport(
-                name=quant.name,
-                op=quant.op,
-                weight_bits=quant.weight.bits,
-                activation_bits=None if grid is None else grid.bits,
-                weight_bytes=weight_bytes(layer.weight_array().shape, quant.weight.bits),
-                predicted_sqnr_db=sqnr_db(signal, predicted.get(quant.name, 0.0)),
-                measured_sqnr_db=sqnr_db(signal, noise),
-            )
-        )
-    return tuple(reports)
 
 
 class _Clock:

@@ -84,6 +84,11 @@ class Recipe:
                 f"for weights alone"
             )
 
+    @property
+    def needs_histograms(self) -> bool:
+        """Whether ranges alone do not decide the plan."""
+        return self.clip != "max"
+
     def bits_of(self, layer: Layer, edges: frozenset[str]) -> int:
         """Weight bits of a layer; `reduce_range` leaves one bit of headroom for CPUs without VNNI."""
         bits = self.edge_bits if layer.name in edges else (self.weights or 8)

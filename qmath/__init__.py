@@ -16,7 +16,7 @@ _HOMES = {
     "error": ("exact_error", "expected_error", "midrise_levels", "midtread_levels"),
     "fitting": ("PriorFit", "fit_prior", "goodness_of_fit"),
     "priors": ("Gaussian", "Laplace", "Prior"),
-    "statistics": ("Histogram", "Statistics", "StatisticsAccumulator"),
+    "statistics": ("BINS", "Histogram", "Statistics", "StatisticsAccumulator"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_MODULE_OF)

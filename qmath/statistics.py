@@ -148,8 +148,8 @@ class StatisticsAccumulator:
     """
 
     def __init__(self, *, bins: int = BINS, channel_axis: int | None = None) -> None:
-        if bins < 2 or bins & (bins - 1):
-            raise ValueError(f"bins must be a power of two, not {bins}")
+        if bins == 1 or bins < 0 or bins & (bins - 1):
+            raise ValueError(f"bins must be a power of two, or 0 for no histogram, not {bins}")
         if channel_axis == 0:
             raise ValueError("channel_axis 0 is the axis of samples: move the channels to another axis")
         self._channel_axis = channel_axis
@@ -177,9 +177,10 @@ class StatisticsAccumulator:
             raise ValueError(f"expected {self._range.shape[1]} channels, found {low.size}")
         self._range = np.stack([np.minimum(self._range[0], low), np.maximum(self._range[1], high)])
         add_exactly(*self._sums, np.ascontiguousarray(np.moveaxis(rows[2:], 0, 2)).reshape(rows.shape[1], -1))
-        self._grow(max(-float(low.min()), float(high.max()), 0.0))
-        half = self._counts.size // 2
-        count_into(blocks.reshape(-1), math.ldexp(float(half), -self._exponent), self._counts)
+        if self._counts.size:
+            self._grow(max(-float(low.min()), float(high.max()), 0.0))
+            half = self._counts.size // 2
+            count_into(blocks.reshape(-1), math.ldexp(float(half), -self._exponent), self._counts)
         self._count += blocks.size // blocks.shape[2]
 
     def result(self) -> Statistics:
@@ -193,7 +194,7 @@ class StatisticsAccumulator:
             channels = Statistics(count=self._count, min=low, max=high, **_moments(sums.T, self._count))
         total = np.array([math.fsum(column) for column in sums.T])
         count = self._count * len(sums)
-        histogram = Histogram(counts=self._counts.copy(), exponent=self._exponent)
+        histogram = Histogram(counts=self._counts.copy(), exponent=self._exponent) if self._counts.size else None
         moments = {name: float(value) for name, value in _moments(total, count).items()}
         return Statistics(
             count=count,
