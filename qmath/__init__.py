@@ -9,12 +9,15 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "allocation": ("allocate_bits", "allocate_bits_rounded", "optimal_bins"),
     "bias": ("BiasCorrection", "bias_correction", "output_shift"),
     "clipping": ("gauss_clip", "laplace_clip", "prior_clip"),
     "divergence": ("cosine_similarity", "kl_divergence", "sqnr_db"),
     "empirical_clipping": ("ClipRange", "clip_method", "clip_methods", "clip_range", "weight_clip"),
     "error": ("exact_error", "expected_error", "midrise_levels", "midtread_levels"),
     "fitting": ("PriorFit", "fit_prior", "goodness_of_fit"),
+    "grouping": ("group_search",),
+    "pareto": ("Frontier", "Selection", "knapsack", "pareto_frontier"),
     "priors": ("Gaussian", "Laplace", "Prior"),
     "statistics": ("BINS", "Histogram", "Statistics", "StatisticsAccumulator"),
 }

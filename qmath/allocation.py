@@ -1,0 +1,158 @@
+"""Bits per channel under a quota of quantization bins: the 2/3-power rule and the optimum in whole bits (ACIQ,
+section 3).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from qmath.pareto import knapsack
+from qmath.priors import Floats
+from qmath.sample import finite_values
+
+Measure = Literal["bins", "bits"]
+
+
+def optimal_bins(
+    alpha: ArrayLike, *, bits: float | None = None, quota: float | None = None, weights: ArrayLike | None = None
+) -> Floats:
+    """Real-valued bins per channel, B_i = quota alpha_i^(2/3) / sum_j w_j alpha_j^(2/3) (ACIQ, Eq. 10, A.26).
+
+    The minimiser of sum_i w_i alpha_i^2 / (3 B_i^2) subject to sum_i w_i B_i = quota, for channels with range
+    [-alpha, alpha] (shape (channels,), non-negative, not all zero). The quota is given in bins, or as `bits`: sum_i
+    w_i 2^bits. `weights` are channel sizes, 1 when left out. Raises ValueError for bad ranges or weights, and unless
+    one of bits and quota is given.
+    """
+    ranges, sizes = _checked(alpha, weights)
+    share = ranges ** (2 / 3)
+    return np.asarray(share * (_quota(sizes, bits, quota, "bins") / float(sizes @ share)))
+
+
+def allocate_bits_rounded(
+    alpha: ArrayLike,
+    *,
+    bits: float | None = None,
+    quota: float | None = None,
+    min_bits: int = 2,
+    max_bits: int = 8,
+    weights: ArrayLike | None = None,
+) -> NDArray[np.int64]:
+    """M_i = round(log2 B_i), with B_i of `optimal_bins`, kept in [min_bits, max_bits] (ACIQ, Eq. 11 as its text
+    reads).
+
+    The rounding breaks the quota in either direction; `allocate_bits` does not. Arguments as for `optimal_bins`.
+    """
+    _check_limits(min_bits, max_bits)
+    bins = optimal_bins(alpha, bits=bits, quota=quota, weights=weights)
+    with np.errstate(divide="ignore"):
+        exact = np.log2(bins)
+    return np.clip(np.floor(exact + 0.5), min_bits, max_bits).astype(np.int64)
+
+
+def allocate_bits(
+    alpha: ArrayLike,
+    *,
+    bits: float | None = None,
+    quota: float | None = None,
+    min_bits: int = 2,
+    max_bits: int = 8,
+    weights: ArrayLike | None = None,
+    measure: Measure = "bins",
+) -> NDArray[np.int64]:
+    """Whole bits M_i in [min_bits, max_bits] that minimise sum_i w_i alpha_i^2 / (3 4^M_i) within the quota, exactly.
+
+    With `measure` "bins" (the paper's) the quota bounds sum_i w_i 2^M_i, with "bits" it bounds sum_i w_i M_i, the
+    memory. It is given as such, or through `bits`, the width that every channel would have. Without weights and with
+    whole `bits` the quota of bins is met with equality; otherwise what is left is less than any channel could use.
+
+    Without weights: in bins, every upgrade M -> M + 1 costs 2^M and gains 3/4 alpha^2 4^-M, and since the costs
+    divide each other, pairing leftovers from the smallest cost up is optimal; in bits, all cost the same and the
+    largest gains win. With weights: `qmath.knapsack`. Returns int64 of shape (channels,). Raises ValueError as
+    `optimal_bins`, and when the quota does not hold min_bits everywhere.
+    """
+    _check_limits(min_bits, max_bits)
+    ranges, sizes = _checked(alpha, weights)
+    if measure not in ("bins", "bits"):
+        raise ValueError(f"measure must be 'bins' or 'bits', found {measure!r}")
+    total = _quota(sizes, bits, quota, measure)
+    widths = np.arange(min_bits, max_bits + 1)
+    spent = 2.0**widths if measure == "bins" else widths.astype(np.float64)
+    least = float(sizes.sum() * spent[0])
+    if total < least * (1 - 1e-12):
+        raise ValueError(
+            f"a quota of {total:g} {measure} does not hold {min_bits} bits everywhere, which takes {least:g}"
+        )
+    errors = ranges[:, None] ** 2 / (3 * 4.0**widths)
+    if weights is not None:
+        chosen = knapsack(sizes[:, None] * errors, sizes[:, None] * spent, total).choices
+        return np.asarray(min_bits + chosen)
+    gains = errors[:, :-1] - errors[:, 1:]
+    spare = total - least + 1e-9 * least
+    if measure == "bits":
+        taken = np.argsort(-gains, axis=None, kind="stable")[: int(spare)]
+        upgrades = np.bincount(taken // max(gains.shape[1], 1), minlength=ranges.size)
+    else:
+        upgrades = _fill_divisible(gains, int(spare / 2.0**min_bits))
+    return np.asarray(min_bits + upgrades, dtype=np.int64)
+
+
+def _fill_divisible(gains: Floats, capacity: int) -> NDArray[np.int64]:
+    """Upgrades per channel of the best set whose costs, 2^j for column j, sum to at most `capacity`.
+
+    From the smallest cost up: an odd unit of capacity can serve only one item of this cost, the best; all others go
+    in pairs, best with next best, as items of the next cost. Gains fall along a row while costs rise, so no optimum
+    skips an upgrade.
+    """
+    upgrades = np.zeros(gains.shape[0], np.int64)
+    items: list[tuple[float, Any]] = []
+    taken: list[Any] = []
+    for column in range(gains.shape[1]):
+        items += [(float(gain), channel) for channel, gain in enumerate(gains[:, column])]
+        items.sort(key=lambda item: -item[0])
+        if column == gains.shape[1] - 1:
+            taken += [node for _, node in items[:capacity]]
+            break
+        if capacity % 2 and items:
+            taken.append(items.pop(0)[1])
+        capacity //= 2
+        items = [_paired(items[i : i + 2]) for i in range(0, len(items), 2)]
+    while taken:
+        node = taken.pop()
+        if isinstance(node, tuple):
+            taken += node
+        else:
+            upgrades[node] += 1
+    return upgrades
+
+
+def _paired(items: list[tuple[float, Any]]) -> tuple[float, Any]:
+    """One item of twice the cost, made of two (or of a last single one)."""
+    return sum(gain for gain, _ in items), tuple(node for _, node in items)
+
+
+def _checked(alpha: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, Floats]:
+    ranges = finite_values(alpha, name="alpha")
+    if ranges.ndim != 1 or np.any(ranges < 0) or not ranges.any():
+        raise ValueError(f"alpha needs one non-negative range per channel, not all zero; found shape {ranges.shape}")
+    sizes = np.ones(ranges.size) if weights is None else finite_values(weights, name="weights")
+    if sizes.shape != ranges.shape or np.any(sizes <= 0):
+        raise ValueError(f"weights needs one positive size for each of {ranges.size} channels, found {sizes.shape}")
+    return ranges, sizes
+
+
+def _check_limits(min_bits: int, max_bits: int) -> None:
+    if not 1 <= min_bits <= max_bits <= 16:
+        raise ValueError(f"1 <= min_bits <= max_bits <= 16 expected, found {min_bits} and {max_bits}")
+
+
+def _quota(sizes: Floats, bits: float | None, quota: float | None, measure: str) -> float:
+    if bits is not None and quota is None:
+        quota = float(sizes.sum()) * (2.0**bits if measure == "bins" else bits)
+    elif bits is not None or quota is None:
+        raise ValueError("give either bits (the mean width) or quota (the total), one of the two")
+    if not (np.isfinite(quota) and quota > 0):
+        raise ValueError(f"the quota must be finite and positive, found {quota}")
+    return float(quota)
