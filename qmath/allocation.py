@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from qmath._validation import as_parameter, check_choice
 from qmath.pareto import knapsack
 from qmath.priors import Floats
-from qmath.sample import finite_values
 
 Measure = Literal["bins", "bits"]
 
@@ -75,8 +75,7 @@ def allocate_bits(
     """
     _check_limits(min_bits, max_bits)
     ranges, sizes = _checked(alpha, weights)
-    if measure not in ("bins", "bits"):
-        raise ValueError(f"measure must be 'bins' or 'bits', found {measure!r}")
+    check_choice(measure, "measure", ("bins", "bits"))
     total = _quota(sizes, bits, quota, measure)
     widths = np.arange(min_bits, max_bits + 1)
     spent = 2.0**widths if measure == "bins" else widths.astype(np.float64)
@@ -134,10 +133,10 @@ def _paired(items: list[tuple[float, Any]]) -> tuple[float, Any]:
 
 
 def _checked(alpha: ArrayLike, weights: ArrayLike | None) -> tuple[Floats, Floats]:
-    ranges = finite_values(alpha, name="alpha")
+    ranges = as_parameter(alpha, "alpha")
     if ranges.ndim != 1 or np.any(ranges < 0) or not ranges.any():
         raise ValueError(f"alpha needs one non-negative range per channel, not all zero; found shape {ranges.shape}")
-    sizes = np.ones(ranges.size) if weights is None else finite_values(weights, name="weights")
+    sizes = np.ones(ranges.size) if weights is None else as_parameter(weights, "weights")
     if sizes.shape != ranges.shape or np.any(sizes <= 0):
         raise ValueError(f"weights needs one positive size for each of {ranges.size} channels, found {sizes.shape}")
     return ranges, sizes

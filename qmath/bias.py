@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from qmath._content import ByContent
+from qmath._validation import as_axis, as_parameter
 from qmath.priors import Floats
-from qmath.sample import finite_values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class BiasCorrection:
+class BiasCorrection(ByContent):
     """ACIQ's constants per channel: `shift` mu_c (units of w) and `gain` xi_c, both of shape (channels,), or ()
     without axis.
     """
@@ -27,7 +28,7 @@ class BiasCorrection:
         """gain (wq + shift) along the axis (ACIQ, Eq. 13). As printed, it scales about zero: the mean becomes gain
         E[w].
         """
-        values = finite_values(wq, name="wq")
+        values = as_parameter(wq, "wq")
         if self.axis is None:
             return np.asarray(self.gain * (values + self.shift))
         shape = [1] * values.ndim
@@ -82,8 +83,8 @@ def output_shift(
     first, second = _same_shape(w, wq)
     if first.ndim < 2 or axis not in (0, 1) or (axis == 1 and groups != 1):
         raise ValueError(f"w needs outputs x inputs along axes 0 and 1 (groups only with axis=0), found {first.shape}")
-    mean = finite_values(x_mean, name="x_mean")
-    quantized_mean = mean if xq_mean is None else finite_values(xq_mean, name="xq_mean")
+    mean = as_parameter(x_mean, "x_mean")
+    quantized_mean = mean if xq_mean is None else as_parameter(xq_mean, "xq_mean")
     outputs, inputs = first.shape[axis], first.shape[1 - axis] * groups
     if outputs % groups or mean.shape != (inputs,) or quantized_mean.shape != (inputs,):
         raise ValueError(
@@ -100,7 +101,7 @@ def output_shift(
 
 
 def _same_shape(w: ArrayLike, wq: ArrayLike) -> tuple[Floats, Floats]:
-    first, second = finite_values(w, name="w"), finite_values(wq, name="wq")
+    first, second = as_parameter(w, "w"), as_parameter(wq, "wq")
     if first.shape != second.shape:
         raise ValueError(f"w has shape {first.shape}, wq {second.shape}: they must be equal")
     return first, second
@@ -109,7 +110,5 @@ def _same_shape(w: ArrayLike, wq: ArrayLike) -> tuple[Floats, Floats]:
 def _channels(w: Floats, axis: int | None) -> Floats:
     if axis is None:
         return w.reshape(1, -1)
-    if not -w.ndim <= axis < w.ndim:
-        raise ValueError(f"axis {axis} does not exist: w has shape {w.shape}")
-    moved = np.moveaxis(w, axis, 0)
+    moved = np.moveaxis(w, as_axis(axis, w.ndim), 0)
     return moved.reshape(moved.shape[0], -1)

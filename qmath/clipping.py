@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special
 
-from qmath.error import cell_integrals, checked_bits
+from qmath._validation import as_bits, as_parameter, check_choice
+from qmath.error import cell_integrals
 from qmath.priors import Floats, Gaussian, Laplace, Prior
-from qmath.sample import finite_values
 
 GridKind = Literal["midrise", "midtread"]
 
@@ -31,7 +31,7 @@ def laplace_clip(
     paper, or "midtread" as in ONNX (symmetric 2^bits - 1 levels; after a ReLU 2^bits levels). Raises ValueError for b
     <= 0 or other bits. Source: ACIQ, Eq. 6, A.10, A.18.
     """
-    scale, bits = _checked_scale(b, "b"), checked_bits(bits)
+    scale, bits = as_parameter(b, "b", positive=True), as_bits(bits)
     if exact:
         return scale * _exact_units(Laplace, bits, relu, grid)
     return np.asarray(scale * special.lambertw((12.0 if relu else 3.0) * 4.0**bits).real)
@@ -47,7 +47,7 @@ def gauss_clip(
 
     `sigma` is the standard deviation; arguments, result and errors as for `laplace_clip`.
     """
-    scale, bits = _checked_scale(sigma, "sigma"), checked_bits(bits)
+    scale, bits = as_parameter(sigma, "sigma", positive=True), as_bits(bits)
     if exact:
         return scale * _exact_units(Gaussian, bits, relu, grid)
     return np.asarray(scale * _per_bits(lambda m: _gauss_unit(m + 1 if relu else m), bits))
@@ -60,7 +60,7 @@ def prior_clip(prior: Prior, bits: ArrayLike, *, exact: bool = False, grid: Grid
     4^bits) with p = P(X > 0), which is A.18 / A.19 for loc = 0 and generalises them to any location. `exact` needs
     loc = 0 when one-sided. Raises ValueError otherwise.
     """
-    bits = checked_bits(bits)
+    bits = as_bits(bits)
     relu = prior.one_sided
     if exact and relu and np.any(np.asarray(prior.loc) != 0):
         raise ValueError("exact clips of a one-sided prior are for loc = 0: minimise qmath.exact_error for others")
@@ -68,13 +68,6 @@ def prior_clip(prior: Prior, bits: ArrayLike, *, exact: bool = False, grid: Grid
         solve = laplace_clip if isinstance(prior, Laplace) else gauss_clip
         return solve(prior.scale, bits, relu=relu, exact=exact, grid=grid)
     return prior.scale * _rectified_root(prior, bits)
-
-
-def _checked_scale(value: ArrayLike, name: str) -> Floats:
-    scale = finite_values(value, name=name)
-    if not np.all(scale > 0):
-        raise ValueError(f"{name} must be positive (a tensor without spread has no optimal clip), found {scale.min()}")
-    return scale
 
 
 def _per_bits(solve, bits: np.ndarray) -> Floats:  # type: ignore[no-untyped-def]
@@ -111,10 +104,9 @@ def _rectified_root(prior: Prior, bits: np.ndarray) -> Floats:
 
 
 def _exact_units(family: type[Prior], bits: np.ndarray, relu: bool, grid: str) -> Floats:
-    if grid not in ("midrise", "midtread"):
-        raise ValueError(f"grid must be 'midrise' or 'midtread', found {grid!r}")
-    if grid == "midtread" and not relu and bits.min() < 2:
-        raise ValueError("a symmetric mid-tread grid needs at least 2 bits: with 1 its only level is zero")
+    check_choice(grid, "grid", ("midrise", "midtread"))
+    if grid == "midtread" and not relu:
+        as_bits(bits, low=2)
     return _per_bits(lambda m: _exact_unit(family, 2 ** (m if relu else m - 1), grid), bits)
 
 

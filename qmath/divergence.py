@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
+from qmath._validation import as_parameter
 from qmath.priors import Floats
-from qmath.sample import finite_values
 
 
 def kl_divergence(p_logits: ArrayLike, q_logits: ArrayLike, *, axis: int = -1, mean: bool = False) -> Floats:
@@ -52,7 +52,7 @@ def cosine_similarity(x: ArrayLike, y: ArrayLike, *, axis: int | tuple[int, ...]
 
 
 def _pair(x: ArrayLike, y: ArrayLike, *, names: tuple[str, str] = ("x", "y")) -> tuple[Floats, Floats]:
-    first, second = finite_values(x, name=names[0]), finite_values(y, name=names[1])
+    first, second = as_parameter(x, names[0]), as_parameter(y, names[1])
     if first.shape != second.shape:
         raise ValueError(f"{names[0]} has shape {first.shape}, {names[1]} {second.shape}: they must be equal")
     return first, second

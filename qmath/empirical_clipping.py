@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from qmath._validation import as_axis, as_bit_count, as_data, check_choice, check_finite
 from qmath.clipping import prior_clip
-from qmath.error import checked_bits
 from qmath.fitting import goodness_of_fit
 from qmath.priors import Floats, Gaussian, Laplace, Prior
-from qmath.sample import Sample, finite_values, sample_of
+from qmath.sample import Sample, sample_of
 from qmath.stop_loss import StopLoss
 
 KL_BINS = 2048
@@ -43,11 +43,9 @@ class GridShape:
     symmetric: bool = False
 
     def __post_init__(self) -> None:
-        checked_bits(self.bits)
+        as_bit_count(self.bits, low=2 if self.symmetric else 1)
         if self.one_sided and self.symmetric:
             raise ValueError("a grid is one-sided (0..c) or symmetric (-c..c), not both")
-        if self.symmetric and self.bits < 2:
-            raise ValueError("a symmetric grid needs at least 2 bits: with 1 its only level is zero")
 
     @property
     def steps(self) -> int:
@@ -105,7 +103,7 @@ def clip_range(
     Raises ValueError for empty, non-finite or all-zero data, an unknown method or option, or bits outside 1..16.
     """
     chosen = _lookup(method)
-    shape = GridShape(bits=int(checked_bits(bits)), one_sided=one_sided, symmetric=symmetric)
+    shape = GridShape(bits=as_bit_count(bits), one_sided=one_sided, symmetric=symmetric)
     sample = sample_of(data)
     if sample.low == sample.high == 0:
         raise ValueError("every value is zero: no range to choose")
@@ -121,7 +119,7 @@ def weight_clip(w: ArrayLike, *, bits: int, method: str = "mse", axis: int | Non
     are those of `clip_range`. A channel of zeros gets 1, since any grid holds it. The result has shape (channels,),
     or () when axis is None. Raises ValueError as `clip_range`, and for an axis that w does not have.
     """
-    shape = GridShape(bits=int(checked_bits(bits)), symmetric=True)
+    shape = GridShape(bits=as_bit_count(bits), symmetric=True)
     chosen = _lookup(method)
     rows = _rows(w, axis)
     if method == "mse" and not options:
@@ -137,8 +135,7 @@ def weight_clip(w: ArrayLike, *, bits: int, method: str = "mse", axis: int | Non
 
 
 def _lookup(method: str) -> ClipMethod:
-    if method not in _METHODS:
-        raise ValueError(f"unknown clip method {method!r}: choose one of {', '.join(_METHODS)}")
+    check_choice(method, "method", _METHODS)
     return _METHODS[method]
 
 
@@ -168,15 +165,11 @@ def _spanning(shape: GridShape, low: float, high: float) -> tuple[float, float]:
 
 def _rows(w: ArrayLike, axis: int | None) -> NDArray[np.floating[Any]]:
     """`w` with its channels first and the rest flat."""
-    array = np.asarray(w)
-    values = finite_values(array, name="w") if array.dtype != np.float32 or not array.size else array
-    if values.dtype == np.float32 and not np.isfinite(values).all():
-        finite_values(array, name="w")
+    values = as_data(w, "w")
+    check_finite(values, "w")
     if axis is None:
         return np.ascontiguousarray(values.reshape(1, -1))
-    if not -values.ndim <= axis < values.ndim:
-        raise ValueError(f"axis {axis} does not exist: w has shape {values.shape}")
-    moved = np.moveaxis(values, axis, 0)
+    moved = np.moveaxis(values, as_axis(axis, values.ndim), 0)
     return np.ascontiguousarray(moved.reshape(moved.shape[0], -1))
 
 

@@ -14,29 +14,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from qmath._validation import as_bit_count, as_bits, as_parameter
 from qmath.priors import Floats, Prior
-from qmath.sample import finite_values
 
-MAX_BITS = 16
 _NARROW = 0.25  # cells below this many scales are integrated by quadrature: closed forms would cancel there
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(10)
-
-
-def checked_bits(bits: ArrayLike) -> np.ndarray:
-    """`bits` as int64; raises ValueError unless every one is an integer in 1..16."""
-    array = np.asarray(bits)
-    if array.dtype.kind not in "iuf" or array.size == 0 or not np.all(array == np.floor(array)):
-        raise ValueError(f"bits must be integers, found {bits!r}")
-    if array.min() < 1 or array.max() > MAX_BITS:
-        raise ValueError(f"bits must lie in 1..{MAX_BITS}, found {bits!r}")
-    return array.astype(np.int64)
-
-
-def checked_clip(clip: ArrayLike) -> Floats:
-    values = finite_values(clip, name="clip")
-    if not np.all(values > 0):
-        raise ValueError(f"clip must be positive, found {float(values.min())}")
-    return values
 
 
 def expected_error(prior: Prior, clip: ArrayLike, bits: ArrayLike, *, relu: bool = False) -> Floats:
@@ -50,7 +32,7 @@ def expected_error(prior: Prior, clip: ArrayLike, bits: ArrayLike, *, relu: bool
     The approximations: a flat density inside the clip, and a clipped value answered by the clip itself, not by the
     last midpoint. At 2 bits the error at the optimum is 40-47% low; `exact_error` has neither. Parameters broadcast.
     """
-    clip, bits = checked_clip(clip), checked_bits(bits)
+    clip, bits = as_parameter(clip, "clip", positive=True), as_bits(bits)
     loc, scale = np.asarray(prior.loc), np.asarray(prior.scale)
     cells = 4.0**bits
     if relu or prior.one_sided:
@@ -61,17 +43,15 @@ def expected_error(prior: Prior, clip: ArrayLike, bits: ArrayLike, *, relu: bool
 
 def midrise_levels(clip: float, bits: int, *, relu: bool = False) -> Floats:
     """The 2^bits midpoints of ACIQ's grid over [-clip, clip], or [0, clip] with `relu` (Eq. 2; A.16)."""
-    cells = 2 ** int(checked_bits(bits))
+    cells = 2 ** as_bit_count(bits)
     middle = (np.arange(cells) + 0.5) / cells
-    return np.asarray(float(checked_clip(clip)) * (middle if relu else 2 * middle - 1))
+    return np.asarray(float(as_parameter(clip, "clip", positive=True)) * (middle if relu else 2 * middle - 1))
 
 
 def midtread_levels(clip: float, bits: int, *, relu: bool = False) -> Floats:
     """Levels of the ONNX grid: 2^bits - 1 from -clip to clip (needs 2 bits), or 2^bits from 0 to clip with `relu`."""
-    top = 2 ** (int(checked_bits(bits)) - (0 if relu else 1)) - 1
-    if top < 1:
-        raise ValueError("a symmetric mid-tread grid needs at least 2 bits: with 1 its only level is zero")
-    return np.asarray(float(checked_clip(clip)) / top * np.arange(0 if relu else -top, top + 1))
+    top = 2 ** (as_bit_count(bits, low=1 if relu else 2) - (0 if relu else 1)) - 1
+    return np.asarray(float(as_parameter(clip, "clip", positive=True)) / top * np.arange(0 if relu else -top, top + 1))
 
 
 def exact_error(prior: Prior, levels: ArrayLike, *, thresholds: ArrayLike | None = None) -> Floats:
@@ -85,7 +65,7 @@ def exact_error(prior: Prior, levels: ArrayLike, *, thresholds: ArrayLike | None
     `levels` is ascending, shape (n,); `thresholds` non-decreasing, shape (n - 1,). The result has the broadcast shape
     of prior.loc and prior.scale. Raises ValueError for other shapes or orders.
     """
-    q = finite_values(levels, name="levels").ravel()
+    q = as_parameter(levels, "levels").ravel()
     t = (q[1:] + q[:-1]) / 2 if thresholds is None else np.asarray(thresholds, dtype=np.float64).ravel()
     if np.any(np.diff(q) <= 0):
         raise ValueError("levels must be strictly ascending")

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
+from qmath._validation import check_choice
 from qmath.priors import Floats, Gaussian, Laplace, Prior
 from qmath.sample import Sample, sample_of
 
@@ -83,8 +84,7 @@ def goodness_of_fit(prior: Prior, data: Any) -> float:
 
 def estimate(family: type[Prior], data: Any, *, one_sided: bool, method: str, loc: float | None) -> tuple[float, float]:
     """(loc, scale) of the fitted member of `family`; the estimators are those of the module's docstring."""
-    if method not in ("likelihood", "moments"):
-        raise ValueError(f"method must be 'likelihood' or 'moments', found {method!r}")
+    check_choice(method, "method", ("likelihood", "moments"))
     return _estimate(family, sample_of(data), one_sided=one_sided, method=method, loc=loc)
 
 

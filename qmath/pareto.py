@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from qmath._validation import as_parameter
 from qmath.priors import Floats
-from qmath.sample import finite_values
 
 Table = Sequence[ArrayLike] | ArrayLike  # one row of choices per layer; rows may differ in length
 Trail = tuple[NDArray[np.integer], NDArray[np.uint8]]  # of one layer's states: parent state, choice
@@ -188,13 +188,13 @@ def _hull_edges(layer: Layer) -> tuple[Floats, Floats]:
 
 def _layers(costs: Table, sizes: Table) -> list[Layer]:
     """Rows checked and freed of choices that are no smaller and no cheaper than another."""
-    cost_rows = [finite_values(row, name="costs").ravel() for row in costs]  # type: ignore[union-attr]
-    size_rows = [finite_values(row, name="sizes").ravel() for row in sizes]  # type: ignore[union-attr]
+    cost_rows = [as_parameter(row, "costs").ravel() for row in costs]  # type: ignore[union-attr]
+    size_rows = [as_parameter(row, "sizes").ravel() for row in sizes]  # type: ignore[union-attr]
     if not cost_rows or [row.size for row in cost_rows] != [row.size for row in size_rows]:
         raise ValueError(
             f"costs and sizes need the same layers and choices, found "
-            f"{len(cost_rows)} rows of "
-            f"{sorted({row.size for row in cost_rows})} and {len(size_rows)} of {sorted({row.size for row in size_rows})}"
+            f"{len(cost_rows)} rows of {sorted({row.size for row in cost_rows})} and "
+            f"{len(size_rows)} of {sorted({row.size for row in size_rows})}"
         )
     if max(row.size for row in cost_rows) > 255:
         raise ValueError("a layer may have at most 255 choices")

@@ -10,13 +10,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
+from qmath._content import ByContent, frozen
+from qmath._validation import as_parameter
+
 Floats = NDArray[np.float64]
 SQRT2 = float(np.sqrt(2.0))
 SQRT2PI = float(np.sqrt(2.0 * np.pi))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prior(ABC):
+class Prior(ByContent, ABC):
     """A location-scale law Z = loc + scale * U, or its rectified form X = max(Z, 0) when `one_sided`.
 
     The rectified law is what a ReLU hands on: the probability of Z <= 0 becomes an atom at exactly zero, and the
@@ -33,25 +36,9 @@ class Prior(ABC):
 
     def __post_init__(self) -> None:
         for name in ("loc", "scale"):
-            value = np.array(getattr(self, name), dtype=np.float64)
-            if value.size == 0 or not np.all(np.isfinite(value)):
-                raise ValueError(f"{type(self).__name__}: {name} must be finite, found {getattr(self, name)!r}")
-            if name == "scale" and not np.all(value > 0):
-                raise ValueError(f"{type(self).__name__}: scale must be positive, found {float(value.min())}")
-            value.setflags(write=False)
-            object.__setattr__(self, name, float(value) if value.ndim == 0 else value)
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Prior)
-            and type(self) is type(other)
-            and self.one_sided == other.one_sided
-            and np.array_equal(self.loc, other.loc)
-            and np.array_equal(self.scale, other.scale)
-        )
-
-    def __hash__(self) -> int:
-        return hash((type(self), np.asarray(self.loc).tobytes(), np.asarray(self.scale).tobytes(), self.one_sided))
+            value = as_parameter(getattr(self, name), f"{type(self).__name__} {name}", positive=name == "scale")
+            object.__setattr__(self, name, frozen(value) if value.ndim else float(value))
+        np.broadcast_shapes(np.shape(self.loc), np.shape(self.scale))
 
     def pdf(self, x: ArrayLike) -> Floats:
         """Density at x; for a one-sided prior that of the part above zero (the atom at zero has no density)."""

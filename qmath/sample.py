@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+
+from qmath._validation import as_parameter
 
 Floats = NDArray[np.float64]
 
@@ -63,22 +65,8 @@ def sample_of(data: Any, *, name: str = "data") -> Sample:
         return data
     if is_histogram(data):
         return _from_histogram(data, name)
-    points = np.sort(finite_values(data, name=name), axis=None)
+    points = np.sort(as_parameter(data, name), axis=None)
     return Sample(points=points, weights=np.ones(points.size))
-
-
-def finite_values(data: ArrayLike, *, name: str = "data") -> Floats:
-    """`data` as a float64 array of the same shape; raises ValueError when it is empty, complex or not finite."""
-    array = np.asarray(data)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} must hold real numbers, found dtype {array.dtype}")
-    if array.size == 0:
-        raise ValueError(f"{name} is empty (shape {array.shape}): at least one value is needed")
-    values = np.ascontiguousarray(array, dtype=np.float64).reshape(array.shape)
-    bad = int(values.size - np.count_nonzero(np.isfinite(values)))
-    if bad:
-        raise ValueError(f"{name} holds {bad} NaN or infinite value(s) out of {values.size}: remove them first")
-    return values
 
 
 def _from_histogram(histogram: Any, name: str) -> Sample:
