@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "_threads": ("get_threads", "set_threads"),
     "allocation": ("allocate_bits", "allocate_bits_rounded", "optimal_bins"),
     "bias": ("BiasCorrection", "bias_correction", "output_shift"),
     "clipping": ("gauss_clip", "laplace_clip", "prior_clip"),
@@ -18,6 +19,7 @@ _HOMES = {
     "fitting": ("PriorFit", "fit_prior", "goodness_of_fit"),
     "grouping": ("group_search",),
     "pareto": ("Frontier", "Selection", "knapsack", "pareto_frontier"),
+    "grid": ("Grid", "Rounding", "dequantize", "fake_quantize", "quantize"),
     "priors": ("Gaussian", "Laplace", "Prior"),
     "statistics": ("BINS", "Histogram", "Statistics", "StatisticsAccumulator"),
 }

@@ -1,0 +1,258 @@
+"""The uniform grid, and the three maps between real numbers and its codes.
+
+Code q stands for the real number (q - zero_point) scale + offset. A grid is symmetric (zero_point and offset 0), affine
+with an integer zero point (ONNX QuantizeLinear: zero is always representable), or affine with a real offset (LSQ+).
+Parameters are scalars, or one per slice along `axis`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from qmath._content import ByContent, frozen
+from qmath._rows import Rows, output_like
+from qmath._validation import as_bit_count, as_data, as_parameter, check_choice, reject_nan
+
+Rounding = Literal["half_even", "half_up"]
+"""Where ties go: to the even neighbour (ONNX QuantizeLinear), or upwards (the papers' floor(v + 0.5))."""
+
+_TIE = {"half_even": 2.0, "half_up": 0.5}  # v - rint(v) from which a rounded value moves up; it never exceeds 0.5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid(ByContent):
+    """Codes qmin..qmax of `bits` bits; code q stands for (q - zero_point) scale + offset.
+
+    `scale` (> 0), `zero_point` (whole, in qmin..qmax) and `offset` (units of x) are scalars, or 1-D arrays along `axis`;
+    all are stored as read-only float64. `signed` grids hold -2^(bits-1)..2^(bits-1)-1, or from -2^(bits-1)+1 when
+    `narrow`; unsigned ones 0..2^bits-1. Raises ValueError or TypeError for parameters that make no grid.
+    """
+
+    bits: int
+    scale: NDArray[np.float64]
+    _: KW_ONLY
+    zero_point: NDArray[np.float64] = 0.0  # type: ignore[assignment]
+    offset: NDArray[np.float64] = 0.0  # type: ignore[assignment]
+    signed: bool = True
+    narrow: bool = False
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__
+        set_field(self, "bits", as_bit_count(self.bits))
+        _check_code_range(self.bits, self.signed, self.narrow)
+        given = {
+            "scale": as_parameter(self.scale, "scale", positive=True),
+            "zero_point": as_parameter(self.zero_point, "zero_point"),
+            "offset": as_parameter(self.offset, "offset"),
+        }
+        shape = self._common_shape({name: value.shape for name, value in given.items()})
+        for name, value in given.items():
+            set_field(self, name, frozen(np.broadcast_to(value, shape)))
+        if self.axis is not None:
+            set_field(self, "axis", int(self.axis))
+        zero = self.zero_point
+        if ((zero != np.rint(zero)) | (zero < self.qmin) | (zero > self.qmax)).any():
+            raise ValueError(
+                f"zero_point: expected whole numbers in {self.qmin}..{self.qmax} ({self.bits} bits), "
+                f"found {zero}: a real shift of the grid is its offset"
+            )
+
+    def _common_shape(self, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+        try:
+            shape = np.broadcast_shapes(*shapes.values())
+        except ValueError:
+            raise ValueError(f"grid parameters: expected equal lengths, found shapes {shapes}") from None
+        if self.axis is None and shape != ():
+            raise ValueError(f"scale: expected scalars without axis, found shapes {shapes}: pass axis=")
+        if self.axis is not None and len(shape) != 1:
+            raise ValueError(f"scale: expected 1-D parameters along axis {self.axis}, found shapes {shapes}")
+        return shape
+
+    @classmethod
+    def symmetric(
+        cls,
+        clip: ArrayLike,
+        *,
+        bits: int,
+        signed: bool = True,
+        narrow: bool = True,
+        axis: int | None = None,
+    ) -> Grid:
+        """The grid with zero_point 0 whose highest level is `clip` (> 0, units of x): scale = clip / qmax.
+
+        A signed narrow grid spans -clip..clip; without `narrow` it has one step more below. An unsigned grid (data that
+        are not negative, as after a ReLU) spans 0..clip, and `narrow` does not apply to it.
+        """
+        bits = as_bit_count(bits, low=2 if signed else 1)
+        qmax = _code_range(bits, signed, narrow)[1]
+        scale = as_parameter(clip, "clip", positive=True) / qmax
+        return cls(bits, scale, signed=signed, narrow=narrow and signed, axis=axis)
+
+    @classmethod
+    def affine(
+        cls, low: ArrayLike, high: ArrayLike, *, bits: int, signed: bool = False, axis: int | None = None
+    ) -> Grid:
+        """The grid over [low, high], widened to hold 0, with zero moved onto a level as ONNX tools do.
+
+        scale = (high - low) / (2^bits - 1), zero_point = clamp(rint(qmin - low / scale)). Data that are all zero get
+        scale 1. Raises ValueError when low > high.
+        """
+        bits = as_bit_count(bits)
+        below, above = _ordered(low, high)
+        below, above = np.minimum(below, 0.0), np.maximum(above, 0.0)
+        qmin, qmax = _code_range(bits, signed, narrow=False)
+        scale = _step(below, above, qmax - qmin)
+        zero_point = np.clip(np.rint(qmin - below / scale), qmin, qmax)
+        return cls(bits, scale, zero_point=zero_point, signed=signed, axis=axis)
+
+    @classmethod
+    def with_offset(
+        cls, low: ArrayLike, high: ArrayLike, *, bits: int, signed: bool = False, axis: int | None = None
+    ) -> Grid:
+        """The grid with real offset whose ends are exactly `low` and `high` (LSQ+, Eq. 6 and 7); zero may fall between.
+
+        scale = (high - low) / (qmax - qmin), offset = low - qmin scale. Equal ends get scale 1. Raises ValueError when
+        low > high.
+        """
+        bits = as_bit_count(bits)
+        below, above = _ordered(low, high)
+        qmin, qmax = _code_range(bits, signed, narrow=False)
+        scale = _step(below, above, qmax - qmin)
+        return cls(bits, scale, offset=below - qmin * scale, signed=signed, axis=axis)
+
+    @property
+    def qmin(self) -> int:
+        """Lowest code."""
+        return _code_range(self.bits, self.signed, self.narrow)[0]
+
+    @property
+    def qmax(self) -> int:
+        """Highest code."""
+        return _code_range(self.bits, self.signed, self.narrow)[1]
+
+    @property
+    def levels(self) -> int:
+        """Number of codes."""
+        return self.qmax - self.qmin + 1
+
+    @property
+    def low(self) -> NDArray[np.float64]:
+        """Lowest real number of the grid, in the units of x (per slice along `axis`)."""
+        return (self.qmin - self.zero_point) * self.scale + self.offset
+
+    @property
+    def high(self) -> NDArray[np.float64]:
+        """Highest real number of the grid, in the units of x (per slice along `axis`)."""
+        return (self.qmax - self.zero_point) * self.scale + self.offset
+
+    @property
+    def code_dtype(self) -> np.dtype[Any]:
+        """Smallest integer type that holds every code."""
+        name = f"{'int' if self.signed else 'uint'}{8 if self.bits <= 8 else 16}"
+        return np.dtype(name)
+
+
+def quantize(x: ArrayLike, grid: Grid, *, rounding: Rounding = "half_even") -> NDArray[Any]:
+    """Codes q = clamp(round((x - offset) / scale) + zero_point, qmin, qmax) (ONNX QuantizeLinear when offset is 0).
+
+    `x` is float32 or float64 (others become one of them) of any shape that has the grid's axis; the arithmetic is done
+    in its type. Infinities go to the end codes. Returns the smallest integer type that holds the codes.
+    Raises ValueError for NaN, an empty array, or an axis of another length.
+    """
+    from qmath.grid_kernels import codes_by_column, codes_by_row
+
+    data = as_data(x)
+    rows = Rows.of(data, grid.axis, grid.scale.size)
+    out = np.empty(data.shape, grid.code_dtype)
+    parameters = (*_in_type(grid, data.dtype), grid.zero_point.reshape(-1).astype(data.dtype), _tie(rounding))
+    if rows.run(codes_by_row, codes_by_column, rows.flat(data), out.reshape(-1), *parameters):
+        reject_nan(data, "x")
+    return out
+
+
+def fake_quantize(
+    x: ArrayLike, grid: Grid, *, rounding: Rounding = "half_even", out: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """`dequantize(quantize(x))` in one pass: every value replaced by the real number its code stands for.
+
+    Computed in the floating type of `x` (float32 results equal `dequantize(quantize(x))` to the last bit). `out` may
+    be given (C-contiguous, of the shape and type of the result; `x` itself is allowed) and is returned.
+    Raises ValueError for NaN, an empty array, an axis of another length, or an `out` that does not fit.
+    """
+    from qmath.grid_kernels import values_by_column, values_by_row
+
+    data = as_data(x)
+    rows = Rows.of(data, grid.axis, grid.scale.size)
+    result = output_like(data, out)
+    parameters = (*_in_type(grid, data.dtype), _tie(rounding))
+    if rows.run(values_by_row, values_by_column, rows.flat(data), result.reshape(-1), *parameters):
+        reject_nan(data, "x")
+    return result
+
+
+def dequantize(q: ArrayLike, grid: Grid) -> NDArray[np.float32]:
+    """Real numbers (q - zero_point) scale + offset of integer codes, in float32 (ONNX DequantizeLinear).
+
+    Raises TypeError for codes that are not of an integer type, ValueError for codes outside the grid.
+    """
+    codes = np.asarray(q)
+    if codes.dtype.kind not in "iu":
+        raise TypeError(f"q: expected integer codes, found dtype {codes.dtype}")
+    if codes.size == 0:
+        raise ValueError(f"q: expected at least one code, found an empty array of shape {codes.shape}")
+    lowest, highest = int(codes.min()), int(codes.max())
+    if lowest < grid.qmin or highest > grid.qmax:
+        raise ValueError(f"q: expected codes in {grid.qmin}..{grid.qmax}, found {lowest}..{highest}")
+    rows = Rows.of(codes, grid.axis, grid.scale.size)
+    scale, offset, _, _ = (p.reshape(rows.parameter_shape) for p in _in_type(grid, np.float32))
+    zero_point = grid.zero_point.reshape(rows.parameter_shape).astype(np.float32)
+    values = (codes.reshape(rows.shape).astype(np.float32) - zero_point) * scale + offset
+    return values.reshape(codes.shape)
+
+
+def _in_type(grid: Grid, dtype: DTypeLike) -> tuple[NDArray[Any], ...]:
+    """Scale, offset, and the end codes less the zero point, each 1-D in the type of the data."""
+    scale = grid.scale.reshape(-1).astype(dtype)
+    with np.errstate(over="ignore"):
+        offset = grid.offset.reshape(-1).astype(dtype)
+    if not (np.isfinite(scale).all() and (scale >= np.finfo(scale.dtype).tiny).all() and np.isfinite(offset).all()):
+        raise ValueError(f"grid: scale {grid.scale} or offset {grid.offset} is outside the range of {scale.dtype}")
+    zero_point = grid.zero_point.reshape(-1)
+    low, high = (grid.qmin - zero_point).astype(dtype), (grid.qmax - zero_point).astype(dtype)
+    return scale, offset, low, high
+
+
+def _tie(rounding: str) -> float:
+    check_choice(rounding, "rounding", get_args(Rounding))
+    return _TIE[rounding]
+
+
+def _code_range(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
+    if not signed:
+        return 0, 2**bits - 1
+    return -(2 ** (bits - 1)) + int(narrow), 2 ** (bits - 1) - 1
+
+
+def _check_code_range(bits: int, signed: bool, narrow: bool) -> None:
+    if narrow and not signed:
+        raise ValueError("narrow: only a signed grid has a most negative code to drop, found signed=False")
+    if narrow and bits < 2:
+        raise ValueError("bits: a narrow signed grid needs at least 2 bits: with 1 its only level is zero")
+
+
+def _ordered(low: ArrayLike, high: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    below, above = as_parameter(low, "low"), as_parameter(high, "high")
+    if (below > above).any():
+        raise ValueError(f"low, high: expected low <= high, found {below} and {above}")
+    return below, above
+
+
+def _step(low: NDArray[np.float64], high: NDArray[np.float64], steps: int) -> NDArray[np.float64]:
+    """(high - low) / steps, divided first so that no finite range overflows; 1 where the range is empty."""
+    step = high / steps - low / steps
+    return np.where(step > 0, step, 1.0)
