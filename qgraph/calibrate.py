@@ -14,6 +14,7 @@ from qgraph.initial import activation_grid, weight_grid
 from qgraph.observe import Observations
 from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
 
+PRIOR_TOLERANCE = 10**0.1  # 1 dB
 MAX_ENERGY_LOSS = 0.5  # share of a tensor's energy that a clip may cut before it is reported
 
 
@@ -23,10 +24,11 @@ class CalibrationWarning(UserWarning):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clipped:
-    """The range chosen for one tensor and the energy beyond it (a share of E[x^2])."""
+    """The range chosen for one tensor, the method that chose it, and the energy beyond it (a share of E[x^2])."""
 
     low: float
     high: float
+    method: str
     lost: float
 
 
@@ -48,7 +50,7 @@ def clip_activations(plan: QuantPlan, view: GraphView, observed: Observations, *
         low, high = max(chosen.low, float(statistics.min)), min(chosen.high, float(statistics.max))
         if chosen.lost > MAX_ENERGY_LOSS:
             warnings.warn(
-                f"clip method '{method}' cuts {chosen.lost:.0%} of the energy of '{activation.tensor}' "
+                f"clip method '{chosen.method}' cuts {chosen.lost:.0%} of the energy of '{activation.tensor}' "
                 f"({statistics.min:.4g}..{statistics.max:.4g} becomes {low:.4g}..{high:.4g}); try --clip mse",
                 CalibrationWarning,
                 stacklevel=2,
@@ -59,13 +61,21 @@ def clip_activations(plan: QuantPlan, view: GraphView, observed: Observations, *
 
 
 def clip_range(histogram: qmath.Histogram, *, method: str, bits: int, one_sided: bool) -> Clipped:
-    """The range of a method, and how much of E[x^2] lies beyond it."""
+    """The range that a method chooses; the exact least-squares one where ACIQ's prior does not describe the data.
+
+    The prior is rejected when its range makes an error more than 1 dB above the least possible on the histogram (at 8
+    bits that is the rule: the optimum then lies far in the tails, where Laplace and Gaussian laws are least true).
+    """
     chosen = qmath.clip_range(histogram, method=method, bits=bits, one_sided=one_sided)
+    if method == "aciq":
+        exact = qmath.clip_range(histogram, method="mse", bits=bits, one_sided=one_sided)
+        if chosen.error > PRIOR_TOLERANCE * exact.error:
+            chosen, method = exact, "mse"
     low, high = float(chosen.low), float(chosen.high)
-    energy = histogram.counts * histogram.centers**2
-    beyond = np.clip(np.abs(histogram.centers - np.clip(histogram.centers, low, high)), 0, None) ** 2
-    total = float(energy.sum())
-    return Clipped(low=low, high=high, lost=float((histogram.counts * beyond).sum()) / total if total else 0.0)
+    beyond = histogram.centers - np.clip(histogram.centers, low, high)
+    total = float((histogram.counts * histogram.centers**2).sum())
+    lost = float((histogram.counts * beyond**2).sum()) / total if total else 0.0
+    return Clipped(low=low, high=high, method=method, lost=lost)
 
 
 def clip_weights(plan: QuantPlan, view: GraphView, *, method: str) -> QuantPlan:
