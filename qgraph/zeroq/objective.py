@@ -12,7 +12,7 @@ from onnx_ir.passes import common as passes
 
 from qgraph.errors import DataError, ModelError
 from qgraph.folding import fold_batch_normalization
-from qgraph.gradient import gradient_name, gradients
+from qgraph.gradient import Builder, gradient_name, gradients
 from qgraph.model import Model, normalise, raise_opset
 from qgraph.runtime import Session
 from qgraph.zeroq.loss import LOSS, Per, standard_input, target_of, with_loss
@@ -41,7 +41,13 @@ def has_batch_norms(model: Model) -> bool:
 
 
 def objective(
-    model: Model, *, batch: int, per: Per, threads: int | None, shapes: Mapping[str, Sequence[int]] | None = None
+    model: Model,
+    *,
+    batch: int,
+    per: Per,
+    threads: int | None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    builder: Builder | None = None,
 ) -> Objective:
     """Build the loss over all BatchNormalizations and the inputs, differentiate it, and load it.
 
@@ -62,7 +68,7 @@ def objective(
     tensors = {str(v.name) for node in net.graph for v in node.outputs} | set(inputs)
     targets = [standard_input(name, shape[1]) for name, shape in inputs.items() if len(shape) > 1]
     targets += [target_of(norm, tensors) for norm in norms]
-    step = gradients(with_loss(net, targets, per=per), LOSS, list(inputs))
+    step = gradients(with_loss(net, targets, per=per), LOSS, list(inputs), builder=builder)
     return Objective(session=Session(step, threads=threads), shapes=inputs, layers=len(norms))
 
 
