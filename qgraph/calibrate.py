@@ -12,7 +12,7 @@ import qmath
 from qgraph.graph import GraphView
 from qgraph.initial import activation_grid, weight_grid
 from qgraph.observe import Observations
-from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
+from qgraph.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan
 
 PRIOR_TOLERANCE = 10**0.1  # 1 dB
 MAX_ENERGY_LOSS = 0.5  # share of a tensor's energy that a clip may cut before it is reported
@@ -79,11 +79,14 @@ def clip_range(histogram: qmath.Histogram, *, method: str, bits: int, one_sided:
 
 
 def clip_weights(plan: QuantPlan, view: GraphView, *, method: str) -> QuantPlan:
-    """Symmetric weight grids span the clip that `method` chooses, per channel where the grid is per channel."""
+    """Symmetric weight grids below 8 bits span the clip that `method` chooses, per channel where the grid is.
+
+    At 8 bits rounding is too fine for clipping to pay, and grids keep the full range (as ACIQ does for all weights).
+    """
 
     def clip(layer: LayerQuant) -> LayerQuant:
         grid = layer.weight
-        if not grid.symmetric:
+        if not grid.symmetric or grid.bits == MAX_BITS:
             return layer
         weight = view.by_name[layer.name].weight_array()
         limit = np.atleast_1d(qmath.weight_clip(weight, bits=grid.bits, method=method, axis=grid.axis))

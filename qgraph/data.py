@@ -7,13 +7,15 @@ become floats in NCHW divided by 255, then (x - mean) / std per channel; other a
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import onnx_ir as ir
@@ -161,7 +163,7 @@ def _read(source: Any, inputs: tuple[ir.Value, ...], limit: int | None) -> tuple
         path = Path(source)
         if not path.exists():
             raise DataError(f"no such data file or folder: {path}")
-        return [_read_path(path, inputs)], str(path)
+        return [_read_path(path, inputs, limit)], str(path)
     if isinstance(source, np.ndarray):
         return [_assign({"data": source}, inputs, "the given array")], "the given array"
     if isinstance(source, Mapping):
@@ -171,7 +173,7 @@ def _read(source: Any, inputs: tuple[ir.Value, ...], limit: int | None) -> tuple
     raise DataError(f"data must be a path, arrays or an iterable of batches, not {type(source).__name__}")
 
 
-def _read_path(path: Path, inputs: tuple[ir.Value, ...]) -> dict[str, Any]:
+def _read_path(path: Path, inputs: tuple[ir.Value, ...], limit: int | None) -> dict[str, Any]:
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
@@ -184,16 +186,34 @@ def _read_path(path: Path, inputs: tuple[ir.Value, ...]) -> dict[str, Any]:
     try:
         if path.suffix == ".npy":
             return _assign({"data": np.load(path, mmap_mode="r", allow_pickle=False)}, inputs, str(path))
-        with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise ValueError("a single array; name it .npy")
-            return _assign({name: archive[name] for name in archive.files}, inputs, str(path))
+        return _assign(_read_npz(path, limit), inputs, str(path))
     except (OSError, ValueError, EOFError, KeyError) as error:
         raise DataError(f"cannot read {path} as .npz or .npy: {error}") from error
-    except Exception as error:
-        if type(error).__name__ == "BadZipFile":
-            raise DataError(f"cannot read {path}: it is not a valid .npz archive") from error
-        raise
+    except BadZipFile as error:
+        raise DataError(f"cannot read {path}: it is not a valid .npz archive") from error
+
+
+def _read_npz(path: Path, limit: int | None) -> dict[str, Array]:
+    """The first `limit` rows of every array, without unpacking the rest."""
+    arrays = {}
+    with ZipFile(path) as archive:
+        for entry in archive.namelist():
+            with archive.open(entry) as file:
+                arrays[entry.removesuffix(".npy")] = _read_rows(file, limit)
+    return arrays
+
+
+def _read_rows(file: IO[bytes], limit: int | None) -> Array:
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, not numbers")
+    if fortran_order:
+        whole = np.frombuffer(file.read(), dtype).reshape(shape[::-1]).T
+        return whole[:limit] if shape else whole
+    rows = (min(shape[0], limit or shape[0]), *shape[1:]) if shape else ()
+    return np.frombuffer(file.read(math.prod(rows) * dtype.itemsize), dtype).reshape(rows)
 
 
 def _assign(arrays: dict[str, Any], inputs: tuple[ir.Value, ...], where: str) -> dict[str, Any]:
