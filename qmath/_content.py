@@ -15,7 +15,7 @@ class ByContent:
     __slots__ = ()
 
     def _content(self) -> tuple[object, ...]:
-        return tuple(_hashable(getattr(self, field.name)) for field in fields(self))  # type: ignore[arg-type]
+        return tuple(_hashable(getattr(self, field.name)) for field in fields(self) if field.compare)  # type: ignore[arg-type]
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,52 +20,36 @@ from qmath._validation import as_axis
 _GRAIN = 1 << 17  # values per thread below which another thread costs more than it saves
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """An array seen as (outer, channels, inner)."""
+def slices_shape(shape: tuple[int, ...], axis: int | None, channels: int) -> tuple[int, int, int]:
+    """(outer, channels, inner) for parameters along `axis`; ValueError if that is missing or not `channels` long."""
+    if axis is None:
+        return 1, 1, math.prod(shape)
+    axis = as_axis(axis, len(shape))
+    if shape[axis] != channels:
+        raise ValueError(f"x: expected {channels} slices along axis {axis}, one per parameter, found shape {shape}")
+    return math.prod(shape[:axis]), channels, math.prod(shape[axis + 1 :])
 
-    outer: int
-    channels: int
-    inner: int
 
-    @classmethod
-    def of(cls, array: NDArray[Any], axis: int | None, channels: int) -> Rows:
-        """The view for parameters along `axis`; ValueError when that axis is missing or not `channels` long."""
-        if axis is None:
-            return cls(outer=1, channels=1, inner=array.size)
-        axis = as_axis(axis, array.ndim)
-        shape = array.shape
-        if shape[axis] != channels:
-            raise ValueError(
-                f"x: expected {channels} slices along axis {axis}, one per parameter, found shape {shape}"
-            )
-        return cls(outer=math.prod(shape[:axis]), channels=channels, inner=math.prod(shape[axis + 1 :]))
+def run_rows(
+    by_row: Callable[..., None],
+    by_column: Callable[..., None],
+    x: NDArray[Any],
+    out: NDArray[Any],
+    axis: int | None,
+    parameters: NDArray[Any],
+    *options: Any,
+) -> None:
+    """Fill `out` from `x` with one column of `parameters` per slice along `axis`, on several threads where it pays.
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.outer, self.channels, self.inner
-
-    @property
-    def parameter_shape(self) -> tuple[int, int, int]:
-        return 1, self.channels, 1
-
-    @staticmethod
-    def flat(array: NDArray[Any]) -> NDArray[Any]:
-        """The values in C order, copied only when they are not so already."""
-        return np.ascontiguousarray(array).reshape(-1)
-
-    def run(self, by_row: Callable[..., bool], by_column: Callable[..., bool], *arguments: Any) -> bool:
-        """Run a kernel over all values, on several threads where it pays; true when any part returned true.
-
-        `by_row(start, stop, inner, *arguments)` treats the values start..stop, `by_column(start, stop, *arguments)`
-        serves arrays whose last axis holds the channels.
-        """
-        size = self.outer * self.channels * self.inner
-        if self.inner == 1 and self.channels > 1:
-            parts = over_threads(by_column, self.outer, max(1, _GRAIN // self.channels), *arguments)
-        else:
-            parts = over_threads(by_row, size, _GRAIN, self.inner, *arguments)
-        return any(parts)
+    `by_row(start, stop, inner, x, out, parameters, *options)` fills the flat values start..stop,
+    `by_column(start, stop, x, out, parameters, *options)` the rows start..stop when the last axis holds the channels.
+    """
+    outer, channels, inner = slices_shape(x.shape, axis, parameters.shape[-1])
+    arguments = np.ascontiguousarray(x).reshape(-1), out.reshape(-1), parameters, *options
+    if inner == 1 and channels > 1:
+        over_threads(by_column, outer, max(1, _GRAIN // channels), *arguments)
+    else:
+        over_threads(by_row, x.size, _GRAIN, inner, *arguments)
 
 
 def output_like(data: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:

@@ -81,9 +81,7 @@ def check_finite(array: NDArray[Any], name: str) -> None:
     if not np.isfinite(array).all():
         nan = int(np.isnan(array).sum())
         infinite = int(np.isinf(array).sum())
-        raise ValueError(
-            f"{name}: expected finite numbers, found {nan} NaN and {infinite} infinite among {array.size}"
-        )
+        raise ValueError(f"{name}: expected finite numbers, found {nan} NaN and {infinite} infinite among {array.size}")
 
 
 def reject_nan(array: NDArray[Any], name: str) -> NoReturn:
@@ -104,9 +102,7 @@ def as_axis(axis: int, ndim: int, name: str = "axis") -> int:
     if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
         raise TypeError(f"{name}: expected a whole number, found {axis!r}")
     if not -ndim <= axis < ndim:
-        raise ValueError(
-            f"{name}: expected an axis of a {ndim}-dimensional array ({-ndim}..{ndim - 1}), found {axis}"
-        )
+        raise ValueError(f"{name}: expected an axis of a {ndim}-dimensional array ({-ndim}..{ndim - 1}), found {axis}")
     return int(axis) % ndim
 
 

@@ -7,14 +7,14 @@ Parameters are scalars, or one per slice along `axis`.
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from qmath._content import ByContent, frozen
-from qmath._rows import Rows, output_like
+from qmath._rows import output_like, run_rows, slices_shape
 from qmath._validation import as_bit_count, as_data, as_parameter, check_choice, reject_nan
 
 Rounding = Literal["half_even", "half_up"]
@@ -27,9 +27,9 @@ _TIE = {"half_even": 2.0, "half_up": 0.5}  # v - rint(v) from which a rounded va
 class Grid(ByContent):
     """Codes qmin..qmax of `bits` bits; code q stands for (q - zero_point) scale + offset.
 
-    `scale` (> 0), `zero_point` (whole, in qmin..qmax) and `offset` (units of x) are scalars, or 1-D arrays along `axis`;
-    all are stored as read-only float64. `signed` grids hold -2^(bits-1)..2^(bits-1)-1, or from -2^(bits-1)+1 when
-    `narrow`; unsigned ones 0..2^bits-1. Raises ValueError or TypeError for parameters that make no grid.
+    `scale` (> 0), `zero_point` (whole, in qmin..qmax) and `offset` (units of x) are scalars, or 1-D arrays along
+    `axis`; all are stored as read-only float64. `signed` grids hold -2^(bits-1)..2^(bits-1)-1, or from -2^(bits-1)+1
+    when `narrow`; unsigned ones 0..2^bits-1. Raises ValueError or TypeError for parameters that make no grid.
     """
 
     bits: int
@@ -40,6 +40,7 @@ class Grid(ByContent):
     signed: bool = True
     narrow: bool = False
     axis: int | None = None
+    _typed: dict[np.dtype[Any], NDArray[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
@@ -167,11 +168,10 @@ def quantize(x: ArrayLike, grid: Grid, *, rounding: Rounding = "half_even") -> N
     from qmath.grid_kernels import codes_by_column, codes_by_row
 
     data = as_data(x)
-    rows = Rows.of(data, grid.axis, grid.scale.size)
-    out = np.empty(data.shape, grid.code_dtype)
-    parameters = (*_in_type(grid, data.dtype), grid.zero_point.reshape(-1).astype(data.dtype), _tie(rounding))
-    if rows.run(codes_by_row, codes_by_column, rows.flat(data), out.reshape(-1), *parameters):
+    if np.isnan(data.min()):
         reject_nan(data, "x")
+    out = np.empty(data.shape, grid.code_dtype)
+    run_rows(codes_by_row, codes_by_column, data, out, grid.axis, _parameters(grid, data.dtype), _tie(rounding))
     return out
 
 
@@ -180,19 +180,16 @@ def fake_quantize(
 ) -> NDArray[Any]:
     """`dequantize(quantize(x))` in one pass: every value replaced by the real number its code stands for.
 
-    Computed in the floating type of `x` (float32 results equal `dequantize(quantize(x))` to the last bit). `out` may
-    be given (C-contiguous, of the shape and type of the result; `x` itself is allowed) and is returned.
-    Raises ValueError for NaN, an empty array, an axis of another length, or an `out` that does not fit.
+    Computed in the floating type of `x` (float32 results equal `dequantize(quantize(x))` to the last bit); NaN stays
+    NaN. `out` may be given (C-contiguous, of the shape and type of the result; `x` itself is allowed) and is returned.
+    Raises ValueError for an empty array, an axis of another length, or an `out` that does not fit.
     """
     from qmath.grid_kernels import values_by_column, values_by_row
 
     data = as_data(x)
-    rows = Rows.of(data, grid.axis, grid.scale.size)
-    result = output_like(data, out)
-    parameters = (*_in_type(grid, data.dtype), _tie(rounding))
-    if rows.run(values_by_row, values_by_column, rows.flat(data), result.reshape(-1), *parameters):
-        reject_nan(data, "x")
-    return result
+    out = output_like(data, out)
+    run_rows(values_by_row, values_by_column, data, out, grid.axis, _parameters(grid, data.dtype), _tie(rounding))
+    return out
 
 
 def dequantize(q: ArrayLike, grid: Grid) -> NDArray[np.float32]:
@@ -208,23 +205,26 @@ def dequantize(q: ArrayLike, grid: Grid) -> NDArray[np.float32]:
     lowest, highest = int(codes.min()), int(codes.max())
     if lowest < grid.qmin or highest > grid.qmax:
         raise ValueError(f"q: expected codes in {grid.qmin}..{grid.qmax}, found {lowest}..{highest}")
-    rows = Rows.of(codes, grid.axis, grid.scale.size)
-    scale, offset, _, _ = (p.reshape(rows.parameter_shape) for p in _in_type(grid, np.float32))
-    zero_point = grid.zero_point.reshape(rows.parameter_shape).astype(np.float32)
-    values = (codes.reshape(rows.shape).astype(np.float32) - zero_point) * scale + offset
+    parameters = _parameters(grid, np.dtype(np.float32))
+    _, channels, _ = shape = slices_shape(codes.shape, grid.axis, grid.scale.size)
+    scale, _, offset, _, _, zero_point = parameters.reshape(-1, 1, channels, 1)
+    values = (codes.reshape(shape).astype(np.float32) - zero_point) * scale + offset
     return values.reshape(codes.shape)
 
 
-def _in_type(grid: Grid, dtype: DTypeLike) -> tuple[NDArray[Any], ...]:
-    """Scale, offset, and the end codes less the zero point, each 1-D in the type of the data."""
-    scale = grid.scale.reshape(-1).astype(dtype)
-    with np.errstate(over="ignore"):
-        offset = grid.offset.reshape(-1).astype(dtype)
-    if not (np.isfinite(scale).all() and (scale >= np.finfo(scale.dtype).tiny).all() and np.isfinite(offset).all()):
-        raise ValueError(f"grid: scale {grid.scale} or offset {grid.offset} is outside the range of {scale.dtype}")
-    zero_point = grid.zero_point.reshape(-1)
-    low, high = (grid.qmin - zero_point).astype(dtype), (grid.qmax - zero_point).astype(dtype)
-    return scale, offset, low, high
+def _parameters(grid: Grid, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The (6, channels) array of `qmath.grid_kernels` in the type of the data, made once per grid and type."""
+    if dtype not in grid._typed:
+        with np.errstate(over="ignore"):
+            scale = grid.scale.reshape(-1).astype(dtype)
+            offset = grid.offset.reshape(-1).astype(dtype)
+            zero_point = grid.zero_point.reshape(-1).astype(dtype)
+            low, high = (grid.qmin - zero_point) * scale, (grid.qmax - zero_point) * scale
+        usable = (scale >= np.finfo(dtype).tiny) & np.isfinite(low) & np.isfinite(high) & np.isfinite(offset)
+        if not usable.all():
+            raise ValueError(f"grid: scale {grid.scale} with offset {grid.offset} leaves the range of {dtype}")
+        grid._typed[dtype] = np.stack([scale, 1 / scale, offset, low, high, zero_point])
+    return grid._typed[dtype]
 
 
 def _tie(rounding: str) -> float:
