@@ -174,7 +174,7 @@ REDUCTION = [
     *(Case(name, f"y = {name}(x)", {"x": (3, 4)}, positive=True) for name in (*_REDUCTIONS, *_LOGARITHMIC)),
     Case("ReduceMean", "y = ReduceMean<axes = [1], keepdims = 0>(x)", {"x": (3, 4, 2)}, opset=17),
     Case("ReduceMax", "y = ReduceMax<axes = [2]>(x)", {"x": (3, 4, 2)}, opset=17),
-    Case("ReduceSum", "y = ReduceSum<noop_with_empty_axes = 1>(x)", {"x": (3, 4)}),
+    Case("ReduceSum", "y = ReduceSum<noop_with_empty_axes = 1>(x, a)", {"x": (3, 4)}, "int64[0] a = {}"),
     Case("GlobalAveragePool", "y = GlobalAveragePool(x)", {"x": (2, 3, 4, 5)}),
     Case("GlobalMaxPool", "y = GlobalMaxPool(x)", {"x": (2, 3, 4, 5)}),
 ]
