@@ -23,7 +23,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph import weights
-from qgraph.graph import Layer
+from qgraph.folding import constant
+from qgraph.graph import Layer, attribute
 from qgraph.lowering import add_initializer, lower
 from qgraph.model import Model
 from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
@@ -64,20 +65,40 @@ class _QdqEmitter:
         self.grids: dict[tuple[float, int], tuple[ir.Value, ir.Value]] = {}
         self.integers: dict[ir.Value, ir.Value] = {}  # the codes behind each dequantized value
 
-    def weight(self, layer: Layer, quant: LayerQuant, *, integer: bool) -> ir.Value:
+    def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
         grid = quant.weight
         codes = weights.codes(layer.weight_array(), grid)
         stem = str(layer.weight.name)
         integers = self._unpack(stem, codes, grid.bits) if grid.bits < 8 else self._constant(f"{stem}.q", codes)
         scale = weights.dequantization_scale(grid)
         per_channel = scale.size > 1
-        if integer:
+        if operand is not None:
             # without a zero point onnxruntime folds the pair to floats and requantizes them on a grid of its own
             zero = np.broadcast_to(np.asarray(grid.zero_point, np.int8), scale.shape)
             shape = scale.shape if per_channel else ()
             inputs = [self._constant(f"{stem}.s", scale.reshape(shape)), self._shared(zero.reshape(shape))]
             return self._op("DequantizeLinear", integers, *inputs, **({"axis": grid.axis} if per_channel else {}))
         return self._float_weight(stem, integers, quant, codes.ndim)
+
+    def bias(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value | None:
+        """Gemm fuses with an int32 bias alone, on the grid of its accumulator; Conv takes floats as they are."""
+        floats = constant(layer.bias)
+        plain = attribute(layer.node, "beta", 1.0) == attribute(layer.node, "alpha", 1.0) == 1.0
+        if layer.op != "Gemm" or operand is None or floats is None or not plain:
+            return None
+        scale = np.float32(operand.scale) * weights.dequantization_scale(quant.weight)
+        codes = np.rint(floats.reshape(-1) / scale.astype(np.float64))
+        if not quant.weight.symmetric or np.abs(codes).max(initial=0) >= 2**31:
+            return None
+        stem = str(layer.bias.name if layer.bias is not None else layer.name)
+        per_channel = scale.size > 1
+        scale = scale if per_channel else scale.reshape(())
+        inputs = [
+            self._constant(f"{stem}.q", codes.astype(np.int32)),
+            self._constant(f"{stem}.s", scale),
+            self._shared(np.zeros(scale.shape, np.int32)),
+        ]
+        return self._op("DequantizeLinear", *inputs, **({"axis": 0} if per_channel else {}))
 
     def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
         scale, zero_point = self._grid(quant)

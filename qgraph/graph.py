@@ -91,7 +91,9 @@ class Layer:
 
     @property
     def scale_axis(self) -> int | None:
-        """The axis along which the weight may have one scale per channel; None where integer kernels want a single one."""
+        """The axis along which the weight may have one scale per channel; None where integer kernels want a single
+        one.
+        """
         if self.op == "MatMul" and (self.weight_index == 0 or len(_present(self.weight.shape)) > 2):
             return None
         return self.output_axis
@@ -149,6 +151,16 @@ class GraphView:
         nodes = {layer.node: layer.name for layer in self.layers}
         last = {layer.name for layer in self.layers if not _reaches(layer.output, nodes)}
         return frozenset(first | last)
+
+    @cached_property
+    def tail(self) -> tuple[ir.Node, ...]:
+        """Operators behind the last layers that compute (box decoding, softmax, sorting); they stay in floating
+        point.
+        """
+        nodes = {layer.node: layer.name for layer in self.layers}
+        ahead = {node for node in self.model.graph if any(_reaches(v, nodes) for v in node.outputs)}
+        behind = _descendants([layer.output for layer in self.layers])
+        return tuple(n for n in self.model.graph if n in behind and n not in ahead and n not in nodes and _computes(n))
 
     def activation_sites(self, layers: Sequence[Layer]) -> tuple[ActivationSite, ...]:
         """Where activations are quantized when `layers` are: operands, and tensors kept in integers between layers."""
@@ -285,6 +297,23 @@ def _reaches(value: ir.Value, nodes: dict[ir.Node, str]) -> bool:
             seen.update(fresh)
             pending.extend(fresh)
     return False
+
+
+def _descendants(values: Sequence[ir.Value]) -> set[ir.Node]:
+    found: set[ir.Node] = set()
+    pending = list(values)
+    while pending:
+        for use in pending.pop().uses():
+            if use.node not in found:
+                found.add(use.node)
+                pending.extend(use.node.outputs)
+    return found
+
+
+def _computes(node: ir.Node) -> bool:
+    """Whether the node's results are more than moved, clipped or shape values."""
+    moves = is_transparent(node) or node.op_type in CLIPPING_OPS | _SHAPE_OPS | {"Gather", "Concat", "Cast", "Split"}
+    return not moves
 
 
 def _has_tensor_constant(node: ir.Node) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,8 +40,21 @@ def initial_plan(view: GraphView, recipe: Recipe, observed: Observations | None)
         recipe=recipe.method,
         layers=tuple(_layer_grid(layer, recipe, view) for layer in layers),
         activations=tuple(activations),
-        kept_float=tuple(KeptFloat(name=name, why=why) for name, why in sorted(kept.items())),
+        kept_float=(*(KeptFloat(name=name, why=why) for name, why in sorted(kept.items())), *_tail(view)),
     )
+
+
+def _tail(view: GraphView) -> list[KeptFloat]:
+    """One entry for each operator type that computes behind the last layers."""
+    counts = Counter(node.op_type for node in view.tail)
+    first = {node.op_type: str(node.name) for node in reversed(view.tail)}
+    return [
+        KeptFloat(
+            name=first[op] + (f" and {count - 1} more {op}" if count > 1 else ""),
+            why="post-processing behind the last layers: wide ranges, little work",
+        )
+        for op, count in counts.items()
+    ]
 
 
 def _layer_grid(layer: Layer, recipe: Recipe, view: GraphView) -> LayerQuant:

@@ -23,8 +23,11 @@ from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
 class Emitter(Protocol):
     """Makes the nodes for one weight or activation grid."""
 
-    def weight(self, layer: Layer, quant: LayerQuant, *, integer: bool) -> ir.Value:
-        """The quantized weight; `integer` says whether the layer's operand is quantized too."""
+    def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
+        """The quantized weight; `operand` is the grid that the layer's other operand lies on, if any."""
+
+    def bias(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value | None:
+        """What replaces the layer's bias; None where it stays as it is."""
 
     def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
         """`value` brought to the grid."""
@@ -47,12 +50,17 @@ def lower(model: Model, plan: QuantPlan, make_emitter: Callable[[ir.Graph], Emit
     emitter = make_emitter(net.graph)
     layers = [_find(view, quant) for quant in plan.layers]
     roots = [root(layer.input) for layer in layers]
-    on_grid = {view.values[a.tensor] for a in plan.activations if a.tensor in view.values}
+    values, in_order = view.values, sorted(plan.activations, key=lambda a: a.role, reverse=True)
+    grids = {values[a.tensor]: a for a in in_order if a.tensor in values}  # an operand's grid hides the tensor's
     _place_activations(view, plan, dict(zip(layers, roots, strict=True)), emitter)
     for layer, quant, origin in zip(layers, plan.layers, roots, strict=True):
-        weight = emitter.weight(layer, quant, integer=origin in on_grid)
+        operand = grids.get(origin)
+        weight = emitter.weight(layer, quant, operand)
         if quant.bias_shift:
             shift_bias(net.graph, layer, np.asarray(quant.bias_shift, np.float64))
+        bias = emitter.bias(layer, quant, operand)
+        if bias is not None:
+            layer.node.replace_input_with(2, bias)
         layer.node.replace_input_with(layer.weight_index, weight)
     RemoveUnusedNodesPass()(net)
     net.graph.sort()

@@ -177,7 +177,7 @@ def _probe(view: GraphView, plan: QuantPlan) -> ir.Model:
 def _twin(graph: ir.Graph, layer: Layer, quant: LayerQuant, operand: ir.Value, emitter: FloatEmitter) -> ir.Value:
     inputs = list(layer.node.inputs)
     inputs[1 - layer.weight_index] = operand
-    inputs[layer.weight_index] = emitter.weight(layer, quant, integer=True)
+    inputs[layer.weight_index] = emitter.weight(layer, quant, None)
     copy = ir.node(layer.op, inputs, attributes={k: a.value for k, a in layer.node.attributes.items()})
     graph.append(copy)
     shift = np.asarray(quant.bias_shift, np.float64)

@@ -27,9 +27,12 @@ class FloatEmitter:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
 
-    def weight(self, layer: Layer, quant: LayerQuant, *, integer: bool) -> ir.Value:
+    def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
         array = weights.quantized(layer.weight_array(), quant.weight)
         return add_initializer(self.graph, f"{layer.weight.name}/quantized", array)
+
+    def bias(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> None:
+        return None  # biases stay in floating point
 
     def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
         # Clip before shifting: x / scale rounded lies in -zero_point .. qmax - zero_point

@@ -55,13 +55,13 @@ def demo(output: str, threads: int | None, as_json: bool) -> None:
     if as_json:
         show_json(rows)
         return
-    result = table(
-        "handwritten digits, a residual network of 16 layers", "model", "accuracy %", "bytes", "latency / float", "seconds"
-    )
+    columns = ("model", "accuracy %", "SQNR dB", "bytes", "latency / float", "seconds")
+    result = table("handwritten digits, a small residual network; 600 test images", *columns)
     for row in rows:
         result.add_row(
             row["model"],
             number(row["top1"]),
+            number(row["sqnr_db"], 1),
             f"{row['bytes']:,}",
             number(row["latency"]),
             number(row["seconds"]),
@@ -74,7 +74,16 @@ def _run(assets: Path, folder: Path, threads: int | None, bars: Progress) -> lis
     original = load(source)
     feeds = next(iter(open_data(test, original).batches(LATENCY_BATCH))).feeds
     accuracy = evaluate(original, test, threads=threads)
-    rows = [{"model": "float", "top1": accuracy.top1, "bytes": original.nbytes, "latency": 1.0, "seconds": None}]
+    rows = [
+        {
+            "model": "float",
+            "top1": accuracy.top1,
+            "sqnr_db": None,
+            "bytes": original.nbytes,
+            "latency": 1.0,
+            "seconds": None,
+        }
+    ]
     with bars.stage("quantizing", len(VARIANTS)) as advance:
         for variant in VARIANTS:
             result = quantize(source, assets / "digits_calibration.npz", threads=threads, **variant.options)
@@ -96,9 +105,11 @@ def _row(
     threads: int | None,
 ) -> dict[str, Any]:
     quantized = load(path)
+    quality = evaluate(quantized, test, against=original, threads=threads)
     return {
         "model": variant.name,
-        "top1": evaluate(quantized, test, threads=threads).top1,
+        "top1": quality.top1,
+        "sqnr_db": quality.sqnr_db,
         "bytes": quantized.nbytes,
         "latency": latency_ratio(quantized, original, feeds, threads=threads),
         "seconds": seconds,

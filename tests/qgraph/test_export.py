@@ -93,8 +93,12 @@ def test_quantized_activations_agree_to_one_step(model_from_text, kind, activati
     plan = full_range_plan(net, feeds, bits=8, activation_bits=activation_bits, shift=shift)
     floats = Session(simulate(net, plan)).run(feeds)["y"]
     integers = Session(export(net, plan)).run(feeds)["y"]
-    step = max([a.scale for a in plan.activations if a.tensor == "y"], default=1e-3)
+    scales = {a.tensor: a.scale for a in plan.activations}
+    accumulator = scales.get("x", 1e-3) * max(plan.layers[0].weight.scale)  # the step of an int32 bias
+    step = scales.get("y", max(accumulator, 1e-5))
     assert np.abs(floats - integers).max() <= 1.01 * step
+    if shift and "gemm" in kind:
+        return  # its bias is rounded to the accumulator's grid
     assert np.mean(np.abs(floats - integers) > 1e-4 + 1e-4 * np.abs(floats)) < 0.02  # ties of rounding alone
 
 
