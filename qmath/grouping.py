@@ -11,7 +11,7 @@ from qmath.pareto import Frontier, Table, _layers, _undominated
 from qmath.priors import Floats
 
 Evaluator = Callable[[tuple[int, ...]], float]
-_ENUMERATED = 1 << 20  # partial selections listed in full; beyond, the best of fine size slices go on
+_ENUMERATED = 1 << 21  # partial selections listed in full; beyond, the best of fine size slices go on
 _SLICES = 64  # per interval
 
 
@@ -35,7 +35,7 @@ def group_search(
     non-dominated complete selections with their measured costs; their gaps are NaN, since no bound is known. Tables
     as for `qmath.pareto_frontier`.
 
-    A group is listed in full up to a million selections (the paper's 3 choices of 10 layers are 59,049 per kept one);
+    A group is listed in full up to two million selections (the paper's 3 choices of 10 layers are 59,049 per kept one);
     beyond that, layer by layer, only the `candidates` cheapest in each of 64 slices of an interval go on.
 
     Raises ValueError for bad tables or parameters below 1, and when `evaluate` returns something that is not finite.
@@ -48,10 +48,10 @@ def group_search(
     size, cost = np.zeros(1), np.zeros(1)
     for start in range(0, len(layers), group):
         for layer in layers[start : start + group]:
-            size, cost, prefixes = _extended(size, cost, prefixes, layer)
-            if size.size > _ENUMERATED:
+            if size.size * layer.sizes.size > _ENUMERATED:
                 best = _cheapest(size, cost, intervals * _SLICES, candidates)
                 size, cost, prefixes = size[best], cost[best], prefixes[best]
+            size, cost, prefixes = _extended(size, cost, prefixes, layer)
         tried = _cheapest(size, cost, intervals, candidates)
         size, prefixes = size[tried], prefixes[tried]
         cost = np.array([_measured(evaluate, choices) for choices in prefixes])

@@ -143,11 +143,31 @@ class Gaussian(Prior):
 
     @staticmethod
     def _right_tail(u: Floats, order: int) -> Floats:
-        """phi(u) times m, 1 - u m, or (1 + u^2) m - u, where m = erfcx(u / sqrt 2) sqrt(pi / 2) is Mills' ratio."""
+        """phi(u) J_k(u), J_0 = erfcx(u / sqrt 2) sqrt(pi / 2) being Mills' ratio, J_1 = 1 - u J_0, J_2 = J_0 - u J_1.
+
+        From u = 4 on these differences would cancel; there the ratios r_k = J_k / J_{k-1} = k / (u + r_{k+1}) take
+        over, a continued fraction of positive terms.
+        """
         u = np.minimum(u, 40.0)  # phi(40) is zero in double precision
         mills = special.erfcx(u / SQRT2) * SQRT2PI / 2
-        factor = (mills, 1.0 - u * mills, (1.0 + u * u) * mills - u)[order]
+        factor = mills
+        if order:
+            first = 1.0 - u * mills
+            factor = (first, mills - u * first)[order - 1]
+            far = u >= 4.0
+            if np.any(far):
+                ratio_1, ratio_2 = Gaussian._tail_ratios(u[far])
+                factor = np.array(factor)
+                factor[far] = mills[far] * ratio_1 * (ratio_2 if order == 2 else 1.0)
         return np.asarray(np.exp(-0.5 * u * u) / SQRT2PI * factor)
+
+    @staticmethod
+    def _tail_ratios(u: Floats) -> tuple[Floats, Floats]:
+        """(J_1 / J_0, J_2 / J_1) for u >= 4, to rounding."""
+        ratio = (np.sqrt(u * u + 120.0) - u) / 2  # where r_30 would rest
+        for k in range(29, 1, -1):
+            ratio = k / (u + ratio)
+        return 1.0 / (u + ratio), ratio
 
     @staticmethod
     def _unit_sample(rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
