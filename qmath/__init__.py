@@ -30,7 +30,9 @@ __all__ = sorted(_MODULE_OF)
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'qmath' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"qmath.{_MODULE_OF[name]}"), name)
+    value = getattr(importlib.import_module(f"qmath.{_MODULE_OF[name]}"), name)
+    globals()[name] = value  # found at once from now on
+    return value
 
 
 def __dir__() -> list[str]:

@@ -18,6 +18,7 @@ from qmath._threads import over_threads
 from qmath._validation import as_axis
 
 _GRAIN = 1 << 17  # values per thread below which another thread costs more than it saves
+_WIDTH = 1 << 8  # values that make a row worth a loop
 
 
 def slices_shape(shape: tuple[int, ...], axis: int | None, channels: int) -> tuple[int, int, int]:
@@ -42,14 +43,18 @@ def run_rows(
     """Fill `out` from `x` with one column of `parameters` per slice along `axis`, on several threads where it pays.
 
     `by_row(start, stop, inner, x, out, parameters, *options)` fills the flat values start..stop,
-    `by_column(start, stop, x, out, parameters, *options)` the rows start..stop when the last axis holds the channels.
+    `by_column(start, stop, x, out, parameters, *options)` the rows start..stop of as many values as there are columns,
+    repeated to rows worth a loop, when the last axis holds the channels.
     """
-    outer, channels, inner = slices_shape(x.shape, axis, parameters.shape[-1])
-    arguments = np.ascontiguousarray(x).reshape(-1), out.reshape(-1), parameters, *options
+    _, channels, inner = slices_shape(x.shape, axis, parameters.shape[-1])
+    source, target = x.ravel(), out.ravel()
     if inner == 1 and channels > 1:
-        over_threads(by_column, outer, max(1, _GRAIN // channels), *arguments)
+        repeated = np.tile(parameters, max(1, min(_WIDTH, x.size) // channels))
+        width = repeated.shape[-1]
+        rows, grain = -(-x.size // width), max(1, _GRAIN // width)
+        over_threads(by_column, rows, grain, source, target, repeated, *options)
     else:
-        over_threads(by_row, x.size, _GRAIN, inner, *arguments)
+        over_threads(by_row, x.size, _GRAIN, inner, source, target, parameters, *options)
 
 
 def output_like(data: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:

@@ -22,7 +22,7 @@ def as_data(x: ArrayLike, name: str = "x", *, allow_empty: bool = False) -> NDAr
     inspected: NaN and infinities pass (see `check_finite`).
     Raises TypeError when `x` does not hold real numbers, ValueError when it is empty and that is not allowed.
     """
-    if type(x) is np.ndarray and x.dtype in (np.float32, np.float64) and x.dtype.isnative:
+    if type(x) is np.ndarray and x.dtype.char in "fd" and x.dtype.isnative:
         array: NDArray[Any] = x
     else:
         array = _real(x, name)

@@ -7,6 +7,7 @@ Parameters are scalars, or one per slice along `axis`.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -19,8 +20,6 @@ from qmath._validation import as_bit_count, as_data, as_parameter, check_choice,
 
 Rounding = Literal["half_even", "half_up"]
 """Where ties go: to the even neighbour (ONNX QuantizeLinear), or upwards (the papers' floor(v + 0.5))."""
-
-_TIE = {"half_even": 2.0, "half_up": 0.5}  # v - rint(v) from which a rounded value moves up; it never exceeds 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,13 +164,13 @@ def quantize(x: ArrayLike, grid: Grid, *, rounding: Rounding = "half_even") -> N
     in its type. Infinities go to the end codes. Returns the smallest integer type that holds the codes.
     Raises ValueError for NaN, an empty array, or an axis of another length.
     """
-    from qmath.grid_kernels import codes_by_column, codes_by_row
-
     data = as_data(x)
     if np.isnan(data.min()):
         reject_nan(data, "x")
     out = np.empty(data.shape, grid.code_dtype)
-    run_rows(codes_by_row, codes_by_column, data, out, grid.axis, _parameters(grid, data.dtype), _tie(rounding))
+    kernels, half_up = _kernels(), _is_half_up(rounding)
+    parameters = _parameters(grid, data.dtype)
+    run_rows(kernels.codes_by_row, kernels.codes_by_column, data, out, grid.axis, parameters, half_up)
     return out
 
 
@@ -184,11 +183,11 @@ def fake_quantize(
     NaN. `out` may be given (C-contiguous, of the shape and type of the result; `x` itself is allowed) and is returned.
     Raises ValueError for an empty array, an axis of another length, or an `out` that does not fit.
     """
-    from qmath.grid_kernels import values_by_column, values_by_row
-
     data = as_data(x)
     out = output_like(data, out)
-    run_rows(values_by_row, values_by_column, data, out, grid.axis, _parameters(grid, data.dtype), _tie(rounding))
+    kernels, half_up = _kernels(), _is_half_up(rounding)
+    parameters = _parameters(grid, data.dtype)
+    run_rows(kernels.values_by_row, kernels.values_by_column, data, out, grid.axis, parameters, half_up)
     return out
 
 
@@ -227,9 +226,19 @@ def _parameters(grid: Grid, dtype: np.dtype[Any]) -> NDArray[Any]:
     return grid._typed[dtype]
 
 
-def _tie(rounding: str) -> float:
+def _is_half_up(rounding: str) -> bool:
+    if rounding == "half_even":
+        return False
     check_choice(rounding, "rounding", get_args(Rounding))
-    return _TIE[rounding]
+    return True
+
+
+@functools.cache
+def _kernels() -> Any:
+    """The compiled loops, imported (and Numba with them) when first needed."""
+    from qmath import grid_kernels
+
+    return grid_kernels
 
 
 def _code_range(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:

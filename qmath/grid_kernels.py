@@ -15,8 +15,8 @@ from qmath._fma import fma
 
 
 @njit(cache=True, nogil=True)
-def _level(x, scale, inverse, offset, low, high, ties):
-    """round((clamp(x) - offset) / scale), one more where that lies ties[0] or more below the quotient.
+def _level(x, scale, inverse, offset, low, high, half_up):
+    """round((x - offset) / scale), x clamped; ties to even, or upwards.
 
     The quotient is the product with the reciprocal, corrected by its exact remainder (Markstein 1990): it agrees with
     the division to the last bit, at the speed of memory.
@@ -27,67 +27,71 @@ def _level(x, scale, inverse, offset, low, high, ties):
     q = v * inverse
     q = fma(fma(-q, scale, v), inverse, q)
     r = np.rint(q)
-    tie, one = ties
-    return r + one if q - r >= tie else r
+    if half_up:
+        half, one = type(x)(0.5), type(x)(1)
+        r = r + one if q - r >= half else r
+    return r
 
 
 @njit(cache=True, nogil=True)
-def _values(x, out, scale, inverse, offset, low, high, ties):
+def _values(x, out, scale, inverse, offset, low, high, half_up):
     for i in range(x.size):
-        out[i] = _level(x[i], scale, inverse, offset, low, high, ties) * scale + offset
+        out[i] = _level(x[i], scale, inverse, offset, low, high, half_up) * scale + offset
 
 
 @njit(cache=True, nogil=True)
-def _codes(x, out, scale, inverse, offset, low, high, zero_point, ties):
+def _codes(x, out, scale, inverse, offset, low, high, zero_point, half_up):
     for i in range(x.size):
-        out[i] = np.int32(_level(x[i], scale, inverse, offset, low, high, ties) + zero_point)
+        out[i] = np.int32(_level(x[i], scale, inverse, offset, low, high, half_up) + zero_point)
 
 
 @njit(cache=True, nogil=True)
-def values_by_row(start, stop, inner, x, out, grid, tie):
+def values_by_row(start, stop, inner, x, out, grid, half_up):
     """The values start..stop, where row i // inner belongs to channel (i // inner) mod channels."""
-    ties = x.dtype.type(tie), x.dtype.type(1)
     scale, inverse, offset, low, high, _ = grid
     while start < stop:
         c = start // inner % grid.shape[1]
         end = min(stop, (start // inner + 1) * inner)
-        _values(x[start:end], out[start:end], scale[c], inverse[c], offset[c], low[c], high[c], ties)
+        _values(x[start:end], out[start:end], scale[c], inverse[c], offset[c], low[c], high[c], half_up)
         start = end
 
 
 @njit(cache=True, nogil=True)
-def codes_by_row(start, stop, inner, x, out, grid, tie):
+def codes_by_row(start, stop, inner, x, out, grid, half_up):
     """As `values_by_row`, for codes."""
-    ties = x.dtype.type(tie), x.dtype.type(1)
     scale, inverse, offset, low, high, zero_point = grid
     while start < stop:
         c = start // inner % grid.shape[1]
         end = min(stop, (start // inner + 1) * inner)
-        _codes(x[start:end], out[start:end], scale[c], inverse[c], offset[c], low[c], high[c], zero_point[c], ties)
+        _codes(x[start:end], out[start:end], scale[c], inverse[c], offset[c], low[c], high[c], zero_point[c], half_up)
         start = end
 
 
 @njit(cache=True, nogil=True)
-def values_by_column(start, stop, x, out, grid, tie):
-    """The rows start..stop of one value per channel."""
-    ties = x.dtype.type(tie), x.dtype.type(1)
-    scale, inverse, offset, low, high, _ = grid
-    channels = scale.size
+def values_by_column(start, stop, x, out, grid, half_up):
+    """The rows start..stop, each with one value per column of `grid`; the last row may be short."""
+    width = grid.shape[1]
     for row in range(start, stop):
-        source, target = x[row * channels : (row + 1) * channels], out[row * channels : (row + 1) * channels]
-        for c in range(channels):
-            level = _level(source[c], scale[c], inverse[c], offset[c], low[c], high[c], ties)
-            target[c] = level * scale[c] + offset[c]
+        _values_across(x[row * width : (row + 1) * width], out[row * width : (row + 1) * width], grid, half_up)
 
 
 @njit(cache=True, nogil=True)
-def codes_by_column(start, stop, x, out, grid, tie):
+def codes_by_column(start, stop, x, out, grid, half_up):
     """As `values_by_column`, for codes."""
-    ties = x.dtype.type(tie), x.dtype.type(1)
-    scale, inverse, offset, low, high, zero_point = grid
-    channels = scale.size
+    width = grid.shape[1]
     for row in range(start, stop):
-        source, target = x[row * channels : (row + 1) * channels], out[row * channels : (row + 1) * channels]
-        for c in range(channels):
-            level = _level(source[c], scale[c], inverse[c], offset[c], low[c], high[c], ties)
-            target[c] = np.int32(level + zero_point[c])
+        _codes_across(x[row * width : (row + 1) * width], out[row * width : (row + 1) * width], grid, half_up)
+
+
+@njit(cache=True, nogil=True)
+def _values_across(x, out, grid, half_up):
+    for c in range(x.size):
+        level = _level(x[c], grid[0, c], grid[1, c], grid[2, c], grid[3, c], grid[4, c], half_up)
+        out[c] = level * grid[0, c] + grid[2, c]
+
+
+@njit(cache=True, nogil=True)
+def _codes_across(x, out, grid, half_up):
+    for c in range(x.size):
+        level = _level(x[c], grid[0, c], grid[1, c], grid[2, c], grid[3, c], grid[4, c], half_up)
+        out[c] = np.int32(level + grid[5, c])
