@@ -33,7 +33,7 @@ def slices_shape(shape: tuple[int, ...], axis: int | None, channels: int) -> tup
 
 def run_rows(
     by_row: Callable[..., None],
-    by_column: Callable[..., None],
+    by_column: Callable[..., None] | None,
     x: NDArray[Any],
     out: NDArray[Any],
     axis: int | None,
@@ -44,11 +44,11 @@ def run_rows(
 
     `by_row(start, stop, inner, x, out, parameters, *options)` fills the flat values start..stop,
     `by_column(start, stop, x, out, parameters, *options)` the rows start..stop of as many values as there are columns,
-    repeated to rows worth a loop, when the last axis holds the channels.
+    repeated to rows worth a loop, when there is such a kernel and the last axis holds the channels.
     """
     _, channels, inner = slices_shape(x.shape, axis, parameters.shape[-1])
     source, target = x.ravel(), out.ravel()
-    if inner == 1 and channels > 1:
+    if by_column is not None and inner == 1 and channels > 1:
         repeated = np.tile(parameters, max(1, min(_WIDTH, x.size) // channels))
         width = repeated.shape[-1]
         rows, grain = -(-x.size // width), max(1, _GRAIN // width)

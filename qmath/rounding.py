@@ -1,0 +1,115 @@
+"""Q-Rater's rounding: to nearest, after a shift that depends on the sign and the rounded magnitude of a value.
+
+With v = x / scale clipped to the codes, w_r = floor(v + 0.5) and gamma_n in [-1, 1],
+
+    code = clamp(floor(v + 0.5 + f_r))                                     Eq. 3, 5
+    f_r = 0.5 sign(v gamma_n) |gamma_n|^|w_r|                              Eq. 4, 1st order
+    f_r = 0.5 sign(v gamma_n (gamma_s h - |w_r|)) |gamma_n|^E              Eq. 6, 2nd order
+
+where h = 2^(bits-1) is the number of magnitudes of a signed grid and beta = h / 2. Eq. 6 prints the exponent as
+E = ||w_r| - gamma_s h - beta|. The text and Figure 5, where distortion grows away from gamma_s h, ask for
+E = |||w_r| - gamma_s h| - beta|, the default here. The paper's grids are signed; on an unsigned one h = 2^bits, so that
+gamma_s spans every magnitude there too. Clamping keeps gamma_n = 1 from stepping off the grid.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from qmath._validation import as_bit_count, as_parameter, check_choice
+from qmath.rounding_table import RoundingTable, magnitudes
+
+Exponent = Literal["distance", "printed"]
+"""Reading of Eq. 6's exponent: `distance` is |||w_r| - gamma_s h| - beta|, `printed` is ||w_r| - gamma_s h - beta|."""
+
+_SMALLEST = float(np.finfo(np.float64).smallest_subnormal)
+
+
+def rounding_offset(
+    v: ArrayLike,
+    gamma_n: ArrayLike,
+    gamma_s: ArrayLike | None = None,
+    *,
+    bits: int,
+    signed: bool = True,
+    exponent: Exponent = "distance",
+) -> NDArray[np.float64]:
+    """The shift f_r in [-0.5, 0.5] before rounding: Q-Rater's Eq. 4, or Eq. 6 when `gamma_s` is given.
+
+    `v` is x / scale, clipped to the codes; `v`, `gamma_n` in [-1, 1] and `gamma_s` in [0, 1] broadcast. The shift is 0
+    (nearest rounding) where `gamma_n` or `v` is 0 and, in Eq. 6, where |w_r| = gamma_s h.
+    Raises ValueError for parameters outside their range or values that are not finite.
+    """
+    half = magnitudes(as_bit_count(bits, low=2 if signed else 1), signed)
+    check_choice(exponent, "exponent", get_args(Exponent))
+    v = as_parameter(v, "v")
+    strength = _within(gamma_n, "gamma_n", -1.0)
+    magnitude = np.abs(np.floor(v + 0.5))
+    if gamma_s is None:
+        return 0.5 * np.sign(v) * np.sign(strength) * np.abs(strength) ** magnitude
+    beyond = magnitude - _within(gamma_s, "gamma_s", 0.0) * half
+    distance = np.abs(beyond) if exponent == "distance" else beyond
+    sign = np.sign(v) * np.sign(strength) * np.sign(-beyond)
+    return 0.5 * sign * np.abs(strength) ** np.abs(distance - half / 2)
+
+
+def rounding_table(
+    gamma_n: float,
+    gamma_s: float | None = None,
+    *,
+    bits: int,
+    signed: bool = True,
+    exponent: Exponent = "distance",
+) -> RoundingTable:
+    """Q-Rater's scheme as a staircase: Eq. 3 and 4, or Eq. 5 and 6 when `gamma_s` is given; exact, edges included.
+
+    `gamma_n` = 0 gives nearest rounding, ties upwards, whatever `gamma_s`. Parameters as in `rounding_offset`, scalars.
+    Raises ValueError for parameters outside their range.
+    """
+    largest = magnitudes(as_bit_count(bits, low=2 if signed else 1), signed) - 1
+    above = np.arange(1, largest + 1)
+    rounded = np.concatenate([-above[::-1], [0, 0, 0], above]) if signed else np.concatenate([[0, 0], above])
+    inside = rounded.astype(np.float64)  # one value of every cell: cell 0 is split by sign
+    zero = largest + 1 if signed else 0
+    inside[zero + 1] = 0.25
+    starts = rounded - 0.5
+    starts[zero], starts[zero + 1] = 0.0, _SMALLEST
+    if signed:
+        inside[zero - 1] = -0.25
+        starts[0] = -largest  # values are clipped to the codes first
+    shift = rounding_offset(inside, _scalar(gamma_n), _scalar(gamma_s), bits=bits, signed=signed, exponent=exponent)
+    lower = rounded - (shift < 0)  # floor(v + 0.5 + shift) is this code below the break of the cell, the next above
+    breaks = np.where(shift < 0, rounded - 0.5 - shift, rounded + 0.5 - shift)
+    ends = np.append(starts[1:], np.nextafter(largest, np.inf))
+    edges = np.concatenate([starts, np.clip(breaks, starts, ends)])
+    codes = np.clip(np.concatenate([lower, lower + 1]), -largest if signed else 0, largest)
+    return _staircase(edges, codes, ends, bits=bits, signed=signed)
+
+
+def _staircase(
+    edges: NDArray[np.float64], codes: NDArray[np.int64], ends: NDArray[np.float64], *, bits: int, signed: bool
+) -> RoundingTable:
+    """Join two pieces per cell, the second empty when it starts at the cell's end, into steps between unlike codes."""
+    cells = ends.size
+    kept = np.concatenate([edges[:cells] < edges[cells:], edges[cells:] < ends])
+    edges, codes = edges[kept], codes[kept]
+    order = np.argsort(edges)
+    edges, codes = edges[order], codes[order]
+    changes = np.flatnonzero(np.diff(codes)) + 1
+    return RoundingTable(bits=bits, signed=signed, edges=edges[changes], codes=codes[np.append(0, changes)])
+
+
+def _within(value: ArrayLike, name: str, low: float) -> NDArray[np.float64]:
+    array = as_parameter(value, name)
+    if ((array < low) | (array > 1)).any():
+        raise ValueError(f"{name}: expected numbers from {low:g} to 1, found {array}")
+    return array
+
+
+def _scalar(value: float | None) -> float | None:
+    if value is not None and np.ndim(value):
+        raise ValueError(f"rounding_table: expected scalar parameters, found shape {np.shape(value)}")
+    return value

@@ -1,0 +1,139 @@
+"""A rounding scheme as a staircase: real numbers between two edges share a code."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from qmath._content import ByContent, frozen
+from qmath._rows import output_like, run_rows
+from qmath._validation import as_bit_count, as_data, as_parameter, reject_nan
+
+_COMPARED = 32  # staircases of up to this many edges are compared with all of them; longer ones are searched
+_GROUP = 8  # edges compared in one pass over a block
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RoundingTable(ByContent):
+    """Code `codes[i]` for edges[i-1] <= x / scale < edges[i]; -inf and inf are the outermost edges.
+
+    `edges` ascend, in steps of the grid, one fewer than `codes`, which lie in qmin..qmax: -(2^(bits-1)-1)..2^(bits-1)-1
+    when signed, else 0..2^bits-1. Codes may fall as x grows: Q-Rater's Eq. 5 is not monotone where its shift turns from
+    up to down between neighbours (see `monotone`). Zero keeps code 0: where everything above it goes to code 1, the edge
+    between is the smallest positive number. Raises ValueError for edges or codes that make no staircase.
+    """
+
+    bits: int
+    signed: bool
+    edges: NDArray[np.float64]
+    codes: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bits", as_bit_count(self.bits, low=2 if self.signed else 1))
+        edges = as_parameter(self.edges, "edges", allow_empty=True)
+        codes = as_parameter(self.codes, "codes").astype(np.int64)
+        if edges.ndim != 1 or codes.shape != (edges.size + 1,) or not (np.diff(edges) > 0).all():
+            raise ValueError(
+                f"edges: expected ascending numbers, one fewer than codes, found shapes {edges.shape} and {codes.shape}"
+            )
+        if codes.min() < self.qmin or codes.max() > self.qmax:
+            raise ValueError(f"codes: expected {self.qmin}..{self.qmax}, found {codes.min()}..{codes.max()}")
+        object.__setattr__(self, "edges", frozen(edges))
+        object.__setattr__(self, "codes", frozen(codes, np.int64))
+
+    @property
+    def qmin(self) -> int:
+        """Lowest code."""
+        return -self.qmax if self.signed else 0
+
+    @property
+    def qmax(self) -> int:
+        """Highest code."""
+        return magnitudes(self.bits, self.signed) - 1
+
+    @property
+    def monotone(self) -> bool:
+        """Whether a larger x never gets a smaller code."""
+        return bool((np.diff(self.codes) >= 0).all())
+
+    def thresholds(self, scale: ArrayLike, *, dtype: type[np.floating[Any]] = np.float64) -> NDArray[Any]:
+        """The edges in the units of x: edges * scale, of shape (*scale.shape, edges), for data of type `dtype`.
+
+        Rounded up to that type, so that x >= threshold decides for each of its numbers as the exact product would.
+        """
+        steps = as_parameter(scale, "scale", positive=True)[..., np.newaxis]
+        exact = self.edges * steps
+        smallest = np.finfo(np.float64).smallest_subnormal
+        exact = np.where(self.edges > 0, np.maximum(exact, smallest), exact)
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = exact.astype(dtype)
+        return np.where(rounded < exact, np.nextafter(rounded, dtype(np.inf)), rounded).astype(dtype)
+
+    def quantize(self, x: ArrayLike, scale: ArrayLike, *, axis: int | None = None) -> NDArray[Any]:
+        """Codes of `x` on the grid of step `scale` (> 0; a scalar, or 1-D along `axis`), in the smallest integer type.
+
+        Raises ValueError for NaN, an empty array, or a scale or axis that does not fit `x`.
+        """
+        data = as_data(x)
+        if np.isnan(data.min()):
+            reject_nan(data, "x")
+        codes = np.empty_like(data, order="C")
+        steps = _steps(scale, axis)
+        self._fill(data, codes, axis, steps, np.ones_like(steps))
+        return codes.astype(f"{'int' if self.signed else 'uint'}{8 if self.bits <= 8 else 16}")
+
+    def fake_quantize(
+        self, x: ArrayLike, scale: ArrayLike, *, axis: int | None = None, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """code * scale in the floating type of `x`: `quantize` and back in one pass; NaN stays NaN.
+
+        `out` as in `qmath.fake_quantize`. Raises ValueError as `quantize`, except for NaN.
+        """
+        data = as_data(x)
+        out = output_like(data, out)
+        steps = _steps(scale, axis)
+        self._fill(data, out, axis, steps, steps)
+        return out
+
+    def _fill(
+        self,
+        data: NDArray[Any],
+        out: NDArray[Any],
+        axis: int | None,
+        scale: NDArray[np.float64],
+        unit: NDArray[np.float64],
+    ) -> None:
+        """out = code * unit; edges are padded to whole groups by ones that change nothing."""
+        kernels = _kernels()
+        edges = self.thresholds(scale, dtype=data.dtype.type)
+        padding = -self.edges.size % _GROUP
+        edges = np.pad(edges, ((0, 0), (0, padding)), constant_values=np.inf)
+        codes = np.pad(self.codes, (0, padding), mode="edge").astype(data.dtype)
+        kernel = kernels.compare_by_row if self.edges.size <= _COMPARED else kernels.search_by_row
+        run_rows(kernel, None, data, out, axis, edges.T, codes, unit.astype(data.dtype))
+
+
+def magnitudes(bits: int, signed: bool) -> int:
+    """Number of magnitudes (zero included) of the codes: 2^(bits-1) of a signed narrow grid, else 2^bits."""
+    return 2 ** (bits - 1) if signed else 2**bits
+
+
+def _steps(scale: ArrayLike, axis: int | None) -> NDArray[np.float64]:
+    """`scale` as a 1-D array, checked."""
+    steps = as_parameter(scale, "scale", positive=True)
+    if steps.ndim != (0 if axis is None else 1):
+        expected = "a scalar without axis" if axis is None else f"a 1-D array along axis {axis}"
+        raise ValueError(f"scale: expected {expected}, found shape {steps.shape}")
+    return steps.reshape(-1)
+
+
+@functools.cache
+def _kernels() -> Any:
+    """The compiled loops, imported (and Numba with them) when first needed."""
+    from qmath import rounding_kernels
+
+    return rounding_kernels
