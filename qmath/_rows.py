@@ -39,14 +39,15 @@ def run_rows(
     axis: int | None,
     parameters: NDArray[Any],
     *options: Any,
+    channels: int,
 ) -> None:
-    """Fill `out` from `x` with one column of `parameters` per slice along `axis`, on several threads where it pays.
+    """Fill `out` from `x` with `parameters` for each of `channels` slices along `axis`, on several threads.
 
     `by_row(start, stop, inner, x, out, parameters, *options)` fills the flat values start..stop,
     `by_column(start, stop, x, out, parameters, *options)` the rows start..stop of as many values as there are columns,
     repeated to rows worth a loop, when there is such a kernel and the last axis holds the channels.
     """
-    _, channels, inner = slices_shape(x.shape, axis, parameters.shape[-1])
+    inner = slices_shape(x.shape, axis, channels)[2]
     source, target = x.ravel(), out.ravel()
     if by_column is not None and inner == 1 and channels > 1:
         repeated = np.tile(parameters, max(1, min(_WIDTH, x.size) // channels))

@@ -170,7 +170,16 @@ def quantize(x: ArrayLike, grid: Grid, *, rounding: Rounding = "half_even") -> N
     out = np.empty(data.shape, grid.code_dtype)
     kernels, half_up = _kernels(), _is_half_up(rounding)
     parameters = _parameters(grid, data.dtype)
-    run_rows(kernels.codes_by_row, kernels.codes_by_column, data, out, grid.axis, parameters, half_up)
+    run_rows(
+        kernels.codes_by_row,
+        kernels.codes_by_column,
+        data,
+        out,
+        grid.axis,
+        parameters,
+        half_up,
+        channels=grid.scale.size,
+    )
     return out
 
 
@@ -187,7 +196,16 @@ def fake_quantize(
     out = output_like(data, out)
     kernels, half_up = _kernels(), _is_half_up(rounding)
     parameters = _parameters(grid, data.dtype)
-    run_rows(kernels.values_by_row, kernels.values_by_column, data, out, grid.axis, parameters, half_up)
+    run_rows(
+        kernels.values_by_row,
+        kernels.values_by_column,
+        data,
+        out,
+        grid.axis,
+        parameters,
+        half_up,
+        channels=grid.scale.size,
+    )
     return out
 
 

@@ -1,6 +1,6 @@
 """Compiled loops of `qmath.rounding_table`: the code of the staircase step that holds each value, times a unit.
 
-`edges` is an (edges, channels) array in the units and type of the data, padded with inf to whole groups of eight;
+`edges` is a (channels, edges) array in the units and type of the data, padded with inf to whole groups of eight;
 `codes` has one entry more, `unit` one per channel.
 """
 
@@ -18,38 +18,51 @@ def compare_by_row(start, stop, inner, x, out, edges, codes, unit):
     """Compare every value with every edge, eight edges to a pass; fast for few edges, as vectors do it."""
     partial = np.empty(_BLOCK, x.dtype)
     jumps = np.diff(codes)
+    last = edges.shape[1] - 8
     while start < stop:
         c = start // inner % unit.size
         end = min(stop, (start // inner + 1) * inner)
-        ascending = edges[:, c].copy()
         for first in range(start, end, _BLOCK):
-            last = min(end, first + _BLOCK)
-            _compare(x[first:last], out[first:last], partial[: last - first], ascending, jumps, codes[0], unit[c])
+            block = x[first : min(end, first + _BLOCK)]
+            partial[: block.size] = codes[0]
+            for group in range(0, last, 8):
+                _climb(block, partial, edges[c, group : group + 8], jumps[group : group + 8])
+            _arrive(block, partial, out[first : first + block.size], edges[c, last:], jumps[last:], unit[c])
         start = end
 
 
 @njit(cache=True, nogil=True)
-def _compare(x, out, partial, edges, jumps, lowest, unit):
-    partial[:] = lowest
-    for group in range(0, edges.size, 8):
-        _add_jumps(x, partial, edges[group : group + 8], jumps[group : group + 8])
+def _climb(x, partial, edges, jumps):
+    """Add to `partial` the jumps at those of eight edges that x has reached."""
+    e = edges[0], edges[1], edges[2], edges[3], edges[4], edges[5], edges[6], edges[7]
+    j = jumps[0], jumps[1], jumps[2], jumps[3], jumps[4], jumps[5], jumps[6], jumps[7]
+    zero = x.dtype.type(0)
     for i in range(x.size):
-        out[i] = partial[i] * unit if x[i] == x[i] else x[i]
+        partial[i] = _sum_jumps(x[i], partial[i], zero, e, j)
 
 
 @njit(cache=True, nogil=True)
-def _add_jumps(x, partial, edges, jumps):
-    """Add the jump of each of eight edges that a value has reached."""
-    e0, e1, e2, e3, e4, e5, e6, e7 = edges[0], edges[1], edges[2], edges[3], edges[4], edges[5], edges[6], edges[7]
-    j0, j1, j2, j3, j4, j5, j6, j7 = jumps[0], jumps[1], jumps[2], jumps[3], jumps[4], jumps[5], jumps[6], jumps[7]
-    none = x.dtype.type(0)
+def _arrive(x, partial, out, edges, jumps, unit):
+    """As `_climb`, times the unit, into `out`; NaN stays NaN."""
+    e = edges[0], edges[1], edges[2], edges[3], edges[4], edges[5], edges[6], edges[7]
+    j = jumps[0], jumps[1], jumps[2], jumps[3], jumps[4], jumps[5], jumps[6], jumps[7]
+    zero = x.dtype.type(0)
     for i in range(x.size):
         v = x[i]
-        even = (j0 if v >= e0 else none) + (j2 if v >= e2 else none)
-        odd = (j1 if v >= e1 else none) + (j3 if v >= e3 else none)
-        even += (j4 if v >= e4 else none) + (j6 if v >= e6 else none)
-        odd += (j5 if v >= e5 else none) + (j7 if v >= e7 else none)
-        partial[i] += even + odd
+        out[i] = _sum_jumps(v, partial[i], zero if v == v else v, e, j) * unit
+
+
+@njit(cache=True, nogil=True)
+def _sum_jumps(v, a, b, e, j):
+    a = a + j[0] if v >= e[0] else a
+    b = b + j[1] if v >= e[1] else b
+    a = a + j[2] if v >= e[2] else a
+    b = b + j[3] if v >= e[3] else b
+    a = a + j[4] if v >= e[4] else a
+    b = b + j[5] if v >= e[5] else b
+    a = a + j[6] if v >= e[6] else a
+    b = b + j[7] if v >= e[7] else b
+    return a + b
 
 
 @njit(cache=True, nogil=True)
@@ -58,7 +71,7 @@ def search_by_row(start, stop, inner, x, out, edges, codes, unit):
     while start < stop:
         c = start // inner % unit.size
         end = min(stop, (start // inner + 1) * inner)
-        ascending = edges[:, c].copy()
+        ascending = edges[c]
         for i in range(start, end):
             first, count = 0, ascending.size
             while count > 0:

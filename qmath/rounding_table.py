@@ -23,8 +23,8 @@ class RoundingTable(ByContent):
 
     `edges` ascend, in steps of the grid, one fewer than `codes`, which lie in qmin..qmax: -(2^(bits-1)-1)..2^(bits-1)-1
     when signed, else 0..2^bits-1. Codes may fall as x grows: Q-Rater's Eq. 5 is not monotone where its shift turns from
-    up to down between neighbours (see `monotone`). Zero keeps code 0: where everything above it goes to code 1, the edge
-    between is the smallest positive number. Raises ValueError for edges or codes that make no staircase.
+    up to down between neighbours (see `monotone`). Zero keeps code 0: where everything above it goes to code 1, the
+    edge between is the smallest positive number. Raises ValueError for edges or codes that make no staircase.
     """
 
     bits: int
@@ -82,8 +82,7 @@ class RoundingTable(ByContent):
         if np.isnan(data.min()):
             reject_nan(data, "x")
         codes = np.empty_like(data, order="C")
-        steps = _steps(scale, axis)
-        self._fill(data, codes, axis, steps, np.ones_like(steps))
+        self._fill(data, codes, scale, axis, real=False)
         return codes.astype(f"{'int' if self.signed else 'uint'}{8 if self.bits <= 8 else 16}")
 
     def fake_quantize(
@@ -95,26 +94,17 @@ class RoundingTable(ByContent):
         """
         data = as_data(x)
         out = output_like(data, out)
-        steps = _steps(scale, axis)
-        self._fill(data, out, axis, steps, steps)
+        self._fill(data, out, scale, axis, real=True)
         return out
 
-    def _fill(
-        self,
-        data: NDArray[Any],
-        out: NDArray[Any],
-        axis: int | None,
-        scale: NDArray[np.float64],
-        unit: NDArray[np.float64],
-    ) -> None:
-        """out = code * unit; edges are padded to whole groups by ones that change nothing."""
+    def _fill(self, data: NDArray[Any], out: NDArray[Any], scale: ArrayLike, axis: int | None, *, real: bool) -> None:
+        """out = the code, or the real number that it stands for."""
+        steps = _steps(scale, axis)
+        edges, codes = _parameters(self, steps.tobytes(), data.dtype)
+        unit = (steps if real else np.ones_like(steps)).astype(data.dtype)
         kernels = _kernels()
-        edges = self.thresholds(scale, dtype=data.dtype.type)
-        padding = -self.edges.size % _GROUP
-        edges = np.pad(edges, ((0, 0), (0, padding)), constant_values=np.inf)
-        codes = np.pad(self.codes, (0, padding), mode="edge").astype(data.dtype)
         kernel = kernels.compare_by_row if self.edges.size <= _COMPARED else kernels.search_by_row
-        run_rows(kernel, None, data, out, axis, edges.T, codes, unit.astype(data.dtype))
+        run_rows(kernel, None, data, out, axis, edges, codes, unit, channels=steps.size)
 
 
 def magnitudes(bits: int, signed: bool) -> int:
@@ -129,6 +119,19 @@ def _steps(scale: ArrayLike, axis: int | None) -> NDArray[np.float64]:
         expected = "a scalar without axis" if axis is None else f"a 1-D array along axis {axis}"
         raise ValueError(f"scale: expected {expected}, found shape {steps.shape}")
     return steps.reshape(-1)
+
+
+@functools.lru_cache(maxsize=256)
+def _parameters(table: RoundingTable, scale: bytes, dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Thresholds (channels, edges) and codes for the kernels, padded to whole groups by edges that change nothing."""
+    thresholds = table.thresholds(np.frombuffer(scale), dtype=dtype.type)
+    channels, count = thresholds.shape
+    padded = max(1, -(-count // _GROUP)) * _GROUP
+    edges = np.full((channels, padded), np.inf, dtype)
+    edges[:, :count] = thresholds
+    codes = np.full(padded + 1, table.codes[-1], dtype)
+    codes[: count + 1] = table.codes
+    return edges, codes
 
 
 @functools.cache
