@@ -22,7 +22,7 @@ _HOMES = {
     "grid": ("Grid", "Rounding", "dequantize", "fake_quantize", "quantize"),
     "priors": ("Gaussian", "Laplace", "Prior"),
     "rounding": ("Exponent", "rounding_offset", "rounding_table"),
-    "rounding_table": ("RoundingTable",),
+    "staircase": ("RoundingTable",),
     "statistics": ("BINS", "Histogram", "Statistics", "StatisticsAccumulator"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qmath._validation import as_bit_count, as_parameter, check_choice
-from qmath.rounding_table import RoundingTable, magnitudes
+from qmath.staircase import RoundingTable, magnitudes
 
 Exponent = Literal["distance", "printed"]
 """Reading of Eq. 6's exponent: `distance` is |||w_r| - gamma_s h| - beta|, `printed` is ||w_r| - gamma_s h - beta|."""

@@ -1,4 +1,4 @@
-"""Compiled loops of `qmath.rounding_table`: the code of the staircase step that holds each value, times a unit.
+"""Compiled loops of `qmath.staircase`: the code of the staircase step that holds each value, times a unit.
 
 `edges` is a (channels, edges) array in the units and type of the data, padded with inf to whole groups of eight;
 `codes` has one entry more, `unit` one per channel.

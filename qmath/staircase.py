@@ -137,6 +137,6 @@ def _parameters(table: RoundingTable, scale: bytes, dtype: np.dtype[Any]) -> tup
 @functools.cache
 def _kernels() -> Any:
     """The compiled loops, imported (and Numba with them) when first needed."""
-    from qmath import rounding_kernels
+    from qmath import staircase_kernels
 
-    return rounding_kernels
+    return staircase_kernels
