@@ -2,8 +2,9 @@
 
     python -m benchmarks.gradient MODEL [--torch PYTHON] [--training PYTHON] [--json FILE]
 
-Engines: the portable builder on stock onnxruntime; PyTorch eager; the onnxruntime-training builder; and the forward pass alone, twice
-of which is the lower bound. PyTorch and onnxruntime-training live in environments of their own, named by their interpreters.
+Engines: the portable builder on stock onnxruntime; PyTorch eager; the onnxruntime-training builder; and the forward
+pass alone, twice of which is the lower bound. PyTorch and onnxruntime-training live in environments of their own,
+named by their interpreters.
 Every engine is a process of its own; they take turns, a few steps each, so that all see the same machine.
 """
 

@@ -118,9 +118,7 @@ _OPERATORS: dict[str, Callable[[TorchNet, ir.Node, list[Any]], Any]] = {
     "GlobalAveragePool": lambda net, node, x: x[0].mean((2, 3), keepdim=True),
     "Flatten": lambda net, node, x: x[0].flatten(1),
     "Transpose": lambda net, node, x: x[0].permute(_attribute(node, "perm", None)),
-    "Reshape": lambda net, node, x: x[0].reshape(
-        [x[0].shape[i] if d == 0 else d for i, d in enumerate(x[1].tolist())]
-    ),
+    "Reshape": lambda net, node, x: x[0].reshape([x[0].shape[i] if d == 0 else d for i, d in enumerate(x[1].tolist())]),
     "Concat": lambda net, node, x: torch.cat(x, _attribute(node, "axis", 0)),
     "Softmax": lambda net, node, x: torch.softmax(x[0], _attribute(node, "axis", -1)),
     "Shape": lambda net, node, x: torch.tensor(x[0].shape),

@@ -22,10 +22,10 @@ def batch_norm_as_mul_add(net: ir.Model) -> None:
             raise GradientError(f"BatchNormalization '{node.name}' is in training mode; export in evaluation mode")
         old = node.outputs[0]
         new = Emitter(net.graph).emit(_mul_add(node), str(node.name))
-        name, shape, dtype = old.name, old.shape, old.dtype
+        name, shape, kind = old.name, old.shape, old.type
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         net.graph.remove(node, safe=True)
-        new.name, new.shape, new.dtype = name, shape, dtype
+        new.name, new.shape, new.type = name, shape, kind
     TopologicalSortPass()(net)
 
 

@@ -44,11 +44,12 @@ def gradients(model: ModelLike, loss: str, wrt: Sequence[str], *, builder: Build
         model: an onnx-ir model, a ModelProto, or a path; it is not changed. Opsets below 16 are raised to 16.
         loss: a tensor of one element, an output of the model or an inner tensor.
         wrt: names of float inputs, initializers or inner tensors.
-        builder: "portable" writes the backward pass in standard operators; "training" asks onnxruntime-training, and its
-            result runs only there. By default the first of `builders()`.
+        builder: "portable" writes the backward pass in standard operators; "training" asks onnxruntime-training, and
+            its result runs only there. By default the first of `builders()`.
 
     Returns:
-        A model with the outputs of `model`, then dL/dw for every w in `wrt`, named `gradient_name(w)` and shaped like w.
+        A model with the outputs of `model`, then dL/dw for every w in `wrt`, named `gradient_name(w)` and shaped
+        like w.
 
     Raises:
         GradientError: a name is unknown or not a float tensor, the loss has more than one element or does not depend on
@@ -80,7 +81,7 @@ def _named(graph: ir.Graph, result: ir.Value, value: ir.Value) -> ir.Value:
     """`result` under its public name; a node of its own keeps the name free of what else the value is used for."""
     node = ir.node("Identity", [result], name=f"grad/{value.name}")
     output = node.outputs[0]
-    output.name, output.dtype, output.shape = gradient_name(str(value.name)), value.dtype, value.shape
+    output.name, output.type, output.shape = gradient_name(str(value.name)), value.type, value.shape
     graph.append(node)
     return output
 
@@ -97,7 +98,8 @@ def _scalar(values: dict[str, ir.Value], name: str) -> ir.Value:
     value = _float_tensor(values, name)
     if value.shape is not None and any(d != 1 for d in value.shape):
         raise GradientError(
-            f"the loss '{name}' has shape {value.shape}, and a gradient is that of one number: reduce it first (ReduceSum)"
+            f"the loss '{name}' has shape {value.shape}, and a gradient is that of one number: "
+            f"reduce it first (ReduceSum)"
         )
     return value
 

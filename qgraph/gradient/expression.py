@@ -1,7 +1,8 @@
 """Symbolic tensors: what gradient rules compute with.
 
-An `Expr` is a tensor of the graph, a constant, or an output of a `Call` of a standard ONNX operator. Rules combine them with
-`+ - * /`, comparisons and `op.NAME(...)`; nothing enters the graph before `qgraph.gradient.emit` writes what is needed.
+An `Expr` is a tensor of the graph, a constant, or an output of a `Call` of a standard ONNX operator. Rules combine
+them with `+ - * /`, comparisons and `op.NAME(...)`; nothing enters the graph before `qgraph.gradient.emit` writes
+what is needed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The form in which a model is differentiated: functions inlined, weights as initializers, a recent opset, shapes known.
+"""The form in which a model is differentiated: functions inlined, weights as initializers, a recent opset, shapes
+known.
 
 Unlike `qgraph.model.normalise` it folds nothing, so that every tensor of the model can be differentiated for.
 """

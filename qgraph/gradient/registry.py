@@ -6,9 +6,9 @@ A rule gets the node to differentiate and returns what the loss's derivative is 
     def sigmoid(n: Node) -> Gradient:
         return n.g * n.y * (1 - n.y)          # dL/dx = g y (1 - y)
 
-It returns one expression (for the first input) or one per input, None where no gradient flows. With `broadcasts=True` the
-operator broadcasts its inputs as NumPy does and each gradient has the shape of the output; summing it back to the shape of
-the input is done for it.
+It returns one expression (for the first input) or one per input, None where no gradient flows. With
+`broadcasts=True` the operator broadcasts its inputs as NumPy does and each gradient has the shape of the output;
+summing it back to the shape of the input is done for it.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ def find_rule(node: ir.Node, opset: int) -> Rule:
         return found
     where = f", domain={domain!r}" if domain else ""
     raise MissingRuleError(
-        f"operator {node.op_type} (opset {opset}{where}) of node '{node.name}' has no gradient rule; add one function:\n\n"
+        f"operator {node.op_type} (opset {opset}{where}) of node '{node.name}' has no gradient rule; "
+        f"add one function:\n\n"
         f"    from qgraph.gradient import rule\n\n"
         f'    @rule("{node.op_type}"{where})\n'
         f"    def gradient(n):          # n.x, n.input(i): inputs; n.y: output; n.g: dL/dy\n"

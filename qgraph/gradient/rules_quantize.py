@@ -1,7 +1,8 @@
 """Straight-through estimators: rounding is taken as the identity, saturation is not.
 
-QuantizeLinear and DequantizeLinear have a rule each; the gradient of the integer codes between them is a float tensor. For a
-pair with scale s and zero point z this gives LSQ's gradients, the mask taken before rounding (LSQ+, Eq. 3 and 4)::
+QuantizeLinear and DequantizeLinear have a rule each; the gradient of the integer codes between them is a float
+tensor. For a pair with scale s and zero point z this gives LSQ's gradients, the mask taken before rounding (LSQ+,
+Eq. 3 and 4)::
 
     dL/dx = g          where qmin <= x/s + z <= qmax, else 0
     dL/ds = g (q - z - x/s), and g (q - z) where it saturates

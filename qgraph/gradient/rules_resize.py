@@ -1,4 +1,7 @@
-"""Gradient of Resize: interpolation is linear and works on one axis at a time, so it is known by what it does to the identity."""
+"""Gradient of Resize.
+
+Interpolation is linear and works on one axis at a time, so it is known by what it does to the identity.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The backward graph that onnxruntime-training's GradientGraphBuilder makes.
 
-The package `onnxruntime-training` (last release 1.19.2, Linux) installs itself in the place of `onnxruntime`, so it lives in an
-environment of its own. The models it returns hold operators of its own domain and run only there. It has no gradient for
-BatchNormalization in inference form, which is rewritten first, and loads opsets up to 21.
+The package `onnxruntime-training` (last release 1.19.2, Linux) installs itself in the place of `onnxruntime`, so it
+lives in an environment of its own. The models it returns hold operators of its own domain and run only there. It has
+no gradient for BatchNormalization in inference form, which is rewritten first, and loads opsets up to 21.
 """
 
 from __future__ import annotations

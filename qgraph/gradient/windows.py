@@ -1,4 +1,4 @@
-"""Sliding windows: the geometry that convolutions and poolings share, and the two sums over it that gradients are made of."""
+"""Sliding windows: the geometry that convolutions and poolings share, and the two sums that gradients are made of."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def transposed(
     if not all(isinstance(d, int) for d in (*lengths, *steps)):
         return _transposed_at_run_time(g, weight, w, like, group)
     rest = [
-        length + b + e - extent - s * (step - 1)  # type: ignore[operator]
+        length + b + e - extent - s * (step - 1)
         for length, b, e, extent, s, step in zip(lengths, w.begin, w.end, w.extent, w.strides, steps, strict=True)
     ]
     end = [e + max(-r, 0) for e, r in zip(w.end, rest, strict=True)]

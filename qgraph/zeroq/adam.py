@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,8 @@ _IMPROVEMENT = 1e-4  # a loss counts as better when it is smaller by this share
 
 @dataclass(slots=True, kw_only=True)
 class Adam:
-    """Adam (Kingma and Ba, 2015) on one array, its rate multiplied by `factor` after `patience` steps without progress."""
+    """Adam (Kingma and Ba, 2015) on one array, its rate multiplied by `factor` after `patience` steps without
+    progress."""
 
     rate: float
     factor: float
@@ -44,11 +46,12 @@ class Adam:
         if self.waited > self.patience:
             self.rate, self.waited = max(self.rate * self.factor, self.floor), 0
 
-    def state(self) -> dict[str, NDArray[np.generic]]:
+    def state(self) -> dict[str, NDArray[Any]]:
         """Everything, as arrays."""
         return {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
 
     @classmethod
-    def restored(cls, state: dict[str, NDArray[np.generic]]) -> Adam:
+    def restored(cls, state: dict[str, NDArray[Any]]) -> Adam:
         """What `state` described."""
-        return cls(**{f.name: (v if (v := state[f.name]).ndim else v.item()) for f in fields(cls)})
+        values: dict[str, Any] = {f.name: (v if (v := state[f.name]).ndim else v.item()) for f in fields(cls)}
+        return cls(**values)

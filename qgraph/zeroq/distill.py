@@ -25,9 +25,9 @@ from qgraph.zeroq.spectrum import natural_noise
 OnStep = Callable[[int, int, float], None]
 
 FOLDED = (
-    "BatchNormalization is folded away, so there are no statistics to distil from: using noise with the spectrum of natural "
-    "images; to keep BN, export from torch with training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False, "
-    "dynamo=False"
+    "BatchNormalization is folded away, so there are no statistics to distil from: using noise with the spectrum of "
+    "natural images; to keep BN, export from torch with training=torch.onnx.TrainingMode.PRESERVE, "
+    "do_constant_folding=False, dynamo=False"
 )
 
 
@@ -35,8 +35,9 @@ FOLDED = (
 class DistillConfig:
     """The hyper-parameters of distillation; the defaults are those of ZeroQ's authors.
 
-    `start` is the half-width of the uniform noise to start from; `per` says whose statistics are matched, each image's or
-    the batch's; the learning rate is multiplied by `factor` after `patience` steps without progress, down to `floor`.
+    `start` is the half-width of the uniform noise to start from; `per` says whose statistics are matched, each
+    image's or the batch's; the learning rate is multiplied by `factor` after `patience` steps without progress, down
+    to `floor`.
     """
 
     steps: int = 500
@@ -46,7 +47,7 @@ class DistillConfig:
     floor: float = 1e-4
     start: float = 0.0235
     batch: int = 32
-    per: Per = "image"
+    per: Per = "batch"
     checkpoint_every: int = 50
 
 
@@ -78,8 +79,8 @@ def distill(
 ) -> Distilled:
     """Distil `count` samples from the BatchNormalization statistics of `model`.
 
-    Every batch starts from its own noise, drawn from `seed` and its number, and is optimised by itself, as many at a time
-    as there are threads. The same seed gives the same data on any number of threads.
+    Every batch starts from its own noise, drawn from `seed` and its number, and is optimised by itself, as many at a
+    time as there are threads. The same seed gives the same data on any number of threads.
 
     Args:
         model: a model with BatchNormalization; without, the result is noise with a natural spectrum and a `note`.

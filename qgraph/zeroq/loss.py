@@ -2,14 +2,16 @@
 
     L = 1/N sum over images n, layers i, channels c of (mean_nic - mean_ic)^2 + (std_nic - std_ic)^2
 
-The statistics of an image run over its positions; layers without positions (N x C) and `per="batch"` take the batch instead.
+The statistics of an image run over its positions; layers without positions (N x C) and `per="batch"` take the batch
+instead.
 The input is one more layer, with mean 0 and standard deviation 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -41,7 +43,7 @@ class Target:
     weight: NDArray[np.float64]
 
 
-def target_of(norm: BatchNorm, tensors: Sequence[str]) -> Target:
+def target_of(norm: BatchNorm, tensors: Collection[str]) -> Target:
     """The target for a BatchNormalization: on its input, or where that was folded away on its output."""
     ones = np.ones_like(norm.mean)
     if norm.input in tensors:
@@ -63,33 +65,37 @@ def standard_input(name: str, channels: int) -> Target:
 def with_loss(net: ir.Model, targets: Sequence[Target], *, per: Per) -> ir.Model:
     """A copy of `net` whose only output is the distillation loss.
 
-    Tensors whose statistics have as many rows (one per image, or one for the batch) are compared side by side, as the
-    channels of one wide layer: a few operators for the whole net instead of a few dozen for every layer.
+    Tensors with as many images are compared side by side, as the channels of one wide layer: a few operators for the
+    whole net instead of a few dozen for every layer.
     """
     model = net.clone()
     values = ir.convenience.create_value_mapping(model.graph)
     opset = model.opset_imports.get("", 1)
-    of_images = [t for t in targets if per == "image" and len(values[t.tensor].shape or ()) > 2]
-    of_batches = [t for t in targets if t not in of_images]
+    groups: dict[tuple[bool, object], list[Target]] = {}
+    for target in targets:
+        shape = values[target.tensor].shape or ir.Shape([])
+        over_batch = per == "batch" or len(shape) == 2
+        groups.setdefault((over_batch, shape[0]), []).append(target)
     terms = [
-        _distance(group, [tensor(values[t.tensor]) for t in group], first_axis, opset)
-        for group, first_axis in ((of_images, 2), (of_batches, 0))
-        if group
+        _distance(group, [tensor(values[t.tensor]) for t in group], over_batch, opset)
+        for (over_batch, _), group in groups.items()
     ]
-    append(model, terms[0] if len(terms) == 1 else op.Add(*terms), name=LOSS)
+    append(model, reduce(op.Add, terms), name=LOSS)
     model.graph.outputs[:] = model.graph.outputs[-1:]
     return model
 
 
-def _distance(targets: list[Target], tensors: list[Expr], first_axis: int, opset: int) -> Expr:
-    """Sum over channels, mean over rows of both squared differences."""
+def _distance(targets: list[Target], tensors: list[Expr], over_batch: bool, opset: int) -> Expr:
+    """Sum over channels, mean over rows (images, or the one batch) of both squared differences."""
     dtype = tensors[0].dtype
 
     def row(arrays: Sequence[NDArray[np.float64]]) -> Expr:
         return constant(np.concatenate(arrays)[np.newaxis], dtype)
 
-    moments = [_moments(x, first_axis, opset) for x in tensors]
+    moments = [_moments(x, opset) for x in tensors]
     mean, square = (op.Concat(*(m[i] for m in moments), axis=1) for i in (0, 1))
+    if over_batch:
+        mean, square = (_reduce("ReduceMean", m, [0], opset) for m in (mean, square))
     variance = op.Max(square - mean * mean, 0.0) * row([t.gain**-2.0 for t in targets])
     off_mean = (mean - row([t.shift for t in targets])) * row([1.0 / t.gain for t in targets])
     off_std = op.Sqrt(variance + EPSILON) - row([t.std for t in targets])
@@ -97,15 +103,17 @@ def _distance(targets: list[Target], tensors: list[Expr], first_axis: int, opset
     return op.ReduceSum(squares, keepdims=0) / op.Cast(op.Squeeze(op.Shape(mean, start=0, end=1)), to=int(dtype))
 
 
-def _moments(x: Expr, first_axis: int, opset: int) -> tuple[Expr, Expr]:
-    """Mean and mean square over positions (and images, if `first_axis` is 0), both as rows x channels."""
-    rows = constant([1, -1]) if first_axis == 0 else constant([0, -1])
-    if rank(x) == 4 and first_axis == 2:  # kept in the blocked layout of onnxruntime's convolutions, unlike ReduceMean
-        mean, square = op.GlobalAveragePool(x), op.GlobalAveragePool(x * x)
+def _moments(x: Expr, opset: int) -> tuple[Expr, Expr]:
+    """Mean and mean square over the positions of every image, both as images x channels."""
+    if rank(x) == 2:
+        return x, x * x
+    if rank(x) == 4:  # kept in the blocked layout of onnxruntime's convolutions, unlike ReduceMean
+        pooled = op.GlobalAveragePool(x), op.GlobalAveragePool(x * x)
     else:
-        axes = [a for a in range(first_axis, rank(x)) if a != 1]
-        mean, square = _reduce("ReduceMean", x, axes, opset), _reduce("ReduceMean", x * x, axes, opset)
-    return op.Reshape(mean, rows), op.Reshape(square, rows)
+        axes = list(range(2, rank(x)))
+        pooled = _reduce("ReduceMean", x, axes, opset), _reduce("ReduceMean", x * x, axes, opset)
+    rows = constant([0, -1])
+    return op.Reshape(pooled[0], rows), op.Reshape(pooled[1], rows)
 
 
 def _reduce(name: str, x: Expr, axes: list[int], opset: int) -> Expr:

@@ -51,8 +51,8 @@ def objective(
 ) -> Objective:
     """Build the loss over all BatchNormalizations and the inputs, differentiate it, and load it.
 
-    Where a BatchNormalization follows a convolution it is folded into it, which saves a pass over the activations in either
-    direction; the loss then judges the folded output.
+    Where a BatchNormalization follows a convolution it is folded into it, which saves a pass over the activations in
+    either direction; the loss then judges the folded output.
     """
     plain = normalise(model, fold_bn=False)
     norms = batch_norms(plain.ir_model)

@@ -1,7 +1,7 @@
 """Noise that looks like pictures to a network: neighbouring positions alike, amplitudes falling as 1/frequency.
 
-Natural images have power spectra close to 1/f^2 (Field, 1987). Where a model keeps no statistics to distil from, such noise is a
-better guess at its training data than independent Gaussian values, which its first layers average away.
+Natural images have power spectra close to 1/f^2 (Field, 1987). Where a model keeps no statistics to distil from,
+such noise is a better guess at its training data than independent Gaussian values, which its first layers average away.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ _SHARED = 0.8  # of the variance is common to all channels (pictures are mostly 
 
 
 def natural_noise(shapes: Mapping[str, Sequence[int]], *, count: int, seed: int) -> dict[str, NDArray[np.float32]]:
-    """`count` samples for every input, each channel of mean 0 and variance 1; plain Gaussian where there are no positions."""
+    """`count` samples for every input, each channel of mean 0 and variance 1; plain Gaussian where there are no
+    positions."""
     rng = np.random.default_rng(seed)
     return {name: _samples(rng, (count, *shape[1:])) for name, shape in shapes.items()}
 

@@ -25,13 +25,14 @@ from qgraph.gradient.registry import _rules
 from qgraph.runtime import Session
 
 HEADER = '<ir_version: 8, opset_import: ["": 17]>'
-NET = """m (float[N, 2, 4, 4] x) => (float[N, 2, 4, 4] y, float loss)
-<float[2, 2, 3, 3] w = {%s}, float[2] b = {0.1, -0.2}> {
+WEIGHTS = ", ".join(f"{v:.3f}" for v in np.random.default_rng(0).normal(size=36))
+NET = f"""m (float[N, 2, 4, 4] x) => (float[N, 2, 4, 4] y, float loss)
+<float[2, 2, 3, 3] w = {{{WEIGHTS}}}, float[2] b = {{0.1, -0.2}}> {{
     c = Conv<pads = [1, 1, 1, 1]>(x, w, b)
     s = Sigmoid(c)
     y = Mul(c, s)
     loss = ReduceMean<keepdims = 0>(y)
-}""" % ", ".join(f"{v:.3f}" for v in np.random.default_rng(0).normal(size=36))
+}}"""
 
 
 def _text(body: str) -> ir.Model:
@@ -78,7 +79,8 @@ def test_dead_branches_are_never_built() -> None:
 
 def test_forward_subexpressions_are_used_again() -> None:
     model = _text(
-        "m (float[3] x) => (float loss) { y = Softplus(x) s = Sigmoid(x) z = Mul(y, s) loss = ReduceSum<keepdims = 0>(z) }"
+        "m (float[3] x) => (float loss) "
+        "{ y = Softplus(x) s = Sigmoid(x) z = Mul(y, s) loss = ReduceSum<keepdims = 0>(z) }"
     )
     assert _operators(gradients(model, "loss", ["x"], builder="portable"))["Sigmoid"] == 1
 
@@ -166,7 +168,7 @@ def test_an_operator_without_rule_off_the_path_does_not_matter() -> None:
 
 
 def test_duplicate_registration_raises() -> None:
-    with pytest.raises(ValueError, match="'Conv'.*already has a gradient rule"):
+    with pytest.raises(ValueError, match=r"'Conv'.*already has a gradient rule"):
         rule("Conv")(lambda n: n.g)
 
 
@@ -184,7 +186,8 @@ def test_duplicate_registration_raises() -> None:
 def test_wrong_requests_are_explained(loss: str, wrt: list[str], message: str) -> None:
     model = _text(
         "m (float[3] x, float[3] u, int64[1] i) => (float[3] y, float loss) "
-        "{ y = Mul(x, x) v = Mul(u, u) w = ReduceSum<keepdims = 0>(v) k = Gather(x, i) loss = ReduceSum<keepdims = 0>(y) }"
+        "{ y = Mul(x, x) v = Mul(u, u) w = ReduceSum<keepdims = 0>(v) k = Gather(x, i) "
+        "loss = ReduceSum<keepdims = 0>(y) }"
     )
     with pytest.raises(GradientError, match=message):
         gradients(model, loss, wrt, builder="portable")

@@ -22,8 +22,10 @@ def _numbers(shape: tuple[int, ...], seed: int) -> str:
 NET = f"""<ir_version: 8, opset_import: ["": 17]>
 m (float[N, 3, 8, 8] x) => (float[N, 5] y, float loss)
 <float[4, 3, 3, 3] w = {_numbers((4, 3, 3, 3), 0)}, float[4] gamma = {{1.0, 0.5, 2.0, 0.1}},
- float[4] beta = {{0.1, 0.2, -0.3, 0.0}}, float[4] mean = {{0.2, -0.1, 0.0, 0.4}}, float[4] var = {{1.0, 0.5, 2.0, 0.3}},
- float[4, 1, 3, 3] d = {_numbers((4, 1, 3, 3), 1)}, float[5, 4] f = {_numbers((5, 4), 2)}, float[5] fb = {_numbers((5,), 3)}> {{
+ float[4] beta = {{0.1, 0.2, -0.3, 0.0}},
+ float[4] mean = {{0.2, -0.1, 0.0, 0.4}}, float[4] var = {{1.0, 0.5, 2.0, 0.3}},
+ float[4, 1, 3, 3] d = {_numbers((4, 1, 3, 3), 1)},
+ float[5, 4] f = {_numbers((5, 4), 2)}, float[5] fb = {_numbers((5,), 3)}> {{
     c = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(x, w)
     n = BatchNormalization(c, gamma, beta, mean, var)
     r = Relu(n)

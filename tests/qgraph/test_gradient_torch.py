@@ -101,7 +101,8 @@ def _gradients(body: str, wrt: list[str], feeds: dict[str, np.ndarray]) -> dict[
     interface = ", ".join(f"float[{','.join(map(str, v.shape))}] {k}" for k, v in feeds.items())
     model = ir.from_onnx_text(
         f'<ir_version: 9, opset_import: ["": 20]> m ({interface}) => (float loss) '
-        f"<float[4] r = {{1.0, 1.0, 2.0, 2.0}}> {{ {body} e = Sin(y) product = Mul(y, e) loss = ReduceSum<keepdims = 0>(product) }}"
+        f"<float[4] r = {{1.0, 1.0, 2.0, 2.0}}> {{ {body} e = Sin(y) "
+        "product = Mul(y, e) loss = ReduceSum<keepdims = 0>(product) }"
     )
     return Session(gradients(model, "loss", wrt, builder="portable"), threads=1).run(feeds)
 
