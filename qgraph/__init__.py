@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from qgraph.comparison import compare as compare
     from qgraph.data import Dataset as Dataset
     from qgraph.data import Preprocessing as Preprocessing
+    from qgraph.data import open_data as open_data
     from qgraph.errors import DataError as DataError
     from qgraph.errors import ModelError as ModelError
     from qgraph.errors import PlanError as PlanError
     from qgraph.errors import QGraphError as QGraphError
     from qgraph.errors import UsageError as UsageError
     from qgraph.evaluation import evaluate as evaluate
+    from qgraph.model import save as save
     from qgraph.pipeline import Result as Result
     from qgraph.pipeline import apply as apply
     from qgraph.pipeline import quantize as quantize
@@ -31,7 +33,9 @@ _HOMES = {
     "QuantPlan": "plan",
     "Result": "pipeline",
     "apply": "pipeline",
+    "open_data": "data",
     "quantize": "pipeline",
+    "save": "model",
     "compare": "comparison",
     "evaluate": "evaluation",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -32,11 +33,13 @@ class Clipped:
     lost: float
 
 
-def clip_activations(plan: QuantPlan, view: GraphView, observed: Observations, *, method: str) -> QuantPlan:
+def clip_activations(
+    plan: QuantPlan, view: GraphView, observed: Observations, *, method: str, **options: Any
+) -> QuantPlan:
     """Every activation grid spans the range that `method` chooses from the tensor's histogram.
 
     Tensors that the graph guarantees to be non-negative are clipped from above only. Warns, per tensor, when the clip
-    cuts more than half of the energy.
+    cuts more than half of the energy. `options` are those of the method (`percentile` of "percentile", ...).
     """
     non_negative = {site.tensor: site.non_negative for site in view.activation_sites(view.layers)}
 
@@ -46,7 +49,7 @@ def clip_activations(plan: QuantPlan, view: GraphView, observed: Observations, *
         if not statistics.count or histogram is None or statistics.min == statistics.max:
             return activation
         one_sided = non_negative.get(activation.tensor, False) or statistics.min >= 0
-        chosen = clip_range(histogram, method=method, bits=activation.bits, one_sided=one_sided)
+        chosen = clip_range(histogram, method=method, bits=activation.bits, one_sided=one_sided, **options)
         low, high = max(chosen.low, float(statistics.min)), min(chosen.high, float(statistics.max))
         if chosen.lost > MAX_ENERGY_LOSS:
             warnings.warn(
@@ -60,13 +63,13 @@ def clip_activations(plan: QuantPlan, view: GraphView, observed: Observations, *
     return plan.map_activations(clip)
 
 
-def clip_range(histogram: qmath.Histogram, *, method: str, bits: int, one_sided: bool) -> Clipped:
+def clip_range(histogram: qmath.Histogram, *, method: str, bits: int, one_sided: bool, **options: Any) -> Clipped:
     """The range that a method chooses; the exact least-squares one where ACIQ's prior does not describe the data.
 
     The prior is rejected when its range makes an error more than 1 dB above the least possible on the histogram (at 8
     bits that is the rule: the optimum then lies far in the tails, where Laplace and Gaussian laws are least true).
     """
-    chosen = qmath.clip_range(histogram, method=method, bits=bits, one_sided=one_sided)
+    chosen = qmath.clip_range(histogram, method=method, bits=bits, one_sided=one_sided, **options)
     if method == "aciq":
         exact = qmath.clip_range(histogram, method="mse", bits=bits, one_sided=one_sided)
         if chosen.error > PRIOR_TOLERANCE * exact.error:

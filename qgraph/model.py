@@ -134,7 +134,7 @@ def raise_opset(model: Model, opset: int | None = None) -> Model:
     return replace(model, ir_model=converted)
 
 
-def save(model: ir.Model, path: str | os.PathLike[str], *, source: str | None = None) -> int:
+def save(model: ir.Model | Model, path: str | os.PathLike[str], *, source: str | None = None) -> int:
     """Write `model` to `path`, whole or not at all, and return its size in bytes.
 
     The file is written beside its target, checked, flushed to disk and renamed over it. Weights beyond what one
@@ -142,6 +142,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, source: str | None = 
     """
     target = Path(path)
     check_writable(target, source=source)
+    model = model.ir_model if isinstance(model, Model) else model
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     try:
         if weights > EXTERNAL_DATA_THRESHOLD:

@@ -51,7 +51,8 @@ class Result:
         return lower(self.net, self.plan, format=self.format)
 
     @cached_property
-    def proto_bytes(self) -> int:
+    def nbytes(self) -> int:
+        """Bytes of the file that `save` writes."""
         return int(ir.to_proto(self.model).ByteSize())
 
     def save(self, path: str | Path) -> int:
@@ -62,7 +63,7 @@ class Result:
         """What `qgraph quantize --json` prints."""
         return {
             "output": output,
-            "bytes": self.proto_bytes if nbytes is None else nbytes,
+            "bytes": self.nbytes if nbytes is None else nbytes,
             "float_bytes": self.net.nbytes,
             "weight_bytes": sum(layer.weight_bytes for layer in self.layers),
             "data": self.data,

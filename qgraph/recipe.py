@@ -40,11 +40,14 @@ class Recipe:
 
     @classmethod
     def choose(cls, method: str | None, has_data: bool, **overrides: Any) -> Recipe:
-        """The recipe named `method`, or the default for what is at hand; overrides that are None keep the default."""
+        """The recipe named `method`, or the default for what is at hand.
+
+        None means floating point for `weights` and `activations`, and the default for every other option.
+        """
         name = method or ("aciq" if has_data else "zeroq")
         if name not in METHODS:
             raise UsageError(f"unknown method '{name}': choose one of {', '.join(METHODS)}")
-        given = {k: v for k, v in overrides.items() if v is not None}
+        given = {k: v for k, v in overrides.items() if v is not None or k in ("weights", "activations")}
         fields = {f.name for f in dataclasses.fields(cls)} - {"method"}
         unknown = sorted(set(given) - fields)
         if unknown:

@@ -36,7 +36,7 @@ class _LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         module = __import__(COMMANDS[name], fromlist=[name])
-        return getattr(module, name)  # type: ignore[no-any-return]
+        return getattr(module, name)
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

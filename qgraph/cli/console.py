@@ -17,7 +17,13 @@ from rich.table import Table
 from qgraph.progress import SILENT, Advance, Progress
 
 ERRORS = Console(stderr=True)
-SHOW_AFTER = 0.5  # seconds: shorter stages show no bar
+
+
+class _Output(Console):
+    """stdout; when its reader has gone (| head), that is for `main` to decide."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 class Bars:
@@ -46,7 +52,9 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
 
 def show(*parts: Any) -> None:
     """Print tables or lines on stdout."""
-    console = Console(width=None if Console().is_terminal else 120)
+    console = _Output()
+    if not console.is_terminal:
+        console.width = max(console.width, 120)
     for part in parts:
         console.print(part, markup=False, highlight=False) if isinstance(part, str) else console.print(part)
 

@@ -78,8 +78,8 @@ def apply(model: str, plan: str, output: str, format: str, opset: int | None, as
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    keep = options.pop("keep", ())
-    return {**options, "keep": tuple(keep) or None}
+    """The options that were passed; the others keep the recipe's defaults."""
+    return {name: value for name, value in options.items() if value is not None and value != ()}
 
 
 def _show(result: Result, output: str, nbytes: int) -> None:

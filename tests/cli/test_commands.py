@@ -1,0 +1,157 @@
+"""Every command once, as a person would type it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import onnx
+import pytest
+
+from qgraph.cli import main
+from qgraph.plan import QuantPlan
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Run a command line in an empty folder; returns status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*arguments):
+        status = main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def test_quantize_apply_evaluate(run, digits, digits_calibration, digits_test, tmp_path):
+    status, out, err = run(
+        *("quantize", digits, "-o", "small.onnx", "--data", digits_calibration, "--weights", 4, "--plan", "plan.json"),
+        *("--calibration", "statistics.npz"),
+    )
+    assert (status, err) == (0, "")
+    assert "classifier" in out
+    assert "% of 205,768" in out
+    onnx.checker.check_model(onnx.load("small.onnx"), full_check=True)
+    assert QuantPlan.load("plan.json").recipe == "aciq"
+
+    status, out, _ = run("apply", digits, "plan.json", "-o", "again.onnx", "--json")
+    assert status == 0
+    assert json.loads(out)["bytes"] == (tmp_path / "small.onnx").stat().st_size
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "small.onnx").read_bytes()
+
+    status, out, _ = run("evaluate", "small.onnx", "--data", digits_test, "--against", digits, "--json")
+    quality = json.loads(out)
+    assert status == 0
+    assert quality["count"] == 600
+    assert quality["top1"] > 99
+    assert quality["kl"] < 0.05
+    assert quality["sqnr_db"] > 15
+
+    status, out, _ = run("evaluate", "small.onnx", "--data", digits_test, "--limit", 5)
+    assert status == 0
+    assert "top-1" in out
+
+
+def test_json_goes_to_stdout_alone(run, digits, digits_calibration):
+    status, out, err = run("quantize", digits, "-o", "q.onnx", "--data", digits_calibration, "--json")
+    content = json.loads(out)
+    assert (status, err) == (0, "")
+    assert content["output"] == "q.onnx"
+    assert content["data"] == "calibration"
+    assert len(content["layers"]) == 7
+
+
+def test_quiet_prints_nothing(run, digits, digits_calibration):
+    assert run("quantize", digits, "-o", "q.onnx", "--data", digits_calibration, "--quiet") == (0, "", "")
+
+
+def test_inspect(run, digits, digits_calibration):
+    status, out, _ = run("inspect", digits, "--json")
+    content = json.loads(out)
+    assert status == 0
+    assert content["opset"] == 18
+    assert [layer["op"] for layer in content["layers"]].count("Conv") == 6
+    assert "stem/conv" in run("inspect", digits)[1]
+    run("quantize", digits, "-o", "q.onnx", "--data", digits_calibration)
+    assert "7 of 7 layers run on integers" in run("inspect", "q.onnx", "--fused")[1]
+
+
+def test_compare(run, digits, digits_calibration, digits_test):
+    for bits in (4, 8):
+        run("quantize", digits, "-o", f"w{bits}.onnx", "--data", digits_calibration, "--weights", bits)
+    status, out, _ = run("compare", digits, "w4.onnx", "w8.onnx", "--data", digits_test, "--json")
+    rows = json.loads(out)["layers"]
+    assert status == 0
+    assert all(row["sqnr_db"][0] < row["sqnr_db"][1] for row in rows[1:])
+    assert "classifier" in run("compare", digits, "w4.onnx", "--data", digits_test)[1]
+
+
+def test_demo_writes_models_and_plans(run, tmp_path):
+    status, out, _ = run("demo", "--json")
+    rows = {row["model"]: row for row in json.loads(out)}
+    assert status == 0
+    assert list(rows) == ["float", "W8A8", "W4A8", "W4A4"]
+    assert rows["W8A8"]["top1"] >= rows["float"]["top1"] - 0.4
+    assert rows["W4A8"]["bytes"] < 0.7 * rows["W8A8"]["bytes"] < 0.25 * rows["float"]["bytes"]
+    names = sorted(p.name for p in (tmp_path / "qgraph-demo").iterdir())
+    assert names == sorted(f"digits-{b}.{s}" for b in ("w8a8", "w4a8", "w4a4") for s in ("onnx", "plan.json"))
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(run, shell):
+    status, out, _ = run("completion", shell)
+    assert status == 0
+    assert "_QGRAPH_COMPLETE" in out
+
+
+@pytest.mark.parametrize("command", ["quantize", "apply", "evaluate", "compare", "inspect", "demo", "completion"])
+def test_every_command_has_an_example(run, command):
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert "Example" in out
+    assert f"qgraph {command}" in out
+
+
+def test_version_and_help(run):
+    assert run("--version")[1].startswith("qgraph, version ")
+    assert "quantize" in run("--help")[1]
+
+
+def test_an_interrupt_leaves_nothing_behind(digits, tmp_path):
+    """Ctrl-C while quantizing: exit 130, no traceback, no file."""
+    script = (
+        "import sys, qgraph.pipeline as p, time\n"
+        "p.observe = lambda *a, **k: (print('observing', flush=True), time.sleep(60))\n"
+        "from qgraph.cli import main\n"
+        f"data = {str(digits.parent / 'digits_test.npz')!r}\n"
+        f"sys.exit(main(['quantize', {str(digits)!r}, '-o', 'out.onnx', '--data', data]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "observing\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_pipe_is_no_error(digits, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "qgraph", "inspect", str(digits)], stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert done.returncode == 0
+    assert done.stderr == b""
