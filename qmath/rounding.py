@@ -80,7 +80,8 @@ def rounding_table(
     if signed:
         inside[zero - 1] = -0.25
         starts[0] = -largest  # values are clipped to the codes first
-    shift = rounding_offset(inside, _scalar(gamma_n), _scalar(gamma_s), bits=bits, signed=signed, exponent=exponent)
+    _check_scalars(gamma_n, gamma_s)
+    shift = rounding_offset(inside, gamma_n, gamma_s, bits=bits, signed=signed, exponent=exponent)
     lower = rounded - (shift < 0)  # floor(v + 0.5 + shift) is this code below the break of the cell, the next above
     breaks = np.where(shift < 0, rounded - 0.5 - shift, rounded + 0.5 - shift)
     ends = np.append(starts[1:], np.nextafter(largest, np.inf))
@@ -109,7 +110,7 @@ def _within(value: ArrayLike, name: str, low: float) -> NDArray[np.float64]:
     return array
 
 
-def _scalar(value: float | None) -> float | None:
-    if value is not None and np.ndim(value):
-        raise ValueError(f"rounding_table: expected scalar parameters, found shape {np.shape(value)}")
-    return value
+def _check_scalars(*values: float | None) -> None:
+    for value in values:
+        if np.ndim(value):  # type: ignore[arg-type]
+            raise ValueError(f"gamma_n, gamma_s: expected scalars, found shape {np.shape(value)}")  # type: ignore[arg-type]

@@ -18,51 +18,44 @@ def compare_by_row(start, stop, inner, x, out, edges, codes, unit):
     """Compare every value with every edge, eight edges to a pass; fast for few edges, as vectors do it."""
     partial = np.empty(_BLOCK, x.dtype)
     jumps = np.diff(codes)
-    last = edges.shape[1] - 8
     while start < stop:
         c = start // inner % unit.size
         end = min(stop, (start // inner + 1) * inner)
         for first in range(start, end, _BLOCK):
             block = x[first : min(end, first + _BLOCK)]
             partial[: block.size] = codes[0]
-            for group in range(0, last, 8):
+            for group in range(0, jumps.size, 8):
                 _climb(block, partial, edges[c, group : group + 8], jumps[group : group + 8])
-            _arrive(block, partial, out[first : first + block.size], edges[c, last:], jumps[last:], unit[c])
+            _scale(block, partial, out[first : first + block.size], unit[c])
         start = end
 
 
 @njit(cache=True, nogil=True)
 def _climb(x, partial, edges, jumps):
     """Add to `partial` the jumps at those of eight edges that x has reached."""
-    e = edges[0], edges[1], edges[2], edges[3], edges[4], edges[5], edges[6], edges[7]
-    j = jumps[0], jumps[1], jumps[2], jumps[3], jumps[4], jumps[5], jumps[6], jumps[7]
-    zero = x.dtype.type(0)
-    for i in range(x.size):
-        partial[i] = _sum_jumps(x[i], partial[i], zero, e, j)
-
-
-@njit(cache=True, nogil=True)
-def _arrive(x, partial, out, edges, jumps, unit):
-    """As `_climb`, times the unit, into `out`; NaN stays NaN."""
-    e = edges[0], edges[1], edges[2], edges[3], edges[4], edges[5], edges[6], edges[7]
-    j = jumps[0], jumps[1], jumps[2], jumps[3], jumps[4], jumps[5], jumps[6], jumps[7]
+    e0, e1, e2, e3, e4, e5, e6, e7 = edges[0], edges[1], edges[2], edges[3], edges[4], edges[5], edges[6], edges[7]
+    j0, j1, j2, j3, j4, j5, j6, j7 = jumps[0], jumps[1], jumps[2], jumps[3], jumps[4], jumps[5], jumps[6], jumps[7]
     zero = x.dtype.type(0)
     for i in range(x.size):
         v = x[i]
-        out[i] = _sum_jumps(v, partial[i], zero if v == v else v, e, j) * unit
+        a = partial[i]
+        b = zero
+        a = a + j0 if v >= e0 else a
+        b = b + j1 if v >= e1 else b
+        a = a + j2 if v >= e2 else a
+        b = b + j3 if v >= e3 else b
+        a = a + j4 if v >= e4 else a
+        b = b + j5 if v >= e5 else b
+        a = a + j6 if v >= e6 else a
+        b = b + j7 if v >= e7 else b
+        partial[i] = a + b
 
 
 @njit(cache=True, nogil=True)
-def _sum_jumps(v, a, b, e, j):
-    a = a + j[0] if v >= e[0] else a
-    b = b + j[1] if v >= e[1] else b
-    a = a + j[2] if v >= e[2] else a
-    b = b + j[3] if v >= e[3] else b
-    a = a + j[4] if v >= e[4] else a
-    b = b + j[5] if v >= e[5] else b
-    a = a + j[6] if v >= e[6] else a
-    b = b + j[7] if v >= e[7] else b
-    return a + b
+def _scale(x, codes, out, unit):
+    for i in range(x.size):
+        v = x[i]
+        out[i] = codes[i] * unit if v == v else v
 
 
 @njit(cache=True, nogil=True)
