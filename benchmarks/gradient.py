@@ -15,6 +15,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,11 +35,12 @@ def main() -> None:
     interpreters |= {name: p for name, p in (("training", options.training), ("torch", options.torch)) if p}
     workers = {name: _Worker(python, name, options) for name, python in interpreters.items()}
     rounds = [{name: worker.turn() for name, worker in workers.items()} for _ in range(options.rounds)]
+    found = {name: worker.gradient() for name, worker in workers.items() if name != "forward"}
     peaks = {name: worker.close() for name, worker in workers.items()}
     from benchmarks.common import report
 
     title = f"{Path(options.model).name}: one distillation step, batch {options.batch}, {options.threads} threads"
-    report(title, _rows(rounds, peaks), json_path=options.json)
+    report(title, _rows(rounds, peaks, found), json_path=options.json)
 
 
 def _options() -> argparse.Namespace:
@@ -71,6 +73,11 @@ class _Worker:
         """Seconds per step, the best of one turn."""
         return float(self._ask("go"))
 
+    def gradient(self) -> np.ndarray:
+        """dL/dx of the input that all engines are given."""
+        with tempfile.TemporaryDirectory() as folder:
+            return np.load(self._ask(f"gradient {folder}/gradient.npy"))
+
     def close(self) -> float:
         peak = float(self._ask("stop"))
         self.process.wait()
@@ -99,6 +106,10 @@ def _serve(options: argparse.Namespace) -> None:
     for line in sys.stdin:
         if line.strip() == "stop":
             break
+        if line.startswith("gradient"):
+            np.save(path := line.split()[1], np.asarray(step()))
+            print(path, flush=True)
+            continue
         times = []
         for _ in range(options.steps):
             began = time.perf_counter()
@@ -123,7 +134,7 @@ def _step(options: argparse.Namespace) -> Callable[[], object]:
         session = Session(model.ir_model, threads=options.threads)
         return lambda: session.run({name: x})
     goal = objective(model, batch=options.batch, per="image", threads=options.threads, builder=options.engine)
-    return lambda: goal({name: x})
+    return lambda: goal({name: x})[1][name]
 
 
 def _torch_step(options: argparse.Namespace, model: Any, name: str, x: np.ndarray) -> Callable[[], object]:
@@ -148,8 +159,12 @@ def _torch_step(options: argparse.Namespace, model: Any, name: str, x: np.ndarra
     return step
 
 
-def _rows(rounds: list[dict[str, float]], peaks: dict[str, float]) -> list[dict[str, Any]]:
-    """Medians over rounds; ratios are taken within each round."""
+def _rows(
+    rounds: list[dict[str, float]], peaks: dict[str, float], found: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """Medians over rounds; ratios are taken within each round; differences are relative to the largest gradient."""
+    ours = found["portable"]
+    apart = {name: float(np.abs(g - ours).max() / np.abs(ours).max()) for name, g in found.items()}
     return [
         {
             "engine": name,
@@ -157,6 +172,7 @@ def _rows(rounds: list[dict[str, float]], peaks: dict[str, float]) -> list[dict[
             "/ (2 x forward)": statistics.median(r[name] / (2 * r["forward"]) for r in rounds),
             "/ portable": statistics.median(r[name] / r["portable"] for r in rounds),
             "peak MB of the steps": round(peaks[name], 1),
+            "max difference": f"{apart[name]:.1e}" if name in apart else "",
         }
         for name in rounds[0]
     ]
