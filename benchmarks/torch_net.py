@@ -82,8 +82,9 @@ def _gemm(net: TorchNet, node: ir.Node, x: list[Any]) -> Any:
 
 
 def _slice(net: TorchNet, node: ir.Node, x: list[Any]) -> Any:
-    starts, ends = net.integer(node, 1), net.integer(node, 2)
-    axes = net.integer(node, 3) or list(range(len(starts)))
+    starts = net.integer(node, 1) or _attribute(node, "starts", None)  # attributes before opset 10
+    ends = net.integer(node, 2) or _attribute(node, "ends", None)
+    axes = net.integer(node, 3) or _attribute(node, "axes", list(range(len(starts))))
     steps = net.integer(node, 4) or [1] * len(starts)
     index = [slice(None)] * x[0].ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
@@ -123,6 +124,6 @@ _OPERATORS: dict[str, Callable[[TorchNet, ir.Node, list[Any]], Any]] = {
     "Softmax": lambda net, node, x: torch.softmax(x[0], _attribute(node, "axis", -1)),
     "Shape": lambda net, node, x: torch.tensor(x[0].shape),
     "Gather": lambda net, node, x: x[0].select(_attribute(node, "axis", 0), int(x[1])),
-    "Unsqueeze": lambda net, node, x: x[0].unsqueeze(net.integer(node, 1)[0]),
+    "Unsqueeze": lambda net, node, x: x[0].unsqueeze((net.integer(node, 1) or _attribute(node, "axes", None))[0]),
     "Identity": lambda net, node, x: x[0],
 }

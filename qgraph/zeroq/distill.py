@@ -33,11 +33,11 @@ FOLDED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillConfig:
-    """The hyper-parameters of distillation; the defaults are those of ZeroQ's authors.
+    """The hyper-parameters of distillation; the defaults are those of ZeroQ's authors, except for `per`.
 
-    `start` is the half-width of the uniform noise to start from; `per` says whose statistics are matched, each
-    image's or the batch's; the learning rate is multiplied by `factor` after `patience` steps without progress, down
-    to `floor`.
+    `start` is the half-width of the uniform noise to start from; the learning rate is multiplied by `factor` after
+    `patience` steps without progress, down to `floor`. `per` says whose statistics are matched, each image's (the
+    authors' code) or the batch's: ranges from batch statistics gave the better accuracy on two CIFAR networks.
     """
 
     steps: int = 500
