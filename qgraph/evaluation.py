@@ -16,9 +16,9 @@ from qgraph.data import Batch, DataLike, Preprocessing, open_data
 from qgraph.errors import DataError
 from qgraph.model import Model, ModelLike, load
 from qgraph.progress import SILENT, Progress
-from qgraph.runtime import Session
+from qgraph.runtime import Session, in_parallel
 
-BATCH = 64
+BATCH = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +67,16 @@ def evaluate(
         )
     if reference is not None:
         _check_interface(net, reference)
-    session = Session(net.ir_model, threads=threads)
-    twin = Session(reference.ir_model, threads=threads) if reference is not None else None
+    session = Session(net.ir_model, threads=1)
+    twin = Session(reference.ir_model, threads=1) if reference is not None else None
     tally = _Tally(session.output_names)
+
+    def run(batch: Batch) -> tuple[Batch, list[NDArray[Any]], list[NDArray[Any]] | None]:
+        expected = _real(twin.run_list(batch.feeds), batch) if twin is not None else None
+        return batch, _real(session.run_list(batch.feeds), batch), expected
+
     with progress.stage("evaluating", samples.count) as advance:
-        for batch in samples.batches(BATCH):
-            produced = _real(session.run_list(batch.feeds), batch)
-            expected = _real(twin.run_list(batch.feeds), batch) if twin is not None else None
+        for batch, produced, expected in in_parallel(run, samples.batches(BATCH), workers=threads):
             tally.add(produced, expected, batch)
             advance(batch.count)
     return tally.result()

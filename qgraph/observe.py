@@ -10,9 +10,9 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from qgraph.errors import DataError, ModelError
 from qgraph.graph import GraphView
 from qgraph.model import Model, write_atomically
 from qgraph.progress import SILENT, Progress
-from qgraph.runtime import Session
+from qgraph.runtime import Session, in_parallel
 
 BATCH_BYTES = 64 * 2**20  # activations held at once
 MAX_BATCH = 16
@@ -103,16 +103,23 @@ def observe(
     accumulators = {name: qmath.StatisticsAccumulator(bins=bins, channel_axis=axis) for name, axis in wanted.items()}
     fed = {str(v.name) for v in model.input_values()}
     inner = [name for name in wanted if name not in fed]
-    session = Session(model.ir_model, outputs=inner, threads=threads) if inner else None
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool, progress.stage("observing", data.count) as advance:
-        for batch in data.batches(_batch_size(model, inner)):
-            seen = dict(batch.feeds)
-            if session is not None:
-                seen.update(session.run(batch.feeds))
-            jobs = [pool.submit(_update, a, name, _real(seen[name], batch)) for name, a in accumulators.items()]
-            for job in jobs:
-                job.result()
-            advance(batch.count)
+    session = Session(model.ir_model, outputs=inner, threads=1) if inner else None
+    locks = {name: Lock() for name in wanted}
+
+    def take_in(batch: Batch) -> int:
+        seen = dict(batch.feeds)
+        if session is not None:
+            seen.update(session.run(batch.feeds))
+        for name, accumulator in accumulators.items():
+            with locks[name]:
+                _update(accumulator, name, _real(seen[name], batch))
+        return batch.count
+
+    workers = threads or os.cpu_count() or 1
+    batches = data.batches(_batch_size(model, inner, workers))
+    with progress.stage("observing", data.count) as advance:
+        for count in in_parallel(take_in, batches, workers=workers):
+            advance(count)
     return Observations(
         model=model.digest, count=data.count, tensors={name: a.result() for name, a in accumulators.items()}
     )
@@ -133,11 +140,11 @@ def _real(array: NDArray[Any], batch: Batch) -> NDArray[Any]:
     return array[: batch.count] if array.ndim and len(array) == padded > batch.count else array
 
 
-def _batch_size(model: Model, tensors: list[str]) -> int:
-    """As many samples at once as fit `BATCH_BYTES` of observed activations."""
+def _batch_size(model: Model, tensors: list[str], workers: int) -> int:
+    """As many samples at once as fit `BATCH_BYTES` of observed activations over all workers."""
     values = GraphView(model).values
     per_sample = 0
     for name in tensors:
         dims = [d if isinstance(d, int) else 1 for d in (values[name].shape or ())][1:]
         per_sample += 4 * int(np.prod(dims, dtype=np.int64))
-    return int(np.clip(BATCH_BYTES // max(per_sample, 1), 1, MAX_BATCH))
+    return int(np.clip(BATCH_BYTES // max(per_sample * (workers + 1), 1), 1, MAX_BATCH))

@@ -6,10 +6,13 @@ create, so callers make one and feed it what changes.
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +23,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from qgraph.errors import ModelError
 
 Feeds = Mapping[str, NDArray[Any]]
+T = TypeVar("T")
+R = TypeVar("R")
 
 MIN_IR_VERSION = 4  # the first whose initializers need not be listed among the inputs
 MAX_IR_VERSION = 13  # the newest that onnxruntime 1.31 loads
@@ -82,6 +87,26 @@ def evaluate_constants(model: ir.Model, values: Sequence[ir.Value]) -> list[NDAr
     except (ModelError, RuntimeError):
         return [None] * len(values)
     return [computed[str(v.name)] for v in values]
+
+
+def in_parallel(job: Callable[[T], R], items: Iterable[T], *, workers: int | None = None) -> Iterator[R]:
+    """job(item) for every item, in order, on as many threads as there are cores, with few items in memory at a time.
+
+    A session of one thread may run on all of them at once: one sample per core beats all cores on one sample.
+    """
+    count = workers or os.cpu_count() or 1
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(job, item))
+                if len(waiting) > count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def run_batches(session: Session, batches: Iterable[Feeds]) -> dict[str, NDArray[Any]]:
