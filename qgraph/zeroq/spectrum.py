@@ -1,7 +1,9 @@
 """Noise that looks like pictures to a network: neighbouring positions alike, amplitudes falling as 1/frequency.
 
-Natural images have power spectra close to 1/f^2 (Field, 1987). Where a model keeps no statistics to distil from,
-such noise is a better guess at its training data than independent Gaussian values, which its first layers average away.
+Natural images have power spectra close to 1/f^2 (Field, 1987). It is what is left where a model keeps no statistics to
+distil from. Ranges from it are no better than those from independent Gaussian noise on every network: with min-max
+ranges at W8A8 and two seeds each, it was ahead by 0.3 to 0.4 points of accuracy on one CIFAR network (a ResNet-32) and
+behind by 0.1 to 0.2 on another (a ResNet-20).
 """
 
 from __future__ import annotations
