@@ -20,6 +20,7 @@ _HOMES = {
     "grouping": ("group_search",),
     "pareto": ("Frontier", "Selection", "knapsack", "pareto_frontier"),
     "grid": ("Grid", "Rounding", "dequantize", "fake_quantize", "quantize"),
+    "histogram": ("BINS", "Histogram"),
     "learned": (
         "LsqConfiguration",
         "LsqGradients",
@@ -36,7 +37,7 @@ _HOMES = {
     "priors": ("Gaussian", "Laplace", "Prior"),
     "rounding": ("Exponent", "rounding_offset", "rounding_table"),
     "staircase": ("RoundingTable",),
-    "statistics": ("BINS", "Histogram", "Statistics", "StatisticsAccumulator"),
+    "statistics": ("Statistics", "StatisticsAccumulator"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_MODULE_OF)

@@ -1,9 +1,8 @@
-"""Streaming statistics that do not depend on how the data are split or ordered.
+"""Streaming statistics that do not depend on how samples are batched or ordered, to the last bit.
 
-Ranges and counts are exact. Histogram bins are powers of two wide: when a larger value arrives, neighbouring bins
-merge in
-pairs, which moves no value to a wrong bin, so that the result is that of the final range from the start. Sums are taken
-per sample in a fixed order and combined over samples in double-double arithmetic.
+Ranges and counts are exact. Histogram bins are powers of two wide: when a larger value arrives, neighbouring bins merge
+in pairs, which moves no value to a wrong bin, so that the result is that of the final range from the start. Sums are
+taken within each sample in an order that its shape decides, and over samples without rounding (`qmath.exact_sum`).
 """
 
 from __future__ import annotations
@@ -16,72 +15,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-BINS = 4096
-MIN_EXPONENT = -126  # range of data that are all zero: [-2**-126, 2**-126)
+from qmath._content import ByContent, frozen
+from qmath._threads import over_threads
+from qmath._validation import as_axis, as_data
+from qmath.exact_sum import UNIT_EXPONENT, ExactSum
+from qmath.histogram import BINS, MIN_EXPONENT, Histogram, check_bins
+
+_GRAIN = 1 << 17  # values per thread below which another thread costs more than it saves
+_MOMENTS = ("mean", "variance", "mean_abs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Histogram:
-    """Counts in equal bins over [-2**exponent, 2**exponent); bin `half` starts at 0, negative bins hold their
-    upper edge.
-    """
+class Statistics(ByContent):
+    """Moments of a tensor (floats), or of each of its channels (float64 arrays).
 
-    counts: NDArray[np.int64]
-    exponent: int
-
-    @classmethod
-    def of(cls, data: ArrayLike, *, bins: int = BINS) -> Histogram:
-        """Histogram of an array of any shape; raises ValueError for NaN, infinite or missing values."""
-        histogram = Statistics.of(data, bins=bins).histogram
-        if histogram is None:
-            raise ValueError("a histogram needs data")
-        return histogram
-
-    @property
-    def width(self) -> float:
-        return math.ldexp(2.0 / self.counts.size, self.exponent)
-
-    @property
-    def edges(self) -> NDArray[np.float64]:
-        half = self.counts.size // 2
-        return np.arange(-half, half + 1) * self.width
-
-    @property
-    def centers(self) -> NDArray[np.float64]:
-        half = self.counts.size // 2
-        return (np.arange(-half, half) + 0.5) * self.width
-
-    @property
-    def total(self) -> int:
-        return int(self.counts.sum())
-
-    def widened(self, exponent: int) -> Histogram:
-        """The same data over a larger power-of-two range: bins merged in pairs, exactly."""
-        counts = self.counts
-        for _ in range(exponent - self.exponent):
-            counts = _halved(counts)
-        return Histogram(counts=counts, exponent=max(exponent, self.exponent))
-
-    def merge(self, other: Histogram) -> Histogram:
-        """Histogram of both data sets; raises ValueError for different numbers of bins."""
-        if other.counts.size != self.counts.size:
-            raise ValueError(f"cannot merge histograms of {self.counts.size} and {other.counts.size} bins")
-        exponent = max(self.exponent, other.exponent)
-        counts = self.widened(exponent).counts + other.widened(exponent).counts
-        return Histogram(counts=counts, exponent=exponent)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Histogram):
-            return NotImplemented
-        return self.exponent == other.exponent and np.array_equal(self.counts, other.counts)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Statistics:
-    """Moments of a tensor (scalars), or of each of its channels (arrays); `variance` is the biased one, over
-    `count`.
+    `count` values (per channel), their least and largest, mean, biased variance (over `count`) and mean magnitude, in
+    the units of x; `variance` is right to about 1e-15 (variance + mean^2), and 0 where all values are equal.
     """
 
     count: int
@@ -93,23 +42,54 @@ class Statistics:
     histogram: Histogram | None = None
     channels: Statistics | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("min", "max", *_MOMENTS):
+            if isinstance(getattr(self, name), np.ndarray):
+                object.__setattr__(self, name, frozen(getattr(self, name)))
+
     @classmethod
     def of(cls, data: ArrayLike, *, channel_axis: int | None = None, bins: int = BINS) -> Statistics:
-        """Statistics of one array, axis 0 running over samples; raises ValueError as
-        `StatisticsAccumulator.update` does.
-        """
+        """Statistics of one array; axes, errors and `bins` as in `StatisticsAccumulator`."""
         accumulator = StatisticsAccumulator(bins=bins, channel_axis=channel_axis)
         accumulator.update(data)
         return accumulator.result()
 
     @property
     def std(self) -> Any:
+        """Standard deviation, in the units of x."""
         return np.sqrt(self.variance)
+
+    def merge(self, other: Statistics) -> Statistics:
+        """Statistics of both data sets; moments are combined in float64, thus rounded, all else is exact.
+
+        For results that do not depend on the order, merge accumulators. What only one of the two has (histogram,
+        channels) is dropped. Raises ValueError when the channels or the bins differ in number.
+        """
+        if not (self.count and other.count):
+            return self if self.count else other
+        if np.shape(self.mean) != np.shape(other.mean):
+            raise ValueError(
+                f"statistics: expected equal channels, found {np.shape(self.mean)}, {np.shape(other.mean)}"
+            )
+        count = self.count + other.count
+        share = other.count / count
+        shift = other.mean - self.mean
+        both = self.histogram is not None and other.histogram is not None
+        return Statistics(
+            count=count,
+            min=np.minimum(self.min, other.min)[()],
+            max=np.maximum(self.max, other.max)[()],
+            mean=self.mean + shift * share,
+            variance=self.variance * (1 - share) + other.variance * share + shift**2 * share * (1 - share),
+            mean_abs=self.mean_abs * (1 - share) + other.mean_abs * share,
+            histogram=self.histogram.merge(other.histogram) if both else None,  # type: ignore[union-attr, arg-type]
+            channels=self.channels.merge(other.channels) if self.channels and other.channels else None,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and lists, exact through JSON."""
         result: dict[str, Any] = {"count": self.count}
-        for name in ("min", "max", "mean", "variance", "mean_abs"):
+        for name in ("min", "max", *_MOMENTS):
             result[name] = np.asarray(getattr(self, name)).tolist()
         if self.histogram is not None:
             filled = np.flatnonzero(self.histogram.counts)
@@ -126,7 +106,7 @@ class Statistics:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Statistics:
         """The inverse of `to_dict`."""
-        moments = {n: _number(raw[n]) for n in ("min", "max", "mean", "variance", "mean_abs")}
+        moments = {name: _number(raw[name]) for name in ("min", "max", *_MOMENTS)}
         histogram = None
         if "histogram" in raw:
             counts = np.zeros(raw["histogram"]["bins"], np.int64)
@@ -135,124 +115,133 @@ class Statistics:
         channels = cls.from_dict(raw["channels"]) if "channels" in raw else None
         return cls(count=raw["count"], **moments, histogram=histogram, channels=channels)
 
-    def __eq__(self, other: object) -> bool:
-        return self.to_dict() == other.to_dict() if isinstance(other, Statistics) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]
-
 
 class StatisticsAccumulator:
     """Statistics of data that arrive in batches; axis 0 of a batch runs over samples.
 
-    With `channel_axis` (never 0; negative counts from the end), also those of every channel.
+    With `channel_axis` (negative counts from the end) also those of every channel; channel axis 0 means that a batch is
+    one sample. `bins` is a power of two from 4 to 65536, or 0 for no histogram.
     """
 
     def __init__(self, *, bins: int = BINS, channel_axis: int | None = None) -> None:
-        if bins == 1 or bins < 0 or bins & (bins - 1):
-            raise ValueError(f"bins must be a power of two, or 0 for no histogram, not {bins}")
-        if channel_axis == 0:
-            raise ValueError("channel_axis 0 is the axis of samples: move the channels to another axis")
-        self._channel_axis = channel_axis
-        self._counts = np.zeros(bins, np.int64)
-        self._exponent = MIN_EXPONENT
+        if bins != 0:
+            check_bins(bins)
+        self._bins = int(bins)
+        self._channel_axis = (
+            None if channel_axis is None else as_axis(channel_axis, 64, "channel_axis") - 64 * (channel_axis < 0)
+        )
+        self._histogram: Histogram | None = None
         self._count = 0  # values per channel
-        self._range: NDArray[np.float64] | None = None  # channels x (min, max)
-        self._sums: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+        self._range: NDArray[np.float64] | None = None  # (minimum and maximum, channels)
+        self._sums = ExactSum(0)  # of x, x^2 and |x|, three per channel
 
     def update(self, batch: ArrayLike) -> None:
-        """Take in one batch; raises ValueError for NaN or infinite values, or another number of channels."""
-        from qmath.statistics_kernels import add_exactly, count_into, row_sums
+        """Take in one batch; an empty one changes nothing.
 
-        blocks = self._blocks(batch)
+        Raises ValueError for NaN or infinite values, squares beyond float64, or another number of channels, and then
+        leaves the statistics as they were; TypeError for what is not real numbers.
+        """
+        from qmath.statistics_kernels import float_keys, keyed_floats, scan
+
+        blocks = self._blocks(as_data(batch, "batch", allow_empty=True))
         if blocks.size == 0:
             return
-        rows = row_sums(blocks)
-        low, high = rows[0].min(axis=0), rows[1].max(axis=0)
-        if not np.isfinite(rows).all():
-            self._reject(blocks)
-        if self._range is None or self._sums is None:
-            self._range = np.stack([low, high])
-            self._sums = np.zeros(3 * low.size), np.zeros(3 * low.size)
-        elif self._range.shape[1] != low.size:
-            raise ValueError(f"expected {self._range.shape[1]} channels, found {low.size}")
-        self._range = np.stack([np.minimum(self._range[0], low), np.maximum(self._range[1], high)])
-        add_exactly(*self._sums, np.ascontiguousarray(np.moveaxis(rows[2:], 0, 2)).reshape(rows.shape[1], -1))
-        if self._counts.size:
-            self._grow(max(-float(low.min()), float(high.max()), 0.0))
-            half = self._counts.size // 2
-            count_into(blocks.reshape(-1), math.ldexp(float(half), -self._exponent), self._counts)
-        self._count += blocks.size // blocks.shape[2]
+        samples, _, channels, _ = blocks.shape
+        if self._range is not None and self._range.shape[1] != channels:
+            raise ValueError(f"batch: expected {self._range.shape[1]} channels as before, found {channels}")
+        keys, sums = float_keys(samples, channels), np.zeros((3, samples, channels))
+        bits = blocks.view(f"i{blocks.itemsize}")
+        grain = max(1, _GRAIN * samples // blocks.size)
+        parts = over_threads(scan, samples, grain, blocks, bits, MIN_EXPONENT, self._bins, keys, sums)
+        if not np.isfinite(sums[1]).all():
+            _reject(blocks)
+        ends = np.stack([keys[0].min(axis=0), keys[1].max(axis=0)])
+        self._include(keyed_floats(ends, blocks.dtype), sums, parts)
+        self._count += blocks.size // channels
+
+    def merge(self, other: StatisticsAccumulator) -> None:
+        """Take in all that another accumulator of the same bins and channels has seen; exact."""
+        if (self._bins, self._channel_axis) != (other._bins, other._channel_axis):
+            raise ValueError("accumulators: expected the same bins and channel_axis")
+        if other._range is None:
+            return
+        if self._range is None:
+            self._range, self._sums = other._range, ExactSum(other._range.shape[1] * 3)
+        elif self._range.shape != other._range.shape:
+            raise ValueError(f"channels: expected {self._range.shape[1]}, found {other._range.shape[1]}")
+        self._widen_range(other._range)
+        self._sums.merge(other._sums)
+        self._count += other._count
+        if other._histogram is not None:
+            self._histogram = other._histogram.merge(self._histogram) if self._histogram else other._histogram
 
     def result(self) -> Statistics:
         """Everything seen so far; all zero with count 0 where nothing was."""
-        if self._range is None or self._sums is None:
+        if self._range is None:
             return Statistics(count=0, min=0.0, max=0.0, mean=0.0, variance=0.0, mean_abs=0.0)
+        sums = np.array(self._sums.integers(), dtype=object).reshape(-1, 3)
         low, high = self._range
-        sums = self._sums[0].reshape(-1, 3)
         channels = None
         if self._channel_axis is not None:
-            channels = Statistics(count=self._count, min=low, max=high, **_moments(sums.T, self._count))
-        total = np.array([math.fsum(column) for column in sums.T])
-        count = self._count * len(sums)
-        histogram = Histogram(counts=self._counts.copy(), exponent=self._exponent) if self._counts.size else None
-        moments = {name: float(value) for name, value in _moments(total, count).items()}
+            moments = np.array([_moments(row, self._count) for row in sums]).T
+            channels = Statistics(count=self._count, min=low, max=high, **_named(moments, low < high))
         return Statistics(
-            count=count,
+            count=self._count * len(sums),
             min=float(low.min()),
             max=float(high.max()),
-            **moments,
-            histogram=histogram,
+            **_named(_moments(sums.sum(axis=0), self._count * len(sums)), low.min() < high.max()),
+            histogram=self._histogram,
             channels=channels,
         )
 
-    def _blocks(self, batch: ArrayLike) -> NDArray[Any]:
-        """The batch as contiguous floats of shape (samples, before, channels, after)."""
-        array = np.asarray(batch)
-        if array.dtype.kind not in "fiub":
-            raise ValueError(f"statistics need real numbers, not {array.dtype}")
-        if array.dtype not in (np.float32, np.float64) or not array.dtype.isnative:
-            array = array.astype(np.float32 if array.dtype == np.float16 else np.float64)
+    def _include(self, ends: NDArray[np.float64], sums: NDArray[np.float64], parts: list[Any]) -> None:
+        """Take in ranges (2, channels), sums (3, samples, channels) and (counts, exponent) of parts of a batch."""
+        if self._range is None:
+            self._range, self._sums = ends, ExactSum(ends.size // 2 * 3)
+        self._widen_range(ends)
+        self._sums.add(np.moveaxis(sums, 0, 2).reshape(sums.shape[1], -1))
+        if self._bins:
+            for counts, exponent in parts:
+                part = Histogram(counts=counts, exponent=int(exponent))
+                self._histogram = part if self._histogram is None else self._histogram.merge(part)
+
+    def _widen_range(self, ends: NDArray[np.float64]) -> None:
+        """Replaced, not written to: results may share the array."""
+        if self._range is not None:
+            low, high = np.minimum(self._range[0], ends[0]), np.maximum(self._range[1], ends[1])
+            self._range = np.stack([low, high])
+
+    def _blocks(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The batch as a contiguous array of shape (samples, before, channels, after)."""
         array = np.ascontiguousarray(array)
-        samples = array.shape[0] if array.ndim else 1
-        if self._channel_axis is None:
-            return array.reshape(samples, 1, 1, array.size // samples if samples else 0)
-        axis = self._channel_axis + array.ndim if self._channel_axis < 0 else self._channel_axis
-        if not 0 < axis < array.ndim:
-            raise ValueError(f"channel_axis {self._channel_axis} is not an axis of a batch of shape {array.shape}")
         shape = array.shape
+        if self._channel_axis is None:
+            samples = shape[0] if array.ndim else 1
+            return array.reshape(samples, 1, 1, math.prod(shape[1:]))
+        axis = as_axis(self._channel_axis, array.ndim, "channel_axis")
+        samples = shape[0] if axis else 1
         return array.reshape(samples, math.prod(shape[1:axis]), shape[axis], math.prod(shape[axis + 1 :]))
 
-    def _grow(self, magnitude: float) -> None:
-        """Widen the histogram so that magnitude < 2**exponent."""
-        exponent = max(math.frexp(magnitude)[1] if magnitude > 0 else MIN_EXPONENT, MIN_EXPONENT)
-        steps = exponent - self._exponent
-        if steps <= 0:
-            return
-        for _ in range(min(steps, self._counts.size.bit_length())):
-            self._counts = _halved(self._counts)
-        self._exponent = exponent
 
-    @staticmethod
-    def _reject(blocks: NDArray[Any]) -> None:
-        bad = int(blocks.size - np.isfinite(blocks).sum())
-        if bad:
-            raise ValueError(f"{bad} of {blocks.size} values are NaN or infinite")
-        raise ValueError(f"values up to {np.abs(blocks).max():.3g} are too large: their squares overflow")
+def _moments(sums: NDArray[Any], count: int) -> tuple[float, float, float]:
+    """Mean, variance and mean magnitude, each rounded once, from sums of x, x^2 and |x| in units of 2^-1074."""
+    total, squares, magnitudes = sums
+    unit = 1 << -UNIT_EXPONENT
+    spread = max(count * squares * unit - total * total, 0)
+    return total / (count * unit), spread / (count * count * unit * unit), magnitudes / (count * unit)
 
 
-def _halved(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Counts over twice the range: both halves merge towards zero in pairs."""
-    quarter = counts.size // 4
-    merged = counts.reshape(-1, 2).sum(axis=1)
-    result = np.zeros_like(counts)
-    result[quarter : quarter + merged.size] = merged
-    return result
+def _named(moments: Any, spread: Any) -> dict[str, Any]:
+    """Moments by name; the variance of equal values is 0, whatever the rounding of their squares."""
+    mean, variance, mean_abs = moments
+    return {"mean": mean, "variance": variance * spread, "mean_abs": mean_abs}
 
 
-def _moments(sums: NDArray[np.float64], count: int) -> dict[str, Any]:
-    """Mean, variance and mean magnitude from the sums of x, x^2 and |x|."""
-    mean = sums[0] / count
-    return {"mean": mean, "variance": np.maximum(sums[1] / count - mean**2, 0.0), "mean_abs": sums[2] / count}
+def _reject(blocks: NDArray[Any]) -> None:
+    bad = int(blocks.size - np.isfinite(blocks).sum())
+    if bad:
+        raise ValueError(f"batch: expected finite numbers, found {bad} NaN or infinite among {blocks.size}")
+    raise ValueError(f"batch: values up to {np.abs(blocks).max():.3g} are too large: their squares overflow")
 
 
 def _number(raw: Any) -> Any:
