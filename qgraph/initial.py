@@ -7,7 +7,6 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from qgraph.errors import ModelError
 from qgraph.graph import INTEGER_OPS, ActivationSite, GraphView, Layer, root
 from qgraph.observe import Observations
 from qgraph.plan import ActivationQuant, KeptFloat, LayerQuant, QuantPlan, WeightQuant
@@ -18,17 +17,8 @@ _SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**23
 
 
 def initial_plan(view: GraphView, recipe: Recipe, observed: Observations | None) -> QuantPlan:
-    """Weights spanned to their largest magnitude; activations to their observed minimum and maximum.
-
-    Raises `ModelError` when the model has no layer to quantize.
-    """
+    """Weights spanned to their largest magnitude; activations to their observed minimum and maximum."""
     layers, kept = recipe.choose_layers(view)
-    if not layers:
-        reasons = "; ".join(f"'{name}' {why}" for name, why in list(kept.items())[:3])
-        raise ModelError(
-            f"{view.model.source} has no layer to quantize (Conv, ConvTranspose, Gemm or MatMul with a constant weight)"
-            + (f": {reasons}" if reasons else "")
-        )
     activations: list[ActivationQuant] = []
     if recipe.activations is not None and observed is not None:
         edges = {root(view.by_name[name].input).name for name in view.edge_layers if name in view.by_name}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from qgraph import aciq
 from qgraph.data import DataLike, Dataset, Preprocessing, open_data
@@ -25,6 +28,9 @@ from qgraph.plan import QuantPlan
 from qgraph.progress import SILENT, Progress
 from qgraph.recipe import FORMATS, Recipe
 from qgraph.simulate import simulate
+from qgraph.zeroq import DistillConfig, distill
+
+DISTILLED = 32  # samples distilled where none are given (ZeroQ, section IV)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -93,7 +99,9 @@ def quantize(
     limit: int | None = None,
     calibration: str | Path | None = None,
     opset: int | None = None,
+    seed: int = 0,
     threads: int | None = None,
+    resume: str | Path | None = None,
     progress: Progress = SILENT,
     **overrides: Any,
 ) -> Result:
@@ -102,12 +110,14 @@ def quantize(
     Args:
         model: a path, `onnx.ModelProto` or onnx-ir model.
         data: calibration samples: a path (.npz, .npy, folder of images), arrays, or an iterable of batches.
-        method: `minmax` or `aciq` (default with data).
+        method: `minmax`, `aciq` (default with data), or `zeroq` (default without: data are distilled from the model).
         format: `qdq` to deploy, `float` for a simulation in plain float operators.
         preprocessing: mean and std for images.
         limit: use at most this many samples.
         calibration: file of statistics: read if it exists, else written, so that observing is done once.
         opset: raise the model to this opset first.
+        seed: of distilled data.
+        resume: folder for the checkpoints of long stages; what it holds of the same job is continued.
         overrides: `weights`, `activations` (bits or None), `per_channel`, `symmetric`, `clip`, `bias_correction`,
         `keep`,
             `edge_bits`, `reduce_range`: see `Recipe`.
@@ -118,11 +128,20 @@ def quantize(
     if format not in FORMATS:
         raise UsageError(f"unknown format '{format}': choose one of {', '.join(FORMATS)}")
     clock = _Clock()
-    recipe = Recipe.choose(method, data is not None or calibration is not None, **overrides)
+    measured = calibration is not None and Path(calibration).exists()
+    recipe = Recipe.choose(method, data is not None or measured, **overrides)
     with clock.stage("load"):
-        net = prepare(model, opset=opset)
+        loaded = load(model)
+        net = prepare(loaded, opset=opset)
         view = GraphView(net)
+        recipe.choose_layers(view)  # what cannot be done is said before the work begins
         samples = None if data is None else open_data(data, net, preprocessing=preprocessing, limit=limit)
+    if samples is None and not measured and recipe.needs_data:
+        with clock.stage("distill"):
+            inputs = distilled_inputs(
+                loaded, count=DISTILLED, seed=seed, threads=threads, resume=resume, progress=progress
+            )
+            samples = open_data(inputs, net)
     with clock.stage("observe"):
         observed = _observations(net, recipe, samples, calibration, threads, progress)
     with clock.stage("plan"):
@@ -132,7 +151,7 @@ def quantize(
             net=net,
             plan=plan,
             format=format,
-            data="none" if observed is None else "calibration",
+            data=_source(observed, given=data is not None or measured),
             seconds=clock.seconds,
             observed=observed,
             samples=samples,
@@ -141,6 +160,35 @@ def quantize(
         _ = result.model
     clock.finish()
     return result
+
+
+def distilled_inputs(
+    model: Model,
+    *,
+    count: int,
+    steps: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    resume: str | Path | None = None,
+    progress: Progress = SILENT,
+) -> Mapping[str, NDArray[np.float32]]:
+    """Samples distilled from the model (ZeroQ) with progress shown; warns where the model has nothing to distil
+    from.
+    """
+    config = DistillConfig() if steps is None else DistillConfig(steps=steps)
+    batches = -(-count // config.batch)
+    seen = 0
+    with progress.stage("distilling", batches * config.steps) as advance:
+
+        def on_step(done: int, total: int, loss: float) -> None:
+            nonlocal seen
+            advance(done - seen, f"loss {loss:.3g}")
+            seen = done
+
+        result = distill(model, count=count, config=config, seed=seed, threads=threads, resume=resume, on_step=on_step)
+    if result.note:
+        warnings.warn(f"{model.source}: {result.note}", stacklevel=2)
+    return result.inputs
 
 
 def prepare(model: ModelLike, *, opset: int | None = None) -> Model:
@@ -166,6 +214,12 @@ def lower(net: Model, plan: QuantPlan, *, format: str) -> ir.Model:
     return export(net, plan) if format == "qdq" else simulate(net, plan)
 
 
+def _source(observed: Observations | None, *, given: bool) -> str:
+    if observed is None:
+        return "none"
+    return "calibration" if given else "distilled"
+
+
 def _observations(
     net: Model,
     recipe: Recipe,
@@ -179,8 +233,6 @@ def _observations(
         observed.check_model(net)
         return observed
     if data is None:
-        if recipe.activations is not None:
-            raise UsageError(f"the calibration file {calibration} does not exist yet: pass --data to make it")
         return None
     histograms = calibration is not None or recipe.needs_histograms
     observed = observe(net, data, histograms=histograms, threads=threads, progress=progress)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-Advance = Callable[[int], None]
+
+class Advance(Protocol):
+    """Tells that `units` more are done, with a `note` on how it goes (a loss, an accuracy)."""
+
+    def __call__(self, units: int, note: str = "") -> None: ...
 
 
 class Progress(Protocol):
     """Shows stages to a person; the command line passes one made with rich."""
 
     def stage(self, title: str, total: int | None = None) -> AbstractContextManager[Advance]:
-        """Enter a stage of `total` units (None: unknown); the value entered is called with the units done since."""
+        """Enter a stage of `total` units (None: unknown)."""
 
 
 class Silent:
@@ -21,7 +25,7 @@ class Silent:
 
     @contextmanager
     def stage(self, title: str, total: int | None = None) -> Iterator[Advance]:
-        yield lambda units: None
+        yield lambda units, note="": None
 
 
 SILENT: Progress = Silent()

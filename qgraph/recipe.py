@@ -9,12 +9,13 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 import qmath
-from qgraph.errors import UsageError
+from qgraph.errors import ModelError, UsageError
 from qgraph.graph import GraphView, Layer
 
 Method = Literal["minmax", "aciq", "zeroq", "qrater", "lsqplus"]
 METHODS: tuple[str, ...] = get_args(Method)
-AVAILABLE = ("minmax", "aciq")
+AVAILABLE = ("minmax", "aciq", "zeroq")
+DATA_FREE = ("zeroq",)
 FORMATS = ("qdq", "float")
 
 
@@ -81,11 +82,16 @@ class Recipe:
                 raise UsageError(
                     f"unknown clip method '{getattr(self, option)}': choose one of {', '.join(qmath.clip_methods())}"
                 )
-        if self.activations is not None and not has_data:
+        if self.needs_data and not has_data and self.method not in DATA_FREE:
             raise UsageError(
                 f"method '{self.method}' needs data to quantize activations: pass --data, or --activations none "
                 f"for weights alone"
             )
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether activations are quantized, so that something must flow through the network."""
+        return self.activations is not None
 
     @property
     def needs_histograms(self) -> bool:
@@ -98,7 +104,10 @@ class Recipe:
         return min(bits, 7) if self.reduce_range else bits
 
     def choose_layers(self, view: GraphView) -> tuple[list[Layer], dict[str, str]]:
-        """The layers to quantize, and the reason for each that is left in floating point."""
+        """The layers to quantize, and the reason for each that is left in floating point.
+
+        Raises `UsageError` for a pattern that matches nothing, `ModelError` when no layer is left.
+        """
         layers = list(view.layers)
         kept = dict(view.skipped)
         for pattern in self.keep:
@@ -108,12 +117,20 @@ class Recipe:
                 raise UsageError(f"--keep '{pattern}' matches no layer{_hint(pattern, names)}")
             for layer in matched:
                 kept[layer.name] = f"--keep {pattern}"
-        return [layer for layer in layers if layer.name not in kept], kept
+        chosen = [layer for layer in layers if layer.name not in kept]
+        if not chosen:
+            reasons = "; ".join(f"'{name}': {why}" for name, why in list(kept.items())[:3])
+            raise ModelError(
+                f"{view.model.source} has no layer to quantize (Conv, ConvTranspose, Gemm or MatMul with a constant "
+                f"weight)" + (f"; left out are {reasons}" if reasons else "")
+            )
+        return chosen, kept
 
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "minmax": {"clip": "max", "weight_clip": "max", "bias_correction": False},
     "aciq": {},
+    "zeroq": {},  # the grids of ACIQ, on distilled data
 }
 
 

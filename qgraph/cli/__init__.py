@@ -15,13 +15,14 @@ from qgraph.errors import QGraphError
 COMMANDS = {
     "quantize": "qgraph.cli.quantize",
     "apply": "qgraph.cli.quantize",
+    "distill": "qgraph.cli.distill",
     "evaluate": "qgraph.cli.evaluate",
     "compare": "qgraph.cli.evaluate",
     "inspect": "qgraph.cli.inspect",
     "demo": "qgraph.cli.demo",
     "completion": "qgraph.cli.completion",
 }
-PLANNED = ("distill", "sensitivity", "search", "finetune", "report")
+PLANNED = ("sensitivity", "search", "finetune", "report")
 
 
 class _LazyGroup(click.Group):

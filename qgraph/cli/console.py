@@ -34,7 +34,7 @@ class Bars:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with RichProgress(*columns, console=ERRORS, transient=True) as bars:
             task = bars.add_task(title, total=total)
-            yield lambda units: bars.advance(task, units)
+            yield lambda units, note="": bars.update(task, advance=units, description=f"{title} {note}".rstrip())
 
 
 def progress(quiet: bool) -> Progress:

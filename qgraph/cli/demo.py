@@ -23,6 +23,7 @@ class Variant:
     """One row of the demo: what to ask `quantize` for."""
 
     name: str
+    data: bool = True
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -30,6 +31,8 @@ VARIANTS = (
     Variant(name="W8A8", options={"weights": 8, "activations": 8}),
     Variant(name="W4A8", options={"weights": 4, "activations": 8}),
     Variant(name="W4A4", options={"weights": 4, "activations": 4}),
+    Variant(name="W8A8, no data", data=False, options={"weights": 8, "activations": 8}),
+    Variant(name="W4A8, no data", data=False, options={"weights": 4, "activations": 8}),
 )
 LATENCY_BATCH = 32
 
@@ -86,8 +89,9 @@ def _run(assets: Path, folder: Path, threads: int | None, bars: Progress) -> lis
     ]
     with bars.stage("quantizing", len(VARIANTS)) as advance:
         for variant in VARIANTS:
-            result = quantize(source, assets / "digits_calibration.npz", threads=threads, **variant.options)
-            path = folder / f"digits-{variant.name.lower()}.onnx"
+            data = assets / "digits_calibration.npz" if variant.data else None
+            result = quantize(source, data, threads=threads, **variant.options)
+            path = folder / f"digits-{variant.name.lower().replace(', ', '-').replace(' ', '-')}.onnx"
             result.save(path)
             write_atomically(path.with_suffix(".plan.json"), result.plan.to_json().encode())
             rows.append(_row(variant, path, original, test, feeds, result.seconds["total"], threads))

@@ -20,11 +20,15 @@ from qgraph.plan import QuantPlan
 @click.command()
 @click.argument("model")
 @click.option("-o", "--output", required=True, metavar="OUT.onnx", help="Where to write the quantized model.")
-@click.option("--method", metavar="NAME", help="minmax, aciq (default with --data), zeroq, qrater, lsqplus.")
+@click.option(
+    "--method", metavar="NAME", help="minmax, aciq (default with --data), zeroq (default without), qrater, lsqplus."
+)
 @data_options()
 @recipe_options
 @format_options
 @click.option("--calibration", metavar="FILE", help="Statistics file: read if it exists, else written.")
+@click.option("--seed", type=int, metavar="N", help="Seed of distilled data.  [default: 0]")
+@click.option("--resume", metavar="DIR", help="Folder for checkpoints: a job that was stopped goes on from there.")
 @click.option("--plan", metavar="PLAN.json", help="Also write the plan.")
 @run_options
 def quantize(model: str, output: str, plan: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -32,6 +36,7 @@ def quantize(model: str, output: str, plan: str | None, as_json: bool, quiet: bo
 
     \b
     Examples:
+      qgraph quantize model.onnx -o small.onnx
       qgraph quantize model.onnx -o small.onnx --data calibration.npz
       qgraph quantize model.onnx -o small.onnx --data images/ --weights 4 --activations 8
       qgraph quantize model.onnx -o small.onnx --method minmax --weights 4 --activations none

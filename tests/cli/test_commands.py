@@ -93,15 +93,33 @@ def test_compare(run, digits, digits_calibration, digits_test):
     assert "classifier" in run("compare", digits, "w4.onnx", "--data", digits_test)[1]
 
 
+VARIANTS = ("w8a8", "w4a8", "w4a4", "w8a8-no-data", "w4a8-no-data")
+
+
 def test_demo_writes_models_and_plans(run, tmp_path):
     status, out, _ = run("demo", "--json")
     rows = {row["model"]: row for row in json.loads(out)}
     assert status == 0
-    assert list(rows) == ["float", "W8A8", "W4A8", "W4A4"]
+    assert list(rows) == ["float", "W8A8", "W4A8", "W4A4", "W8A8, no data", "W4A8, no data"]
+    assert rows["W8A8, no data"]["top1"] >= rows["float"]["top1"] - 0.6
     assert rows["W8A8"]["top1"] >= rows["float"]["top1"] - 0.4
     assert rows["W4A8"]["bytes"] < 0.7 * rows["W8A8"]["bytes"] < 0.25 * rows["float"]["bytes"]
     names = sorted(p.name for p in (tmp_path / "qgraph-demo").iterdir())
-    assert names == sorted(f"digits-{b}.{s}" for b in ("w8a8", "w4a8", "w4a4") for s in ("onnx", "plan.json"))
+    assert names == sorted(f"digits-{b}.{s}" for b in VARIANTS for s in ("onnx", "plan.json"))
+
+
+def test_distill_then_calibrate(run, digits, tmp_path):
+    status, out, err = run("distill", digits, "-o", "d.npz", "--count", 8, "--steps", 20, "--json")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["inputs"] == {"input": [8, 1, 8, 8]}
+    assert run("quantize", digits, "-o", "q.onnx", "--data", "d.npz")[0] == 0
+
+
+def test_no_data_at_all(run, digits, digits_test):
+    status, out, _ = run("quantize", digits, "-o", "q.onnx", "--weights", 4, "--json")
+    assert status == 0
+    assert json.loads(out)["data"] == "distilled"
+    assert json.loads(run("evaluate", "q.onnx", "--data", digits_test, "--json")[1])["top1"] > 98
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -111,7 +129,9 @@ def test_completion(run, shell):
     assert "_QGRAPH_COMPLETE" in out
 
 
-@pytest.mark.parametrize("command", ["quantize", "apply", "evaluate", "compare", "inspect", "demo", "completion"])
+@pytest.mark.parametrize(
+    "command", ["quantize", "apply", "distill", "evaluate", "compare", "inspect", "demo", "completion"]
+)
 def test_every_command_has_an_example(run, command):
     status, out, _ = run(command, "--help")
     assert status == 0

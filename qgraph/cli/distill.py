@@ -1,0 +1,60 @@
+"""`qgraph distill`."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+
+from qgraph.cli.console import progress, show, show_json
+from qgraph.cli.options import run_options
+from qgraph.model import check_writable, load, write_atomically
+from qgraph.pipeline import distilled_inputs
+
+
+@click.command()
+@click.argument("model")
+@click.option("-o", "--output", required=True, metavar="DATA.npz", help="Where to write the samples.")
+@click.option(
+    "--count", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="How many samples."
+)
+@click.option("--steps", type=click.IntRange(min=1), default=500, show_default=True, metavar="N", help="Steps of Adam.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the noise to start from.")
+@click.option("--resume", metavar="DIR", help="Folder for checkpoints: a job that was stopped goes on from there.")
+@run_options
+def distill(
+    model: str,
+    output: str,
+    count: int,
+    steps: int,
+    seed: int,
+    resume: str | None,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Distil samples from the BatchNormalization statistics of MODEL (ZeroQ), for calibration without data.
+
+    \b
+    Example:
+      qgraph distill model.onnx -o distilled.npz --count 64
+    """
+    check_writable(output, source=model)
+    start = time.perf_counter()
+    bars = progress(quiet or as_json)
+    inputs = distilled_inputs(
+        load(model), count=count, steps=steps, seed=seed, threads=threads, resume=resume, progress=bars
+    )
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **inputs)  # type: ignore[arg-type]
+    write_atomically(Path(output), buffer.getvalue())
+    seconds = round(time.perf_counter() - start, 2)
+    if as_json:
+        shapes = {name: list(array.shape) for name, array in inputs.items()}
+        show_json({"output": output, "count": count, "inputs": shapes, "seconds": seconds})
+    elif not quiet:
+        described = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
+        show(f"{output}: {described} in {seconds} s")
