@@ -1,7 +1,7 @@
 """INT8 and W4A8 against onnxruntime's own static quantization, side by side in one run.
 
-Model: cifar10_resnet20 (cifar10_resnet32 for the size of 4-bit files); 256 calibration images, 10,000 test images. Times are from
-file to file, latencies relative to the float model; every comparison is taken in turn in the same run.
+Model: cifar10_resnet20 (cifar10_resnet32 for the size of 4-bit files); 256 calibration images, 10,000 test images.
+Times are from file to file, latencies relative to the float model; every comparison is taken in turn in the same run.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def compare_model(name: str, folder: Path, calibration: Any, test: Any, threads:
     seconds = in_turn({tool: (lambda t=tool: jobs[t](files[t])) for tool in jobs}, runs=RUNS)
     feeds = next(iter(data.batches(32))).feeds
     times = latencies({"float": source, **files}, feeds, threads)
-    accuracy = {tool: evaluate(path, test, preprocessing=CIFAR).top1 for tool, path in {"float": source, **files}.items()}
-    reference = seconds["onnxruntime U8S8"]
+    accuracy = {tool: evaluate(path, test, preprocessing=CIFAR).top1 for tool, path in {"float": source,
+    **files}.items()} reference = seconds["onnxruntime U8S8"]
     rows = []
     for tool, path in {"float": source, **files}.items():
         rows.append(
