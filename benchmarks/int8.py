@@ -102,10 +102,11 @@ def compare_model(name: str, folder: Path, calibration: Any, test: Any, threads:
     seconds = in_turn({tool: (lambda t=tool: jobs[t](files[t])) for tool in jobs}, runs=RUNS)
     feeds = next(iter(data.batches(32))).feeds
     times = latencies({"float": source, **files}, feeds, threads)
-    accuracy = {tool: evaluate(path, test, preprocessing=CIFAR).top1 for tool, path in {"float": source,
-    **files}.items()} reference = seconds["onnxruntime U8S8"]
+    models = {"float": source, **files}
+    accuracy = {tool: evaluate(path, test, preprocessing=CIFAR).top1 for tool, path in models.items()}
+    reference = seconds["onnxruntime U8S8"]
     rows = []
-    for tool, path in {"float": source, **files}.items():
+    for tool, path in models.items():
         rows.append(
             {
                 "model": name,
