@@ -69,7 +69,7 @@ def latencies(files: dict[str, Path], feeds: Any, threads: int) -> dict[int, dic
     result = {}
     for batch, runs in LATENCY_RUNS.items():
         x = {"input": np.ascontiguousarray(feeds["input"][:batch])}
-        jobs = {name: (lambda s=session: s.run(None, x)) for name, session in sessions.items()}
+        jobs = {name: (lambda s=session, x=x: s.run(None, x)) for name, session in sessions.items()}
         result[batch] = in_turn(jobs, runs=runs, warmup=5)
     return result
 
