@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from qgraph.errors import PlanError
 
 SCHEMA = 1
 MIN_BITS, MAX_BITS = 2, 8
+_NUMBERS = re.compile(r"\[\n([-+.\deE,\s]*)\]")  # a list of numbers goes on one line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +141,8 @@ class QuantPlan:
 
     def to_json(self) -> str:
         """JSON text that `from_json` reads back to an equal plan (floats by repr)."""
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+        text = json.dumps(dataclasses.asdict(self), indent=1)
+        return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, source: str = "the plan") -> QuantPlan:

@@ -13,7 +13,7 @@ from qgraph.plan import ActivationQuant, KeptFloat, LayerQuant, QuantPlan, Weigh
 
 scales = st.floats(min_value=1e-30, max_value=1e30, allow_nan=False, allow_infinity=False)
 bits = st.integers(2, 8)
-names = st.text(alphabet='ab/0.λ "\\', min_size=1, max_size=8)
+names = st.text(alphabet='ab[ ],/0.λ "\\', min_size=1, max_size=8)
 
 
 @st.composite
