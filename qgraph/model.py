@@ -105,8 +105,7 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
     ]
     for transform in transforms:
         transform(net)
-    if net.ir_version < 4:
-        net.ir_version = 4  # the first version whose initializers need not be inputs
+    net.ir_version = min(max(net.ir_version, runtime.MIN_IR_VERSION), runtime.MAX_IR_VERSION)
     return Model(ir_model=net, source=model.source, nbytes=model.nbytes, digest=_digest(net))
 
 
