@@ -16,6 +16,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
+import qmath
 from qgraph import weights
 from qgraph.graph import GraphView, Layer
 from qgraph.observe import Observations
@@ -26,16 +27,12 @@ def correct_norm(plan: QuantPlan, view: GraphView) -> QuantPlan:
     """Give every weight channel its float norm back, through `gain`."""
 
     def correct(layer: LayerQuant) -> LayerQuant:
-        weight = view.by_name[layer.name].weight_array().astype(np.float64)
+        weight = view.by_name[layer.name].weight_array()
         grid = dataclasses.replace(layer.weight, gain=(1.0,))
-        rounded = weights.quantized(weight.astype(np.float32), grid).astype(np.float64)
-        over = tuple(i for i in range(weight.ndim) if i != grid.axis)
-        before, after = _spread(weight, over), _spread(rounded, over)
-        gain = np.where(after > 0, before / np.where(after > 0, after, 1.0), 1.0)
+        rounded = weights.quantized(weight, grid)
+        gain = np.atleast_1d(qmath.bias_correction(weight, rounded, axis=grid.axis).gain)
         gain = np.where(gain > 0, gain, 1.0)
-        return dataclasses.replace(
-            layer, weight=dataclasses.replace(grid, gain=tuple(float(g) for g in np.atleast_1d(gain)))
-        )
+        return dataclasses.replace(layer, weight=dataclasses.replace(grid, gain=tuple(float(g) for g in gain)))
 
     return plan.map_layers(correct)
 
@@ -76,8 +73,3 @@ def output_sums(layer: Layer, weight: NDArray[np.float64], mean: NDArray[np.floa
     inner = weight if layer.output_axis == weight.ndim - 2 else np.swapaxes(weight, -1, -2)  # ... x out x in
     sums: NDArray[np.float64] = inner @ mean
     return sums if sums.ndim == 1 else sums.reshape(-1, sums.shape[-1]).mean(axis=0)
-
-
-def _spread(weight: NDArray[np.float64], over: tuple[int, ...]) -> NDArray[np.float64]:
-    centred = weight - weight.mean(axis=over, keepdims=True)
-    return np.asarray(np.sqrt((centred**2).sum(axis=over)))

@@ -23,9 +23,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph import weights
-from qgraph.folding import constant
+from qgraph.folding import add_initializer, constant
 from qgraph.graph import Layer, attribute
-from qgraph.lowering import add_initializer, lower
+from qgraph.lowering import lower
 from qgraph.model import Model
 from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
 

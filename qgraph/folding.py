@@ -149,9 +149,9 @@ def _fold(graph: ir.Graph, layer: ir.Node, bn: ir.Node) -> None:
     bias = np.broadcast_to(bias * factor + beta, factor.shape).astype(weight.dtype)
 
     stem = layer.inputs[1].name if layer.inputs[1] is not None else layer.name
-    new_weight = _initializer(graph, f"{stem}", scaled.astype(weight.dtype))
+    new_weight = add_initializer(graph, f"{stem}", scaled.astype(weight.dtype))
     bias_stem = layer.inputs[2].name if len(layer.inputs) > 2 and layer.inputs[2] is not None else f"{stem}.bias"
-    new_bias = _initializer(graph, bias_stem, bias)
+    new_bias = add_initializer(graph, f"{bias_stem}", bias)
     if len(layer.inputs) < 3:
         layer.resize_inputs(3)
     layer.replace_input_with(1, new_weight)
@@ -177,11 +177,13 @@ def scale_output_channels(
     return weight.astype(np.float64) * aligned
 
 
-def _initializer(graph: ir.Graph, name: str | None, array: NDArray[np.generic]) -> ir.Value:
-    unique, suffix = f"{name}", 1
+def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any] | np.generic) -> ir.Value:
+    """Register a constant under `name`, or under `name` with a number where that is taken."""
+    array = np.asarray(array)
+    unique, suffix = name, 1
     while unique in graph.initializers:
         suffix += 1
-        unique = f"{name}_{suffix}"
+        unique = f"{name}.{suffix}"
     value = ir.Value(name=unique, shape=ir.Shape(array.shape), const_value=ir.tensor(array, name=unique))
     value.dtype = ir.DataType.from_numpy(array.dtype)
     graph.register_initializer(value)

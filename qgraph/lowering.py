@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qgraph.errors import PlanError
-from qgraph.folding import constant
+from qgraph.folding import add_initializer, constant
 from qgraph.graph import GLUE_OPS, LAYER_OPS, GraphView, Layer, attribute, is_transparent, root
 from qgraph.model import Model
 from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
@@ -182,16 +182,3 @@ def _add_after(graph: ir.Graph, layer: Layer, shift: NDArray[np.float64]) -> ir.
     output.name, moved.name = f"{name}/unshifted", name
     moved.shape, moved.type = output.shape, output.type
     return moved
-
-
-def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any] | np.generic) -> ir.Value:
-    """Register a constant under `name`, or under `name` with a number where that is taken."""
-    array = np.asarray(array)
-    unique, suffix = name, 1
-    while unique in graph.initializers:
-        suffix += 1
-        unique = f"{name}.{suffix}"
-    value = ir.Value(name=unique, shape=ir.Shape(array.shape), const_value=ir.tensor(array, name=unique))
-    value.dtype = ir.DataType.from_numpy(array.dtype)
-    graph.register_initializer(value)
-    return value

@@ -118,9 +118,7 @@ def quantize(
         opset: raise the model to this opset first.
         seed: of distilled data.
         resume: folder for the checkpoints of long stages; what it holds of the same job is continued.
-        overrides: `weights`, `activations` (bits or None), `per_channel`, `symmetric`, `clip`, `bias_correction`,
-        `keep`,
-            `edge_bits`, `reduce_range`: see `Recipe`.
+        overrides: `weights`, `activations` (bits or None), `clip`, `keep`, ...: the fields of `Recipe`.
 
     Raises:
         QGraphError: with a message that says what to do, for anything wrong with model, data or options.

@@ -10,8 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from qgraph import weights
+from qgraph.folding import add_initializer
 from qgraph.graph import Layer
-from qgraph.lowering import add_initializer, lower
+from qgraph.lowering import lower
 from qgraph.model import Model
 from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
 
