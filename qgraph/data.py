@@ -33,9 +33,7 @@ LABELS = "labels"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """(x / 255 - mean) / std per channel for images, (x - mean) / std for float arrays; one number serves all
-    channels.
-    """
+    """(x / 255 - mean) / std per channel for images, (x - mean) / std for float arrays; one number is for all channels."""
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -269,9 +267,7 @@ def _to_input(array: Array, value: ir.Value, preprocessing: Preprocessing) -> Ar
 
 
 def _is_channels_last(shape: ir.Shape, image: tuple[int, ...]) -> bool:
-    """Whether a model input of this shape takes NHWC images: its last dimension is the channels and its second is
-    not.
-    """
+    """Whether an input of this shape takes NHWC images: its last dimension is the channels, its second is not."""
     return len(shape) == 4 and shape[3] == image[3] and shape[1] != image[3]
 
 

@@ -40,8 +40,9 @@ def export(model: Model, plan: QuantPlan) -> ir.Model:
 
 
 def pack_bits(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
-    """The lowest `bits` bits of each code as bit planes: shape (bits, ceil(n / 8)), bit j of byte i belongs to
-    code j * ceil(n / 8) + i.
+    """The lowest `bits` bits of each code as planes of shape (bits, m), m = ceil(n / 8).
+
+    Bit j of byte i in plane b is bit b of code j * m + i.
     """
     flat = codes.reshape(-1)
     width = -(-flat.size // 8)
@@ -139,9 +140,7 @@ class _QdqEmitter:
         return self._op("Mul", real, self._constant(f"{stem}.s", scale))
 
     def _unpack(self, stem: str, codes: NDArray[np.int8], bits: int) -> ir.Value:
-        """Codes from bit planes: shift bit j to the top and back to the bottom, then weigh the planes 1, 2, 4,
-        ..., -2^(bits-1).
-        """
+        """Codes from planes: shift bit j to the top, then to the bottom, and weigh planes by 1, 2, ..., -2^(bits-1)."""
         planes = self._constant(f"{stem}.q", pack_bits(codes, bits))
         lanes = self._shared(np.arange(7, -1, -1, dtype=np.uint8).reshape(8, 1, 1))
         top = self._op("BitShift", planes, lanes, direction="LEFT")

@@ -91,9 +91,7 @@ class Layer:
 
     @property
     def scale_axis(self) -> int | None:
-        """The axis along which the weight may have one scale per channel; None where integer kernels want a single
-        one.
-        """
+        """The axis along which the weight may have a scale per channel; None where integer kernels want one scale."""
         if self.op == "MatMul" and (self.weight_index == 0 or len(_present(self.weight.shape)) > 2):
             return None
         return self.output_axis
@@ -154,9 +152,7 @@ class GraphView:
 
     @cached_property
     def tail(self) -> tuple[ir.Node, ...]:
-        """Operators behind the last layers that compute (box decoding, softmax, sorting); they stay in floating
-        point.
-        """
+        """Operators behind the last layers that compute (box decoding, softmax, sorting): they stay float."""
         nodes = {layer.node: layer.name for layer in self.layers}
         ahead = {node for node in self.model.graph if any(_reaches(v, nodes) for v in node.outputs)}
         behind = _descendants([layer.output for layer in self.layers])

@@ -79,9 +79,7 @@ def layer_reports(
 def measured_power(
     view: GraphView, plan: QuantPlan, data: Dataset, *, samples: int = SAMPLES, threads: int | None = None
 ) -> dict[str, tuple[float, float]]:
-    """Per layer: mean square of the float output, and of the local quantization error, over the first `samples`
-    samples.
-    """
+    """Per layer: mean square of the float output, and of the local error, over the first `samples` samples."""
     session = Session(_probe(view, plan), threads=threads)
     total, seen = np.zeros(2 * len(plan.layers)), 0
     for batch in data.batches(min(samples, data.count)):
@@ -153,9 +151,7 @@ def grid_error(statistics: qmath.Statistics, grid: ActivationQuant) -> float:
 
 
 def _probe(view: GraphView, plan: QuantPlan) -> ir.Model:
-    """The float graph with a quantized twin of every layer; outputs two mean squares per layer: its result, its
-    error.
-    """
+    """The float graph with a quantized twin of every layer, and two outputs each: mean squares of result and error."""
     net = view.model.ir_model.clone()
     twin = GraphView(dataclasses.replace(view.model, ir_model=net))
     layers = [twin.by_name[quant.name] for quant in plan.layers]

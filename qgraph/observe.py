@@ -95,8 +95,9 @@ def observe(
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Observations:
-    """Statistics of `tensors` (name -> channel axis or None; by default all that a plan may quantize) over all of
-    `data`.
+    """Statistics of `tensors` over all of `data`: name -> channel axis or None, by default all a plan may quantize.
+
+    Without `histograms`, ranges and moments alone, which is faster.
     """
     wanted = watched_tensors(GraphView(model)) if tensors is None else dict(tensors)
     bins = qmath.BINS if histograms else 0
