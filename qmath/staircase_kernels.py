@@ -18,15 +18,16 @@ def compare_by_row(start, stop, inner, x, out, edges, codes, unit):
     """Compare every value with every edge, eight edges to a pass; fast for few edges, as vectors do it."""
     partial = np.empty(_BLOCK, x.dtype)
     jumps = np.diff(codes)
+    last = jumps.size - 8
     while start < stop:
         c = start // inner % unit.size
         end = min(stop, (start // inner + 1) * inner)
         for first in range(start, end, _BLOCK):
             block = x[first : min(end, first + _BLOCK)]
             partial[: block.size] = codes[0]
-            for group in range(0, jumps.size, 8):
+            for group in range(0, last, 8):
                 _climb(block, partial, edges[c, group : group + 8], jumps[group : group + 8])
-            _scale(block, partial, out[first : first + block.size], unit[c])
+            _arrive(block, partial, out[first : first + block.size], edges[c, last:], jumps[last:], unit[c])
         start = end
 
 
@@ -37,9 +38,7 @@ def _climb(x, partial, edges, jumps):
     j0, j1, j2, j3, j4, j5, j6, j7 = jumps[0], jumps[1], jumps[2], jumps[3], jumps[4], jumps[5], jumps[6], jumps[7]
     zero = x.dtype.type(0)
     for i in range(x.size):
-        v = x[i]
-        a = partial[i]
-        b = zero
+        v, a, b = x[i], partial[i], zero
         a = a + j0 if v >= e0 else a
         b = b + j1 if v >= e1 else b
         a = a + j2 if v >= e2 else a
@@ -52,10 +51,23 @@ def _climb(x, partial, edges, jumps):
 
 
 @njit(cache=True, nogil=True)
-def _scale(x, codes, out, unit):
+def _arrive(x, partial, out, edges, jumps, unit):
+    """As `_climb`, then times the unit, into `out`; NaN stays NaN."""
+    e0, e1, e2, e3, e4, e5, e6, e7 = edges[0], edges[1], edges[2], edges[3], edges[4], edges[5], edges[6], edges[7]
+    j0, j1, j2, j3, j4, j5, j6, j7 = jumps[0], jumps[1], jumps[2], jumps[3], jumps[4], jumps[5], jumps[6], jumps[7]
+    zero = x.dtype.type(0)
     for i in range(x.size):
-        v = x[i]
-        out[i] = codes[i] * unit if v == v else v
+        v, a, b = x[i], partial[i], zero
+        a = a + j0 if v >= e0 else a
+        b = b + j1 if v >= e1 else b
+        a = a + j2 if v >= e2 else a
+        b = b + j3 if v >= e3 else b
+        a = a + j4 if v >= e4 else a
+        b = b + j5 if v >= e5 else b
+        a = a + j6 if v >= e6 else a
+        b = b + j7 if v >= e7 else b
+        reached = (a + b) * unit
+        out[i] = reached if v == v else v
 
 
 @njit(cache=True, nogil=True)

@@ -1,0 +1,149 @@
+"""How close qmath's kernels come to the bandwidth of memory: python -m benchmarks.kernels
+
+Arrays of 64 MiB and of 256 KiB of float32, on one thread and on all; every figure is of the public function, argument
+checks included, into a given array. `of memory` is the time of np.copyto (fake-quantize) or of reading all (np.max;
+statistics), which numpy does on one thread, over that of the job; jobs run in turn, the small array many times a turn.
+`times torch` compares with torch.fake_quantize on as many threads where torch is installed, timed after the others as
+its threads keep spinning. Compilation is not counted (it is cached on disk). One row takes a pass apart: what
+scattering counts alone costs, one table entry a value, which no vector instruction helps.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import qmath
+from benchmarks.common import arguments, in_turn, report
+
+Job = Callable[[], Any]
+SIZES = {"64 MiB": 1 << 26, "256 KiB": 1 << 18}
+CALLS = {"64 MiB": 1, "256 KiB": 64}  # of a job in a turn
+RUNS = 15
+CHANNELS, BINS = 64, 2048
+TARGETS = {"copy": 0.8, "read": 0.5}
+
+
+def quantizers(x: NDArray[np.float32], out: NDArray[np.float32]) -> dict[str, Job]:
+    """Fake-quantize jobs on x and x seen as an image batch, all writing to `out`."""
+    images, images_out = x.reshape(-1, CHANNELS, 32, 32), out.reshape(-1, CHANNELS, 32, 32)
+    tensor = qmath.Grid.symmetric(3.0, bits=4)
+    channel = qmath.Grid.symmetric(np.linspace(2.0, 4.0, CHANNELS), bits=4, axis=1)
+    found: dict[str, Job] = {}
+    for rounding in ("half_even", "half_up"):
+        found[f"per tensor, {rounding}"] = lambda r=rounding: qmath.fake_quantize(x, tensor, rounding=r, out=out)
+        found[f"per channel, {rounding}"] = lambda r=rounding: qmath.fake_quantize(
+            images, channel, rounding=r, out=images_out
+        )
+    for bits in (3, 4):
+        table = qmath.rounding_table(0.4, 0.5, bits=bits)
+        found[f"Q-Rater table, {bits} bits"] = lambda t=table: t.fake_quantize(x, 0.5, out=out)
+    return found
+
+
+def summaries(x: NDArray[np.float32]) -> dict[str, Job]:
+    """One-pass statistics jobs: moments alone, and with a histogram."""
+    images = x.reshape(-1, CHANNELS, 32, 32)
+    return {
+        "moments and 2048 bins": lambda: accumulate(images, None, BINS),
+        "moments and 2048 bins, per channel too": lambda: accumulate(images, 1, BINS),
+        "moments alone": lambda: accumulate(images, None, 0),
+    }
+
+
+def accumulate(x: NDArray[np.float32], axis: int | None, bins: int) -> None:
+    """Without `result`, whose cost does not depend on the data."""
+    qmath.StatisticsAccumulator(bins=bins, channel_axis=axis).update(x)
+
+
+def scatter(x: NDArray[np.float32]) -> Job:
+    """The floor of every histogram: one table entry incremented per value, the bins already known."""
+    import numba
+
+    @numba.njit
+    def count(cells: NDArray[np.uint16], tables: NDArray[np.int64]) -> None:
+        a, b, c, d = tables[0], tables[1], tables[2], tables[3]
+        for i in range(0, cells.size, 4):
+            a[cells[i]] += 1
+            b[cells[i + 1]] += 1
+            c[cells[i + 2]] += 1
+            d[cells[i + 3]] += 1
+
+    cells = np.clip(x * (BINS / 16) + BINS / 2, 0, BINS - 1).astype(np.uint16)
+    tables = np.zeros((4, BINS), np.int64)
+    return lambda: count(cells, tables)
+
+
+def torch_jobs(x: NDArray[np.float32], threads: int) -> dict[str, Job]:
+    """torch's own fake-quantize, none where torch is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    import torch
+
+    torch.set_num_threads(threads)
+    flat = torch.from_numpy(x)
+    images = flat.reshape(-1, CHANNELS, 32, 32)
+    scale = torch.linspace(2.0, 4.0, CHANNELS) / 7
+    zero = torch.zeros(CHANNELS, dtype=torch.int32)
+    return {
+        "torch per tensor": lambda: torch.fake_quantize_per_tensor_affine(flat, 3 / 7, 0, -7, 7),
+        "torch per channel": lambda: torch.fake_quantize_per_channel_affine(images, scale, zero, 1, -7, 7),
+    }
+
+
+def timed_calls(jobs: Mapping[str, Job], calls: int) -> dict[str, float]:
+    """Median seconds of a call."""
+
+    def repeated(job: Job) -> Job:
+        return lambda: [job() for _ in range(calls)]
+
+    seconds = in_turn({name: repeated(job) for name, job in jobs.items()}, runs=RUNS, warmup=2)
+    return {name: value / calls for name, value in seconds.items()}
+
+
+def measure(size: str, threads: int) -> list[dict[str, Any]]:
+    """Rows of one array size and number of threads."""
+    x = np.random.default_rng(0).standard_normal(SIZES[size] // 4, dtype=np.float32)
+    out = np.zeros_like(x)
+    qmath.set_threads(threads)
+    writing, reading = quantizers(x, out), summaries(x)
+    if threads == 1:
+        reading["(scattering counts alone)"] = scatter(x)
+    reference = {"copy": lambda: np.copyto(out, x), "read": lambda: x.max()}
+    seconds = timed_calls(reference | writing | reading, CALLS[size]) | timed_calls(torch_jobs(x, threads), 1)
+    rows = []
+    for name in [*writing, *reading]:
+        against = "copy" if name in writing else "read"
+        rival = f"torch {name.split(',')[0]}"
+        ratio = seconds[against] / seconds[name]
+        rows.append(
+            {
+                "array": size,
+                "threads": threads,
+                "job": name,
+                "microseconds": round(seconds[name] * 1e6, 1),
+                "against": against,
+                "of memory": ratio,
+                "target": TARGETS[against],
+                "met": "yes" if ratio >= TARGETS[against] else "no",
+                "times torch": seconds[rival] / seconds[name] if rival in seconds else None,
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    most = options.threads or qmath.get_threads()
+    rows = [row for size in SIZES for threads in sorted({1, most}) for row in measure(size, threads)]
+    torch = "with torch" if importlib.util.find_spec("torch") else "torch is not installed: no comparison"
+    report(f"qmath kernels, {torch}", rows, json_path=options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
