@@ -33,7 +33,7 @@ LABELS = "labels"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """(x / 255 - mean) / std per channel for images, (x - mean) / std for float arrays; one number is for all channels."""
+    """(x / 255 - mean) / std per channel for images, (x - mean) / std for float arrays; one number serves all."""
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()

@@ -1,0 +1,92 @@
+"""Norm and shift corrections: what they promise, for every kind of layer."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from qgraph import weights
+from qgraph.correct import correct_norm, correct_shift
+from qgraph.data import open_data
+from qgraph.graph import GraphView
+from qgraph.initial import weight_grid
+from qgraph.model import load, normalise
+from qgraph.observe import observe
+from qgraph.plan import LayerQuant, QuantPlan
+from qgraph.runtime import Session
+from qgraph.simulate import simulate
+
+RNG = np.random.default_rng(7)
+
+LAYERS = {
+    "conv": ("N,4,9,9", "Conv(x, w)", (6, 4, 3, 3)),
+    "groups": ("N,4,9,9", "Conv<group=2>(x, w)", (6, 2, 3, 3)),
+    "depthwise": ("N,4,9,9", "Conv<group=4>(x, w)", (4, 1, 3, 3)),
+    "conv1d": ("N,4,9", "Conv(x, w)", (5, 4, 3)),
+    "transposed": ("N,4,5,5", "ConvTranspose<strides=[2,2]>(x, w)", (4, 3, 2, 2)),
+    "transposed groups": ("N,4,5,5", "ConvTranspose<group=2, strides=[2,2]>(x, w)", (4, 3, 2, 2)),
+    "gemm": ("N,4", "Gemm(x, w)", (4, 5)),
+    "gemm with a scaled bias": ("N,4", "Gemm<transB=1, beta=0.5>(x, w)", (5, 4)),
+    "matmul": ("N,3,4", "MatMul(x, w)", (4, 5)),
+    "matmul left": ("N,4,3", "MatMul(w, x)", (5, 4)),
+}
+
+
+def three_bits(model_from_text, kind):
+    """A layer, its plan at three bits, and inputs that are constant per channel."""
+    dims, call, shape = LAYERS[kind]
+    outputs = ",".join("ABCDE"[: dims.count(",") + 1])
+    declared = f"float[{','.join(map(str, shape))}] w"
+    text = f"""
+    <ir_version: 8, opset_import: ["": 17]>
+    net (float[{dims}] x, {declared}) => (float[{outputs}] y) {{ y = {call} }}"""
+    net = normalise(load(model_from_text(text, w=RNG.standard_normal(shape).astype(np.float32))))
+    (layer,) = GraphView(net).layers
+    weight = layer.weight_array()
+    over = tuple(i for i in range(weight.ndim) if i != layer.scale_axis)
+    grid = weight_grid(weight.min(over), weight.max(over), bits=3, axis=layer.scale_axis, symmetric=True)
+    quant = LayerQuant(name=layer.name, op=layer.op, weight=grid)
+    x = np.zeros([2, *map(int, dims.split(",")[1:])], np.float32)
+    axis = layer.input_axis % x.ndim
+    x += RNG.standard_normal(x.shape[axis]).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    return net, QuantPlan(model=net.digest, recipe="test", layers=(quant,)), x
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_expected_output_is_restored(model_from_text, kind):
+    net, plan, x = three_bits(model_from_text, kind)
+    observed = observe(net, open_data(x, net))
+    corrected = correct_shift(plan, GraphView(net), observed)
+    want = Session(net.ir_model).run({"x": x})["y"]
+    before, after = (Session(simulate(net, p)).run({"x": x})["y"] for p in (plan, corrected))
+    channel = {"conv1d": 1, "gemm": 1, "gemm with a scaled bias": 1, "matmul": 2, "matmul left": 1}.get(kind, 1)
+    others = tuple(i for i in range(want.ndim) if i != channel)
+    assert np.abs((want - before).mean(others)).max() > 0.01
+    np.testing.assert_allclose(after.mean(others), want.mean(others), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["conv", "groups", "transposed", "gemm", "matmul"])
+def test_every_channel_has_its_norm_back(model_from_text, kind):
+    net, plan, _ = three_bits(model_from_text, kind)
+    view = GraphView(net)
+    (quant,) = correct_norm(plan, view).layers
+    weight = view.layers[0].weight_array()
+    rounded = weights.quantized(weight, quant.weight)
+    over = tuple(i for i in range(weight.ndim) if i != quant.weight.axis)
+
+    def spread(w):
+        return np.sqrt(((w - w.mean(over, keepdims=True)) ** 2).sum(over))
+
+    np.testing.assert_allclose(spread(rounded), spread(weight), rtol=1e-5)
+
+
+def test_a_channel_of_one_value_keeps_its_scale(model_from_text):
+    net, plan, _ = three_bits(model_from_text, "gemm")
+    (layer,) = GraphView(net).layers
+    constant = dataclasses.replace(plan.layers[0].weight, scale=(100.0,) * 5)  # rounds everything to zero
+    flat = dataclasses.replace(plan, layers=(dataclasses.replace(plan.layers[0], weight=constant),))
+    (quant,) = correct_norm(flat, GraphView(net)).layers
+    assert quant.weight.gain == (1.0,) * 5
+    assert layer.name == quant.name
