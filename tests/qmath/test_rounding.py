@@ -123,7 +123,13 @@ def test_compiled_staircase_is_a_search_among_its_thresholds(gamma_n, gamma_s, b
         np.testing.assert_array_equal(table.fake_quantize(x, scale), expected.astype(dtype) * dtype(scale))
 
 
-@given(gamma_n=st.floats(-1, 1), bits=st.integers(2, 6), seed=st.integers(0, 99))
+def test_a_shift_of_one_half_at_the_ends_treats_the_signs_apart() -> None:
+    """Clipped values lie on an edge then: floor(3 + 0.5 - 0.5) is 3, but floor(-3 + 0.5 + 0.5) is -2."""
+    for table in (qmath.rounding_table(1.0, 0.5, bits=3), qmath.rounding_table(0.5, 0.25, bits=3)):
+        np.testing.assert_array_equal(table.quantize([9.0, -9.0], 1.0), [3, -2])
+
+
+@given(gamma_n=st.floats(-0.999, 0.999), bits=st.integers(2, 6), seed=st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
 def test_staircases_are_odd_but_for_their_edges(gamma_n, bits, seed) -> None:
     table = qmath.rounding_table(gamma_n, 0.5, bits=bits)
