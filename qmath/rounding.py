@@ -12,8 +12,8 @@ E = |||w_r| - gamma_s h| - beta|, the default here. The paper's grids are signed
 gamma_s spans every magnitude there too. Clamping keeps gamma_n = 1 from stepping off the grid.
 
 The equations are followed to the letter, ties included: floor treats the signs apart there. Clipped values are such
-ties where |f_r| is 0.5 at the last magnitude (gamma_n = 1, or an exponent of 0) and points inwards: those above keep the
-last code, those below go one code in.
+ties where |f_r| is 0.5 at the last magnitude (gamma_n = 1, or an exponent of 0) and points inwards: those above keep
+the last code, those below go one code in.
 """
 
 from __future__ import annotations
