@@ -18,8 +18,9 @@ from qmath._fma import fma
 def _level(x, scale, inverse, offset, low, high, half_up):
     """round((x - offset) / scale), x clamped; ties to even, or upwards.
 
-    The quotient is the product with the reciprocal, corrected by its exact remainder (Markstein 1990): it agrees with
-    the division to the last bit, at the speed of memory.
+    The quotient is the product with the reciprocal, corrected once by its remainder, which a fused multiply-add gives
+    exactly. Before its last rounding that is off by about 2^-47 of it (float32), so it can differ from the division only
+    in rare cases: none is known, and tests look for them next to the ties, but it is not proved that none exists.
     """
     v = x - offset
     v = low if v < low else v

@@ -27,7 +27,8 @@ def mse_parameters(data: ArrayLike | Histogram, *, bits: int, configuration: int
     """(scale, offset) minimising the mean of (x_hat - x)^2 over an array or a `Histogram` (LSQ+, Eq. 8).
 
     The offset is 0 in configurations 1 and 2. More than 4096 values are counted in a histogram first, whose bins stand
-    for their centres. The minimum is the best of 8 local ones, sought from 400 ranges within that of the data.
+    for their centres. The minimum is the best of 8 local ones, sought from 400 ranges within that of the data: close to
+    the least error, but not proved to be it.
     Raises ValueError for NaN, infinite or missing values, and for data that are all zero.
     """
     chosen = lsq_configuration(configuration)

@@ -1,4 +1,4 @@
-"""What the compiled loops promise: true division to the last bit, any split over threads, no compilation at import."""
+"""What the compiled loops promise: the codes of true division, any split over threads, no compilation at import."""
 
 from __future__ import annotations
 
