@@ -19,7 +19,7 @@ def _level(x, scale, inverse, offset, low, high, half_up):
     """round((x - offset) / scale), x clamped; ties to even, or upwards.
 
     The quotient is the product with the reciprocal, corrected once by its remainder, which a fused multiply-add gives
-    exactly. Before its last rounding that is off by about 2^-47 of it (float32), so it can differ from the division only
+    exactly. Before its last rounding that is about 2^-47 of it off (float32), so may differ from the division only
     in rare cases: none is known, and tests look for them next to the ties, but it is not proved that none exists.
     """
     v = x - offset
