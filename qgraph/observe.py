@@ -26,8 +26,8 @@ from qgraph.model import Model, write_atomically
 from qgraph.progress import SILENT, Progress
 from qgraph.runtime import Session, in_parallel
 
-BATCH_BYTES = 64 * 2**20  # activations held at once
-MAX_BATCH = 16
+BATCH_BYTES = 128 * 2**20  # activations held at once
+MAX_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

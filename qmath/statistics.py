@@ -130,7 +130,7 @@ class StatisticsAccumulator:
         self._channel_axis = (
             None if channel_axis is None else as_axis(channel_axis, 64, "channel_axis") - 64 * (channel_axis < 0)
         )
-        self._histogram: Histogram | None = None
+        self._counts, self._exponent = np.zeros(self._bins, np.int64), MIN_EXPONENT
         self._count = 0  # values per channel
         self._range: NDArray[np.float64] | None = None  # (minimum and maximum, channels)
         self._sums = ExactSum(0)  # of x, x^2 and |x|, three per channel
@@ -172,8 +172,7 @@ class StatisticsAccumulator:
         self._widen_range(other._range)
         self._sums.merge(other._sums)
         self._count += other._count
-        if other._histogram is not None:
-            self._histogram = other._histogram.merge(self._histogram) if self._histogram else other._histogram
+        self._add_counts(other._counts, other._exponent)
 
     def result(self) -> Statistics:
         """Everything seen so far; all zero with count 0 where nothing was."""
@@ -190,7 +189,7 @@ class StatisticsAccumulator:
             min=float(low.min()),
             max=float(high.max()),
             **_named(_moments(sums.sum(axis=0), self._count * len(sums)), low.min() < high.max()),
-            histogram=self._histogram,
+            histogram=Histogram(counts=self._counts, exponent=self._exponent) if self._bins else None,
             channels=channels,
         )
 
@@ -200,10 +199,16 @@ class StatisticsAccumulator:
             self._range, self._sums = ends, ExactSum(ends.size // 2 * 3)
         self._widen_range(ends)
         self._sums.add(np.moveaxis(sums, 0, 2).reshape(sums.shape[1], -1))
-        if self._bins:
-            for counts, exponent in parts:
-                part = Histogram(counts=counts, exponent=int(exponent))
-                self._histogram = part if self._histogram is None else self._histogram.merge(part)
+        for counts, exponent in parts:
+            self._add_counts(counts, int(exponent))
+
+    def _add_counts(self, counts: NDArray[np.int64], exponent: int) -> None:
+        if exponent == self._exponent:
+            self._counts = self._counts + counts
+        elif self._bins:
+            mine = Histogram(counts=self._counts, exponent=self._exponent)
+            both = mine.merge(Histogram(counts=counts, exponent=exponent))
+            self._counts, self._exponent = both.counts, both.exponent
 
     def _widen_range(self, ends: NDArray[np.float64]) -> None:
         """Replaced, not written to: results may share the array."""
