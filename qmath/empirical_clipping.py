@@ -105,10 +105,11 @@ def clip_range(
     chosen = _lookup(method)
     shape = GridShape(bits=as_bit_count(bits), one_sided=one_sided, symmetric=symmetric)
     sample = sample_of(data)
-    if sample.low == sample.high == 0:
-        raise ValueError("every value is zero: no range to choose")
+    stop_loss = StopLoss.of(sample)
+    if stop_loss.energy == 0:
+        raise ValueError("every value is zero (or in a histogram's bin at zero): no range to choose")
     low, high = _spanning(shape, *_call(chosen, method, sample, shape, options))
-    return ClipRange(low=low, high=high, error=StopLoss.of(sample).error(*shape.split(low, high)))
+    return ClipRange(low=low, high=high, error=stop_loss.error(*shape.split(low, high)))
 
 
 def weight_clip(w: ArrayLike, *, bits: int, method: str = "mse", axis: int | None = 0, **options: Any) -> Floats:

@@ -29,7 +29,7 @@ class Side:
     """T on t >= 0 as a piecewise parabola: at knots, its value, minus its slope P(X > t), and the density after the
     knot.
 
-    `lookup` maps equal slices of [0, knots[-1]] to the knot at or before their start.
+    `lookup` maps equal slices of [0, knots[-1]] to the knot at or before their start; `energy` is E[X^2; X > 0].
     """
 
     knots: Floats
@@ -37,6 +37,7 @@ class Side:
     mass: Floats
     density: Floats
     lookup: NDArray[np.int64]
+    energy: float
 
     @property
     def arrays(self) -> tuple[NDArray[np.generic], ...]:
@@ -45,7 +46,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopLoss:
-    """Both sides of a sample and E[X^2].
+    """Both sides of a sample.
 
     Single values are atoms. Bins hold their mass evenly, but for the bin that starts at zero, which counts as zero:
     after a ReLU most of it is.
@@ -53,7 +54,11 @@ class StopLoss:
 
     above: Side
     below: Side
-    energy: float
+
+    @property
+    def energy(self) -> float:
+        """E[X^2]."""
+        return self.above.energy + self.below.energy
 
     @classmethod
     def of(cls, sample: Sample) -> StopLoss:
@@ -63,16 +68,13 @@ class StopLoss:
             return cls(
                 above=_atoms(x[x > 0], weight[x > 0], total),
                 below=_atoms(-x[x < 0][::-1], weight[x < 0][::-1], total),
-                energy=float(weight @ (x * x)) / total,
             )
         edges, weight = _split_at_zero(sample.edges, sample.weights)
         weight = np.where(edges[:-1] == 0, 0.0, weight)
-        squares = (edges[1:] ** 2 + edges[1:] * edges[:-1] + edges[:-1] ** 2) / 3  # E[x^2] of an even bin
         zero = int(np.searchsorted(edges, 0.0))
         return cls(
             above=_bins(edges[zero:], weight[zero:], total),
             below=_bins(-edges[: zero + 1][::-1], weight[:zero][::-1], total),
-            energy=float(weight @ squares) / total,
         )
 
     def error(self, step: float, above: int, below: int) -> float:
@@ -86,14 +88,14 @@ class StopLoss:
     def best_grid(self, levels: int, *, symmetric: bool, one_sided: bool) -> tuple[float, int, int]:
         """(step, levels above zero, levels below zero) with the least error, `levels` steps in all.
 
-        `symmetric` puts as many below as above; `one_sided` puts all above. The error is within a relative 1e-9 of
-        the minimum over every step.
+        `symmetric` puts as many below as above; `one_sided` puts all above. The error of the values that the grid can
+        reach (for `one_sided` those above zero) is within a relative 1e-9 of its minimum over every step.
         """
         from qmath import stop_loss_kernels as kernels
 
         below = _atoms(np.empty(0), np.empty(0), 1.0) if one_sided else self.below
         step, above_count, below_count = kernels.best_step(
-            self.above.arrays, below.arrays, self.energy, levels, symmetric, RELATIVE_GAP
+            self.above.arrays, below.arrays, self.above.energy + below.energy, levels, symmetric, RELATIVE_GAP
         )
         return float(step), int(above_count), int(below_count)
 
@@ -103,18 +105,19 @@ def _atoms(x: Floats, weight: Floats, total: float) -> Side:
     values, first = np.unique(x, return_index=True)
     atom = np.add.reduceat(weight, first) if values.size else np.empty(0)
     knots = np.concatenate(([0.0], values))
-    return _side(knots, _suffix_sums(atom) / total, np.zeros(knots.size))
+    return _side(knots, _suffix_sums(atom) / total, np.zeros(knots.size), float(weight @ (x * x)) / total)
 
 
 def _bins(edges: Floats, weight: Floats, total: float) -> Side:
     """Knots at zero and at every edge; T is a parabola between them. `edges` may be empty, or start above zero."""
     if weight.size == 0:
         return _atoms(weight, weight, total)
+    squares = (edges[1:] ** 2 + edges[1:] * edges[:-1] + edges[:-1] ** 2) / 3  # E[x^2] of an even bin
     density = np.append(weight / np.diff(edges) / total, 0.0)
     mass = _suffix_sums(weight) / total
     if edges[0] > 0:
         edges, density, mass = np.append(0.0, edges), np.append(0.0, density), np.append(mass[0], mass)
-    return _side(edges, mass, density)
+    return _side(edges, mass, density, float(weight @ squares) / total)
 
 
 def _suffix_sums(values: Floats) -> Floats:
@@ -122,13 +125,13 @@ def _suffix_sums(values: Floats) -> Floats:
     return np.append(np.cumsum(values[::-1])[::-1], 0.0)
 
 
-def _side(knots: Floats, mass: Floats, density: Floats) -> Side:
+def _side(knots: Floats, mass: Floats, density: Floats, energy: float) -> Side:
     width = np.diff(knots)
     pieces = mass[:-1] * width - density[:-1] * width**2 / 2  # T(knot) - T(next knot)
     excess = _suffix_sums(pieces)
     starts = np.linspace(0.0, knots[-1], 2 * knots.size, endpoint=False)
     lookup = np.searchsorted(knots, starts, side="right") - 1
-    return Side(knots=knots, excess=excess, mass=mass, density=density, lookup=np.maximum(lookup - 1, 0))
+    return Side(knots=knots, excess=excess, mass=mass, density=density, lookup=np.maximum(lookup - 1, 0), energy=energy)
 
 
 def _split_at_zero(edges: Floats, weight: Floats) -> tuple[Floats, Floats]:

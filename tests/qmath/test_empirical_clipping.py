@@ -234,6 +234,9 @@ def test_what_has_no_range() -> None:
     for data, message in (([], "at least one"), ([0.0, 0.0], "zero"), ([1.0, np.nan], "finite"), ([np.inf], "finite")):
         with pytest.raises(ValueError, match=message):
             qmath.clip_range(data, method="mse", bits=4)
+    for method in qmath.clip_methods():
+        with pytest.raises(ValueError, match="zero"):
+            qmath.clip_range(qmath.Histogram.of([0.0, 0.0]), method=method, bits=4)
     with pytest.raises(ValueError, match="no positive"):
         qmath.clip_range([-1.0, -2.0], method="max", bits=4, one_sided=True)
     with pytest.raises(ValueError, match="max"):
