@@ -95,7 +95,7 @@ def clip_range(
     * "max": the smallest and largest value.
     * "percentile": `percentile` (default 99.99) of each tail kept; of |x| when symmetric.
     * "mse": the least squared error over every step and every position of zero (`qmath.stop_loss`), within a relative
-      1e-9.
+      1e-9. The ends are levels of that grid and may lie a little beyond the data: moving them in would change its step.
     * "kl": the window of bins with the least KL divergence to its quantized form (Migacz, 2017), both ends in turn
       when affine.
     * "aciq": the analytic optimum of the nearest prior, `family` "laplace", "gaussian" or None for the better fit.

@@ -72,7 +72,8 @@ def _chord_bound(low, high, at_low, at_high):
 def best_step(above, below, energy, levels, symmetric, gap):
     """The step of least error over (0, 2 max |x|], with its split; see `qmath.stop_loss`.
 
-    Intervals whose bound cannot beat the best error by more than `gap` of it are dropped, the others halved.
+    Of equally good steps the one that just spans the data wins. Intervals whose bound cannot beat the best error by
+    more than `gap` of it are dropped, the others halved.
     """
     reach = max(above[0][-1], below[0][-1])
     floor = 0.02 * reach / levels
@@ -82,7 +83,9 @@ def best_step(above, below, energy, levels, symmetric, gap):
     for i in range(1, points):
         s[i] = floor * (2 * reach / floor) ** ((i - 1) / (points - 2))
     value = np.empty(points)
-    best, best_step_, best_above, best_below = -1.0, 0.0, 0, 0
+    best_step_ = reach / (levels // 2 if symmetric else levels)  # the first to beat: the grid that clips nothing
+    gain, best_above, best_below = _best_split(best_step_, levels, symmetric, above, below)
+    best = 2 * best_step_ * gain + 1e-15 * energy
     for i in range(points):
         gain, m, n = _best_split(s[i], levels, symmetric, above, below)
         value[i] = gain
