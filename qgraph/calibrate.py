@@ -50,7 +50,9 @@ def clip_activations(
             return activation
         one_sided = non_negative.get(activation.tensor, False) or statistics.min >= 0
         chosen = clip_range(histogram, method=method, bits=activation.bits, one_sided=one_sided, **options)
-        low, high = max(chosen.low, float(statistics.min)), min(chosen.high, float(statistics.max))
+        low, high = chosen.low, chosen.high
+        if chosen.method != "mse":  # whose best step may end beyond the data
+            low, high = max(low, float(statistics.min)), min(high, float(statistics.max))
         if chosen.lost > MAX_ENERGY_LOSS:
             warnings.warn(
                 f"clip method '{chosen.method}' cuts {chosen.lost:.0%} of the energy of '{activation.tensor}' "

@@ -116,9 +116,9 @@ def run_batches(session: Session, batches: Iterable[Feeds]) -> dict[str, NDArray
 
 
 def _with_outputs(model: ir.Model | str | Path, outputs: Sequence[str] | None) -> ir.Model | str | Path:
-    if outputs is None or not isinstance(model, ir.Model):
+    if outputs is None:
         return model
-    part = model.clone()
+    part = model.clone() if isinstance(model, ir.Model) else ir.load(model)
     values = ir.convenience.create_value_mapping(part.graph)
     part.graph.outputs.clear()
     part.graph.outputs.extend(values[name] for name in dict.fromkeys(outputs))
