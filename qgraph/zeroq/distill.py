@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
@@ -14,7 +14,8 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from qgraph.errors import UsageError
+from qgraph.errors import ModelError, UsageError
+from qgraph.gradient import GradientError
 from qgraph.model import Model, ModelLike, load, normalise
 from qgraph.zeroq.adam import Adam
 from qgraph.zeroq.checkpoint import Checkpoints
@@ -24,20 +25,22 @@ from qgraph.zeroq.spectrum import natural_noise
 
 OnStep = Callable[[int, int, float], None]
 
-FOLDED = (
-    "BatchNormalization is folded away, so there are no statistics to distil from: using noise with the spectrum of "
-    "natural images; to keep BN, export from torch with training=torch.onnx.TrainingMode.PRESERVE, "
-    "do_constant_folding=False, dynamo=False"
+_KEEP = (
+    "to keep BN, export from torch with training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False, "
+    "dynamo=False"
 )
+FOLDED = f"BatchNormalization is folded away: distilling as if its outputs had mean 0 and deviation 1; {_KEEP}"
+NOISE = f"no BatchNormalization to distil from, kept or folded: using noise with the spectrum of images; {_KEEP}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillConfig:
-    """The hyper-parameters of distillation; the defaults are those of ZeroQ's authors, except for `per`.
+    """The hyper-parameters of distillation; the defaults are those of ZeroQ's authors, except for `natural` and `per`.
 
-    `start` is the half-width of the uniform noise to start from; the learning rate is multiplied by `factor` after
-    `patience` steps without progress, down to `floor`. `per` says whose statistics are matched, each image's (the
-    authors' code) or the batch's: ranges from batch statistics gave the better accuracy on two CIFAR networks.
+    The start is noise with the spectrum of pictures (`natural`), or the authors' uniform noise of half-width `start`.
+    The learning rate is multiplied by `factor` after `patience` steps without progress, down to `floor`. `bound` is
+    the largest size of a value. `per` says whose statistics are matched, each image's (the authors' code) or the
+    batch's. On two CIFAR networks, ranges from batch statistics and from the natural start gave the better accuracy.
     """
 
     steps: int = 500
@@ -48,7 +51,13 @@ class DistillConfig:
     start: float = 0.0235
     batch: int = 32
     per: Per = "batch"
+    natural: bool = True
+    bound: float = float("inf")
     checkpoint_every: int = 50
+
+    def for_folded(self) -> DistillConfig:
+        """Short and careful, where statistics are only assumed: stay near pictures, and within what pictures hold."""
+        return replace(self, steps=min(self.steps, 100), rate=0.05, natural=True, bound=3.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,7 +65,7 @@ class Distilled:
     """Distilled inputs by name, and how it went.
 
     `losses` has a row per batch and a column per step; `layers` counts the BatchNormalizations matched, 0 where `note`
-    says why the data could not be distilled.
+    says what was done without.
     """
 
     inputs: Mapping[str, NDArray[np.float32]]
@@ -83,7 +92,8 @@ def distill(
     time as there are threads. The same seed gives the same data on any number of threads.
 
     Args:
-        model: a model with BatchNormalization; without, the result is noise with a natural spectrum and a `note`.
+        model: a model with BatchNormalization. Where it was folded away, its outputs are assumed to be standard; where
+            that does not fit either, the result is noise with a natural spectrum. A `note` says so.
         count: how many samples.
         config: hyper-parameters.
         seed: of the noise.
@@ -101,15 +111,21 @@ def distill(
         raise UsageError(f"need at least one sample and step, got count={count}, {config}")
     began = time.perf_counter()
     loaded = load(model)
-    if not has_batch_norms(loaded):
-        noise = natural_noise(input_shapes(loaded, batch=count, shapes=shapes), count=count, seed=seed)
-        seconds = time.perf_counter() - began
-        return Distilled(inputs=noise, losses=np.empty((0, 0)), layers=0, seconds=seconds, note=FOLDED)
     cores = threads or os.cpu_count() or 1
     size = min(config.batch, count)
     numbers = range(-(-count // _batch_size(loaded, size, shapes)))
     workers = min(cores, len(numbers))
-    goal = objective(loaded, batch=size, per=config.per, threads=max(cores // workers, 1), shapes=shapes)
+    kept = has_batch_norms(loaded)
+    config = config if kept else config.for_folded()
+    try:
+        goal = objective(loaded, batch=size, per=config.per, threads=max(cores // workers, 1), shapes=shapes)
+    except (GradientError, ModelError):
+        if kept:
+            raise
+        found = input_shapes(loaded, batch=count, shapes=shapes)
+        noise = natural_noise({name: (count, *shape[1:]) for name, shape in found.items()}, seed=seed)
+        seconds = time.perf_counter() - began
+        return Distilled(inputs=noise, losses=np.empty((0, 0)), layers=0, seconds=seconds, note=NOISE)
     job = _Job(
         goal=goal,
         config=config,
@@ -120,8 +136,13 @@ def distill(
     with ThreadPoolExecutor(workers) as pool:
         results = list(pool.map(job.run, numbers))
     inputs = {name: np.concatenate([batch[name] for batch, _ in results])[:count] for name in goal.shapes}
-    losses = np.array([losses for _, losses in results])
-    return Distilled(inputs=inputs, losses=losses, layers=goal.layers, seconds=time.perf_counter() - began)
+    return Distilled(
+        inputs=inputs,
+        losses=np.array([losses for _, losses in results]),
+        layers=goal.layers,
+        seconds=time.perf_counter() - began,
+        note="" if kept else FOLDED,
+    )
 
 
 @dataclass(slots=True)
@@ -160,6 +181,7 @@ class _Job:
             loss, gradients = self.goal(batch)
             for name, x in batch.items():
                 optimisers[name].update(x, gradients[name], loss)
+                np.clip(x, -self.config.bound, self.config.bound, out=x)
             losses.append(loss)
             due = len(losses) % self.config.checkpoint_every == 0 or len(losses) == self.config.steps
             if self.checkpoints and due:
@@ -168,9 +190,12 @@ class _Job:
         return batch, losses
 
     def _start(self, number: int) -> tuple[Arrays, dict[str, Adam], list[float]]:
-        rng = np.random.default_rng([self.seed, number])
-        c = self.config
-        batch = {n: rng.uniform(-c.start, c.start, shape).astype(np.float32) for n, shape in self.goal.shapes.items()}
+        c, shapes = self.config, self.goal.shapes
+        if c.natural:
+            batch = natural_noise(shapes, seed=[self.seed, number])
+        else:
+            rng = np.random.default_rng([self.seed, number])
+            batch = {n: rng.uniform(-c.start, c.start, shape).astype(np.float32) for n, shape in shapes.items()}
         made = {n: Adam(rate=c.rate, factor=c.factor, patience=c.patience, floor=c.floor) for n in batch}
         return batch, made, []
 

@@ -56,8 +56,8 @@ def target_of(norm: BatchNorm, tensors: Collection[str]) -> Target:
     )
 
 
-def standard_input(name: str, channels: int) -> Target:
-    """The input's own target: mean 0 and variance 1 in every channel."""
+def standard(name: str, channels: int) -> Target:
+    """The target of inputs, and of what is assumed to be normalised: mean 0 and variance 1 in every channel."""
     zeros, ones = np.zeros(channels), np.ones(channels)
     return Target(tensor=name, mean=zeros, std=ones, gain=ones, shift=zeros, weight=ones)
 

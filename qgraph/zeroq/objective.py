@@ -15,8 +15,10 @@ from qgraph.folding import fold_batch_normalization
 from qgraph.gradient import Builder, gradient_name, gradients
 from qgraph.model import Model, normalise, raise_opset
 from qgraph.runtime import Session
-from qgraph.zeroq.loss import LOSS, Per, standard_input, target_of, with_loss
-from qgraph.zeroq.statistics import batch_norms
+from qgraph.zeroq.assumed import assumed_targets
+from qgraph.zeroq.loss import LOSS, Per, Target, standard, target_of, with_loss
+from qgraph.zeroq.spectrum import natural_noise
+from qgraph.zeroq.statistics import BatchNorm, batch_norms
 
 _GRADIENT_OPSET = 16
 Arrays = dict[str, NDArray[np.float32]]
@@ -24,7 +26,10 @@ Arrays = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Objective:
-    """Loss and gradients of a batch of `shapes`; safe to call from several threads."""
+    """Loss and gradients of a batch of `shapes`; safe to call from several threads.
+
+    `layers` counts the BatchNormalizations that the loss compares with, 0 where it goes by assumed statistics.
+    """
 
     session: Session
     shapes: Mapping[str, tuple[int, ...]]
@@ -52,12 +57,11 @@ def objective(
     """Build the loss over all BatchNormalizations and the inputs, differentiate it, and load it.
 
     Where a BatchNormalization follows a convolution it is folded into it, which saves a pass over the activations in
-    either direction; the loss then judges the folded output.
+    either direction; the loss then judges the folded output. A model without any is compared with what can be assumed
+    of folded ones. Raises `ModelError` where nothing can.
     """
     plain = normalise(model, fold_bn=False)
     norms = batch_norms(plain.ir_model)
-    if not norms:
-        raise ModelError(f"{model.source} has no BatchNormalization to distil data from")
     inputs = input_shapes(plain, batch=batch, shapes=shapes)
     net = plain.ir_model.clone()
     fold_batch_normalization(net)
@@ -65,11 +69,17 @@ def objective(
     if plain.opset < _GRADIENT_OPSET:
         net = raise_opset(replace(plain, ir_model=net), _GRADIENT_OPSET).ir_model
     _fix_shapes(net, inputs)
-    tensors = {str(v.name) for node in net.graph for v in node.outputs} | set(inputs)
-    targets = [standard_input(name, shape[1]) for name, shape in inputs.items() if len(shape) > 1]
-    targets += [target_of(norm, tensors) for norm in norms]
+    targets = _targets(net, norms) if norms else assumed_targets(net, natural_noise(inputs, seed=0))
+    if not targets:
+        raise ModelError(f"{model.source} has no BatchNormalization to distil data from, kept or folded")
+    targets += [standard(name, shape[1]) for name, shape in inputs.items() if len(shape) > 1]
     step = gradients(with_loss(net, targets, per=per), LOSS, list(inputs), builder=builder)
     return Objective(session=Session(step, threads=threads), shapes=inputs, layers=len(norms))
+
+
+def _targets(net: ir.Model, norms: list[BatchNorm]) -> list[Target]:
+    tensors = {str(v.name) for node in net.graph for v in (*node.inputs, *node.outputs) if v is not None}
+    return [target_of(norm, tensors) for norm in norms]
 
 
 def input_shapes(

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qgraph.errors import DataError, ModelError, QGraphError, UsageError
+from qgraph.errors import DataError, QGraphError, UsageError
 from qgraph.model import load, normalise
 from qgraph.runtime import Session
 from qgraph.zeroq import DistillConfig, distill
@@ -168,19 +168,56 @@ def test_several_inputs_are_distilled_together() -> None:
     assert set(found.inputs) == {"x", "u"}
 
 
-def test_without_batch_norm_natural_noise_and_a_note() -> None:
-    folded = normalise(load(_model(NET)), fold_bn=True).ir_model
-    found = distill(folded, count=16, seed=2)
+FOLDED = NET.replace("float[4] gamma", "float[4] b = {0.3, -0.2, 0.1, 0.5}, float[4] gamma")
+FOLDED = FOLDED.replace("c = Conv<pads = [1, 1, 1, 1]>(x, w)", "c = Conv<pads = [1, 1, 1, 1]>(x, w, b)")
+FOLDED = FOLDED.replace("n = BatchNormalization(c, gamma, beta, mean, var)", "").replace("Relu(n)", "Relu(c)")
+
+
+def _standard_loss(x: np.ndarray) -> float:
+    """Distance of the input and of the folded convolution's output from mean 0 and deviation 1 over the batch."""
+    c = Session(normalise(load(_model(FOLDED))).ir_model, outputs=["c"], threads=1).run({"x": x})["c"]
+    moments = [(t.mean((0, 2, 3)), t.std((0, 2, 3))) for t in (x.astype(np.float64), c.astype(np.float64))]
+    return float(sum((m**2).sum() + ((s - 1) ** 2).sum() for m, s in moments))
+
+
+def test_folded_layers_are_brought_to_mean_0_and_deviation_1() -> None:
+    x = _images()
+    loss, _ = objective(load(_model(FOLDED)), batch=4, per="batch", threads=1)({"x": x})
+    np.testing.assert_allclose(loss, _standard_loss(x), rtol=1e-4)
+    found = distill(_model(FOLDED), count=4, config=DistillConfig(batch=4), threads=1, seed=1)
     assert found.layers == 0
     assert "do_constant_folding=False" in found.note
+    assert "\n" not in found.note
+    assert found.losses.shape == (1, 100)
+    assert found.losses[0, -1] < 0.5 * found.losses[0, 0]
+    np.testing.assert_allclose(found.losses[0, -1], _standard_loss(found.inputs["x"]), rtol=0.05)
+    assert np.abs(found.inputs["x"]).max() <= 3.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        FOLDED.replace("(x, w, b)", "(x, w)"),
+        FOLDED.replace("Conv(r, v)", "ReduceMean<axes = [1], keepdims = 1>(r)").replace("float[N, 2,", "float[N, 1,"),
+        FOLDED.replace("(x, w, b)", "(h, w, b)").replace(
+            "{\n    c", "{ s = Constant<value = float {99.0}>() h = Mul(x, s)\n    c"
+        ),
+        FOLDED.replace("(x, w, b)", "(h, w, b)").replace("{\n    c", "{ h = Trilu(x)\n    c"),
+    ],
+    ids=["no bias", "a head", "out of range", "no gradient"],
+)
+def test_without_anything_to_distil_from_natural_noise_and_a_note(text: str) -> None:
+    found = distill(_model(text), count=16, seed=2)
+    assert (found.layers, found.losses.size) == (0, 0)
+    assert "no BatchNormalization to distil from" in found.note
     x = found.inputs["x"]
     assert x.shape == (16, 3, 6, 6)
     np.testing.assert_allclose(x.mean((2, 3)), 0.0, atol=1e-5)
     np.testing.assert_allclose(x.std((2, 3)), 1.0, atol=1e-4)
     neighbours = (x[..., 1:] * x[..., :-1]).mean()
     assert neighbours > 0.3  # independent noise has 0
-    with pytest.raises(ModelError, match="no BatchNormalization"):
-        objective(load(folded), batch=4, per="batch", threads=1)
+    with pytest.raises(QGraphError, match=r"no BatchNormalization|rule"):
+        objective(load(_model(text)), batch=4, per="batch", threads=1)
 
 
 @pytest.mark.parametrize(
