@@ -1,9 +1,8 @@
 """What distilled data is worth (ZeroQ, Table IV): activation ranges from noise, from distilled and from training
 images.
 
-Ranges are extreme values and grids per tensor, as in the paper; then the same three sources through the product's own
-recipe; then
-the same networks with BatchNormalization folded away before export, where nothing is left to distil from.
+Ranges are extreme values and grids per tensor, as in the paper; then the same sources through the product's own recipe.
+A further row takes the samples from the same network with BatchNormalization folded away before export.
 """
 
 from __future__ import annotations
@@ -19,8 +18,9 @@ from qgraph.data import open_data
 from qgraph.evaluation import evaluate
 from qgraph.model import Model, load, normalise
 from qgraph.zeroq import distill
+from qgraph.zeroq.spectrum import natural_noise
 
-NETWORKS = ("cifar10_resnet20", "cifar10_resnet32")
+NETWORKS = ("cifar10_resnet20", "cifar10_resnet32", "cifar10_relu6_dw")
 SETTINGS: dict[str, dict[str, Any]] = {
     "W8A8 per tensor, extremes": {"method": "minmax", "weights": 8, "activations": 8, "per_channel": False},
     "W4A6, extremes": {"method": "aciq", "clip": "max", "weights": 4, "activations": 6},
@@ -35,6 +35,7 @@ def sources(model: Any, seed: int) -> dict[str, Any]:
     generator = np.random.default_rng(seed)
     return {
         "Gaussian noise, 32": generator.standard_normal((32, 3, 32, 32)).astype(np.float32),
+        "natural noise, 32": natural_noise({"input": (32, 3, 32, 32)}, seed=seed)["input"],
         "distilled, 32": distill(model, count=32, seed=seed).inputs["input"],
         "training data, 1024": next(iter(open_data(training, load(model), preprocessing=CIFAR).batches(1024))).feeds[
             "input"
@@ -54,7 +55,7 @@ def main() -> None:
     for name in NETWORKS:
         path = shared("models", f"{name}.onnx")
         inputs = sources(path, given.seed)
-        inputs["BN folded: natural noise, 32"] = distill(folded(path), count=32, seed=given.seed).inputs["input"]
+        inputs["BN folded: distilled, 32"] = distill(folded(path), count=32, seed=given.seed).inputs["input"]
         for source, data in inputs.items():
             row: dict[str, Any] = {"network": name, "ranges from": source}
             for setting, options in SETTINGS.items():
