@@ -174,14 +174,15 @@ def distilled_inputs(
     from.
     """
     config = DistillConfig() if steps is None else DistillConfig(steps=steps)
-    batches = -(-count // config.batch)
+    planned = -(-count // config.batch) * config.steps
     seen = 0
-    with progress.stage("distilling", batches * config.steps) as advance:
+    with progress.stage("distilling", planned) as advance:
 
         def on_step(done: int, total: int, loss: float) -> None:
             nonlocal seen
-            advance(done - seen, f"loss {loss:.3g}")
-            seen = done
+            now = planned * done // total  # a model without BatchNormalization takes fewer steps than planned
+            advance(now - seen, f"loss {loss:.3g}")
+            seen = now
 
         result = distill(model, count=count, config=config, seed=seed, threads=threads, resume=resume, on_step=on_step)
     if result.note:
