@@ -101,7 +101,9 @@ def observe(
     """
     wanted = watched_tensors(GraphView(model)) if tensors is None else dict(tensors)
     bins = qmath.BINS if histograms else 0
-    accumulators = {name: qmath.StatisticsAccumulator(bins=bins, channel_axis=axis) for name, axis in wanted.items()}
+    accumulators = {
+        name: qmath.StatisticsAccumulator(bins=bins, channel_axis=axis, parallel=False) for name, axis in wanted.items()
+    }
     fed = {str(v.name) for v in model.input_values()}
     inner = [name for name in wanted if name not in fed]
     session = Session(model.ir_model, outputs=inner, threads=1) if inner else None

@@ -120,13 +120,15 @@ class StatisticsAccumulator:
     """Statistics of data that arrive in batches; axis 0 of a batch runs over samples.
 
     With `channel_axis` (negative counts from the end) also those of every channel; channel axis 0 means that a batch is
-    one sample. `bins` is a power of two from 4 to 65536, or 0 for no histogram.
+    one sample. `bins` is a power of two from 4 to 65536, or 0 for no histogram. `parallel` lets one update use several
+    threads; callers that are several threads themselves do better without.
     """
 
-    def __init__(self, *, bins: int = BINS, channel_axis: int | None = None) -> None:
+    def __init__(self, *, bins: int = BINS, channel_axis: int | None = None, parallel: bool = True) -> None:
         if bins != 0:
             check_bins(bins)
         self._bins = int(bins)
+        self._parallel = parallel
         self._channel_axis = (
             None if channel_axis is None else as_axis(channel_axis, 64, "channel_axis") - 64 * (channel_axis < 0)
         )
@@ -151,7 +153,7 @@ class StatisticsAccumulator:
             raise ValueError(f"batch: expected {self._range.shape[1]} channels as before, found {channels}")
         keys, sums = float_keys(samples, channels), np.zeros((3, samples, channels))
         bits = blocks.view(f"i{blocks.itemsize}")
-        grain = max(1, _GRAIN * samples // blocks.size)
+        grain = max(1, _GRAIN * samples // blocks.size) if self._parallel else samples
         parts = over_threads(scan, samples, grain, blocks, bits, MIN_EXPONENT, self._bins, keys, sums)
         if not np.isfinite(sums[1]).all():
             _reject(blocks)
