@@ -10,6 +10,7 @@ import numpy as np
 from qgraph.data import DataLike, Preprocessing, open_data
 from qgraph.errors import UsageError
 from qgraph.graph import GraphView, fused_output
+from qgraph.measure import sqnr_db as ratio_db
 from qgraph.model import Model, ModelLike, load, normalise
 from qgraph.progress import SILENT, Progress
 from qgraph.runtime import Session
@@ -64,7 +65,7 @@ def compare(
         LayerComparison(
             layer=layer,
             tensor=tensor,
-            sqnr_db=tuple(_ratio(signal[tensor], sums.get(tensor)) for sums in noise),
+            sqnr_db=tuple(ratio_db(signal[tensor], sums.get(tensor, 0.0)) for sums in noise),
         )
         for layer, tensor in pairs
     )
@@ -79,7 +80,3 @@ def _shared(base: Model, rival: Model, tensors: list[str]) -> list[str]:
             f"whose tensors kept their names"
         )
     return shared
-
-
-def _ratio(signal: float, noise: float | None) -> float | None:
-    return float(10 * np.log10(signal / noise)) if noise and signal > 0 else None

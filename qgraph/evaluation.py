@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 import qmath
 from qgraph.data import Batch, DataLike, Preprocessing, open_data
 from qgraph.errors import DataError
+from qgraph.measure import sqnr_db as ratio_db
 from qgraph.model import Model, ModelLike, load
 from qgraph.progress import SILENT, Progress
 from qgraph.runtime import Session, in_parallel
@@ -130,12 +131,12 @@ class _Tally:
                 self.noise[index] += float(np.sum(difference**2))
 
     def result(self) -> Evaluation:
-        measured = {n: _decibel(s, e) for n, s, e in zip(self.names, self.signal, self.noise, strict=True) if s > 0}
+        measured = {n: ratio_db(s, e) for n, s, e in zip(self.names, self.signal, self.noise, strict=True) if s > 0}
         return Evaluation(
             count=self.count,
             top1=100.0 * self.correct / self.labelled if self.labelled else None,
             kl=self.kl / self.compared if self.compared else None,
-            sqnr_db=_decibel(self.signal.sum(), self.noise.sum()) if measured else None,
+            sqnr_db=ratio_db(self.signal.sum(), self.noise.sum()) if measured else None,
             outputs=measured,
         )
 
@@ -169,10 +170,6 @@ def _class_labels(labels: NDArray[Any], classes: int) -> NDArray[Any]:
 def _real(outputs: list[NDArray[Any]], batch: Batch) -> list[NDArray[Any]]:
     size = len(next(iter(batch.feeds.values())))
     return [o[: batch.count] if o.ndim and len(o) == size else o for o in outputs]
-
-
-def _decibel(signal: float, noise: float) -> float | None:
-    return float(10 * np.log10(signal / noise)) if signal > 0 and noise > 0 else None
 
 
 def _check_interface(model: Model, reference: Model) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from qgraph.graph import INTEGER_OPS, ActivationSite, GraphView, Layer, root
+from qgraph.graph import ActivationSite, GraphView, Layer, root
 from qgraph.observe import Observations
 from qgraph.plan import ActivationQuant, KeptFloat, LayerQuant, QuantPlan, WeightQuant
 from qgraph.recipe import Recipe
@@ -93,11 +93,6 @@ def _activation_grids(site: ActivationSite, bits: int, observed: Observations) -
     else:
         wanted = [("tensor", bits)]
     return [activation_grid(site.tensor, low, high, bits=b, role=role) for role, b in wanted]
-
-
-def reads_integers(layer: Layer, plan: QuantPlan) -> bool:
-    """Whether the layer's operand is on a grid in this plan."""
-    return layer.op in INTEGER_OPS and root(layer.input).name in {a.tensor for a in plan.activations}
 
 
 def _positive(scale: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:

@@ -14,7 +14,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -107,12 +106,6 @@ def in_parallel(job: Callable[[T], R], items: Iterable[T], *, workers: int | Non
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def run_batches(session: Session, batches: Iterable[Feeds]) -> dict[str, NDArray[Any]]:
-    """Every output concatenated over the batches along axis 0."""
-    parts = [session.run_list(batch) for batch in batches]
-    return {name: np.concatenate([np.atleast_1d(p[i]) for p in parts]) for i, name in enumerate(session.output_names)}
 
 
 def _with_outputs(model: ir.Model | str | Path, outputs: Sequence[str] | None) -> ir.Model | str | Path:
