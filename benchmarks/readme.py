@@ -1,0 +1,66 @@
+"""Write the measured tables of benchmarks/results into README.md, between `<!-- results: NAME -->` and `<!-- end -->`.
+
+NAME is that of a JSON file which a benchmark wrote with --json. `--check` only says whether README is up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+_BLOCK = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def filled(text: str, results: Path = RESULTS) -> str:
+    """`text` with every marked block replaced by the table measured last."""
+    return _BLOCK.sub(lambda found: found[1] + markdown(_rows(results, found["name"])) + "\n" + found[3], text)
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table with numbers to the right; floats keep the digits that `benchmarks.common.report` prints."""
+    names = list(rows[0])
+    numeric = [all(isinstance(row[n], (int, float, type(None))) for row in rows) for n in names]
+    lines = [names, ["---:" if right else "---" for right in numeric]]
+    lines += [[_cell(row[name]) for name in names] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _rows(results: Path, name: str) -> list[dict[str, Any]]:
+    path = results / f"{name}.json"
+    if not path.exists():
+        sys.exit(
+            f"README.md shows results '{name}', but there is no {path}: run the benchmark that writes it with --json"
+        )
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
+    return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if README is not up to date")
+    given = parser.parse_args()
+    readme = ROOT / "README.md"
+    before = readme.read_text(encoding="utf-8")
+    after = filled(before)
+    if given.check:
+        sys.exit(0 if after == before else "README.md is not up to date: run python -m benchmarks.readme")
+    readme.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

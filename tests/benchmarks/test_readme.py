@@ -1,0 +1,27 @@
+import json
+
+import pytest
+
+from benchmarks.readme import ROOT, filled, markdown
+
+
+def test_readme_shows_the_results_as_measured():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert filled(text) == text
+
+
+def test_a_block_is_replaced_and_the_rest_kept(tmp_path):
+    rows = [{"net": "a|b", "top-1": 91.5, "bytes": 12345, "drop": None}]
+    (tmp_path / "some.json").write_text(json.dumps({"title": "t", "rows": rows}))
+    text = filled("before\n<!-- results: some -->\nold\n<!-- end -->\nafter", tmp_path)
+    assert text.startswith("before\n<!-- results: some -->\n| net | top-1 | bytes | drop |")
+    assert text.endswith("| a\\|b | 91.50 | 12,345 | - |\n<!-- end -->\nafter")
+
+
+def test_a_missing_result_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="absent"):
+        filled("<!-- results: absent -->\n<!-- end -->", tmp_path)
+
+
+def test_small_floats_keep_two_digits():
+    assert markdown([{"x": 0.00123}]).endswith("| 0.0012 |")
