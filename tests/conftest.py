@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the benchmarks are beside the tests, not installed
 
 DEMO = Path(str(files("qgraph") / "demo_assets"))
 
