@@ -29,3 +29,7 @@ class DataError(QGraphError):
 
 class PlanError(QGraphError):
     """A plan is malformed or was made for another model."""
+
+
+class ExecutorError(QGraphError):
+    """The machines that were to do the work cannot be reached, or were lost."""

@@ -108,6 +108,18 @@ def recipe_options(f: F) -> F:
     )(f)
 
 
+def executor_option(f: F) -> F:
+    return _all(
+        click.option(
+            "--executor",
+            metavar="local|dask:ADDRESS",
+            default="local",
+            show_default=True,
+            help="Where independent jobs run: threads here, or a Dask cluster.",
+        )
+    )(f)
+
+
 def preprocessing(mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocessing:
     return Preprocessing(mean=mean, std=std)
 

@@ -1,0 +1,154 @@
+"""Where many independent jobs run: threads of this process, or the workers of a Dask cluster.
+
+    with open_executor("local") as executor:
+        for index, result in executor.run(job, shared, tasks):
+            ...
+
+`job(shared, task)` is a module-level function; `shared` is what all tasks need (a serialized model, samples) and travels
+once to each worker. Results come as they are completed, with the task's index, and never depend on the executor or the
+number of workers. The only importer of dask.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from qgraph.errors import ExecutorError, UsageError
+
+S = TypeVar("S")
+T = TypeVar("T")
+R = TypeVar("R")
+
+LOCAL, DASK = "local", "dask"
+_CONNECT_SECONDS = 10
+
+
+class Executor(Protocol):
+    """Runs jobs; made by `open_executor`."""
+
+    def run(self, job: Callable[[S, T], R], shared: S, tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
+        """(index, job(shared, tasks[index])) for every task, as they are completed; a job's exception is raised."""
+
+
+@contextmanager
+def open_executor(where: str = LOCAL, *, workers: int | None = None) -> Iterator[Executor]:
+    """The executor that `where` names.
+
+    Args:
+        where: `local`: threads (onnxruntime frees the GIL); `dask:ADDRESS`: the cluster whose scheduler listens there
+            (`dask:tcp://host:8786`); `dask`: a cluster of processes on this machine. A lost worker's tasks are redone.
+        workers: threads or processes; by default one per core. A cluster at an address has its own.
+
+    Raises:
+        UsageError: `where` is no executor, or dask is not installed.
+        ExecutorError: the cluster cannot be reached or has no workers; while running: it was lost.
+    """
+    name, _, address = where.partition(":")
+    if where == LOCAL:
+        yield _Threads(workers=workers or os.cpu_count() or 1)
+    elif name == DASK and (address or where == DASK):
+        with _dask_client(address, workers or os.cpu_count() or 1) as client:
+            yield _Dask(client=client)
+    else:
+        raise UsageError(f"unknown executor '{where}': choose local, dask, or dask:ADDRESS (dask:tcp://host:8786)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Threads:
+    workers: int
+
+    def run(self, job: Callable[[S, T], R], shared: S, tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
+        with ThreadPoolExecutor(self.workers) as pool:
+            futures = {pool.submit(job, shared, task): index for index, task in enumerate(tasks)}
+            try:
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Dask:
+    client: Any
+
+    def run(self, job: Callable[[S, T], R], shared: S, tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
+        from distributed import KilledWorker, as_completed
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sending large graph", UserWarning)  # a model is large, and sent once
+            # a task rather than scattered data: it is computed again where the worker that held it is lost
+            everywhere = self.client.submit(_Unpickled, pickle.dumps(shared), pure=False)
+            futures = {
+                self.client.submit(_run, job, everywhere, task, pure=False): index for index, task in enumerate(tasks)
+            }
+        try:
+            for future in as_completed(futures, loop=self.client.loop):
+                yield futures[future], future.result()
+        except KilledWorker as error:
+            raise ExecutorError(f"the Dask cluster lost its worker again and again on the same task: {error}") from None
+        except ModuleNotFoundError as error:
+            raise ExecutorError(
+                f"a Dask worker lacks a module: {error}; install qgraph-onnx on every worker"
+            ) from error
+        finally:
+            self.client.cancel([*futures, everywhere], force=True)
+
+
+class _Unpickled:
+    """`shared` on a worker: unpickled when it is first read, moved between workers as the bytes it came in."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self._value: Any = None
+        self._lock = threading.Lock()
+
+    @property
+    def value(self) -> Any:
+        with self._lock:
+            if self._value is None:
+                self._value = pickle.loads(self.data)
+            return self._value
+
+    def __reduce__(self) -> tuple[type[_Unpickled], tuple[bytes]]:
+        return _Unpickled, (self.data,)
+
+
+def _run(job: Callable[[Any, T], R], shared: _Unpickled, task: T) -> R:
+    return job(shared.value, task)
+
+
+@contextmanager
+def _dask_client(address: str, workers: int) -> Iterator[Any]:
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise UsageError('the Dask executor needs the extra dask: pip install "qgraph-onnx[dask]"') from None
+    if not address:
+        with (
+            LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            yield client
+        return
+    try:
+        client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ExecutorError(
+            f"no Dask scheduler answers at {address} within {_CONNECT_SECONDS} s: start one with dask scheduler ({error})"
+        ) from None
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
+        except TimeoutError:
+            raise ExecutorError(
+                f"the Dask cluster at {address} has no workers: start some with dask worker {address}"
+            ) from None
+        yield client
