@@ -4,9 +4,9 @@
         for index, result in executor.run(job, shared, tasks):
             ...
 
-`job(shared, task)` is a module-level function; `shared` is what all tasks need (a serialized model, samples) and travels
-once to each worker. Results come as they are completed, with the task's index, and never depend on the executor or the
-number of workers. The only importer of dask.
+`job(shared, task)` is a module-level function; `shared` is what all tasks need (a serialized model, samples) and
+travels once to each worker. Results come as they are completed, with the task's index, and never depend on the executor
+or the number of workers. The only importer of dask.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ def _dask_client(address: str, workers: int) -> Iterator[Any]:
         client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ExecutorError(
-            f"no Dask scheduler answers at {address} within {_CONNECT_SECONDS} s: start one with dask scheduler ({error})"
+            f"no Dask scheduler answers at {address} within {_CONNECT_SECONDS} s: start one with "
+            f"dask scheduler ({error})"
         ) from None
     with client:
         try:
