@@ -4,7 +4,10 @@ The rules under which onnxruntime turns the result into integer kernels:
 
 * activations are uint8; a grid below 8 bits is QuantizeLinear -> Min(qmax) -> DequantizeLinear, which still fuses;
 * weights are int8 behind DequantizeLinear, per output channel and symmetric;
-* a grid is restated behind operators that only move values.
+* a grid is restated behind operators that only move values;
+* the offset of a grid is folded into the bias of every layer that reads the tensor without padding it (LSQ+, Eq. 5).
+  Padding is with zeros, which carry no offset: layers that pad, and operators that are not layers, read the tensor with
+  its offset added.
 
 Weights of k < 8 bits take k bits: bit plane i of the two's-complement codes holds bit i of eight weights in each
 byte, and
@@ -23,8 +26,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph import weights
+from qgraph.correct import output_sums
 from qgraph.folding import add_initializer, constant
-from qgraph.graph import Layer, attribute
+from qgraph.graph import Layer, attribute, pads
 from qgraph.lowering import lower
 from qgraph.model import Model
 from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
@@ -65,6 +69,7 @@ class _QdqEmitter:
         self.graph = graph
         self.grids: dict[tuple[float, int], tuple[ir.Value, ir.Value]] = {}
         self.integers: dict[ir.Value, ir.Value] = {}  # the codes behind each dequantized value
+        self.offsets: dict[ir.Value, tuple[ir.Value, float]] = {}  # what it was before its offset was added
 
     def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
         grid = quant.weight
@@ -103,14 +108,25 @@ class _QdqEmitter:
 
     def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
         scale, zero_point = self._grid(quant)
-        integers = self._op("QuantizeLinear", value, scale, zero_point)
+        shifted = self._op("Sub", value, self._shared(np.float32(quant.offset))) if quant.offset else value
+        integers = self._op("QuantizeLinear", shifted, scale, zero_point)
         if quant.qmax < 255:
             integers = self._op("Min", integers, self._shared(np.uint8(quant.qmax)))
         return self._dequantized(integers, value, quant)
 
+    def fold_offset(self, layer: Layer, quant: LayerQuant) -> tuple[ir.Value, NDArray[np.float64]] | None:
+        if layer.input not in self.offsets or pads(layer):
+            return None
+        plain, offset = self.offsets[layer.input]
+        weight = weights.quantized(layer.weight_array(), quant.weight).astype(np.float64)
+        channels = weight.shape[1 - layer.output_axis] * layer.groups
+        return plain, output_sums(layer, weight, np.full(channels, offset))
+
     def carry(self, node: ir.Node, quantized: ir.Value, quant: ActivationQuant) -> ir.Value | None:
         """Move the codes instead of the floats: one byte per value, and no rounding in between."""
         if node.op_type not in _MOVES_INTEGERS or len([v for v in node.outputs if v.uses()]) > 1:
+            return None
+        if quantized not in self.integers or (node.op_type == "Pad" and quant.offset):  # then zero is no code
             return None
         node.replace_input_with(0, self.integers[quantized])
         if node.op_type == "Pad":
@@ -125,6 +141,10 @@ class _QdqEmitter:
 
     def _dequantized(self, integers: ir.Value, like: ir.Value, quant: ActivationQuant) -> ir.Value:
         result = self._op("DequantizeLinear", integers, *self._grid(quant))
+        if quant.offset:
+            plain, result = result, self._op("Add", result, self._shared(np.float32(quant.offset)))
+            self.offsets[result] = plain, quant.offset
+            plain.shape, plain.type = like.shape, like.type
         result.shape, result.type = like.shape, like.type
         self.integers[result] = integers
         return result

@@ -223,6 +223,14 @@ def is_transparent(node: ir.Node) -> bool:
     return True
 
 
+def pads(layer: Layer) -> bool:
+    """Whether the layer may sum over zeros that are not of its operand, so that an offset is not folded exactly."""
+    if layer.op == "Conv":
+        padding = attribute(layer.node, "pads", ())
+        return any(padding) or attribute(layer.node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    return layer.op not in ("Gemm", "MatMul") or len(layer.weight.shape or ()) != 2
+
+
 def fused_output(value: ir.Value) -> ir.Value:
     """The tensor to quantize for an operator's result: behind the Relu or Clip that onnxruntime merges into it."""
     uses = list(value.uses())

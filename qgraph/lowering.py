@@ -32,6 +32,12 @@ class Emitter(Protocol):
     def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
         """`value` brought to the grid."""
 
+    def fold_offset(self, layer: Layer, quant: LayerQuant) -> tuple[ir.Value, NDArray[np.float64]] | None:
+        """The layer's operand without the offset of its grid, and what the layer's result lacks for that (LSQ+, Eq. 5).
+
+        None where there is no offset, or it cannot be folded.
+        """
+
     def carry(self, node: ir.Node, quantized: ir.Value, quant: ActivationQuant) -> ir.Value | None:
         """Let a transparent node move `quantized` on its grid; the value to read in place of the node's output.
 
@@ -56,8 +62,13 @@ def lower(model: Model, plan: QuantPlan, make_emitter: Callable[[ir.Graph], Emit
     for layer, quant, origin in zip(layers, plan.layers, roots, strict=True):
         operand = grids.get(origin)
         weight = emitter.weight(layer, quant, operand)
-        if quant.bias_shift:
-            shift_bias(net.graph, layer, np.asarray(quant.bias_shift, np.float64))
+        shift = np.asarray(quant.bias_shift, np.float64)
+        folded = emitter.fold_offset(layer, quant)
+        if folded is not None:
+            layer.node.replace_input_with(1 - layer.weight_index, folded[0])
+            shift = folded[1] + (shift if shift.size else 0.0)
+        if shift.size:
+            shift_bias(net.graph, layer, shift)
         bias = emitter.bias(layer, quant, operand)
         if bias is not None:
             layer.node.replace_input_with(2, bias)

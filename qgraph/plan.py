@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import types
@@ -64,7 +65,10 @@ class WeightQuant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationQuant:
-    """The grid of an activation: value = scale * (code - zero_point), codes 0 .. qmax in uint8.
+    """The grid of an activation: value = scale * (code - zero_point) + offset, codes 0 .. qmax in uint8.
+
+    `offset` is the real shift of LSQ+ (Eq. 1), in the units of the tensor; the exported graph folds it into the bias of
+    the layers that read the tensor without padding it (Eq. 5).
 
     `role` says who sees it: `tensor` is every consumer; `operand` only the layers, on top of a `tensor` grid if there
     is one.
@@ -75,12 +79,15 @@ class ActivationQuant:
     scale: float
     zero_point: int = 0
     role: Literal["tensor", "operand"] = "tensor"
+    offset: float = 0.0
 
     def __post_init__(self) -> None:
         _check_bits(self.bits)
         _check_scale((self.scale,))
         if not 0 <= self.zero_point <= self.qmax:
             raise PlanError(f"zero_point {self.zero_point} of '{self.tensor}' lies outside 0..{self.qmax}")
+        if not math.isfinite(self.offset):
+            raise PlanError(f"the offset of '{self.tensor}' must be finite, not {self.offset}")
 
     @property
     def qmax(self) -> int:
@@ -88,11 +95,11 @@ class ActivationQuant:
 
     @property
     def low(self) -> float:
-        return -self.zero_point * self.scale
+        return self.offset - self.zero_point * self.scale
 
     @property
     def high(self) -> float:
-        return (self.qmax - self.zero_point) * self.scale
+        return self.offset + (self.qmax - self.zero_point) * self.scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """plan -> a float graph of plain operators that computes what the plan computes (`--format float`).
 
 Weights become the float values of their codes; an activation grid becomes
-scale * (clip(round(x / scale) + zero_point, 0, qmax) - zero_point) in Div, Round, Clip and Mul.
+scale * (clip(round(x / scale) + zero_point, 0, qmax) - zero_point) in Div, Round, Clip and Mul, with the grid's offset
+subtracted before and added after.
 """
 
 from __future__ import annotations
@@ -39,11 +40,17 @@ class FloatEmitter:
         # Clip before shifting: x / scale rounded lies in -zero_point .. qmax - zero_point
         scale = self._scalar(quant.scale)
         low, high = self._scalar(-quant.zero_point), self._scalar(quant.qmax - quant.zero_point)
-        steps = self.op("Div", value, scale)
+        shifted = self.op("Sub", value, self._scalar(quant.offset)) if quant.offset else value
+        steps = self.op("Div", shifted, scale)
         codes = self.op("Clip", self.op("Round", steps), low, high)
         result = self.op("Mul", codes, scale)
+        if quant.offset:
+            result = self.op("Add", result, self._scalar(quant.offset))
         result.shape, result.type = value.shape, value.type
         return result
+
+    def fold_offset(self, layer: Layer, quant: LayerQuant) -> None:
+        return None  # the offset is there already
 
     def carry(self, node: ir.Node, quantized: ir.Value, quant: ActivationQuant) -> None:
         return None  # floats stay on their grid by themselves
