@@ -31,7 +31,8 @@ from qgraph.folding import add_initializer, constant
 from qgraph.graph import Layer, attribute, pads
 from qgraph.lowering import lower
 from qgraph.model import Model
-from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
+from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan, Rounding
+from qgraph.rounding import lookup, staircase
 
 _MOVES_INTEGERS = frozenset(  # transparent operators that onnxruntime has uint8 kernels for
     {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "Expand", "Resize"}
@@ -107,12 +108,32 @@ class _QdqEmitter:
         return self._op("DequantizeLinear", *inputs, **({"axis": 0} if per_channel else {}))
 
     def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
-        scale, zero_point = self._grid(quant)
-        shifted = self._op("Sub", value, self._shared(np.float32(quant.offset))) if quant.offset else value
-        integers = self._op("QuantizeLinear", shifted, scale, zero_point)
-        if quant.qmax < 255:
-            integers = self._op("Min", integers, self._shared(np.uint8(quant.qmax)))
+        if quant.rounding is None:
+            shifted = self._op("Sub", value, self._shared(np.float32(quant.offset))) if quant.offset else value
+            integers = self._codes(shifted, *self._grid(quant), quant.qmax)
+        else:
+            integers = self._rounded(value, quant, quant.rounding)
         return self._dequantized(integers, value, quant)
+
+    def _codes(self, value: ir.Value, scale: ir.Value, zero_point: ir.Value, qmax: int) -> ir.Value:
+        integers = self._op("QuantizeLinear", value, scale, zero_point)
+        return integers if qmax == 255 else self._op("Min", integers, self._shared(np.uint8(qmax)))
+
+    def _rounded(self, value: ir.Value, quant: ActivationQuant, rounding: Rounding) -> ir.Value:
+        """Codes by Q-Rater's rounding: looked up by an 8-bit code, or one Where for each threshold."""
+        k = rounding.subdivision
+        if k:
+            scale = self._constant(f"{value.name}/fine", np.float32(quant.scale) / np.float32(k))
+            fine = self._codes(value, scale, self._shared(np.uint8(quant.zero_point * k)), quant.qmax * k)
+            table = self._constant(f"{value.name}/codes", lookup(quant))
+            return self._op("Gather", table, self._op("Cast", fine, to=ir.DataType.INT32))
+        thresholds, codes = staircase(quant)
+        levels = [self._shared(np.uint8(code)) for code in codes]
+        result = levels[0]
+        for threshold, level in zip(thresholds, levels[1:], strict=True):
+            reached = self._op("GreaterOrEqual", value, self._constant(f"{value.name}/threshold", threshold))
+            result = self._op("Where", reached, level, result)
+        return result
 
     def fold_offset(self, layer: Layer, quant: LayerQuant) -> tuple[ir.Value, NDArray[np.float64]] | None:
         if layer.input not in self.offsets or pads(layer):
@@ -190,7 +211,7 @@ class _QdqEmitter:
         existing = self.graph.initializers.get(name)
         return existing if existing is not None else add_initializer(self.graph, name, data)
 
-    def _constant(self, name: str, array: NDArray[Any]) -> ir.Value:
+    def _constant(self, name: str, array: NDArray[Any] | np.generic) -> ir.Value:
         return add_initializer(self.graph, name, np.ascontiguousarray(array) if array.ndim else array)
 
     def _op(self, op_type: str, *inputs: ir.Value, **attributes: object) -> ir.Value:

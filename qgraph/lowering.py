@@ -135,10 +135,10 @@ def _quantize_operands(layers: list[Layer], quant: ActivationQuant, emitter: Emi
 
 
 def _replace_uses(view: GraphView, value: ir.Value, quantized: ir.Value) -> None:
-    """Let every consumer of `value` but the grid's own first node read `quantized`; a graph output keeps its name."""
-    first = _first_node(quantized, value)
+    """Let every consumer of `value` but the grid's own nodes read `quantized`; a graph output keeps its name."""
+    own = _nodes_between(value, quantized)
     for use in list(value.uses()):
-        if use.node is not first:
+        if use.node not in own:
             use.node.replace_input_with(use.idx, quantized)
     if value.is_graph_output():
         outputs = view.model.graph.outputs
@@ -151,14 +151,18 @@ def _replace_uses(view: GraphView, value: ir.Value, quantized: ir.Value) -> None
                 outputs[index] = quantized
 
 
-def _first_node(quantized: ir.Value, source: ir.Value) -> ir.Node:
-    """The node of the chain from `source` to `quantized` that reads `source`."""
-    node = quantized.producer()
-    while node is not None and source not in node.inputs:
-        node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if node is None:
+def _nodes_between(source: ir.Value, result: ir.Value) -> set[ir.Node]:
+    """The nodes that an emitter made to compute `result` from `source`."""
+    found: set[ir.Node] = set()
+    pending = [result]
+    while pending:
+        node = pending.pop().producer()
+        if node is not None and node not in found:
+            found.add(node)
+            pending.extend(v for v in node.inputs if v is not None and v is not source)
+    if not any(source in node.inputs for node in found):
         raise ValueError("an emitter must compute its result from the value it was given")
-    return node
+    return found
 
 
 def shift_bias(graph: ir.Graph, layer: Layer, shift: NDArray[np.float64]) -> ir.Value:

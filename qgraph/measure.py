@@ -26,6 +26,7 @@ from qgraph.graph import GraphView, Layer, root
 from qgraph.lowering import shift_bias
 from qgraph.observe import Observations
 from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
+from qgraph.rounding import activation_table
 from qgraph.runtime import Session
 from qgraph.simulate import FloatEmitter
 
@@ -142,7 +143,11 @@ def grid_error(statistics: qmath.Statistics, grid: ActivationQuant) -> float:
     histogram = statistics.histogram
     if histogram is None:
         return grid.scale**2 / 12
-    codes = np.clip(np.rint(histogram.centers / grid.scale), -grid.zero_point, grid.qmax - grid.zero_point)
+    table = activation_table(grid)
+    if table is None:
+        codes = np.clip(np.rint(histogram.centers / grid.scale), -grid.zero_point, grid.qmax - grid.zero_point)
+    else:
+        codes = table.quantize(histogram.centers, grid.scale)
     squares = (histogram.centers - codes * grid.scale) ** 2
     occupied = histogram.counts > 0
     zero_is_exact = occupied & (np.abs(histogram.centers) <= histogram.width)  # mass at 0 (after ReLU) has no error

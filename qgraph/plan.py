@@ -28,12 +28,36 @@ _NUMBERS = re.compile(r"\[\n([-+.\deE,\s]*)\]")  # a list of numbers goes on one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rounding:
+    """Q-Rater's rounding in place of rounding to nearest (`qmath.rounding_table`).
+
+    `gamma_n` in [-1, 1] and `gamma_s` in [0, 1] are those of Eq. 6, read as `reading` says; without `gamma_s` the
+    scheme is Eq. 4, of first order. With `subdivision` k > 0 a value is first rounded to the nearest k-th of a step, so
+    that its code is a look-up by an integer; 0 keeps the exact thresholds.
+    """
+
+    gamma_n: float
+    gamma_s: float | None = None
+    reading: Literal["distance", "printed"] = "distance"
+    subdivision: int = 0
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.gamma_n <= 1:
+            raise PlanError(f"gamma_n of a rounding must lie in -1..1, not {self.gamma_n}")
+        if self.gamma_s is not None and not 0 <= self.gamma_s <= 1:
+            raise PlanError(f"gamma_s of a rounding must lie in 0..1, not {self.gamma_s}")
+        if self.subdivision < 0:
+            raise PlanError(f"the subdivision of a rounding must not be negative, it is {self.subdivision}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightQuant:
     """The grid of a weight: value = gain * scale * (code - zero_point), per channel along `axis` or for the whole
     tensor.
 
     Codes are those of round(w / scale) + zero_point, half to even, clamped to the signed range of `bits`, without its
-    lowest code when `symmetric`. `gain` rescales after rounding (the norm correction of ACIQ, Eq. 12).
+    lowest code when `symmetric`. `gain` rescales after rounding (the norm correction of ACIQ, Eq. 12). A symmetric grid
+    may have a `rounding` of its own.
     """
 
     bits: int
@@ -42,11 +66,14 @@ class WeightQuant:
     gain: tuple[float, ...] = (1.0,)
     axis: int | None = None
     symmetric: bool = True
+    rounding: Rounding | None = None
 
     def __post_init__(self) -> None:
         _check_bits(self.bits)
         _check_scale(self.scale)
         _check_scale(self.gain)
+        if self.rounding is not None and (not self.symmetric or self.rounding.subdivision):
+            raise PlanError("a weight grid with a rounding is symmetric, and its rounding has no subdivision")
         if self.symmetric and any(self.zero_point):
             raise PlanError("a symmetric weight grid has zero_point 0")
         if any(not self.qmin <= z <= self.qmax for z in self.zero_point):
@@ -71,7 +98,8 @@ class ActivationQuant:
     the layers that read the tensor without padding it (Eq. 5).
 
     `role` says who sees it: `tensor` is every consumer; `operand` only the layers, on top of a `tensor` grid if there
-    is one.
+    is one. A `symmetric` grid has 2^(bits-1) - 1 codes on either side of its zero point. A grid with a `rounding` is
+    symmetric, or begins at zero.
     """
 
     tensor: str
@@ -80,10 +108,21 @@ class ActivationQuant:
     zero_point: int = 0
     role: Literal["tensor", "operand"] = "tensor"
     offset: float = 0.0
+    symmetric: bool = False
+    rounding: Rounding | None = None
 
     def __post_init__(self) -> None:
         _check_bits(self.bits)
         _check_scale((self.scale,))
+        middle = 2 ** (self.bits - 1) - 1
+        if self.symmetric and self.zero_point != middle:
+            raise PlanError(f"a symmetric grid of {self.bits} bits has zero_point {middle}: see '{self.tensor}'")
+        if self.rounding is not None and self.zero_point and not self.symmetric:
+            raise PlanError(f"a grid with a rounding is symmetric or has zero_point 0: see '{self.tensor}'")
+        if self.rounding is not None and self.offset:
+            raise PlanError(f"a grid with a rounding has no offset: see '{self.tensor}'")
+        if self.rounding is not None and self.qmax * self.rounding.subdivision > 255:
+            raise PlanError(f"a subdivision fits 8 bits, {255 // self.qmax} at most for '{self.tensor}'")
         if not 0 <= self.zero_point <= self.qmax:
             raise PlanError(f"zero_point {self.zero_point} of '{self.tensor}' lies outside 0..{self.qmax}")
         if not math.isfinite(self.offset):
@@ -91,7 +130,7 @@ class ActivationQuant:
 
     @property
     def qmax(self) -> int:
-        return 2**self.bits - 1
+        return 2**self.bits - 1 - self.symmetric
 
     @property
     def low(self) -> float:

@@ -2,7 +2,8 @@
 
 Weights become the float values of their codes; an activation grid becomes
 scale * (clip(round(x / scale) + zero_point, 0, qmax) - zero_point) in Div, Round, Clip and Mul, with the grid's offset
-subtracted before and added after.
+subtracted before and added after. A rounding of its own is a Where per threshold, or a Gather by the k-ths of a step
+that it is defined on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from qgraph.folding import add_initializer
 from qgraph.graph import Layer
 from qgraph.lowering import lower
 from qgraph.model import Model
-from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
+from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan, Rounding
+from qgraph.rounding import lookup, staircase
 
 
 def simulate(model: Model, plan: QuantPlan) -> ir.Model:
@@ -37,6 +39,11 @@ class FloatEmitter:
         return None  # biases stay in floating point
 
     def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
+        result = self._plain(value, quant) if quant.rounding is None else self._rounded(value, quant, quant.rounding)
+        result.shape, result.type = value.shape, value.type
+        return result
+
+    def _plain(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
         # Clip before shifting: x / scale rounded lies in -zero_point .. qmax - zero_point
         scale = self._scalar(quant.scale)
         low, high = self._scalar(-quant.zero_point), self._scalar(quant.qmax - quant.zero_point)
@@ -44,10 +51,23 @@ class FloatEmitter:
         steps = self.op("Div", shifted, scale)
         codes = self.op("Clip", self.op("Round", steps), low, high)
         result = self.op("Mul", codes, scale)
-        if quant.offset:
-            result = self.op("Add", result, self._scalar(quant.offset))
-        result.shape, result.type = value.shape, value.type
-        return result
+        return self.op("Add", result, self._scalar(quant.offset)) if quant.offset else result
+
+    def _rounded(self, value: ir.Value, quant: ActivationQuant, rounding: Rounding) -> ir.Value:
+        scale, k = np.float32(quant.scale), rounding.subdivision
+        if k:
+            reals = (lookup(quant).astype(np.float32) - quant.zero_point) * scale
+            fine = self.op("Round", self.op("Div", value, self._scalar(scale / np.float32(k))))
+            low, high = self._scalar(-quant.zero_point * k), self._scalar((quant.qmax - quant.zero_point) * k)
+            index = self.op("Add", self.op("Clip", fine, low, high), self._scalar(quant.zero_point * k))
+            table = add_initializer(self.graph, f"{value.name}/levels", reals)
+            return self.op("Gather", table, self.op("Cast", index, to=ir.DataType.INT32))
+        thresholds, levels = staircase(quant)
+        values = [self._scalar(level * scale) for level in levels - quant.zero_point]
+        result = values[0]
+        for threshold, level in zip(thresholds, values[1:], strict=True):
+            result = self.op("Where", self.op("GreaterOrEqual", value, self._scalar(threshold)), level, result)
+        return result if len(values) > 1 else self.op("Mul", value, self._scalar(0.0))
 
     def fold_offset(self, layer: Layer, quant: LayerQuant) -> None:
         return None  # the offset is there already
@@ -60,7 +80,7 @@ class FloatEmitter:
         self.graph.append(node)
         return node.outputs[0]
 
-    def _scalar(self, number: float) -> ir.Value:
+    def _scalar(self, number: float | np.floating) -> ir.Value:
         name = f"f32:{np.float32(number)!s}"
         existing = self.graph.initializers.get(name)
         return existing if existing is not None else add_initializer(self.graph, name, np.float32(number))

@@ -9,10 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgraph.plan import WeightQuant
+from qgraph.rounding import rounding_table
 
 
 def codes(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.int8]:
-    """clip(round(w / scale) + zero_point, qmin, qmax) in int8, rounding half to even."""
+    """clip(round(w / scale) + zero_point, qmin, qmax) in int8, rounding half to even or as the grid's rounding says."""
+    if quant.rounding is not None:
+        table = rounding_table(quant.rounding, quant.bits, signed=True)
+        scales = quant.scale[0] if quant.axis is None or len(quant.scale) == 1 else quant.scale
+        axis = None if np.ndim(scales) == 0 else quant.axis
+        return np.asarray(table.quantize(weight, scales, axis=axis), np.int8)
     scale = _along(quant.scale, quant, weight.ndim).astype(np.float32)
     zero_point = _along(quant.zero_point, quant, weight.ndim)
     shifted = np.rint(weight / scale) + zero_point
