@@ -19,10 +19,11 @@ COMMANDS = {
     "evaluate": "qgraph.cli.evaluate",
     "compare": "qgraph.cli.evaluate",
     "inspect": "qgraph.cli.inspect",
+    "report": "qgraph.cli.report",
     "demo": "qgraph.cli.demo",
     "completion": "qgraph.cli.completion",
 }
-PLANNED = ("sensitivity", "search", "finetune", "report")
+PLANNED = ("sensitivity", "search", "finetune")
 
 
 class _LazyGroup(click.Group):

@@ -15,6 +15,7 @@ from qgraph.pipeline import Result
 from qgraph.pipeline import apply as apply_plan
 from qgraph.pipeline import quantize as run
 from qgraph.plan import QuantPlan
+from qgraph.report import render, report_of
 
 
 @click.command()
@@ -30,8 +31,11 @@ from qgraph.plan import QuantPlan
 @click.option("--seed", type=int, metavar="N", help="Seed of distilled data.  [default: 0]")
 @click.option("--resume", metavar="DIR", help="Folder for checkpoints: a job that was stopped goes on from there.")
 @click.option("--plan", metavar="PLAN.json", help="Also write the plan.")
+@click.option("--report", metavar="FILE.html", help="Also write a page about it.")
 @run_options
-def quantize(model: str, output: str, plan: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+def quantize(
+    model: str, output: str, plan: str | None, report: str | None, as_json: bool, quiet: bool, **options: Any
+) -> None:
     """Make MODEL smaller and faster for onnxruntime on the CPU.
 
     \b
@@ -43,16 +47,15 @@ def quantize(model: str, output: str, plan: str | None, as_json: bool, quiet: bo
     """
     if quiet:
         silence_warnings()
-    check_writable(output, source=model)
-    if plan is not None:
-        check_writable(plan, source=model)
-        if Path(plan).absolute() == Path(output).absolute():
-            raise UsageError(f"--plan and -o both name {output}")
+    _check_outputs(model, {"-o": output, "--plan": plan, "--report": report})
     mean, std = options.pop("mean"), options.pop("std")
-    result = run(model, preprocessing=preprocessing(mean, std), progress=progress(quiet or as_json), **_given(options))
+    bars = progress(quiet or as_json)
+    result = run(model, preprocessing=preprocessing(mean, std), progress=bars, **_given(options))
     nbytes = result.save(output)
     if plan is not None:
         write_atomically(Path(plan), result.plan.to_json().encode())
+    if report is not None:
+        write_atomically(Path(report), render(report_of(result, name=output, progress=bars)).encode())
     if as_json:
         show_json(result.to_dict(output=output, nbytes=nbytes))
     elif not quiet:
@@ -80,6 +83,17 @@ def apply(model: str, plan: str, output: str, format: str, opset: int | None, as
         show_json({"output": output, "bytes": nbytes, "float_bytes": quantized.nbytes})
     elif not quiet:
         show(f"{output}: {nbytes:,} bytes ({nbytes / quantized.nbytes:.0%} of {quantized.nbytes:,})")
+
+
+def _check_outputs(model: str, outputs: dict[str, str | None]) -> None:
+    """Every output can be written, and no two are one file."""
+    seen: dict[Path, str] = {}
+    for option, path in outputs.items():
+        if path is not None:
+            check_writable(path, source=model)
+            other = seen.setdefault(Path(path).absolute(), option)
+            if other != option:
+                raise UsageError(f"{option} and {other} both name {path}")
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

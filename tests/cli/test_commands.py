@@ -93,6 +93,24 @@ def test_compare(run, digits, digits_calibration, digits_test):
     assert "classifier" in run("compare", digits, "w4.onnx", "--data", digits_test)[1]
 
 
+def test_report(run, digits, digits_calibration, digits_test, tmp_path):
+    calibration = ("--data", digits_calibration, "--limit", 64)
+    assert run("quantize", digits, "-o", "a.onnx", *calibration, "--plan", "a.json", "--report", "a.html")[0] == 0
+    assert "a.onnx" in (tmp_path / "a.html").read_text(encoding="utf-8")
+    status, out, err = run(
+        "report", digits, "a.json", "a.onnx", "--data", digits_test, "--limit", 50, "-o", "b.html", "--json"
+    )
+    content = json.loads(out)
+    assert (status, err) == (0, "")
+    assert (content["count"], [v["name"] for v in content["variants"]]) == (50, ["a.json", "a.onnx"])
+    assert content["bytes"] == digits.stat().st_size
+    assert (tmp_path / "b.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert run("report", digits, "-o", "c.html")[0] == 2
+    assert run("report", digits, "a.onnx", "-o", "a.onnx")[0] == 2
+    assert run("quantize", digits, "-o", "d.onnx", "--report", "d.onnx")[0] == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.html", "a.json", "a.onnx", "b.html"]
+
+
 VARIANTS = ("w8a8", "w4a8", "w4a4", "w8a8-no-data", "w4a8-no-data")
 
 
@@ -130,7 +148,7 @@ def test_completion(run, shell):
 
 
 @pytest.mark.parametrize(
-    "command", ["quantize", "apply", "distill", "evaluate", "compare", "inspect", "demo", "completion"]
+    "command", ["quantize", "apply", "distill", "evaluate", "compare", "inspect", "report", "demo", "completion"]
 )
 def test_every_command_has_an_example(run, command):
     status, out, _ = run(command, "--help")

@@ -1,0 +1,61 @@
+"""`qgraph report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qgraph.cli.console import progress, show, show_json, silence_warnings
+from qgraph.cli.options import data_options, preprocessing, run_options
+from qgraph.model import check_writable, write_atomically
+from qgraph.report import render, report_on
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="FLOAT.onnx MODEL_OR_PLAN...")
+@click.option("-o", "--output", required=True, metavar="OUT.html", help="Where to write the page.")
+@data_options()
+@run_options
+def report(
+    models: tuple[str, ...],
+    output: str,
+    data: str | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    limit: int | None,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """One HTML page about quantized models and plans (.json) of the float model, the first given.
+
+    Accuracy, size, latency, bits and errors layer by layer. Without --data, errors are measured on distilled samples.
+
+    \b
+    Examples:
+      qgraph report model.onnx small.onnx --data test.npz -o report.html
+      qgraph report model.onnx plan4.json plan8.json other.onnx --data test.npz --limit 1000 -o report.html
+    """
+    if len(models) < 2:
+        raise click.UsageError("report needs the float model and at least one plan or quantized model")
+    if quiet:
+        silence_warnings()
+    check_writable(output)
+    if any(Path(model).absolute() == Path(output).absolute() for model in models):
+        raise click.UsageError(f"output {output} is one of the inputs: choose another file name with -o")
+    result = report_on(
+        models[0],
+        models[1:],
+        data,
+        preprocessing=preprocessing(mean, std),
+        limit=limit,
+        threads=threads,
+        progress=progress(quiet or as_json),
+    )
+    page = render(result).encode()
+    write_atomically(Path(output), page)
+    if as_json:
+        show_json({"output": output, **result.to_dict()})
+    elif not quiet:
+        show(f"{output}: {len(result.variants)} models, {len(page):,} bytes")

@@ -1,0 +1,288 @@
+"""What a report shows: a float model and quantized forms of it, measured on the same samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from numpy.typing import NDArray
+
+from qgraph.comparison import compare
+from qgraph.data import DataLike, Dataset, Preprocessing, open_data
+from qgraph.errors import DataError, UsageError
+from qgraph.evaluation import Evaluation, evaluate, latency_ratio
+from qgraph.graph import GraphView
+from qgraph.measure import LayerReport, layer_reports
+from qgraph.model import Model, ModelLike, load
+from qgraph.observe import Observations, observe
+from qgraph.pipeline import DISTILLED, Result, distilled_inputs, lower, prepare
+from qgraph.plan import KeptFloat, QuantPlan
+from qgraph.progress import SILENT, Progress
+from qgraph.report.codes import bits_in_file
+
+OBSERVED, COMPARED, TIMED = 256, 64, 15  # samples for statistics, samples for layers, runs for the latency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRow:
+    """One layer of one variant. Errors in dB: of the layer alone (predicted, measured), and with all before it."""
+
+    name: str
+    op: str
+    weight_count: int
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+    weight_bytes: int | None = None
+    predicted_sqnr_db: float | None = None
+    measured_sqnr_db: float | None = None
+    accumulated_sqnr_db: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One quantized form of the network; `latency` is relative to the float model."""
+
+    name: str
+    nbytes: int
+    layers: tuple[LayerRow, ...]
+    kept_float: tuple[KeptFloat, ...] = ()
+    quality: Evaluation | None = None
+    latency: float | None = None
+
+    @property
+    def mean_weight_bits(self) -> float | None:
+        """Bits of an average weight, layers in float left out."""
+        quantized = [(r.weight_count, r.weight_bits) for r in self.layers if r.weight_bits is not None]
+        count = sum(n for n, _ in quantized)
+        return sum(n * bits for n, bits in quantized) / count if count else None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Report:
+    """Everything on the page. `data` says what was measured on; `distilled` are the samples made for it, if any."""
+
+    source: str
+    digest: str
+    nbytes: int
+    data: str
+    count: int
+    variants: tuple[Variant, ...]
+    quality: Evaluation | None = None
+    distilled: NDArray[Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `qgraph report --json` prints."""
+        return {
+            "model": self.source,
+            "bytes": self.nbytes,
+            "data": self.data,
+            "count": self.count,
+            "top1": None if self.quality is None else self.quality.top1,
+            "variants": [
+                {
+                    "name": v.name,
+                    "bytes": v.nbytes,
+                    "latency": v.latency,
+                    "quality": None if v.quality is None else v.quality.to_dict(),
+                    "layers": [dataclasses.asdict(layer) for layer in v.layers],
+                    "kept_float": [dataclasses.asdict(k) for k in v.kept_float],
+                }
+                for v in self.variants
+            ],
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Candidate:
+    """A quantized form to report on: its graph, and the plan that made it where there is one."""
+
+    name: str
+    model: Model
+    plan: QuantPlan | None = None
+
+
+def report_on(
+    reference: ModelLike,
+    others: Sequence[str | QuantPlan],
+    data: DataLike | None = None,
+    *,
+    preprocessing: Preprocessing | None = None,
+    limit: int | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Report:
+    """Compare plans (`.json` files or values) and quantized models of one float model.
+
+    Without data the layers are measured on distilled samples. Raises `PlanError` for a plan of another model,
+    `UsageError` where there is nothing to compare.
+    """
+    if not others:
+        raise UsageError("nothing to report on: give the float model, then at least one plan or quantized model")
+    original = load(reference)
+    net = prepare(original)
+    names = _short_names([f"plan {i}" if isinstance(o, QuantPlan) else str(o) for i, o in enumerate(others, 1)])
+    candidates = [_candidate(net, other, name) for other, name in zip(others, names, strict=True)]
+    made = None
+    if data is None:
+        samples, made = _distilled(original, net, threads, progress)
+    else:
+        samples = open_data(data, net, preprocessing=preprocessing, limit=limit)
+    observed = None
+    if samples is not None and any(c.plan is not None for c in candidates):
+        observed = observe(net, _first(samples, OBSERVED), threads=threads, progress=progress)
+    return gather(net, candidates, samples, observed, distilled=made, threads=threads, progress=progress)
+
+
+def report_of(result: Result, *, name: str = "quantized", progress: Progress = SILENT) -> Report:
+    """The report on one `quantize` job, measured on the samples it was calibrated with."""
+    quantized = Model(ir_model=result.model, source=name, nbytes=result.nbytes)
+    made = None
+    if result.data == "distilled" and result.samples is not None:
+        made = next(iter(result.samples.parts[0].values()))
+    return gather(
+        result.net,
+        [Candidate(name=name, model=quantized, plan=result.plan)],
+        result.samples,
+        result.observed,
+        distilled=made,
+        threads=result.threads,
+        progress=progress,
+    )
+
+
+def gather(
+    net: Model,
+    candidates: Sequence[Candidate],
+    samples: Dataset | None,
+    observed: Observations | None,
+    *,
+    distilled: NDArray[Any] | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Report:
+    """Measure every candidate against the float model `net`; without samples, sizes and bits alone."""
+    view = GraphView(net)
+    count = 0 if samples is None else samples.count
+    labelled = samples is not None and samples.labels is not None
+    return Report(
+        source=PurePath(net.source).name,
+        digest=net.digest,
+        nbytes=net.nbytes,
+        data="nothing"
+        if samples is None
+        else "distilled samples"
+        if distilled is not None
+        else PurePath(samples.description).name,
+        count=count,
+        quality=evaluate(net, samples, threads=threads, progress=progress) if samples and labelled else None,
+        variants=tuple(
+            _variant(view, candidate, samples, observed, threads=threads, progress=progress) for candidate in candidates
+        ),
+        distilled=distilled,
+    )
+
+
+def _short_names(paths: Sequence[str]) -> list[str]:
+    """File names, or whole paths where two files share a name."""
+    short = [PurePath(path).name for path in paths]
+    return short if len(set(short)) == len(short) else list(paths)
+
+
+def _candidate(net: Model, other: str | QuantPlan, name: str) -> Candidate:
+    """A plan becomes the file that it stands for; anything else is a model."""
+    if not isinstance(other, QuantPlan) and not str(other).endswith(".json"):
+        return Candidate(name=name, model=load(other))
+    plan = other if isinstance(other, QuantPlan) else QuantPlan.load(other)
+    quantized = lower(net, plan, format="qdq")
+    nbytes = load(quantized).nbytes
+    return Candidate(name=name, model=Model(ir_model=quantized, source=name, nbytes=nbytes), plan=plan)
+
+
+def _distilled(
+    original: Model, net: Model, threads: int | None, progress: Progress
+) -> tuple[Dataset | None, NDArray[Any] | None]:
+    try:
+        inputs = distilled_inputs(original, count=DISTILLED, threads=threads, progress=progress)
+    except DataError as error:
+        warnings.warn(f"nothing is measured: {error}", stacklevel=3)
+        return None, None
+    return open_data(inputs, net), next(iter(inputs.values()))
+
+
+def _first(samples: Dataset, count: int) -> Dataset:
+    return dataclasses.replace(samples, limit=min(count, samples.count))
+
+
+def _variant(
+    view: GraphView,
+    candidate: Candidate,
+    samples: Dataset | None,
+    observed: Observations | None,
+    *,
+    threads: int | None,
+    progress: Progress,
+) -> Variant:
+    quality = latency = None
+    accumulated: dict[str, float | None] = {}
+    if samples is not None:
+        accumulated = _accumulated(view.model, candidate, samples, threads, progress)
+        quality = evaluate(candidate.model, samples, against=view.model, threads=threads, progress=progress)
+        feeds = next(iter(samples.batches(1))).feeds
+        latency = latency_ratio(candidate.model, view.model, feeds, runs=TIMED, threads=threads)
+    rows = _from_file(view, candidate.model)
+    if candidate.plan is not None:
+        for entry in layer_reports(view, candidate.plan, observed, samples, threads=threads):
+            rows[entry.name] = _from_plan(rows[entry.name], entry)
+    return Variant(
+        name=candidate.name,
+        nbytes=candidate.model.nbytes,
+        quality=quality,
+        latency=latency,
+        kept_float=() if candidate.plan is None else candidate.plan.kept_float,
+        layers=tuple(
+            dataclasses.replace(rows[layer.name], accumulated_sqnr_db=accumulated.get(layer.name))
+            for layer in view.layers
+        ),
+    )
+
+
+def _accumulated(
+    net: Model, candidate: Candidate, samples: Dataset, threads: int | None, progress: Progress
+) -> dict[str, float | None]:
+    """SQNR after every layer; empty, with a warning, for a file that renamed every tensor."""
+    try:
+        rows = compare(net, [candidate.model], _first(samples, COMPARED), threads=threads, progress=progress)
+    except UsageError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return {}
+    return {row.layer: row.sqnr_db[0] for row in rows}
+
+
+def _from_file(view: GraphView, model: Model) -> dict[str, LayerRow]:
+    bits = bits_in_file(model)
+    rows = {}
+    for layer in view.layers:
+        weight, operand = bits.get(layer.name) or bits.get(str(layer.output.name)) or (None, None)
+        rows[layer.name] = LayerRow(
+            name=layer.name,
+            op=layer.op,
+            weight_count=layer.weight_array().size,
+            weight_bits=weight,
+            activation_bits=operand,
+        )
+    return rows
+
+
+def _from_plan(row: LayerRow, entry: LayerReport) -> LayerRow:
+    return dataclasses.replace(
+        row,
+        weight_bits=entry.weight_bits,
+        activation_bits=entry.activation_bits,
+        weight_bytes=entry.weight_bytes,
+        predicted_sqnr_db=entry.predicted_sqnr_db,
+        measured_sqnr_db=entry.measured_sqnr_db,
+    )
