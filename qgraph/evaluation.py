@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import qmath
 from qgraph.data import Batch, DataLike, Preprocessing, open_data
+from qgraph.distance import divergence, is_scores
 from qgraph.errors import DataError
 from qgraph.measure import sqnr_db as ratio_db
 from qgraph.model import Model, ModelLike, load
@@ -122,7 +122,7 @@ class _Tally:
         if expected is None:
             return
         if scores is not None:
-            self.kl += float(np.sum(_divergence(expected[scores], produced[scores])))
+            self.kl += float(np.sum(divergence(expected[scores], produced[scores])))
             self.compared += batch.count
         for index, (have, want) in enumerate(zip(produced, expected, strict=True)):
             if have.dtype.kind == "f" and have.shape == want.shape:
@@ -143,18 +143,7 @@ class _Tally:
 
 def _scores(outputs: list[NDArray[Any]]) -> int | None:
     """Index of the first output that holds one score per class: floats of shape N x C."""
-    return next((i for i, o in enumerate(outputs) if o.dtype.kind == "f" and o.ndim == 2 and o.shape[1] > 1), None)
-
-
-def _divergence(expected: NDArray[Any], produced: NDArray[Any]) -> NDArray[np.float64]:
-    """KL(expected || produced) per sample; outputs that are probabilities already are taken as such."""
-
-    def logits(scores: NDArray[Any]) -> NDArray[np.float64]:
-        scores = scores.astype(np.float64)
-        is_probability = (scores >= 0).all() and np.allclose(scores.sum(axis=1), 1.0, atol=1e-3)
-        return np.log(np.maximum(scores, 1e-12)) if is_probability else scores
-
-    return np.asarray(qmath.kl_divergence(logits(expected), logits(produced), axis=-1))
+    return next((i for i, output in enumerate(outputs) if is_scores(output)), None)
 
 
 def _class_labels(labels: NDArray[Any], classes: int) -> NDArray[Any]:

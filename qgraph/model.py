@@ -46,6 +46,10 @@ class Model:
     digest: str = ""
     """SHA-256 of what a normalised model computes: nodes, attributes, weights and interface."""
 
+    def __reduce__(self) -> tuple[Callable[..., Model], tuple[bytes, str, int, str]]:
+        """Pickled as ONNX; the digest stays, since nothing is computed anew."""
+        return _unpickled, (ir.to_proto(self.ir_model).SerializeToString(), self.source, self.nbytes, self.digest)
+
     @property
     def opset(self) -> int:
         return self.ir_model.opset_imports.get("", 1)
@@ -61,6 +65,11 @@ class Model:
     def input_values(self) -> list[ir.Value]:
         """The inputs a caller feeds: graph inputs that are not initializers."""
         return [v for v in self.graph.inputs if v.name not in self.graph.initializers]
+
+
+def _unpickled(data: bytes, source: str, nbytes: int, digest: str) -> Model:
+    net = ir.from_proto(onnx.ModelProto.FromString(data))
+    return Model(ir_model=net, source=source, nbytes=nbytes, digest=digest)
 
 
 def load(model: ModelLike) -> Model:

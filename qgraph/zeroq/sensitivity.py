@@ -1,0 +1,230 @@
+"""Sensitivity (ZeroQ, Eq. 2): how far the outputs move when one layer alone is quantized.
+
+    Omega_i(k) = 1/N sum_j KL(M(x_j) || M_i,k(x_j))
+
+with layer i on a grid of k bits and all others in floating point. The part of the network before layer i is run once
+in float; all bit-widths of the layer share its results and run only what lies behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qgraph.data import Batch, Dataset
+from qgraph.distance import Direction, Outputs, Tally, measures
+from qgraph.errors import ModelError
+from qgraph.executor import Executor, open_executor
+from qgraph.export import weight_bytes
+from qgraph.graph import GraphView, Layer
+from qgraph.journal import open_journal
+from qgraph.model import Model
+from qgraph.plan import LayerQuant, QuantPlan
+from qgraph.progress import SILENT, Progress
+from qgraph import runtime
+from qgraph.runtime import Session
+from qgraph.simulate import simulate
+
+SAMPLES = 64
+BATCH = 32
+Menu = Mapping[str, Sequence[LayerQuant]]
+"""By layer name, the ways to quantize it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSensitivity:
+    """Omega of one layer at each of `bits`, where its weights take `nbytes`; `predicted` is the closed form, if known."""
+
+    name: str
+    op: str
+    weights: int
+    bits: tuple[int, ...]
+    nbytes: tuple[int, ...]
+    measured: tuple[float, ...]
+    predicted: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """Omega of every layer, over `samples` samples; `outputs` says by what each output was compared."""
+
+    model: str
+    data: str
+    samples: int
+    outputs: tuple[tuple[str, str], ...]
+    layers: tuple[LayerSensitivity, ...]
+
+    def to_json(self) -> str:
+        return json.dumps({**dataclasses.asdict(self), "outputs": dict(self.outputs)}, indent=1) + "\n"
+
+
+def sensitivity(
+    model: Model,
+    data: Dataset,
+    menu: Menu,
+    *,
+    direction: Direction = "forward",
+    executor: Executor | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Sensitivity:
+    """Omega of every choice of every layer in `menu`, over the first 64 samples of `data`.
+
+    The result does not depend on the executor, on the number of threads, or on being interrupted.
+
+    Args:
+        model: the normalised float model.
+        menu: the layers, and for each the grids to try (a `LayerQuant` of each plan that a method made).
+        direction: of the divergence between class scores.
+        executor: where layers are measured; by default on threads.
+        resume: folder of a journal; layers that it holds are not measured again.
+
+    Raises:
+        ModelError: outputs are NaN or infinite; the message names the layer and its bits.
+    """
+    job = _prepare(model, data, menu, direction)
+    journal = open_journal(resume, "sensitivity", job.identity())
+    missing = [name for name in menu if name not in journal.done]
+    with progress.stage("sensitivity", len(menu)) as advance:
+        advance(len(menu) - len(missing))
+        if executor is not None:
+            _measure(executor, job, missing, journal.add, advance)
+        elif missing:
+            with open_executor(workers=threads) as threads_here:
+                _measure(threads_here, job, missing, journal.add, advance)
+    by_name = GraphView(model).by_name
+    return Sensitivity(
+        model=model.digest,
+        data=data.description,
+        samples=job.samples,
+        outputs=tuple(job.kinds.items()),
+        layers=tuple(_row(by_name[name], menu[name], journal.done[name]) for name in menu),
+    )
+
+
+def _measure(executor: Executor, job: _Job, names: list[str], note: Any, advance: Any) -> None:
+    for index, omega in executor.run(_omega, job, names):
+        note(names[index], omega)
+        advance(1, names[index])
+
+
+def _row(layer: Layer, choices: Sequence[LayerQuant], omega: list[float]) -> LayerSensitivity:
+    shape = layer.weight_array().shape
+    bits = tuple(choice.weight.bits for choice in choices)
+    return LayerSensitivity(
+        name=layer.name,
+        op=layer.op,
+        weights=int(np.prod(shape)),
+        bits=bits,
+        nbytes=tuple(weight_bytes(shape, k) for k in bits),
+        measured=tuple(omega),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What all layers share: the float model, the samples, and its outputs on them."""
+
+    model: Model
+    batches: tuple[Batch, ...]
+    expected: tuple[Outputs, ...]
+    kinds: dict[str, str]
+    menu: dict[str, tuple[LayerQuant, ...]]
+
+    @property
+    def samples(self) -> int:
+        return sum(batch.count for batch in self.batches)
+
+    def identity(self) -> tuple[object, ...]:
+        """Everything that decides the result."""
+        inputs = sha256()
+        for batch in self.batches:
+            for array in batch.feeds.values():
+                inputs.update(array.tobytes())
+        return self.model.digest, inputs.hexdigest(), self.kinds, self.menu
+
+
+def _prepare(model: Model, data: Dataset, menu: Menu, direction: Direction) -> _Job:
+    session = Session(model.ir_model, threads=1)
+    batches: list[Batch] = []
+    for batch in data.batches(BATCH):
+        batches.append(batch)
+        if sum(b.count for b in batches) >= SAMPLES:
+            break
+    expected = tuple(_real(session.run(batch.feeds), batch) for batch in batches)
+    for outputs in expected:
+        for name, output in outputs.items():
+            if output.dtype.kind == "f" and not np.isfinite(output).all():
+                raise ModelError(
+                    f"{model.source} computes NaN or infinite values in its output '{name}' on {data.description}: "
+                    f"there is nothing to compare quantized layers with; give other data"
+                )
+    kinds = measures(expected[0], direction)
+    if not kinds:
+        raise ModelError(f"{model.source} has no floating-point output, so there is nothing to measure")
+    chosen = {name: tuple(choices) for name, choices in menu.items()}
+    return _Job(model=model, batches=tuple(batches), expected=expected, kinds=kinds, menu=chosen)
+
+
+def _omega(job: _Job, name: str) -> list[float]:
+    """Omega of one layer for all its choices; raises `ModelError` when outputs are not finite."""
+    rest, boundary = _behind(job.model, name)
+    before = Session(job.model.ir_model, outputs=boundary, threads=1) if boundary else None
+    at_cut = [{**b.feeds, **before.run(b.feeds)} if before is not None else b.feeds for b in job.batches]
+    result = []
+    for choice in job.menu[name]:
+        session = Session(simulate(rest, QuantPlan(model=rest.digest, recipe="", layers=(choice,))), threads=1)
+        tally = Tally(job.kinds)
+        for batch, known, expected in zip(job.batches, at_cut, job.expected, strict=True):
+            produced = session.run({name: known[name] for name in session.input_names})
+            tally.add(expected, _real(produced, batch))
+        omega = tally.result()
+        if not np.isfinite(omega):
+            raise ModelError(
+                f"the outputs are NaN or infinite when '{name}' alone has {choice.weight.bits}-bit weights: leave it "
+                f"in floating point with --keep '{name}'"
+            )
+        result.append(omega)
+    return result
+
+
+def _behind(model: Model, name: str) -> tuple[Model, list[str]]:
+    """The layer and all that depends on it, and the names of the float tensors it needs (graph inputs left out)."""
+    net = model.ir_model
+    first = GraphView(model).by_name[name].node
+    behind: list[ir.Node] = []
+    made: set[ir.Value] = set()
+    for node in net.graph:  # in topological order
+        if node is first or any(value in made for value in _reads(node)):
+            behind.append(node)
+            made.update(node.outputs)
+    read = dict.fromkeys(value for node in behind for value in _reads(node))
+    needed = [v for v in read if v not in made and v.const_value is None]
+    part = ir.convenience.extract(net.graph, needed, [v for v in net.graph.outputs if v in made])
+    rest = ir.Model(part, ir_version=net.ir_version or runtime.MAX_IR_VERSION)
+    return dataclasses.replace(model, ir_model=rest), [str(v.name) for v in needed if not v.is_graph_input()]
+
+
+def _reads(node: ir.Node) -> list[ir.Value]:
+    """What a node reads of the main graph, in its bodies as well."""
+    found = [v for v in node.inputs if v is not None]
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            for inner in ir.traversal.RecursiveGraphIterator(attribute.as_graph()):
+                found += [v for v in inner.inputs if v is not None and v.graph is node.graph]
+    return found
+
+
+def _real(outputs: Outputs, batch: Batch) -> Outputs:
+    """Without the samples that only pad a fixed batch."""
+    size = len(next(iter(batch.feeds.values())))
+    return {name: o[: batch.count] if o.ndim and len(o) == size else o for name, o in outputs.items()}
