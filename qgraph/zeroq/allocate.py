@@ -78,7 +78,7 @@ def within(front: qmath.Frontier, table: Sensitivity, budget: float) -> qmath.Se
     if budget > floats:
         most = max(bits for row in table.layers for bits in row.bits)
         warnings.warn(
-            f"the budget of {_mb(budget)} MB is above the {_mb(floats)} MB that float weights take: {most} bits are used",
+            f"the budget of {_mb(budget)} MB is above the {_mb(floats)} MB of float weights: {most} bits are used",
             stacklevel=2,
         )
     return front.within(budget)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from qgraph import runtime
 from qgraph.data import Batch, Dataset
 from qgraph.distance import Direction, Outputs, Tally, measures
 from qgraph.errors import ModelError
@@ -29,7 +30,6 @@ from qgraph.journal import open_journal
 from qgraph.model import Model
 from qgraph.plan import LayerQuant, QuantPlan
 from qgraph.progress import SILENT, Progress
-from qgraph import runtime
 from qgraph.runtime import Session
 from qgraph.simulate import simulate
 
@@ -41,7 +41,7 @@ Menu = Mapping[str, Sequence[LayerQuant]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSensitivity:
-    """Omega of one layer at each of `bits`, where its weights take `nbytes`; `predicted` is the closed form, if known."""
+    """Omega of one layer at each of `bits`, where its weights take `nbytes`; `predicted` is the closed form."""
 
     name: str
     op: str
