@@ -1,0 +1,115 @@
+"""A face detector against itself: average precision at IoU 0.5, the float model's own boxes taken as the truth.
+
+face_rfb320 (SSD, 52 convolutions) on the pictures of data/faces. "No data": ranges from distilled samples. "Faces":
+pictures of the same kind, never the measured ones (half of them calibrate, the other half is measured, and in turn).
+The truth are boxes that the float model scores at least 0.7, after suppression at IoU 0.5; of the quantized model all
+candidates from 0.05 on are ranked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+import qgraph
+from benchmarks.boxes import Detections, average_precision
+from benchmarks.common import arguments, report, shared
+from qgraph.data import Preprocessing
+from qgraph.graph import GraphView
+from qgraph.model import load
+from qgraph.pipeline import Result, distilled_inputs
+from qgraph.runtime import Session
+
+MODEL, SAMPLES = "face_rfb320.onnx", 32
+PREPROCESSING = Preprocessing(mean=(127 / 255,), std=(128 / 255,))
+SIZE = (320, 240)
+TRUE_SCORE, LEAST_SCORE, SUPPRESSION = 0.7, 0.05, 0.5
+
+Pictures = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One row of the table: what to ask `quantize` for."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+SETTINGS = (
+    Setting(name="W8A8", options={"weights": 8}),
+    Setting(name="W8A8, extremes", options={"weights": 8, "clip": "max"}),
+    Setting(name="W6A8", options={"weights": 6}),
+    Setting(name="W5A8", options={"weights": 5}),
+    Setting(name="W4A8", options={"weights": 4}),
+)
+
+
+def pictures() -> Pictures:
+    """Every picture as the detector wants it: RGB, 320 x 240."""
+    paths = sorted(shared("data", "faces").glob("*.jpg"))
+    return np.stack([np.asarray(Image.open(p).convert("RGB").resize(SIZE, Image.Resampling.BILINEAR)) for p in paths])
+
+
+def detect(session: Session, images: Pictures) -> list[Detections]:
+    """Faces in every picture, down to the least score."""
+    found = []
+    for image in images:
+        x = ((image.astype(np.float32) - 127) / 128).transpose(2, 0, 1)[None]
+        outputs = session.run({"input": x})
+        scores, boxes = outputs["scores"][0, :, 1], outputs["boxes"][0]
+        found.append(Detections.best(boxes, scores, least=LEAST_SCORE, overlap=SUPPRESSION))
+    return found
+
+
+def quantized(path: Path, calibration: Any, setting: Setting) -> Result:
+    return qgraph.quantize(path, calibration, method="aciq", preprocessing=PREPROCESSING, **setting.options)
+
+
+def mean_bits(result: Result) -> float:
+    """Bits of an average weight, first and last layers included."""
+    view = GraphView(result.net)
+    sizes = [view.by_name[quant.name].weight_array().size for quant in result.plan.layers]
+    return float(np.average([quant.weight.bits for quant in result.plan.layers], weights=sizes))
+
+
+def row(path: Path, setting: Setting, source: str, folds: Sequence[tuple[Any, Sequence[int]]], images: Pictures) -> Any:
+    """One line of the table; a fold is what calibrates, and which pictures are then measured."""
+    truth = detect(Session(load(path).ir_model, threads=1), images)
+    found: dict[int, Detections] = {}
+    for calibration, measured in folds:
+        result = quantized(path, calibration, setting)
+        found |= dict(zip(measured, detect(Session(result.model, threads=1), images[list(measured)]), strict=True))
+    expected = [d.above(TRUE_SCORE).boxes for d in truth]
+    return {
+        "setting": setting.name,
+        "ranges from": source,
+        "mean weight bits": mean_bits(result),
+        "bytes": result.nbytes,
+        "faces": sum(len(boxes) for boxes in expected),
+        "AP at IoU 0.5": average_precision([found[i] for i in range(len(images))], expected),
+        "AP at IoU 0.75": average_precision([found[i] for i in range(len(images))], expected, overlap=0.75),
+    }
+
+
+def main() -> None:
+    given = arguments(__doc__, lambda p: p.add_argument("--seed", type=int, default=0))
+    path, images = shared("models", MODEL), pictures()
+    everything = range(len(images))
+    even, odd = list(everything[::2]), list(everything[1::2])
+    distilled = distilled_inputs(load(path), count=SAMPLES, seed=given.seed)
+    rows = []
+    for setting in SETTINGS:
+        rows.append(row(path, setting, "no data", [(distilled, everything)], images))
+        rows.append(row(path, setting, "faces", [(images[even], odd), (images[odd], even)], images))
+    report("Face detector: agreement with the float model's own boxes", rows, json_path=given.json)
+
+
+if __name__ == "__main__":
+    main()
