@@ -64,20 +64,11 @@ def accumulate(x: NDArray[np.float32], axis: int | None, bins: int) -> None:
 
 def scatter(x: NDArray[np.float32]) -> Job:
     """The counting loop alone: one table entry incremented per value, the bins already known."""
-    import numba
+    from qmath.statistics_kernels import tally
 
-    @numba.njit
-    def count(cells: NDArray[np.uint16], tables: NDArray[np.int64]) -> None:
-        a, b, c, d = tables[0], tables[1], tables[2], tables[3]
-        for i in range(0, cells.size, 4):
-            a[cells[i]] += 1
-            b[cells[i + 1]] += 1
-            c[cells[i + 2]] += 1
-            d[cells[i + 3]] += 1
-
-    cells = np.clip(x * (BINS / 16) + BINS / 2, 0, BINS - 1).astype(np.uint16)
-    tables = np.zeros((4, BINS), np.int64)
-    return lambda: count(cells, tables)
+    cells = np.clip(x * (BINS / 16) + BINS / 2, 0, BINS - 1).astype(np.int32)
+    tables = np.zeros((4, BINS), np.uint32)
+    return lambda: tally(cells, tables)
 
 
 def torch_jobs(x: NDArray[np.float32], threads: int) -> dict[str, Job]:

@@ -69,11 +69,7 @@ class Histogram(ByContent):
 
     def widened(self, exponent: int) -> Histogram:
         """The same data over [-2^exponent, 2^exponent), or over the present range when that is larger; exact."""
-        counts, half = self.counts, self.counts.size // 2
-        for _ in range(min(exponent - self.exponent, half.bit_length())):
-            merged = counts.reshape(-1, 2).sum(axis=1)
-            counts = np.zeros_like(counts)
-            counts[half - half // 2 : half + half // 2] = merged
+        counts = widened_counts(self.counts, exponent - self.exponent)
         return Histogram(counts=counts, exponent=max(exponent, self.exponent))
 
     def merge(self, other: Histogram) -> Histogram:
@@ -85,6 +81,18 @@ class Histogram(ByContent):
         exponent = max(self.exponent, other.exponent)
         counts = self.widened(exponent).counts + other.widened(exponent).counts
         return Histogram(counts=counts, exponent=exponent)
+
+
+def widened_counts(counts: NDArray[np.int64], steps: int) -> NDArray[np.int64]:
+    """Counts over a range 2^steps as wide, 2^steps neighbours on one side of zero in a bin; steps <= 0 do nothing."""
+    if steps <= 0:
+        return counts
+    steps = min(steps, counts.size.bit_length() - 2)  # then each half is one bin
+    merged = np.add.reduceat(counts, np.arange(0, counts.size, 1 << steps))
+    wider = np.zeros_like(counts)
+    first = (counts.size - merged.size) // 2
+    wider[first : first + merged.size] = merged
+    return wider
 
 
 def check_bins(bins: int) -> None:

@@ -19,7 +19,7 @@ from qmath._content import ByContent, frozen
 from qmath._threads import over_threads
 from qmath._validation import as_axis, as_data
 from qmath.exact_sum import UNIT_EXPONENT, ExactSum
-from qmath.histogram import BINS, MIN_EXPONENT, Histogram, check_bins
+from qmath.histogram import BINS, MIN_EXPONENT, Histogram, check_bins, widened_counts
 
 _GRAIN = 1 << 17  # values per thread below which another thread costs more than it saves
 _MOMENTS = ("mean", "variance", "mean_abs")
@@ -143,7 +143,7 @@ class StatisticsAccumulator:
         Raises ValueError for NaN or infinite values, squares beyond float64, or another number of channels, and then
         leaves the statistics as they were; TypeError for what is not real numbers.
         """
-        from qmath.statistics_kernels import float_keys, keyed_floats, scan
+        from qmath.statistics_kernels import scan
 
         blocks = self._blocks(as_data(batch, "batch", allow_empty=True))
         if blocks.size == 0:
@@ -151,14 +151,15 @@ class StatisticsAccumulator:
         samples, _, channels, _ = blocks.shape
         if self._range is not None and self._range.shape[1] != channels:
             raise ValueError(f"batch: expected {self._range.shape[1]} channels as before, found {channels}")
-        keys, sums = float_keys(samples, channels), np.zeros((3, samples, channels))
-        bits = blocks.view(f"i{blocks.itemsize}")
+        lows = np.full((samples, channels), np.inf, blocks.dtype)
+        highs, sums = np.full_like(lows, -np.inf), np.zeros((3, samples, channels))
         grain = max(1, _GRAIN * samples // blocks.size) if self._parallel else samples
-        parts = over_threads(scan, samples, grain, blocks, bits, MIN_EXPONENT, self._bins, keys, sums)
+        parts = over_threads(scan, samples, grain, blocks, self._exponent, self._bins, lows, highs, sums)
         if not np.isfinite(sums[1]).all():
             _reject(blocks)
-        ends = np.stack([keys[0].min(axis=0), keys[1].max(axis=0)])
-        self._include(keyed_floats(ends, blocks.dtype), sums, parts)
+        ends = np.empty((2, channels))
+        lows.min(axis=0, out=ends[0]), highs.max(axis=0, out=ends[1])
+        self._include(ends + 0.0, sums, parts)  # -0.0 becomes 0.0
         self._count += blocks.size // channels
 
     def merge(self, other: StatisticsAccumulator) -> None:
@@ -180,7 +181,7 @@ class StatisticsAccumulator:
         """Everything seen so far; all zero with count 0 where nothing was."""
         if self._range is None:
             return Statistics(count=0, min=0.0, max=0.0, mean=0.0, variance=0.0, mean_abs=0.0)
-        sums = np.array(self._sums.integers(), dtype=object).reshape(-1, 3)
+        sums = np.array(self._sums.integers(), dtype=object).reshape(3, -1).T
         low, high = self._range
         channels = None
         if self._channel_axis is not None:
@@ -200,17 +201,17 @@ class StatisticsAccumulator:
         if self._range is None:
             self._range, self._sums = ends, ExactSum(ends.size // 2 * 3)
         self._widen_range(ends)
-        self._sums.add(np.moveaxis(sums, 0, 2).reshape(sums.shape[1], -1))
+        self._sums.add(np.ascontiguousarray(sums.transpose(1, 0, 2)).reshape(sums.shape[1], -1))
         for counts, exponent in parts:
             self._add_counts(counts, int(exponent))
 
     def _add_counts(self, counts: NDArray[np.int64], exponent: int) -> None:
-        if exponent == self._exponent:
-            self._counts = self._counts + counts
-        elif self._bins:
-            mine = Histogram(counts=self._counts, exponent=self._exponent)
-            both = mine.merge(Histogram(counts=counts, exponent=exponent))
-            self._counts, self._exponent = both.counts, both.exponent
+        if self._bins:
+            widest = max(exponent, self._exponent)
+            self._counts = widened_counts(self._counts, widest - self._exponent) + widened_counts(
+                counts, widest - exponent
+            )
+            self._exponent = widest
 
     def _widen_range(self, ends: NDArray[np.float64]) -> None:
         """Replaced, not written to: results may share the array."""

@@ -8,80 +8,93 @@ import math
 import numpy as np
 from numba import njit
 
+from qmath._vectors import greatest, least, widest_vectors
+
 _REASSOCIATE = {"reassoc", "contract", "nsz"}
-_BLOCK = 1 << 12  # values that are read from memory once, then again from the first-level cache
-
-
-def float_keys(*shape: int) -> np.ndarray:
-    """Least and greatest key of no values, (2, *shape).
-
-    A key is an int64 in the order of the floats: their bits, all but the sign flipped where the sign is set.
-    """
-    ends = np.iinfo(np.int64)
-    return np.stack([np.full(shape, ends.max), np.full(shape, ends.min)])
-
-
-def keyed_floats(keys: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The floats of `dtype` that keys stand for, as float64, -0.0 as 0.0."""
-    integer = np.dtype(f"i{dtype.itemsize}")
-    bits = np.where(keys < 0, keys ^ np.iinfo(integer).max, keys).astype(integer)
-    return bits.view(dtype).astype(np.float64) + 0.0
+_PIECE = 1 << 12  # values that are read from memory once, then again from the first-level cache
+_FULL = 1 << 31  # values that the 32-bit counters of `scan` hold for certain
 
 
 @njit(cache=True, nogil=True)
-def scan(start, stop, blocks, bits, minimum_exponent, bins, keys, sums):
+def scan(start, stop, blocks, minimum_exponent, bins, lows, highs, sums):
     """Statistics of the samples start..stop of `blocks` (samples, before, channels, after), each on its own.
 
-    Fills keys[:, s, c] with least and greatest value as `float_keys` (`bits` are the blocks seen as integers), and
-    sums[:, s, c] with those of x, x^2 and |x| in float64, added in an order that the shape of a sample alone decides.
-    Returns counts in `bins` bins over [-2^e, 2^e) (none for 0 bins) and e. Stops where a sum of squares is not finite,
-    which then tells.
+    Fills lows[s, c] (inf at first) and highs[s, c] (-inf) with the least and greatest value, and sums[:, s, c] with
+    those of x, x^2 and |x| in float64, added in an order that the shape of a sample alone decides. Returns counts in
+    `bins` bins over [-2^e, 2^e) (none for 0 bins) and e. Stops where a sum of squares is not finite, which then tells.
     """
-    tables = np.zeros((4, bins), np.int64)
-    cells = np.empty(_BLOCK, np.int32)
+    counts, tables, held = np.zeros(bins, np.int64), np.zeros((4, bins), np.uint32), 0
+    cells = np.empty(_PIECE, np.int32)
     exponent = minimum_exponent
     _, before, channels, after = blocks.shape
+    within = after if after > _PIECE else channels * after  # pieces do not cross its multiples,
+    step = _PIECE if after > _PIECE else _PIECE // after * after  # and hold whole rows where rows are short
     for s in range(start, stop):
         for a in range(before):
-            if after == 1:
-                _add_each(blocks[s, a].reshape(-1), bits[s, a].reshape(-1), keys[:, s], sums[:, s])
-                continue
-            for c in range(channels):
-                for first in range(0, after, _BLOCK):
-                    block = blocks[s, a, c, first : first + _BLOCK]
-                    low, high = _range32(block) if block.itemsize == 4 else _range64(block)
-                    total, squares, magnitudes = _sums(block)
-                    keys[0, s, c] = min(keys[0, s, c], low)
-                    keys[1, s, c] = max(keys[1, s, c], high)
-                    sums[0, s, c] += total
-                    sums[1, s, c] += squares
-                    sums[2, s, c] += magnitudes
-        if not np.isfinite(sums[1, s].sum()):
-            return tables[0], exponent
-        if bins:
-            needed = max(exponent, _exponent(keys[0, s].min(), keys[1, s].max(), blocks.itemsize))
-            _widen(tables, needed - exponent)
-            exponent = needed
-            _count(blocks[s].reshape(-1), math.ldexp(bins / 2, -exponent), tables, cells)
-    return tables.sum(axis=0), exponent
+            values = blocks[s, a].reshape(-1)
+            for first in range(0, values.size, within):
+                for begin in range(first, first + within, step):
+                    piece = values[begin : min(begin + step, first + within)]
+                    c = begin // after
+                    if after == 1:
+                        finite = _add_columns(piece, lows[s, c:], highs[s, c:], sums[:, s, c:])
+                    else:
+                        finite = _add_rows(piece, min(after, piece.size), lows[s, c:], highs[s, c:], sums[:, s, c:])
+                    if not finite:
+                        return counts, exponent
+                    if bins:
+                        if held > _FULL:
+                            _empty(tables, counts)
+                            held = 0
+                        needed = max(exponent, _exponent(piece))
+                        if held:
+                            _widen(tables, needed - exponent)
+                        _widen(counts.reshape(1, -1), needed - exponent)
+                        exponent = needed
+                        bin_cells(piece, values.dtype.type(math.ldexp(bins / 2, -exponent)), np.int32(bins // 2), cells)
+                        tally(cells[: piece.size], tables)
+                        held += piece.size
+    _empty(tables, counts)
+    return counts, exponent
 
 
 @njit(cache=True, nogil=True)
-def _add_each(values, bits, keys, sums):
-    """One value for each channel."""
-    mask = np.int64(0x7FFFFFFF) if values.itemsize == 4 else np.int64(0x7FFFFFFFFFFFFFFF)
+def _add_rows(values, after, lows, highs, sums):
+    """Take in rows of `after` values, one for each channel; false where squares are not finite."""
+    for c in range(values.size // after):
+        row = values[c * after : (c + 1) * after]
+        total, squares, magnitudes = _sums(row)
+        sums[0, c] += total
+        sums[1, c] += squares
+        sums[2, c] += magnitudes
+        if not np.isfinite(squares):
+            return False
+        low, high = _range(row)
+        lows[c] = min(lows[c], low)
+        highs[c] = max(highs[c], high)
+    return True
+
+
+@njit(cache=True, nogil=True, fastmath=_REASSOCIATE)
+def _add_columns(values, lows, highs, sums):
+    """As `_add_rows`, of one value for each channel."""
+    widest_vectors()
+    squares = 0.0
     for c in range(values.size):
-        x, b = np.float64(values[c]), np.int64(bits[c])
-        key = b ^ ((b >> 63) & mask)
-        keys[0, c] = min(keys[0, c], key)
-        keys[1, c] = max(keys[1, c], key)
+        x = np.float64(values[c])
         sums[0, c] += x
         sums[1, c] += x * x
         sums[2, c] += abs(x)
+        squares += x * x
+    for c in range(values.size):
+        lows[c] = least(values[c], lows[c])
+        highs[c] = greatest(values[c], highs[c])
+    return np.isfinite(squares)
 
 
 @njit(cache=True, nogil=True, fastmath=_REASSOCIATE)
 def _sums(row):
+    widest_vectors()
     total = squares = magnitudes = 0.0
     for i in range(row.size):
         x = np.float64(row[i])
@@ -92,64 +105,56 @@ def _sums(row):
 
 
 @njit(cache=True, nogil=True)
-def _range32(row):
-    """Least and greatest key of float32 values: one vector instruction each, which floats, having NaN, do not get."""
-    bits = row.view(np.int32)
-    low, high = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
-    for i in range(bits.size):
-        key = bits[i] ^ ((bits[i] >> np.int32(31)) & np.int32(0x7FFFFFFF))
-        low = min(low, key)
-        high = max(high, key)
-    return np.int64(low), np.int64(high)
-
-
-@njit(cache=True, nogil=True)
-def _range64(row):
-    """As `_range32`, of float64 values."""
-    bits = row.view(np.int64)
-    low, high = np.int64(0x7FFFFFFFFFFFFFFF), np.int64(-0x8000000000000000)
-    for i in range(bits.size):
-        key = bits[i] ^ ((bits[i] >> np.int64(63)) & np.int64(0x7FFFFFFFFFFFFFFF))
-        low = min(low, key)
-        high = max(high, key)
+def _range(row):
+    widest_vectors()
+    low, high = row[0], row[0]
+    for i in range(row.size):
+        low = least(row[i], low)
+        high = greatest(row[i], high)
     return low, high
 
 
 @njit(cache=True, nogil=True)
-def _exponent(low, high, itemsize):
-    """The e of 2^e, the least power of two above every magnitude between two keys (too large for subnormal ones)."""
-    magnitude = max(high, ~low)  # the bits of the larger end without its sign
-    return (magnitude >> 23) - 126 if itemsize == 4 else (magnitude >> 52) - 1022
+def _exponent(values):
+    """The e of 2^e, the least power of two above every magnitude; very small where all are zero."""
+    low, high = _range(values)
+    reach = np.float64(max(-low, high))
+    return math.frexp(reach)[1] if reach > 0 else -(1 << 20)
 
 
 @njit(cache=True, nogil=True)
-def _count(values, factor, tables, cells):
-    """Add to `tables` the bins of `values`: half + trunc(|x| factor) for x >= 0, else half - 1 - trunc(|x| factor).
-
-    Exact, as factor is a power of two. Four tables in turn, so that equal neighbours (zeros after a ReLU) do not wait
-    for each other.
-    """
-    half = np.int32(tables.shape[1] // 2)
-    first, second, third, fourth = tables[0], tables[1], tables[2], tables[3]
-    for start in range(0, values.size, _BLOCK):
-        block = values[start : start + _BLOCK]
-        _cells(block, values.dtype.type(factor), half, cells)
-        whole = block.size // 4 * 4
-        for i in range(0, whole, 4):
-            first[np.uint32(cells[i])] += 1
-            second[np.uint32(cells[i + 1])] += 1
-            third[np.uint32(cells[i + 2])] += 1
-            fourth[np.uint32(cells[i + 3])] += 1
-        for i in range(whole, block.size):
-            first[np.uint32(cells[i])] += 1
-
-
-@njit(cache=True, nogil=True)
-def _cells(values, factor, half, cells):
+def bin_cells(values, factor, half, cells):
+    """half + trunc(|x| factor) for x >= 0, else half - 1 - trunc(|x| factor); exact, as factor is a power of two."""
+    widest_vectors()
     for i in range(values.size):
         x = values[i]
         k = np.int32(abs(x) * factor)
         cells[i] = half + k if x >= 0 else half - np.int32(1) - k
+
+
+@njit(cache=True, nogil=True)
+def tally(cells, tables):
+    """Count in four tables in turn, so that equal neighbours (zeros after a ReLU) do not wait for each other."""
+    first, second, third, fourth = tables[0], tables[1], tables[2], tables[3]
+    whole = cells.size // 4 * 4
+    pairs = cells[:whole].view(np.uint64)  # one load for two
+    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    for i in range(0, pairs.size, 2):
+        one, two = pairs[i], pairs[i + 1]
+        first[one & low] += 1
+        second[one >> half] += 1
+        third[two & low] += 1
+        fourth[two >> half] += 1
+    for i in range(whole, cells.size):
+        first[np.uint32(cells[i])] += 1
+
+
+@njit(cache=True, nogil=True)
+def _empty(tables, counts):
+    """Move what the tables hold to `counts`."""
+    for k in range(counts.size):
+        counts[k] += np.int64(tables[0, k]) + tables[1, k] + tables[2, k] + tables[3, k]
+    tables[:] = 0
 
 
 @njit(cache=True, nogil=True)

@@ -85,6 +85,22 @@ def test_histogram_is_numpys(bins, shape) -> None:
         assert 2.0 ** (histogram.exponent - 1) <= np.abs(x).max() < 2.0**histogram.exponent
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 9000), (2, 500, 25), (2, 3, 7, 1300), (2, 9000, 1)])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_pieces_of_large_samples_do_not_show(shape, axis) -> None:
+    """Values that grow within a sample widen the bins of those before; each channel keeps its own range and sums."""
+    x = np.random.default_rng(1).standard_normal(shape)
+    x *= np.logspace(-6, 3, x[0].size).reshape(x[0].shape)
+    result = qmath.Statistics.of(x, channel_axis=axis, bins=256)
+    np.testing.assert_array_equal(result.histogram.counts, counted(x, result.histogram.edges))
+    over = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+    np.testing.assert_array_equal(result.channels.min, x.min(axis=over))
+    np.testing.assert_array_equal(result.channels.max, x.max(axis=over))
+    np.testing.assert_allclose(result.channels.mean_abs, np.abs(x).mean(axis=over), rtol=1e-12)
+    error = np.abs(result.channels.variance - x.var(axis=over))
+    assert (error <= 4e-15 * (x.var(axis=over) + x.mean(axis=over) ** 2)).all()
+
+
 @given(
     x=arrays(np.float32, st.integers(1, 40), elements=st.floats(-(2.0**100), 2.0**100, width=32)),
     split=st.integers(0, 40),

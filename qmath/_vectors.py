@@ -1,0 +1,43 @@
+"""What compiled loops tell LLVM so that it uses the processor's vectors in full; where there are none, nothing changes.
+
+The results of `least` and `greatest` mean nothing where an operand is NaN: look for NaN first.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+from numba.core import types
+from numba.extending import intrinsic
+
+_NO_NAN = ("nnan", "nsz")  # without which a loop over floats is no reduction to LLVM
+
+
+@intrinsic
+def widest_vectors(typing_context):
+    """Let LLVM use vectors of 512 bits in the function that calls this; it prefers 256 on many processors."""
+
+    def lower(context, builder, signature, arguments):
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # llvmlite's own add knows few names
+        return context.get_dummy_value()
+
+    return types.none(), lower
+
+
+@intrinsic
+def least(typing_context, a, b):
+    """The smaller of two floats of one type, neither NaN."""
+    return a(a, b), _choose("<")
+
+
+@intrinsic
+def greatest(typing_context, a, b):
+    """The larger of two floats of one type, neither NaN."""
+    return a(a, b), _choose(">")
+
+
+def _choose(comparison):
+    def lower(context, builder, signature, arguments):
+        first = builder.fcmp_ordered(comparison, *arguments, flags=_NO_NAN)
+        return builder.select(first, *arguments, flags=_NO_NAN)
+
+    return lower
