@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from qgraph.report.html import Markup, element
 
 WIDTH, HEIGHT = 360, 230
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 40
+LEFT, RIGHT, TOP, BOTTOM = 54, 10, 10, 40
 COLOURS = 6
 
 
@@ -56,7 +56,7 @@ class Axis:
     @classmethod
     def over(cls, label: str, values: Sequence[float], *, log: bool = False, zero: bool = False) -> Axis:
         """The axis that shows all values, with a margin where none is at zero."""
-        low, high = (min(values), max(values)) if values else (0.0, 1.0)
+        low, high = (min(values), max(values)) if values else (1.0, 1.0)
         if log:
             return cls(label=label, low=low / 1.2, high=high * 1.2, log=True)
         margin = 0.04 * (high - low) or 0.02 * abs(high) or 1.0
@@ -166,7 +166,7 @@ class _Frame:
 
     def _written(self, point: Point) -> Markup:
         x, y = self.at(point.x, point.y)
-        right = x > WIDTH / 2
+        right = x > 0.62 * WIDTH  # there the words go to the left
         across = {"x": x - 11 if right else x + 11, "text_anchor": "end" if right else "start"}
         return element("text", point.title, y=max(y - 8, 12), class_="written", **across)
 

@@ -23,6 +23,7 @@ from qgraph.pipeline import DISTILLED, Result, distilled_inputs, lower, prepare
 from qgraph.plan import KeptFloat, QuantPlan
 from qgraph.progress import SILENT, Progress
 from qgraph.report.codes import bits_in_file
+from qgraph.zeroq.allocate import Allocation
 
 OBSERVED, COMPARED, TIMED = 256, 64, 15  # samples for statistics, samples for layers, runs for the latency
 
@@ -73,6 +74,8 @@ class Report:
     variants: tuple[Variant, ...]
     quality: Evaluation | None = None
     distilled: NDArray[Any] | None = None
+    allocation: Allocation | None = None
+    """How the bits of mixed precision were chosen, where they were."""
 
     def to_dict(self) -> dict[str, Any]:
         """What `qgraph report --json` prints."""

@@ -11,9 +11,11 @@ from importlib.resources import files
 
 import numpy as np
 
-from qgraph.report.charts import Axis, Point, Series, chart, swatch
+from qgraph.report.charts import Axis, Point, Series, chart
 from qgraph.report.contents import LayerRow, Report, Variant
-from qgraph.report.html import Content, Markup, element, join
+from qgraph.report.html import Content, Markup, element
+from qgraph.report.mixed import frontier, sensitivities
+from qgraph.report.parts import Section, details, figure, number, table
 from qgraph.report.pictures import contact_sheet
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -53,18 +55,15 @@ def _introduction(report: Report) -> Markup:
     return element("p", f"{what.capitalize()} of {report.source} ({report.nbytes:,} bytes), {measured}.")
 
 
-Section = tuple[str, Content]
-
-
 def summary(report: Report) -> Section | None:
     """One row per model, and where each lies between size and quality."""
-    table = _table(
+    models = table(
         "Size, quality and speed of every model",
         ("model", "bytes", "of float", "weight bits", "top-1 %", "KL, nats", "SQNR dB", "latency / float"),
         [_float_row(report), *(_variant_row(v, report) for v in report.variants)],
         stacked=True,
     )
-    return "Summary", [_size_against_quality(report), table]
+    return "Summary", [_size_against_quality(report), models]
 
 
 def bits(report: Report) -> Section | None:
@@ -89,7 +88,7 @@ def bits(report: Report) -> Section | None:
         x = Axis(label="layer, in graph order", low=0.5, high=count + 0.5, whole=True)
         y = Axis(label="bits", low=0, high=max(8.0, top) * 1.08, whole=True)
         drawn = chart(f"Bits of each layer in {variant.name}", series, x, y, height=170)
-        figures.append(_figure(variant.name, drawn, series))
+        figures.append(figure(variant.name, drawn, series))
     return "Bits per layer", element("div", figures, class_="grid")
 
 
@@ -109,7 +108,7 @@ def errors(report: Report) -> Section | None:
     text = "Signal over quantization noise in the result of each layer, errors of all layers before it included."
     return "Error along the network", [
         element("p", text),
-        _figure("Higher is closer to the float model", drawn, series),
+        figure("Higher is closer to the float model", drawn, series),
     ]
 
 
@@ -135,16 +134,16 @@ def predictions(report: Report) -> Section | None:
         f"Each mark is one layer by itself: its error computed from statistics and closed forms, and measured. "
         f"Half of the {len(gaps)} marks lie within {np.median(gaps):.1f} dB of the line of equal values."
     )
-    return "Predicted against measured error", [element("p", text), _figure("On the line: as predicted", drawn, series)]
+    return "Predicted against measured error", [element("p", text), figure("On the line: as predicted", drawn, series)]
 
 
 def layers(report: Report) -> Section | None:
     """Every number about every layer."""
     columns = ("layer", "op", "weights", "activations", "bytes", "predicted dB", "measured dB", "accumulated dB")
     tables = [
-        _details(
+        details(
             f"Layers of {variant.name}",
-            _table(f"Layers of {variant.name}", columns, [_layer_row(row) for row in variant.layers], left=2),
+            table(f"Layers of {variant.name}", columns, [_layer_row(row) for row in variant.layers], left=2),
             unfolded=len(report.variants) == 1,
         )
         for variant in report.variants
@@ -157,7 +156,7 @@ def kept(report: Report) -> Section | None:
     rows = [(v.name, k.name, k.why) for v in report.variants for k in v.kept_float]
     if not rows:
         return None
-    return "Kept in floating point", _table("Layers that are not quantized", ("model", "layer", "why"), rows, left=3)
+    return "Kept in floating point", table("Layers that are not quantized", ("model", "layer", "why"), rows, left=3)
 
 
 def distilled(report: Report) -> Section | None:
@@ -176,7 +175,9 @@ def distilled(report: Report) -> Section | None:
 
 SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
     summary,
+    frontier,
     bits,
+    sensitivities,
     errors,
     predictions,
     distilled,
@@ -215,12 +216,12 @@ def _size_against_quality(report: Report) -> Markup | None:
     ]
     x = Axis.over("MB (2^20 bytes)", [p[1] for p in points], zero=True)
     y = Axis.over(unit, [p[2] for p in points])
-    return _figure("Up and to the left is better", chart(f"{unit} against size", series, x, y), series)
+    return figure("Up and to the left is better", chart(f"{unit} against size", series, x, y), series)
 
 
 def _float_row(report: Report) -> Sequence[Content]:
     top1 = None if report.quality is None else report.quality.top1
-    return ("float", f"{report.nbytes:,}", "100%", "32", _number(top1, 2), "-", "-", "1.00")
+    return ("float", f"{report.nbytes:,}", "100%", "32", number(top1, 2), "-", "-", "1.00")
 
 
 def _variant_row(variant: Variant, report: Report) -> Sequence[Content]:
@@ -229,11 +230,11 @@ def _variant_row(variant: Variant, report: Report) -> Sequence[Content]:
         variant.name,
         f"{variant.nbytes:,}",
         f"{variant.nbytes / max(report.nbytes, 1):.0%}",
-        _number(variant.mean_weight_bits, 2),
-        _number(None if quality is None else quality.top1, 2),
-        _number(None if quality is None else quality.kl, 5),
-        _number(None if quality is None else quality.sqnr_db, 1),
-        _number(variant.latency, 2),
+        number(variant.mean_weight_bits, 2),
+        number(None if quality is None else quality.top1, 2),
+        number(None if quality is None else quality.kl, 5),
+        number(None if quality is None else quality.sqnr_db, 1),
+        number(variant.latency, 2),
     )
 
 
@@ -244,9 +245,9 @@ def _layer_row(row: LayerRow) -> Sequence[Content]:
         "float" if row.weight_bits is None else row.weight_bits,
         "float" if row.activation_bits is None else row.activation_bits,
         "-" if row.weight_bytes is None else f"{row.weight_bytes:,}",
-        _number(row.predicted_sqnr_db, 1),
-        _number(row.measured_sqnr_db, 1),
-        _number(row.accumulated_sqnr_db, 1),
+        number(row.predicted_sqnr_db, 1),
+        number(row.measured_sqnr_db, 1),
+        number(row.accumulated_sqnr_db, 1),
     )
 
 
@@ -256,52 +257,3 @@ def _layer_series(variant: Variant, index: int, value: Callable[[LayerRow], floa
         Point(x=i, y=v, title=f"{name}: {v:.1f} dB") for i, name, v in found if v is not None and math.isfinite(v)
     ]
     return Series(name=variant.name, points=tuple(points), colour=index, line=True)
-
-
-def _figure(caption: str, drawn: Markup, series: Sequence[Series]) -> Markup:
-    items = [element("li", swatch(s), element("span", s.name)) for s in series if s.points]
-    legend = element("ul", items, class_="legend") if len(items) > 1 else None
-    return element("figure", element("figcaption", caption), drawn, legend)
-
-
-def _table(
-    caption: str, columns: Sequence[str], rows: Sequence[Sequence[Content]], *, left: int = 1, stacked: bool = False
-) -> Markup:
-    """A table whose first column names the row, whose first `left` columns are text and whose others are numbers.
-
-    `stacked` rows become cards on a narrow screen; the roles keep it a table there for a screen reader.
-    """
-
-    def kind(index: int) -> str | None:
-        return None if index < left else "number"
-
-    head = [element("th", name, scope="col", role="columnheader", class_=kind(i)) for i, name in enumerate(columns)]
-    body = [
-        element(
-            "tr",
-            element("th", row[0], scope="row", role="rowheader"),
-            [
-                element("td", cell, class_=kind(i), role="cell", data_label=columns[i])
-                for i, cell in enumerate(row[1:], 1)
-            ],
-            role="row",
-        )
-        for row in rows
-    ]
-    table = element(
-        "table",
-        element("caption", caption),
-        element("thead", element("tr", head, role="row"), role="rowgroup"),
-        element("tbody", body, role="rowgroup"),
-        role="table",
-        class_="stacked" if stacked else None,
-    )
-    return element("div", table, class_="scroll", role="region", tabindex=0, aria_label=caption)
-
-
-def _details(title: str, content: Content, *, unfolded: bool) -> Markup:
-    return element("details", element("summary", title), join(content), open="" if unfolded else None)
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from report_cases import allocation
 
 import qgraph
 from qgraph.errors import PlanError, UsageError
@@ -195,6 +196,24 @@ def test_a_contact_sheet_shows_every_sample(shape):
 @pytest.mark.parametrize("shape", [(5, 7), (5, 4, 8, 8), (0, 3, 8, 8)])
 def test_what_is_no_image_is_not_shown(shape):
     assert contact_sheet(np.zeros(shape)) is None
+
+
+def test_the_frontier_and_its_chosen_point(digits, digits_calibration):
+    result = qgraph.quantize(digits, digits_calibration, weights=4, limit=32)
+    mixed = allocation(result)
+    report = dataclasses.replace(report_of(result), allocation=mixed)
+    page = Page(render(report))
+    text = " ".join(page.text)
+    assert {"frontier", "sensitivity"} <= page.ids
+    assert f"{len(mixed.frontier):,} selections" in text
+    assert f"{mixed.chosen.size / 2**20:.4f} (chosen)" in text
+    cells = [a for a in page.every("td") if "style" in a]
+    assert len(cells) == sum(len(layer.bits) for layer in mixed.sensitivity.layers)
+    framed = [a for a in cells if "chosen" in a["class"]]
+    assert len(framed) == len(result.plan.layers)
+    shares = [float(re.search(r"--t:(\d+)%", a["style"])[1]) for a in cells]
+    omega = [v for layer in mixed.sensitivity.layers for v in layer.measured]
+    assert np.argsort(omega, kind="stable")[[0, -1]].tolist() == [shares.index(0), shares.index(100)]
 
 
 def test_a_plan_of_another_model_is_refused(plans, digits, digits_test):

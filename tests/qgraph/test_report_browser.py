@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from report_cases import allocation
 
 import qgraph
 from qgraph.report import render, report_of
@@ -42,7 +43,7 @@ def site(digits, digits_calibration, tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     result = qgraph.quantize(digits, digits_calibration, weights=4, limit=32, keep=("reduce/*",))
     noise = np.random.default_rng(0).standard_normal((32, 3, 32, 32))
-    report = dataclasses.replace(report_of(result, name=NAME), distilled=noise)
+    report = dataclasses.replace(report_of(result, name=NAME), distilled=noise, allocation=allocation(result))
     (folder / "page.html").write_text(render(report), encoding="utf-8")
     (folder / "audit.html").write_bytes(AUDIT.read_bytes())
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
@@ -73,7 +74,7 @@ def test_the_page_as_a_browser_sees_it(site, tmp_path, width, scheme):
     assert seen["headings"][0] == 1
     assert set(seen["headings"][1:]) == {2}
     assert seen["images"] == [[True, True]]
-    assert len(seen["charts"]) >= 3
+    assert len(seen["charts"]) >= 5
     for kind in ("charts", "tables", "focusable", "targets", "wide"):
         assert all(seen[kind]), kind
     assert (seen["unseen"], seen["lang"]) == (0, "en")

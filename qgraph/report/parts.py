@@ -1,0 +1,64 @@
+"""What sections of the page are made of: figures, tables, foldable parts, numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from qgraph.report.charts import Series, swatch
+from qgraph.report.html import Content, Markup, element
+
+Section = tuple[str, Content]
+"""Its heading and what stands below."""
+
+
+def figure(caption: str, drawn: Markup, series: Sequence[Series]) -> Markup:
+    """A chart with its caption, and a legend where there is more than one series."""
+    items = [element("li", swatch(s), element("span", s.name)) for s in series if s.points]
+    legend = element("ul", items, class_="legend") if len(items) > 1 else None
+    return element("figure", element("figcaption", caption), drawn, legend)
+
+
+def table(
+    caption: str, columns: Sequence[str], rows: Sequence[Sequence[Content]], *, left: int = 1, stacked: bool = False
+) -> Markup:
+    """A table whose first column names the row, whose first `left` columns are text and whose others are numbers.
+
+    `stacked` rows become cards on a narrow screen; the roles keep it a table there for a screen reader.
+    """
+
+    def kind(index: int) -> str | None:
+        return None if index < left else "number"
+
+    head = [element("th", name, scope="col", role="columnheader", class_=kind(i)) for i, name in enumerate(columns)]
+    body = [
+        element(
+            "tr",
+            element("th", row[0], scope="row", role="rowheader"),
+            [
+                element("td", cell, class_=kind(i), role="cell", data_label=columns[i])
+                for i, cell in enumerate(row[1:], 1)
+            ],
+            role="row",
+        )
+        for row in rows
+    ]
+    inner = element(
+        "table",
+        element("caption", caption),
+        element("thead", element("tr", head, role="row"), role="rowgroup"),
+        element("tbody", body, role="rowgroup"),
+        role="table",
+        class_="stacked" if stacked else None,
+    )
+    return element("div", inner, class_="scroll", role="region", tabindex=0, aria_label=caption)
+
+
+def details(title: str, content: Content, *, unfolded: bool) -> Markup:
+    """A part that folds away."""
+    return element("details", element("summary", title), content, open="" if unfolded else None)
+
+
+def number(value: float | None, digits: int) -> str:
+    """Fixed digits, or a dash where there is no number."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
