@@ -6,10 +6,19 @@ extra outputs::
     step = gradients("model.onnx", "loss", ["input", "conv1.weight"])
     onnx_ir.save(step, "step.onnx")          # outputs: ..., input_grad, conv1.weight_grad
 
+`Backward` runs such a step, and is the faster way to weight gradients of convolutions, which it computes outside of
+the graph::
+
+    step = Backward("model.onnx", "loss", ["conv1.weight"])
+    outputs, gradients = step({"input": images, "labels": labels})
+
 New operators are added with `rule`.
 """
 
-from qgraph.gradient.build import Builder, builders, gradient_name, gradients
+from qgraph.gradient.backward import Backward
+from qgraph.gradient.build import Builder, builders, deferred_gradients, gradient_name, gradients
+from qgraph.gradient.contraction import Correlation, weight_gradients
+from qgraph.gradient.deferred import Contraction, Deferred
 from qgraph.gradient.emit import append
 from qgraph.gradient.errors import GradientError, MissingRuleError
 from qgraph.gradient.expression import Expr, constant, op, tensor
@@ -17,7 +26,11 @@ from qgraph.gradient.registry import Gradient, Node, rule, rules
 from qgraph.gradient.shapes import rank
 
 __all__ = [
+    "Backward",
     "Builder",
+    "Contraction",
+    "Correlation",
+    "Deferred",
     "Expr",
     "Gradient",
     "GradientError",
@@ -26,6 +39,7 @@ __all__ = [
     "append",
     "builders",
     "constant",
+    "deferred_gradients",
     "gradient_name",
     "gradients",
     "op",
@@ -33,4 +47,5 @@ __all__ = [
     "rule",
     "rules",
     "tensor",
+    "weight_gradients",
 ]

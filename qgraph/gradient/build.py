@@ -18,6 +18,7 @@ import qgraph.gradient.rules_reduction
 import qgraph.gradient.rules_resize
 import qgraph.gradient.rules_shape  # noqa: F401  (imported for the rules they register)
 from qgraph.gradient import portable, training
+from qgraph.gradient.deferred import Deferred
 from qgraph.gradient.errors import GradientError
 from qgraph.gradient.prepare import prepared
 from qgraph.model import ModelLike
@@ -59,6 +60,46 @@ def gradients(model: ModelLike, loss: str, wrt: Sequence[str], *, builder: Build
     chosen = builder or builders()[0]
     if chosen not in ("portable", "training"):
         raise GradientError(f"unknown gradient builder {chosen!r}: choose 'portable' or 'training'")
+    net, source, targets = _request(model, loss, wrt)
+    if chosen == "training":
+        return training.with_gradients(net, source, targets)
+    results = portable.append_gradients(net, source, targets)
+    for value, result in zip(targets, results, strict=True):
+        net.graph.outputs.append(_named(net.graph, result, value))
+    passes.RemoveUnusedNodesPass()(net)
+    return net
+
+
+def deferred_gradients(model: ModelLike, loss: str, wrt: Sequence[str]) -> Deferred:
+    """The same by the portable builder, without the weight gradients of convolutions, which `Contraction`s complete.
+
+    A weight is deferred where it is in `wrt` itself, feeds convolutions over one or two axes, and depends on nothing
+    else in `wrt`. `Backward` runs the result. Raises as `gradients` does.
+    """
+    net, source, targets = _request(model, loss, wrt)
+    chosen = {value for value in targets if _is_leaf(value, targets, net.graph)}
+    results, contractions = portable.append_operands(net, source, targets, deferred=chosen)
+    given = dict.fromkeys((*net.graph.outputs, source))
+    outputs = dict(given)
+    contracted = {c.weight for c in contractions}
+    for value, result in zip(targets, results, strict=True):
+        if result is not None or value not in contracted:
+            outputs[_named(net.graph, portable.existing(result, value, source), value)] = None
+    for contraction in contractions:
+        outputs |= {v: None for v in contraction.operands if not v.is_graph_input()}
+    net.graph.outputs[:] = list(outputs)
+    passes.RemoveUnusedNodesPass()(net)
+    return Deferred(model=net, outputs=tuple(given), wrt=tuple(targets), contractions=tuple(contractions))
+
+
+def _is_leaf(value: ir.Value, targets: Sequence[ir.Value], graph: ir.Graph) -> bool:
+    """Whether no other target's gradient needs this one's."""
+    others = [v for v in targets if v is not value]
+    return value.producer() is None or value not in portable.downstream(graph, others)
+
+
+def _request(model: ModelLike, loss: str, wrt: Sequence[str]) -> tuple[ir.Model, ir.Value, list[ir.Value]]:
+    """A copy of the model to work on, the loss, and the tensors to differentiate for."""
     net = prepared(model)
     values = ir.convenience.create_value_mapping(net.graph)
     source = _scalar(values, loss)
@@ -68,13 +109,7 @@ def gradients(model: ModelLike, loss: str, wrt: Sequence[str], *, builder: Build
     for name in map(gradient_name, wrt):
         if name in values:
             raise GradientError(f"the model already has a tensor named '{name}'; rename it")
-    if chosen == "training":
-        return training.with_gradients(net, source, targets)
-    results = portable.append_gradients(net, source, targets)
-    for value, result in zip(targets, results, strict=True):
-        net.graph.outputs.append(_named(net.graph, result, value))
-    passes.RemoveUnusedNodesPass()(net)
-    return net
+    return net, source, targets
 
 
 def _named(graph: ir.Graph, result: ir.Value, value: ir.Value) -> ir.Value:

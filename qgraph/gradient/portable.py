@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
 import onnx_ir as ir
 
+from qgraph.gradient.deferred import Contraction, contraction_of
 from qgraph.gradient.emit import Emitter
 from qgraph.gradient.errors import GradientError
 from qgraph.gradient.expression import Expr, op, tensor
@@ -21,13 +22,23 @@ def append_gradients(net: ir.Model, loss: ir.Value, wrt: Sequence[ir.Value]) -> 
     Nodes are visited from the loss backwards; a value's gradient is complete, the sum over its consumers, when its
     producer is reached. Only nodes between `wrt` and the loss are visited.
     """
-    sweep = _Sweep(net, wrt)
+    results, _ = append_operands(net, loss, wrt, deferred=())
+    return [existing(result, value, loss) for result, value in zip(results, wrt, strict=True)]
+
+
+def append_operands(
+    net: ir.Model, loss: ir.Value, wrt: Sequence[ir.Value], *, deferred: Collection[ir.Value]
+) -> tuple[list[ir.Value | None], list[Contraction]]:
+    """The same, but leave out what convolutions add to the gradients of the values in `deferred`, their weights.
+
+    Returns what the graph computes of each gradient, None for nothing, and the contractions that complete them.
+    """
+    sweep = _Sweep(net, wrt, deferred)
     sweep.pending[loss] = [_Term(full(1.0, tensor(loss)), _scope(loss))]
     for node in reversed(list(net.graph)):
         if any(v in sweep.reachable for v in node.inputs if v is not None):
             sweep.visit(node)
-    results = [sweep.settle(value) for value in wrt]
-    return [_value(result, value, loss) for result, value in zip(results, wrt, strict=True)]
+    return [sweep.settle(value) for value in wrt], sweep.contractions
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +52,10 @@ class _Term:
 class _Sweep:
     """The state of the walk: gradients still being summed, and those that are complete."""
 
-    def __init__(self, net: ir.Model, wrt: Sequence[ir.Value]) -> None:
-        self.reachable = _downstream(net.graph, wrt)
+    def __init__(self, net: ir.Model, wrt: Sequence[ir.Value], deferred: Collection[ir.Value]) -> None:
+        self.reachable = downstream(net.graph, wrt)
+        self.contractions: list[Contraction] = []
+        self._deferred = deferred
         self.pending: dict[ir.Value, list[_Term]] = {}
         self._complete: dict[ir.Value, ir.Value] = {}
         self._emitter = Emitter(net.graph)
@@ -54,7 +67,11 @@ class _Sweep:
         if all(g is None for g in settled):
             return
         seen = Node(node, [None if g is None else tensor(g) for g in settled], self._opset)
-        for value, gradient in _input_gradients(seen, self.reachable):
+        wanted = self.reachable
+        if (contraction := contraction_of(seen, settled[0], self._deferred)) is not None:
+            self.contractions.append(contraction)
+            wanted = wanted - {contraction.weight}
+        for value, gradient in _input_gradients(seen, wanted):
             self.pending.setdefault(value, []).append(_Term(gradient, node.name or node.op_type))
 
     def settle(self, value: ir.Value) -> ir.Value | None:
@@ -82,7 +99,7 @@ def _scope(value: ir.Value) -> str:
     return str(producer.name if producer is not None else value.name)
 
 
-def _downstream(graph: ir.Graph, sources: Sequence[ir.Value]) -> set[ir.Value]:
+def downstream(graph: ir.Graph, sources: Sequence[ir.Value]) -> set[ir.Value]:
     """Everything that depends on one of `sources`, themselves included."""
     reached = set(sources)
     for node in graph:
@@ -105,7 +122,8 @@ def _input_gradients(node: Node, wanted: set[ir.Value]) -> list[tuple[ir.Value, 
     return pairs
 
 
-def _value(gradient: ir.Value | None, value: ir.Value, loss: ir.Value) -> ir.Value:
+def existing(gradient: ir.Value | None, value: ir.Value, loss: ir.Value) -> ir.Value:
+    """The gradient of `value`, or `GradientError` where there is none."""
     if gradient is None:
         raise GradientError(
             f"'{loss.name}' does not depend on '{value.name}' through differentiable operators, so there is no gradient"
