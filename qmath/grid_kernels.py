@@ -12,6 +12,7 @@ import numpy as np
 from numba import njit
 
 from qmath._fma import fma
+from qmath._vectors import widest_vectors
 
 
 @njit(cache=True, nogil=True)
@@ -36,12 +37,14 @@ def _level(x, scale, inverse, offset, low, high, half_up):
 
 @njit(cache=True, nogil=True)
 def _values(x, out, scale, inverse, offset, low, high, half_up):
+    widest_vectors()
     for i in range(x.size):
         out[i] = _level(x[i], scale, inverse, offset, low, high, half_up) * scale + offset
 
 
 @njit(cache=True, nogil=True)
 def _codes(x, out, scale, inverse, offset, low, high, zero_point, half_up):
+    widest_vectors()
     for i in range(x.size):
         out[i] = np.int32(_level(x[i], scale, inverse, offset, low, high, half_up) + zero_point)
 
@@ -86,6 +89,7 @@ def codes_by_column(start, stop, x, out, grid, half_up):
 
 @njit(cache=True, nogil=True)
 def _values_across(x, out, grid, half_up):
+    widest_vectors()
     for c in range(x.size):
         level = _level(x[c], grid[0, c], grid[1, c], grid[2, c], grid[3, c], grid[4, c], half_up)
         out[c] = level * grid[0, c] + grid[2, c]
@@ -93,6 +97,7 @@ def _values_across(x, out, grid, half_up):
 
 @njit(cache=True, nogil=True)
 def _codes_across(x, out, grid, half_up):
+    widest_vectors()
     for c in range(x.size):
         level = _level(x[c], grid[0, c], grid[1, c], grid[2, c], grid[3, c], grid[4, c], half_up)
         out[c] = np.int32(level + grid[5, c])

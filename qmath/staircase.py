@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from qmath._validation import as_bit_count, as_data, as_parameter, reject_nan
 
 _COMPARED = 32  # staircases of up to this many edges are compared with all of them; longer ones are searched
 _GROUP = 8  # edges compared in one pass over a block
+_KEPT = 256  # scales that a table is kept ready for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,6 +31,9 @@ class RoundingTable(ByContent):
     signed: bool
     edges: NDArray[np.float64]
     codes: NDArray[np.int64]
+    _prepared: dict[tuple[Any, ...], tuple[Any, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", as_bit_count(self.bits, low=2 if self.signed else 1))
@@ -99,12 +102,32 @@ class RoundingTable(ByContent):
 
     def _fill(self, data: NDArray[Any], out: NDArray[Any], scale: ArrayLike, axis: int | None, *, real: bool) -> None:
         """out = the code, or the real number that it stands for."""
-        steps = _steps(scale, axis)
-        edges, codes = _parameters(self, steps.tobytes(), data.dtype)
-        unit = (steps if real else np.ones_like(steps)).astype(data.dtype)
-        kernels = _kernels()
-        kernel = kernels.compare_by_row if self.edges.size <= _COMPARED else kernels.search_by_row
-        run_rows(kernel, None, data, out, axis, edges, codes, unit, channels=steps.size)
+        simple = axis is None and type(scale) is float
+        steps = None if simple else _steps(scale, axis)
+        key = (scale if steps is None else steps.tobytes(), data.dtype, real)
+        if key not in self._prepared:
+            if len(self._prepared) >= _KEPT:
+                self._prepared.clear()
+            self._prepared[key] = self._prepare(_steps(scale, axis), data.dtype, real)
+        kernel, *parameters = self._prepared[key]
+        run_rows(kernel, None, data, out, axis, *parameters, channels=len(parameters[0]))
+
+    def _prepare(self, steps: NDArray[np.float64], dtype: np.dtype[Any], real: bool) -> tuple[Any, ...]:
+        """The kernel for these scales and type of data, and its parameters."""
+        from qmath import staircase_cells, staircase_kernels
+
+        edges = self.thresholds(steps, dtype=dtype.type)
+        unit = (steps if real else np.ones_like(steps)).astype(dtype)
+        if dtype == np.float32 and staircase_cells.in_one_register():
+            cells = staircase_cells.cells_of(edges, self.codes.astype(dtype) * unit[:, np.newaxis])
+            if cells is not None:
+                return staircase_cells.fill_by_row, cells
+        count = self.edges.size
+        padding = -count % _GROUP if count else _GROUP  # edges that change nothing
+        padded = np.pad(edges, ((0, 0), (0, padding)), constant_values=np.inf)
+        codes = np.pad(self.codes.astype(dtype), (0, padding), mode="edge")
+        few = self.edges.size <= _COMPARED
+        return staircase_kernels.compare_by_row if few else staircase_kernels.search_by_row, padded, codes, unit
 
 
 def magnitudes(bits: int, signed: bool) -> int:
@@ -119,24 +142,3 @@ def _steps(scale: ArrayLike, axis: int | None) -> NDArray[np.float64]:
         expected = "a scalar without axis" if axis is None else f"a 1-D array along axis {axis}"
         raise ValueError(f"scale: expected {expected}, found shape {steps.shape}")
     return steps.reshape(-1)
-
-
-@functools.lru_cache(maxsize=256)
-def _parameters(table: RoundingTable, scale: bytes, dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Thresholds (channels, edges) and codes for the kernels, padded to whole groups by edges that change nothing."""
-    thresholds = table.thresholds(np.frombuffer(scale), dtype=dtype.type)
-    channels, count = thresholds.shape
-    padded = max(1, -(-count // _GROUP)) * _GROUP
-    edges = np.full((channels, padded), np.inf, dtype)
-    edges[:, :count] = thresholds
-    codes = np.full(padded + 1, table.codes[-1], dtype)
-    codes[: count + 1] = table.codes
-    return edges, codes
-
-
-@functools.cache
-def _kernels() -> Any:
-    """The compiled loops, imported (and Numba with them) when first needed."""
-    from qmath import staircase_kernels
-
-    return staircase_kernels

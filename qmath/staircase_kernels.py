@@ -4,11 +4,13 @@
 `codes` has one entry more, `unit` one per channel.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, call-arg"
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
+
+from qmath._vectors import widest_vectors
 
 _BLOCK = 1 << 10  # values whose codes stay in the first-level cache between passes
 
@@ -34,6 +36,7 @@ def compare_by_row(start, stop, inner, x, out, edges, codes, unit):
 @njit(cache=True, nogil=True)
 def _climb(x, partial, edges, jumps):
     """Add to `partial` the jumps at those of eight edges that x has reached."""
+    widest_vectors()
     e0, e1, e2, e3, e4, e5, e6, e7 = edges[0], edges[1], edges[2], edges[3], edges[4], edges[5], edges[6], edges[7]
     j0, j1, j2, j3, j4, j5, j6, j7 = jumps[0], jumps[1], jumps[2], jumps[3], jumps[4], jumps[5], jumps[6], jumps[7]
     zero = x.dtype.type(0)
@@ -53,6 +56,7 @@ def _climb(x, partial, edges, jumps):
 @njit(cache=True, nogil=True)
 def _arrive(x, partial, out, edges, jumps, unit):
     """As `_climb`, then times the unit, into `out`; NaN stays NaN."""
+    widest_vectors()
     e0, e1, e2, e3, e4, e5, e6, e7 = edges[0], edges[1], edges[2], edges[3], edges[4], edges[5], edges[6], edges[7]
     j0, j1, j2, j3, j4, j5, j6, j7 = jumps[0], jumps[1], jumps[2], jumps[3], jumps[4], jumps[5], jumps[6], jumps[7]
     zero = x.dtype.type(0)

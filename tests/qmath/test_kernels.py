@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 import qmath
+from qmath import staircase_cells
+from qmath.staircase_cells import cells_of
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -47,6 +50,30 @@ def test_threads_do_not_change_a_value(axis, threads) -> None:
     if one is not None:
         np.testing.assert_array_equal(table.fake_quantize(x, scale, axis=axis), one)
     assert qmath.get_threads() == threads
+
+
+@pytest.mark.parametrize("gamma_n", [-1.0, -0.3, 0.0, 0.4, 1.0])
+@pytest.mark.parametrize("gamma_s", [None, 0.2, 0.5])
+def test_cells_of_a_staircase_agree_with_all_comparisons(gamma_n, gamma_s, monkeypatch) -> None:
+    found = 0
+    scales = np.array([0.5, 1 / 3, 1e-20, 7e12])
+    for bits, signed in itertools.product((2, 3, 4), (True, False)):
+        if bits == 2 and not signed:
+            continue
+        table = qmath.rounding_table(gamma_n, gamma_s, bits=bits, signed=signed)
+        edges = table.thresholds(scales, dtype=np.float32)
+        found += cells_of(edges, table.codes * scales[:, np.newaxis]) is not None
+        special = [0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, -1e-45, 3e38, -3e38]
+        near = [np.concatenate([np.nextafter(e, np.float32(end)) for end in (-np.inf, e[0], np.inf)]) for e in edges]
+        noise = np.random.default_rng(0).normal(size=(len(scales), 50)) * scales[:, np.newaxis] * 2**bits
+        x = np.concatenate([np.tile(special, (len(scales), 1)), edges, near, noise], axis=1).astype(np.float32)
+        monkeypatch.setattr(staircase_cells, "in_one_register", lambda: True)
+        fast = table.fake_quantize(x, scales, axis=0)
+        monkeypatch.setattr(staircase_cells, "in_one_register", lambda: False)
+        again = qmath.RoundingTable(bits=bits, signed=signed, edges=table.edges, codes=table.codes)
+        expected = again.fake_quantize(x, scales, axis=0)
+        np.testing.assert_array_equal(fast, expected)
+    assert found or gamma_s is not None
 
 
 def test_statistics_do_not_depend_on_threads(threads) -> None:
