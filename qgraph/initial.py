@@ -23,7 +23,7 @@ def initial_plan(view: GraphView, recipe: Recipe, observed: Observations | None)
     if recipe.activations is not None and observed is not None:
         edges = {root(view.by_name[name].input).name for name in view.edge_layers if name in view.by_name}
         for site in view.activation_sites(layers):
-            bits = recipe.edge_bits if site.tensor in edges else recipe.activations
+            bits = recipe.edge_bits or STORAGE_BITS if site.tensor in edges else recipe.activations
             activations += _activation_grids(site, bits, observed)
     return QuantPlan(
         model=view.model.digest,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ from qgraph.export import export
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
 from qgraph.measure import LayerReport, layer_reports
+from qgraph.mixed import Mixer
 from qgraph.model import Model, ModelLike, load, normalise, raise_opset, save
 from qgraph.observe import Observations, observe
 from qgraph.plan import QuantPlan
@@ -29,6 +30,8 @@ from qgraph.progress import SILENT, Progress
 from qgraph.recipe import FORMATS, Recipe
 from qgraph.simulate import simulate
 from qgraph.zeroq import DistillConfig, distill
+from qgraph.zeroq.allocate import Allocation
+from qgraph.zeroq.sensitivity import Sensitivity
 
 DISTILLED = 32  # samples distilled where none are given (ZeroQ, section IV)
 
@@ -45,6 +48,8 @@ class Result:
     observed: Observations | None = None
     samples: Dataset | None = None
     threads: int | None = None
+    allocation: Allocation | None = None
+    """Sensitivities, frontier and choice, where bits were mixed."""
 
     @cached_property
     def layers(self) -> tuple[LayerReport, ...]:
@@ -102,6 +107,8 @@ def quantize(
     seed: int = 0,
     threads: int | None = None,
     resume: str | Path | None = None,
+    executor: str = "local",
+    on_better: Callable[[Result], object] | None = None,
     progress: Progress = SILENT,
     **overrides: Any,
 ) -> Result:
@@ -118,7 +125,10 @@ def quantize(
         opset: raise the model to this opset first.
         seed: of distilled data.
         resume: folder for the checkpoints of long stages; what it holds of the same job is continued.
-        overrides: `weights`, `activations` (bits or None), `clip`, `keep`, ...: the fields of `Recipe`.
+        executor: where independent jobs run, `local` or `dask:ADDRESS`.
+        on_better: called with every smaller result that a search for the smallest (`max_drop`) accepts on its way.
+        overrides: `weights` (bits, "mixed" or None), `activations` (bits or None), `size_mb`, `clip`, `keep`, ...: the
+            fields of `Recipe`.
 
     Raises:
         QGraphError: with a message that says what to do, for anything wrong with model, data or options.
@@ -126,6 +136,131 @@ def quantize(
     if format not in FORMATS:
         raise UsageError(f"unknown format '{format}': choose one of {', '.join(FORMATS)}")
     clock = _Clock()
+    given = _gather(
+        model,
+        data,
+        method=method,
+        preprocessing=preprocessing,
+        limit=limit,
+        calibration=calibration,
+        opset=opset,
+        seed=seed,
+        threads=threads,
+        resume=resume,
+        progress=progress,
+        clock=clock,
+        overrides=overrides,
+    )
+    net, view, recipe, observed = given.net, given.view, given.recipe, given.observed
+    with clock.stage("plan"):
+        plan = refine(initial_plan(view, recipe, observed), view, observed, recipe)
+
+    def made(plan: QuantPlan, allocation: Allocation | None) -> Result:
+        return Result(
+            net=net,
+            plan=plan,
+            format=format,
+            data=given.source,
+            seconds=clock.seconds,
+            observed=observed,
+            samples=given.samples,
+            threads=threads,
+            allocation=allocation,
+        )
+
+    allocation = None
+    if recipe.mixed:
+        mixer = given.mixer(
+            format=format,
+            on_better=None if on_better is None else lambda mixed: on_better(made(mixed, None)),
+            executor=executor,
+            resume=resume,
+            threads=threads,
+            progress=progress,
+        )
+        plan, allocation = mixer.mix(plan, clock.stage)
+    with clock.stage("export"):
+        result = made(plan, allocation)
+        _ = result.model
+    clock.finish()
+    return result
+
+
+def measure_sensitivity(
+    model: ModelLike,
+    data: DataLike | None = None,
+    *,
+    method: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    resume: str | Path | None = None,
+    executor: str = "local",
+    progress: Progress = SILENT,
+    **overrides: Any,
+) -> Sensitivity:
+    """How far the outputs move when one layer alone is quantized, for every layer and each of `bits` (ZeroQ, Eq. 2).
+
+    The arguments are those of `quantize`; without data, samples are distilled from the model.
+    """
+    given = _gather(
+        model,
+        data,
+        method=method,
+        preprocessing=preprocessing,
+        limit=limit,
+        seed=seed,
+        threads=threads,
+        resume=resume,
+        progress=progress,
+        clock=_Clock(),
+        overrides={**overrides, "weights": "mixed", "activations": None},
+    )
+    mixer = given.mixer(executor=executor, resume=resume, threads=threads, progress=progress)
+    return mixer.sensitivity(mixer.menu())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Gathered:
+    """What a plan is made of: the network, the recipe, and what is known of its activations."""
+
+    net: Model
+    view: GraphView
+    recipe: Recipe
+    samples: Dataset | None
+    observed: Observations | None
+    source: str
+
+    def mixer(self, *, format: str = "qdq", **options: Any) -> Mixer:
+        if self.samples is None:
+            raise UsageError("mixed bits need samples: pass --data, or --method zeroq")
+        return Mixer(
+            net=self.net,
+            recipe=self.recipe,
+            data=self.samples,
+            refine=lambda plan, recipe: refine(plan, self.view, self.observed, recipe),
+            lower=lambda plan: lower(self.net, plan, format=format),
+            **options,
+        )
+
+
+def _gather(
+    model: ModelLike,
+    data: DataLike | None,
+    *,
+    method: str | None,
+    preprocessing: Preprocessing | None,
+    limit: int | None,
+    seed: int,
+    threads: int | None,
+    resume: str | Path | None,
+    progress: Progress,
+    clock: _Clock,
+    overrides: dict[str, Any],
+    calibration: str | Path | None = None,
+    opset: int | None = None,
+) -> _Gathered:
     measured = calibration is not None and Path(calibration).exists()
     recipe = Recipe.choose(method, data is not None or measured, **overrides)
     with clock.stage("load"):
@@ -134,7 +269,9 @@ def quantize(
         view = GraphView(net)
         recipe.choose_layers(view)  # what cannot be done is said before the work begins
         samples = None if data is None else open_data(data, net, preprocessing=preprocessing, limit=limit)
-    if samples is None and not measured and recipe.needs_data:
+    if recipe.max_drop is not None and (samples is None or samples.labels is None):
+        raise UsageError("--max-drop measures accuracy: pass --data with an array 'labels'")
+    if samples is None and recipe.needs_data and (recipe.mixed or not measured):
         with clock.stage("distill"):
             inputs = distilled_inputs(
                 loaded, count=DISTILLED, seed=seed, threads=threads, resume=resume, progress=progress
@@ -142,22 +279,8 @@ def quantize(
             samples = open_data(inputs, net)
     with clock.stage("observe"):
         observed = _observations(net, recipe, samples, calibration, threads, progress)
-    with clock.stage("plan"):
-        plan = refine(initial_plan(view, recipe, observed), view, observed, recipe)
-    with clock.stage("export"):
-        result = Result(
-            net=net,
-            plan=plan,
-            format=format,
-            data=_source(observed, given=data is not None or measured),
-            seconds=clock.seconds,
-            observed=observed,
-            samples=samples,
-            threads=threads,
-        )
-        _ = result.model
-    clock.finish()
-    return result
+    source = _source(observed, given=data is not None or measured)
+    return _Gathered(net=net, view=view, recipe=recipe, samples=samples, observed=observed, source=source)
 
 
 def distilled_inputs(

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 import qmath
+from qgraph.distance import DIRECTIONS, Direction
 from qgraph.errors import ModelError, UsageError
 from qgraph.graph import GraphView, Layer
 
@@ -17,6 +18,9 @@ METHODS: tuple[str, ...] = get_args(Method)
 AVAILABLE = ("minmax", "aciq", "zeroq")
 DATA_FREE = ("zeroq",)
 FORMATS = ("qdq", "float")
+BUDGETS = ("size_mb", "average_bits", "max_drop")
+SEARCHES = ("frontier", "groups")
+DEFAULT_AVERAGE = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,13 +28,18 @@ class Recipe:
     """A method and its settings.
 
     `weights` and `activations` are bits, or None for floating point; `edge_bits` holds for the first and last layers.
+    With `weights` "mixed", each layer takes one of `bits` so that outputs move least (`direction` of the divergence)
+    under one budget: `size_mb` of weights (1 MB = 2**20 bytes), `average_bits` (4 if no budget is given), or the least
+    size that loses at most `max_drop` points of accuracy. `search` adds up sensitivities ("frontier") or measures
+    combinations ("groups"). The edges are mixed as well unless `edge_bits` is given.
+
     `clip` is the clipping method of activations, `weight_clip` that of weights (both names of `qmath.clip_methods()`).
     """
 
     method: str = "aciq"
-    weights: int | None = 8
+    weights: int | Literal["mixed"] | None = 8
     activations: int | None = 8
-    edge_bits: int = 8
+    edge_bits: int | None = None
     per_channel: bool = True
     symmetric: bool = True
     clip: str = "aciq"
@@ -38,6 +47,12 @@ class Recipe:
     bias_correction: bool = True
     reduce_range: bool = False
     keep: tuple[str, ...] = ()
+    bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    size_mb: float | None = None
+    average_bits: float | None = None
+    max_drop: float | None = None
+    search: str = "frontier"
+    direction: Direction = "forward"
 
     @classmethod
     def choose(cls, method: str | None, has_data: bool, **overrides: Any) -> Recipe:
@@ -53,8 +68,15 @@ class Recipe:
         unknown = sorted(set(given) - fields)
         if unknown:
             raise UsageError(f"unknown option '{unknown[0]}'{_hint(unknown[0], sorted(fields))}")
-        if given.get("weights") == "mixed":
-            raise UsageError("--weights mixed is not there yet in this version: give a number of bits from 2 to 8")
+        budgets = [option for option in BUDGETS if option in given]
+        if budgets and given.get("weights", "mixed") != "mixed":
+            raise UsageError(f"{_flag(budgets[0])} chooses bits per layer: give it with --weights mixed")
+        if len(budgets) > 1:
+            raise UsageError(f"give one of {' and '.join(map(_flag, budgets))}, not both")
+        if budgets:
+            given["weights"] = "mixed"
+        elif given.get("weights") == "mixed":
+            given["average_bits"] = DEFAULT_AVERAGE
         for option in ("weights", "activations"):
             if given.get(option) == "none":
                 given[option] = None
@@ -71,7 +93,8 @@ class Recipe:
     def _check(self, has_data: bool) -> None:
         for option in ("weights", "activations", "edge_bits"):
             bits = getattr(self, option)
-            if bits is not None and (not isinstance(bits, int) or not 2 <= bits <= 8):
+            mixed = option == "weights" and bits == "mixed"
+            if not mixed and bits is not None and (not isinstance(bits, int) or not 2 <= bits <= 8):
                 raise UsageError(f"--{option.replace('_', '-')} must be a number from 2 to 8, not {bits}")
         if self.weights is None and self.activations is None:
             raise UsageError("both --weights none and --activations none leave nothing to quantize")
@@ -82,25 +105,44 @@ class Recipe:
                 raise UsageError(
                     f"unknown clip method '{getattr(self, option)}': choose one of {', '.join(qmath.clip_methods())}"
                 )
+        if not self.bits or any(not 2 <= bits <= 8 for bits in self.bits):
+            raise UsageError(f"--bits must be numbers from 2 to 8, such as 2,4,8, not {self.bits}")
+        for option in BUDGETS:
+            amount = getattr(self, option)
+            if amount is not None and not (0 <= amount < float("inf") and (amount or option == "max_drop")):
+                raise UsageError(f"{_flag(option)} must be a positive number, not {amount}")
+        for option, known in (("search", SEARCHES), ("direction", DIRECTIONS)):
+            if getattr(self, option) not in known:
+                raise UsageError(f"{_flag(option)} must be one of {', '.join(known)}, not '{getattr(self, option)}'")
         if self.needs_data and not has_data and self.method not in DATA_FREE:
             raise UsageError(
-                f"method '{self.method}' needs data to quantize activations: pass --data, or --activations none "
-                f"for weights alone"
+                f"method '{self.method}' needs data to quantize activations or to mix bits: pass --data, or "
+                f"--activations none for weights of fixed bits alone"
             )
 
     @property
     def needs_data(self) -> bool:
-        """Whether activations are quantized, so that something must flow through the network."""
-        return self.activations is not None
+        """Whether activations are quantized or bits mixed, so that something must flow through the network."""
+        return self.activations is not None or self.mixed
+
+    @property
+    def mixed(self) -> bool:
+        """Whether every layer gets bits of its own."""
+        return self.weights == "mixed"
+
+    def at(self, bits: int) -> Recipe:
+        """The same with all weights at `bits`; the edges too, unless they have theirs."""
+        return dataclasses.replace(self, weights=bits, edge_bits=self.edge_bits or bits)
 
     @property
     def needs_histograms(self) -> bool:
         """Whether ranges alone do not decide the plan."""
-        return self.clip != "max"
+        return self.clip != "max" and self.activations is not None
 
     def bits_of(self, layer: Layer, edges: frozenset[str]) -> int:
         """Weight bits of a layer; `reduce_range` leaves one bit of headroom for CPUs without VNNI."""
-        bits = self.edge_bits if layer.name in edges else (self.weights or 8)
+        weights = self.weights if isinstance(self.weights, int) else 8
+        bits = (self.edge_bits or 8) if layer.name in edges else weights
         return min(bits, 7) if self.reduce_range else bits
 
     def choose_layers(self, view: GraphView) -> tuple[list[Layer], dict[str, str]]:
@@ -132,6 +174,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "aciq": {},
     "zeroq": {},  # the grids of ACIQ, on distilled data
 }
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")
 
 
 def _hint(name: str, known: list[str]) -> str:

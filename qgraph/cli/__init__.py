@@ -16,6 +16,7 @@ COMMANDS = {
     "quantize": "qgraph.cli.quantize",
     "apply": "qgraph.cli.quantize",
     "distill": "qgraph.cli.distill",
+    "sensitivity": "qgraph.cli.sensitivity",
     "evaluate": "qgraph.cli.evaluate",
     "compare": "qgraph.cli.evaluate",
     "inspect": "qgraph.cli.inspect",
@@ -23,7 +24,7 @@ COMMANDS = {
     "demo": "qgraph.cli.demo",
     "completion": "qgraph.cli.completion",
 }
-PLANNED = ("sensitivity", "search", "finetune")
+PLANNED = ("search", "finetune")
 
 
 class _LazyGroup(click.Group):

@@ -33,6 +33,20 @@ class Bits(click.ParamType):
         return self.fail(f"'{value}' is not a number of bits from 2 to 8{words}", param, ctx)
 
 
+class BitList(click.ParamType):
+    """Comma-separated numbers of bits from 2 to 8."""
+
+    name = "2,4,8"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in value.split(",")]
+        if all(part.isdigit() and 2 <= int(part) <= 8 for part in parts):
+            return tuple(sorted({int(part) for part in parts}))
+        return self.fail(f"'{value}' is not a list of bits from 2 to 8 such as 2,4,8", param, ctx)
+
+
 class Numbers(click.ParamType):
     """Comma-separated numbers; fractions such as 127/255 are exact."""
 
@@ -86,7 +100,11 @@ def format_options(f: F) -> F:
 def recipe_options(f: F) -> F:
     """Every override of a method's defaults."""
     return _all(
-        click.option("--weights", type=Bits("mixed", "none"), help="Bits of weights, 2 to 8.  [default: 8]"),
+        click.option(
+            "--weights",
+            type=Bits("mixed", "none"),
+            help="Bits of weights, 2 to 8; mixed: chosen per layer.  [default: 8]",
+        ),
         click.option(
             "--activations",
             type=Bits("none"),
@@ -97,14 +115,49 @@ def recipe_options(f: F) -> F:
         ),
         click.option("--symmetric/--asymmetric", default=None, help="Weight grids around zero (default), or min..max."),
         click.option("--clip", metavar="METHOD", help="Activation clipping: max, percentile, mse, kl or aciq."),
+        click.option("--weight-clip", metavar="METHOD", help="Weight clipping: max, percentile, mse, kl or aciq."),
         click.option(
             "--bias-correction/--no-bias-correction",
             default=None,
             help="Correct weight norm and output mean.",
         ),
         click.option("--keep", multiple=True, metavar="NAME", help="Leave a layer in float (glob; repeatable)."),
-        click.option("--edge-bits", type=Bits(), metavar="N", help="Bits of the first and last layers.  [default: 8]"),
+        click.option(
+            "--edge-bits",
+            type=Bits(),
+            metavar="N",
+            help="Bits of the first and last layers.  [default: 8, and mixed with --weights mixed]",
+        ),
         click.option("--reduce-range", is_flag=True, default=None, help="7-bit weights, for CPUs without VNNI."),
+    )(f)
+
+
+def mixed_options(f: F) -> F:
+    """The budget of `--weights mixed`, and how bits are chosen."""
+    return _all(
+        click.option("--size-mb", type=float, metavar="X", help="Budget of mixed weights; 1 MB = 2**20 bytes."),
+        click.option("--average-bits", type=float, metavar="X", help="The same as bits per weight.  [default: 4]"),
+        click.option(
+            "--max-drop", type=float, metavar="POINTS", help="Smallest weights that lose at most this much accuracy."
+        ),
+        click.option("--bits", type=BitList(), help="Bits that a layer may take.  [default: 2,3,4,5,6,7,8]"),
+        click.option(
+            "--search",
+            type=click.Choice(["frontier", "groups"]),
+            help="Add up sensitivities (default), or measure combinations, group by group.",
+        ),
+        direction_option,
+        executor_option,
+    )(f)
+
+
+def direction_option(f: F) -> F:
+    return _all(
+        click.option(
+            "--direction",
+            type=click.Choice(["forward", "reverse"]),
+            help="Sensitivity as KL(float || quantized) (default), or KL(quantized || float).",
+        )
     )(f)
 
 
@@ -122,6 +175,11 @@ def executor_option(f: F) -> F:
 
 def preprocessing(mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocessing:
     return Preprocessing(mean=mean, std=std)
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were passed; the others keep the recipe's defaults."""
+    return {name: value for name, value in options.items() if value is not None and value != ()}
 
 
 def _all(*options: Callable[[Any], Any]) -> Callable[[F], F]:

@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
-from qgraph.cli.options import data_options, format_options, preprocessing, recipe_options, run_options
+from qgraph.cli.options import (
+    data_options,
+    format_options,
+    given,
+    mixed_options,
+    preprocessing,
+    recipe_options,
+    run_options,
+)
 from qgraph.errors import UsageError
 from qgraph.model import check_writable, save, write_atomically
 from qgraph.pipeline import Result
@@ -26,6 +34,7 @@ from qgraph.report import render, report_of
 )
 @data_options()
 @recipe_options
+@mixed_options
 @format_options
 @click.option("--calibration", metavar="FILE", help="Statistics file: read if it exists, else written.")
 @click.option("--seed", type=int, metavar="N", help="Seed of distilled data.  [default: 0]")
@@ -44,13 +53,21 @@ def quantize(
       qgraph quantize model.onnx -o small.onnx --data calibration.npz
       qgraph quantize model.onnx -o small.onnx --data images/ --weights 4 --activations 8
       qgraph quantize model.onnx -o small.onnx --method minmax --weights 4 --activations none
+      qgraph quantize model.onnx -o small.onnx --weights mixed --size-mb 0.13
+      qgraph quantize model.onnx -o small.onnx --data labelled.npz --weights mixed --max-drop 0.5
     """
     if quiet:
         silence_warnings()
     _check_outputs(model, {"-o": output, "--plan": plan, "--report": report})
     mean, std = options.pop("mean"), options.pop("std")
     bars = progress(quiet or as_json)
-    result = run(model, preprocessing=preprocessing(mean, std), progress=bars, **_given(options))
+    result = run(
+        model,
+        preprocessing=preprocessing(mean, std),
+        progress=bars,
+        on_better=lambda better: better.save(output),
+        **given(options),
+    )
     nbytes = result.save(output)
     if plan is not None:
         write_atomically(Path(plan), result.plan.to_json().encode())
@@ -94,11 +111,6 @@ def _check_outputs(model: str, outputs: dict[str, str | None]) -> None:
             other = seen.setdefault(Path(path).absolute(), option)
             if other != option:
                 raise UsageError(f"{option} and {other} both name {path}")
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were passed; the others keep the recipe's defaults."""
-    return {name: value for name, value in options.items() if value is not None and value != ()}
 
 
 def _show(result: Result, output: str, nbytes: int) -> None:

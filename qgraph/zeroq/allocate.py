@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 import qmath
 from qgraph.errors import UsageError
 from qgraph.plan import QuantPlan
@@ -27,9 +29,9 @@ class GroupConfig:
     """Appendix A's a, b, t1 and t2: layers per group, parts of the size range, selections measured and kept in each."""
 
     group: int = 10
-    intervals: int = 5
+    intervals: int = 10
     candidates: int = 12
-    keep: int = 3
+    keep: int = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,14 +55,30 @@ def frontier(table: Sensitivity) -> qmath.Frontier:
 
 
 def search_groups(
-    table: Sensitivity, measure: Callable[[tuple[int, ...]], float], *, config: GroupConfig | None = None
+    table: Sensitivity,
+    measure: Callable[[tuple[int, ...]], float],
+    *,
+    budget: float | None = None,
+    config: GroupConfig | None = None,
 ) -> qmath.Frontier:
     """Sizes and measured sensitivities of whole selections, grown group by group (Appendix A).
 
     `measure` receives the choices of the first layers, the others being float, and returns their joint sensitivity.
+    What adding up sensitivities would take (the smallest, the largest and the one at `budget`) is measured as well, so
+    that the result is never the worse one.
     """
     costs, sizes = [row.measured for row in table.layers], [row.nbytes for row in table.layers]
-    return qmath.group_search(costs, sizes, measure, **dataclasses.asdict(config or GroupConfig()))
+    found = qmath.group_search(costs, sizes, measure, **dataclasses.asdict(config or GroupConfig()))
+    added = frontier(table)
+    known = sorted({0, len(added) - 1, *([] if budget is None else [_index(added, budget)])})
+    measured = [measure(tuple(added.choices[i].tolist())) for i in known]
+    size = np.concatenate([found.sizes, added.sizes[known]])
+    cost = np.concatenate([found.costs, measured])
+    order = np.lexsort((cost, size))
+    cheapest = np.minimum.accumulate(cost[order])
+    kept = order[np.concatenate(([True], cost[order][1:] < cheapest[:-1]))]
+    choices = np.concatenate([found.choices, added.choices[known]])[kept]
+    return qmath.Frontier(sizes=size[kept], costs=cost[kept], gaps=np.full(kept.size, np.nan), choices=choices)
 
 
 def within(front: qmath.Frontier, table: Sensitivity, budget: float) -> qmath.Selection:
@@ -68,7 +86,7 @@ def within(front: qmath.Frontier, table: Sensitivity, budget: float) -> qmath.Se
 
     Raises `UsageError` below the smallest reachable size; warns above what float weights take.
     """
-    smallest = float(front.sizes[0])
+    smallest = float(sum(min(row.nbytes) for row in table.layers))
     if budget < smallest:
         raise UsageError(
             f"a budget of {_mb(budget)} MB cannot be reached: the smallest weights that the allowed bits give take "
@@ -107,6 +125,11 @@ def mix(plan: QuantPlan, menu: Menu, chosen: qmath.Selection) -> QuantPlan:
         name: choices[index] for (name, choices), index in zip(menu.items(), chosen.choices.tolist(), strict=True)
     }
     return plan.map_layers(lambda layer: picked.get(layer.name, layer))
+
+
+def _index(front: qmath.Frontier, budget: float) -> int:
+    """The largest point within the budget, or the smallest there is."""
+    return max(int(np.searchsorted(front.sizes, budget, side="right")) - 1, 0)
 
 
 def _mb(nbytes: float, *, up: bool = False) -> str:

@@ -13,15 +13,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from qgraph import runtime
-from qgraph.data import Batch, Dataset
-from qgraph.distance import Direction, Outputs, Tally, measures
+from qgraph.data import Dataset
+from qgraph.distance import Direction, Reference
 from qgraph.errors import ModelError
 from qgraph.executor import Executor, open_executor
 from qgraph.export import weight_bytes
@@ -34,7 +33,6 @@ from qgraph.runtime import Session
 from qgraph.simulate import simulate
 
 SAMPLES = 64
-BATCH = 32
 Menu = Mapping[str, Sequence[LayerQuant]]
 """By layer name, the ways to quantize it."""
 
@@ -62,8 +60,12 @@ class Sensitivity:
     outputs: tuple[tuple[str, str], ...]
     layers: tuple[LayerSensitivity, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """What `qgraph sensitivity` prints and writes."""
+        return {**dataclasses.asdict(self), "outputs": dict(self.outputs)}
+
     def to_json(self) -> str:
-        return json.dumps({**dataclasses.asdict(self), "outputs": dict(self.outputs)}, indent=1) + "\n"
+        return json.dumps(self.to_dict(), indent=1) + "\n"
 
 
 def sensitivity(
@@ -91,8 +93,9 @@ def sensitivity(
     Raises:
         ModelError: outputs are NaN or infinite; the message names the layer and its bits.
     """
-    job = _prepare(model, data, menu, direction)
-    journal = open_journal(resume, "sensitivity", job.identity())
+    reference = Reference.of(model, data, samples=SAMPLES, direction=direction)
+    job = _Job(model=model, reference=reference, menu={name: tuple(choices) for name, choices in menu.items()})
+    journal = open_journal(resume, "sensitivity", model.digest, reference.identity, job.menu)
     missing = [name for name in menu if name not in journal.done]
     with progress.stage("sensitivity", len(menu)) as advance:
         advance(len(menu) - len(missing))
@@ -105,8 +108,8 @@ def sensitivity(
     return Sensitivity(
         model=model.digest,
         data=data.description,
-        samples=job.samples,
-        outputs=tuple(job.kinds.items()),
+        samples=reference.samples,
+        outputs=tuple(reference.kinds.items()),
         layers=tuple(_row(by_name[name], menu[name], journal.done[name]) for name in menu),
     )
 
@@ -132,62 +135,23 @@ def _row(layer: Layer, choices: Sequence[LayerQuant], omega: list[float]) -> Lay
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """What all layers share: the float model, the samples, and its outputs on them."""
+    """What all layers share: the float model, what it computes on the samples, and the grids to try."""
 
     model: Model
-    batches: tuple[Batch, ...]
-    expected: tuple[Outputs, ...]
-    kinds: dict[str, str]
+    reference: Reference
     menu: dict[str, tuple[LayerQuant, ...]]
-
-    @property
-    def samples(self) -> int:
-        return sum(batch.count for batch in self.batches)
-
-    def identity(self) -> tuple[object, ...]:
-        """Everything that decides the result."""
-        inputs = sha256()
-        for batch in self.batches:
-            for array in batch.feeds.values():
-                inputs.update(array.tobytes())
-        return self.model.digest, inputs.hexdigest(), self.kinds, self.menu
-
-
-def _prepare(model: Model, data: Dataset, menu: Menu, direction: Direction) -> _Job:
-    session = Session(model.ir_model, threads=1)
-    batches: list[Batch] = []
-    for batch in data.batches(BATCH):
-        batches.append(batch)
-        if sum(b.count for b in batches) >= SAMPLES:
-            break
-    expected = tuple(_real(session.run(batch.feeds), batch) for batch in batches)
-    for outputs in expected:
-        for name, output in outputs.items():
-            if output.dtype.kind == "f" and not np.isfinite(output).all():
-                raise ModelError(
-                    f"{model.source} computes NaN or infinite values in its output '{name}' on {data.description}: "
-                    f"there is nothing to compare quantized layers with; give other data"
-                )
-    kinds = measures(expected[0], direction)
-    if not kinds:
-        raise ModelError(f"{model.source} has no floating-point output, so there is nothing to measure")
-    chosen = {name: tuple(choices) for name, choices in menu.items()}
-    return _Job(model=model, batches=tuple(batches), expected=expected, kinds=kinds, menu=chosen)
 
 
 def _omega(job: _Job, name: str) -> list[float]:
     """Omega of one layer for all its choices; raises `ModelError` when outputs are not finite."""
     rest, boundary = _behind(job.model, name)
     before = Session(job.model.ir_model, outputs=boundary, threads=1) if boundary else None
-    at_cut = [{**b.feeds, **before.run(b.feeds)} if before is not None else b.feeds for b in job.batches]
+    feeds = [b.feeds for b in job.reference.batches]
+    at_cut = feeds if before is None else [{**given, **before.run(given)} for given in feeds]
     result = []
     for choice in job.menu[name]:
-        session = Session(simulate(rest, QuantPlan(model=rest.digest, recipe="", layers=(choice,))), threads=1)
-        tally = Tally(job.kinds)
-        for batch, known, expected in zip(job.batches, at_cut, job.expected, strict=True):
-            produced = session.run({name: known[name] for name in session.input_names})
-            tally.add(expected, _real(produced, batch))
-        omega = tally.result()
+        quantized = simulate(rest, QuantPlan(model=rest.digest, recipe="", layers=(choice,)))
+        omega = job.reference.distance(Session(quantized, threads=1), at_cut)
         if not np.isfinite(omega):
             raise ModelError(
                 f"the outputs are NaN or infinite when '{name}' alone has {choice.weight.bits}-bit weights: leave it "
@@ -222,9 +186,3 @@ def _reads(node: ir.Node) -> list[ir.Value]:
             for inner in ir.traversal.RecursiveGraphIterator(attribute.as_graph()):
                 found += [v for v in inner.inputs if v is not None and v.graph is node.graph]
     return found
-
-
-def _real(outputs: Outputs, batch: Batch) -> Outputs:
-    """Without the samples that only pad a fixed batch."""
-    size = len(next(iter(batch.feeds.values())))
-    return {name: o[: batch.count] if o.ndim and len(o) == size else o for name, o in outputs.items()}

@@ -1,0 +1,88 @@
+"""`qgraph sensitivity`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.text import Text
+
+from qgraph.cli.console import progress, show, show_json, silence_warnings, table
+from qgraph.cli.options import (
+    BitList,
+    data_options,
+    direction_option,
+    executor_option,
+    given,
+    preprocessing,
+    run_options,
+)
+from qgraph.model import check_writable, write_atomically
+from qgraph.pipeline import measure_sensitivity
+from qgraph.zeroq.sensitivity import Sensitivity
+
+_SHADES = ("green", "yellow", "dark_orange", "red")  # a quarter of the range of log Omega each
+
+
+@click.command()
+@click.argument("model")
+@click.option("-o", "--output", metavar="SENSITIVITY.json", help="Where to write the table.")
+@click.option("--bits", type=BitList(), default=(2, 4, 8), help="Bit-widths to try, of 2 to 8.  [default: 2,4,8]")
+@click.option("--method", metavar="NAME", help="How weights are quantized: minmax, aciq or zeroq.")
+@data_options()
+@click.option("--per-channel/--per-tensor", default=None, help="One scale per output channel (default), or one.")
+@click.option("--symmetric/--asymmetric", default=None, help="Weight grids around zero (default), or min..max.")
+@click.option("--weight-clip", metavar="METHOD", help="Weight clipping: max, percentile, mse, kl or aciq.")
+@click.option("--keep", multiple=True, metavar="NAME", help="Leave a layer in float (glob; repeatable).")
+@direction_option
+@executor_option
+@click.option("--seed", type=int, metavar="N", help="Seed of distilled data.  [default: 0]")
+@click.option("--resume", metavar="DIR", help="Folder for checkpoints: a job that was stopped goes on from there.")
+@run_options
+def sensitivity(model: str, output: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+    """How far the outputs of MODEL move when one layer alone is quantized, at each bit-width (ZeroQ).
+
+    Without --data, samples are distilled from the model.
+
+    \b
+    Examples:
+      qgraph sensitivity model.onnx -o sensitivity.json
+      qgraph sensitivity model.onnx --data images/ --bits 3,4,6 --direction reverse
+    """
+    if quiet:
+        silence_warnings()
+    if output is not None:
+        check_writable(output, source=model)
+    mean, std = options.pop("mean"), options.pop("std")
+    bars = progress(quiet or as_json)
+    result = measure_sensitivity(model, preprocessing=preprocessing(mean, std), progress=bars, **given(options))
+    if output is not None:
+        write_atomically(Path(output), result.to_json().encode())
+    if as_json:
+        show_json(result.to_dict())
+    elif not quiet:
+        _show(model, result)
+
+
+def _show(model: str, result: Sensitivity) -> None:
+    bits = sorted({k for row in result.layers for k in row.bits})
+    compared = " + ".join(f"{kind} of {name}" for name, kind in result.outputs)
+    title = f"sensitivity of {model} on {result.samples} samples of {result.data}: {compared}"
+    rows = table(title, "layer", "weights", *(f"{k} bits" for k in bits))
+    positive = [v for row in result.layers for v in row.measured if v > 0]
+    for row in result.layers:
+        cells = dict(zip(row.bits, row.measured, strict=True))
+        rows.add_row(row.name, f"{row.weights:,}", *(_cell(cells.get(k), positive) for k in bits))
+    show(rows)
+
+
+def _cell(value: float | None, positive: list[float]) -> Text:
+    """The value on a shade of its place between the least and the largest, on a logarithmic scale."""
+    if value is None:
+        return Text("-")
+    low, high = min(positive, default=1.0), max(positive, default=1.0)
+    place = 0
+    while place < len(_SHADES) - 1 and value > low * (high / low) ** ((place + 1) / len(_SHADES)):
+        place += 1
+    return Text(f"{value:.2e}", style=_SHADES[place])
