@@ -26,9 +26,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph import weights
+from qgraph.compact import compact
 from qgraph.correct import output_sums
 from qgraph.folding import add_initializer, constant
-from qgraph.graph import Layer, attribute, pads
+from qgraph.graph import GraphView, Layer, attribute, pads
 from qgraph.lowering import lower
 from qgraph.model import Model
 from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan, Rounding
@@ -41,7 +42,9 @@ _MOVES_INTEGERS = frozenset(  # transparent operators that onnxruntime has uint8
 
 def export(model: Model, plan: QuantPlan) -> ir.Model:
     """The deployable model: integers where onnxruntime has kernels for them, with the interface of `model`."""
-    return lower(model, plan, _QdqEmitter)
+    net = lower(model, plan, _QdqEmitter)
+    compact(net, known=[*GraphView(model).values, *(str(node.name) for node in model.graph)])
+    return net
 
 
 def pack_bits(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
