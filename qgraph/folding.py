@@ -21,6 +21,7 @@ def fold_constants(model: ir.Model) -> None:
     Folded are results that are small or not larger than what they are computed from (weights behind Identity, Cast,
     Reshape or Transpose; shape arithmetic), never those that would make the file grow (Expand, Tile, ConstantOfShape).
     """
+    _resolve_cast_like(model.graph)
     foldable = _constant_nodes(model.graph)
     if not foldable:
         return
@@ -31,6 +32,17 @@ def fold_constants(model: ir.Model) -> None:
         if array is None or array.nbytes > max(_FOLD_ALWAYS, _source_bytes(value)):
             continue
         _replace_by_initializer(model.graph, value, array)
+
+
+def _resolve_cast_like(graph: ir.Graph) -> None:
+    """CastLike(x, y) -> Cast(x) to the type of y, which torch's dynamo exporter writes into constants (opset 15)."""
+    for node in [n for n in graph if n.op_type == "CastLike" and n.domain == ""]:
+        like = node.inputs[1]
+        if like is not None and like.dtype is not None:
+            cast = ir.node("Cast", [node.inputs[0]], attributes={"to": like.dtype.value})
+            graph.insert_before(node, cast)
+            node.outputs[0].replace_all_uses_with(cast.outputs[0], replace_graph_outputs=True)
+            graph.remove(node, safe=True)
 
 
 def fold_batch_normalization(model: ir.Model) -> None:

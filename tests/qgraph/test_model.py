@@ -122,6 +122,27 @@ def test_weights_behind_chains_become_initializers(model_from_text):
     np.testing.assert_allclose(run(net.ir_model, {"x": x})[0], run(proto, {"x": x})[0], rtol=1e-6, atol=1e-6)
 
 
+def test_constants_cast_like_an_activation_are_folded(model_from_text):
+    """The bias that torch's dynamo exporter writes for a convolution without one: zeros in the type of its input."""
+    text = """
+    <ir_version: 8, opset_import: ["": 18]>
+    net (float[N,3,8,8] x, float[4,3,3,3] w, float[4] gamma, float[4] beta, float[4] mean, float[4] var)
+        => (float[N,4,H,W] y) {
+      [zero] zero = Constant<value = float {0.0}>()
+      like = CastLike(zero, x)
+      [size] size = Constant<value = int64[1] {4}>()
+      b = Expand(like, size)
+      c = Conv(x, w, b)
+      y = BatchNormalization(c, gamma, beta, mean, var)
+    }
+    """
+    model = model_from_text(text, w=array(4, 3, 3, 3), **batch_norm(4))
+    net = normalise(load(model))
+    assert [node.op_type for node in net.graph] == ["Conv"]
+    feeds = {"x": array(2, 3, 8, 8)}
+    np.testing.assert_allclose(run(net.ir_model, feeds)[0], run(model, feeds)[0], rtol=1e-5, atol=1e-5)
+
+
 def test_growing_constants_are_not_folded(model_from_text):
     text = """
     <ir_version: 8, opset_import: ["": 17]>
