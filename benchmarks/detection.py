@@ -48,6 +48,9 @@ SETTINGS = (
     Setting(name="W6A8", options={"weights": 6}),
     Setting(name="W5A8", options={"weights": 5}),
     Setting(name="W4A8", options={"weights": 4}),
+    Setting(name="mixed, 6 bits on average", options={"weights": "mixed", "average_bits": 6.0}),
+    Setting(name="mixed, 5 bits on average", options={"weights": "mixed", "average_bits": 5.0}),
+    Setting(name="mixed, 4 bits on average", options={"weights": "mixed", "average_bits": 4.0}),
 )
 
 

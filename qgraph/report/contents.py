@@ -152,6 +152,7 @@ def report_of(result: Result, *, name: str = "quantized", progress: Progress = S
         result.samples,
         result.observed,
         distilled=made,
+        allocation=result.allocation,
         threads=result.threads,
         progress=progress,
     )
@@ -164,6 +165,7 @@ def gather(
     observed: Observations | None,
     *,
     distilled: NDArray[Any] | None = None,
+    allocation: Allocation | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Report:
@@ -186,6 +188,7 @@ def gather(
             _variant(view, candidate, samples, observed, threads=threads, progress=progress) for candidate in candidates
         ),
         distilled=distilled,
+        allocation=allocation,
     )
 
 

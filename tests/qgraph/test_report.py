@@ -118,6 +118,14 @@ def test_distilled_samples_are_shown(digits, monkeypatch):
     assert report.data == "distilled samples"
 
 
+def test_a_mixed_job_shows_how_its_bits_were_chosen(digits, digits_calibration):
+    result = qgraph.quantize(digits, digits_calibration, weights="mixed", average_bits=4.0, limit=32, bits=(2, 4, 8))
+    report = report_of(result)
+    assert report.allocation is result.allocation is not None
+    assert {q.name: q.weight.bits for q in result.plan.layers} == report.allocation.bits
+    assert {"frontier", "sensitivity"} <= Page(render(report)).ids
+
+
 HOSTILE = '</title></style><script>alert(1)</script><img src=x onerror="x()">&amp;\u202e\x07\'"'
 
 
