@@ -94,6 +94,19 @@ class Dataset:
                 position += stop - start
             remaining -= length
 
+    def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Batch:
+        """The samples at these positions as one batch, in this order; they must be of one size."""
+        ends = np.cumsum([_length(part) for part in self.parts])
+        places = [
+            (int(p), int(i - (ends[p - 1] if p else 0))) for i in indices for p in [np.searchsorted(ends, i, "right")]
+        ]
+        chunk = {str(v.name): _gathered(self.parts, str(v.name), places) for v in self.inputs}
+        labels = None if self.labels is None else self.labels[np.asarray(indices)]
+        batches = list(self._prepared(chunk, 0, labels, None))
+        if len(batches) != 1:
+            raise DataError(f"{self.description}: samples of different sizes cannot form a batch")
+        return batches[0]
+
     def _prepared(
         self, chunk: Mapping[str, Any], position: int, labels: Array | None, fixed: int | None
     ) -> Iterator[Batch]:
@@ -337,6 +350,14 @@ def _fixed_batch(inputs: tuple[ir.Value, ...]) -> int | None:
     sizes = {v.shape[0] for v in inputs if v.shape is not None and len(v.shape) > 0}
     fixed = {s for s in sizes if isinstance(s, int)}
     return fixed.pop() if len(fixed) == 1 and len(sizes) == 1 else None
+
+
+def _gathered(parts: Sequence[Mapping[str, Any]], name: str, places: list[tuple[int, int]]) -> Any:
+    """The samples at (part, position): an array, or a list of files."""
+    if len(parts) == 1 and isinstance(parts[0][name], np.ndarray):
+        return parts[0][name][[position for _, position in places]]
+    samples = [parts[part][name][position] for part, position in places]
+    return samples if isinstance(samples[0], Path) else np.stack(samples)
 
 
 def _length(part: Mapping[str, Any]) -> int:

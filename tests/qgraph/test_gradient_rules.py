@@ -20,7 +20,8 @@ Run = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 def test_every_rule_has_a_case() -> None:
-    assert set(rules()) == {case.op for case in CASES} | STRAIGHT_THROUGH | RESIZED_BEFORE_OPSET_10
+    standard = {name for name in rules() if "::" not in name}  # others are tested with what registers them
+    assert standard == {case.op for case in CASES} | STRAIGHT_THROUGH | RESIZED_BEFORE_OPSET_10
 
 
 @pytest.mark.parametrize("sizes", ["static", "dynamic"])

@@ -83,7 +83,8 @@ def test_integer_multiple_of_the_scale_is_a_zero_point_and_exact_at_padding(mode
 
 
 def test_other_readers_see_the_offset(model_from_text) -> None:
-    text = """<ir_version: 8, opset_import: ["": 17]> m (float[N, 4, 6, 6] x) => (float[N, 5, 6, 6] y, float[N, 4, 8, 8] p)
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    m (float[N, 4, 6, 6] x) => (float[N, 5, 6, 6] y, float[N, 4, 8, 8] p)
     <float[5, 4, 1, 1] w> { [conv] c = Conv(x, w) y = Relu(c) k = Constant<value = int64[8] {0,0,1,1,0,0,1,1}>()
     p = Pad(x, k) }"""
     weight = np.random.default_rng(0).integers(-7, 8, (5, 4, 1, 1)).astype(np.float32) * np.float32(0.125)

@@ -1,0 +1,155 @@
+"""A network and a plan -> the parameters that are trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from itertools import accumulate
+
+import numpy as np
+
+import qmath
+from qgraph.errors import UsageError
+from qgraph.folding import add_initializer, constant
+from qgraph.graph import GraphView, Layer, is_non_negative, root
+from qgraph.lowering import shift_bias
+from qgraph.lsqplus.config import LsqPlusConfig
+from qgraph.lsqplus.configurations import configuration_of, offset_kind
+from qgraph.lsqplus.trained import Kind, Slot, Trained, TrainedGrid
+from qgraph.lsqplus.weight_quantizer import Floats, WeightGrid
+from qgraph.model import Model, normalise
+from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
+
+
+def absorb(net: Model, plan: QuantPlan, config: LsqPlusConfig) -> Trained:
+    """Everything that `plan` quantizes, as parameters: weights with their `gain`, biases with their `bias_shift`.
+
+    Trained activation grids are those that layers read. What is kept in 8 bits between layers for others (sums, for
+    example) is left out, to be measured again behind the training.
+
+    Raises `UsageError` for weight grids with zero points.
+    """
+    net = _with_biases(net, plan)
+    view = GraphView(net)
+    layers = [_plain(quant, view.by_name[quant.name]) for quant in plan.layers]
+    read: dict[tuple[str, str], list[Layer]] = {}
+    grids = _read_grids(view, plan, read)
+    trained = QuantPlan(
+        model=net.digest, recipe="lsqplus", layers=tuple(q for q, _ in layers), activations=tuple(grids)
+    )
+    described = [_trained_grid(view, grid, read[grid.tensor, grid.role], config) for grid in grids]
+    parts: list[tuple[str, Kind, Floats, float, float]] = []
+    for quant, weight in layers:
+        parts += _layer_parts(quant, weight, view.by_name[quant.name])
+    for grid, made in zip(grids, described, strict=True):
+        parts += _grid_parts(view, grid, made)
+    stops = list(accumulate(int(array.size) for _, _, array, _, _ in parts))
+    slots = {
+        name: Slot(name=name, kind=kind, start=stop - array.size, shape=array.shape, unit=unit, factor=factor)
+        for (name, kind, array, unit, factor), stop in zip(parts, stops, strict=True)
+    }
+    return Trained(
+        net=net,
+        plan=trained,
+        grids=tuple(described),
+        weights={q.name: WeightGrid(qmin=q.weight.qmin, qmax=q.weight.qmax, axis=q.weight.axis) for q, _ in layers},
+        slots=slots,
+        start=np.concatenate([array.reshape(-1) for _, _, array, _, _ in parts]).astype(np.float32),
+    )
+
+
+def _with_biases(net: Model, plan: QuantPlan) -> Model:
+    """The network with `bias_shift` in its biases, and a bias wherever a layer may have one."""
+    copy = net.ir_model.clone()
+    view = GraphView(dataclasses.replace(net, ir_model=copy))
+    for quant in plan.layers:
+        layer = view.by_name[quant.name]
+        if quant.bias_shift:
+            shift_bias(copy.graph, layer, np.asarray(quant.bias_shift, np.float64))
+        elif layer.op != "MatMul" and layer.bias is None:
+            if len(layer.node.inputs) < 3:
+                layer.node.resize_inputs(3)
+            zeros = np.zeros(_outputs(layer), np.float32)
+            layer.node.replace_input_with(2, add_initializer(copy.graph, f"{layer.name}/bias", zeros))
+    return normalise(dataclasses.replace(net, ir_model=copy, digest=""))
+
+
+def _outputs(layer: Layer) -> int:
+    groups = layer.groups if layer.op == "ConvTranspose" else 1
+    return int(layer.weight_array().shape[layer.output_axis]) * groups
+
+
+def _plain(quant: LayerQuant, layer: Layer) -> tuple[LayerQuant, Floats]:
+    """The layer's grid and weight with the grid's gain in both: the same codes, the same values."""
+    grid = quant.weight
+    if any(grid.zero_point):
+        raise UsageError(f"the weight of '{quant.name}' has zero points: LSQ+ learns symmetric grids, use --symmetric")
+    weight = layer.weight_array()
+    shape = [-1 if axis == grid.axis else 1 for axis in range(weight.ndim)]
+    gain = np.broadcast_to(np.asarray(grid.gain), len(grid.scale))
+    scale = tuple(float(s) for s in (np.asarray(grid.scale) * gain).astype(np.float32))
+    plain = dataclasses.replace(grid, scale=scale, gain=(1.0,))
+    return dataclasses.replace(quant, weight=plain, bias_shift=()), (weight * gain.reshape(shape)).astype(np.float32)
+
+
+def _read_grids(view: GraphView, plan: QuantPlan, read: dict[tuple[str, str], list[Layer]]) -> list[ActivationQuant]:
+    """The grids that the plan's layers read, and in `read` who reads each."""
+    hiding: Mapping[str, ActivationQuant] = {
+        a.tensor: a for a in sorted(plan.activations, key=lambda a: a.role, reverse=True)
+    }
+    for quant in plan.layers:
+        layer = view.by_name[quant.name]
+        grid = hiding.get(str(root(layer.input).name))
+        if grid is not None:
+            read.setdefault((grid.tensor, grid.role), []).append(layer)
+    return [a for a in plan.activations if (a.tensor, a.role) in read]
+
+
+def _trained_grid(view: GraphView, grid: ActivationQuant, readers: list[Layer], config: LsqPlusConfig) -> TrainedGrid:
+    value = view.values[grid.tensor]
+    configuration = configuration_of(value, grid.bits, config.configuration)
+    offset = offset_kind(value, configuration, readers, alone=grid.role == "operand")
+    base = -qmath.lsq_configuration(configuration).code_range(grid.bits)[0]
+    return TrainedGrid(
+        tensor=grid.tensor,
+        role=grid.role,
+        bits=grid.bits,
+        zero_point=grid.zero_point if offset == "none" else base,
+        offset=offset,
+        learned_offset=config.offsets == "learned",
+        non_negative=grid.zero_point == 0 and is_non_negative(value),
+    )
+
+
+def _layer_parts(quant: LayerQuant, weight: Floats, layer: Layer) -> list[tuple[str, Kind, Floats, float, float]]:
+    """(name, kind, start, unit, factor) of a layer's weight, scales and bias."""
+    scale = np.asarray(quant.weight.scale, np.float32)
+    spread = _rms(weight)
+    factor = qmath.lsq_gradient_scale(weight.size // scale.size, bits=quant.weight.bits, configuration=2)
+    parts: list[tuple[str, Kind, Floats, float, float]] = [
+        (f"weight:{quant.name}", "weight", weight, spread, 1.0),
+        (f"weight_scale:{quant.name}", "weight_scale", scale, float(scale.mean()), factor),
+    ]
+    bias = constant(layer.bias)
+    if bias is not None:
+        parts.append((f"bias:{quant.name}", "bias", bias.astype(np.float32), max(_rms(bias), spread), 1.0))
+    return parts
+
+
+def _grid_parts(
+    view: GraphView, grid: ActivationQuant, made: TrainedGrid
+) -> list[tuple[str, Kind, Floats, float, float]]:
+    shape = view.values[grid.tensor].shape or ()
+    count = int(np.prod([d for d in list(shape)[1:] if isinstance(d, int)], dtype=np.int64))
+    factor = qmath.lsq_gradient_scale(max(count, 1), bits=made.bits, configuration=4)
+    parts: list[tuple[str, Kind, Floats, float, float]] = [
+        (f"scale:{made.key}", "scale", np.asarray([grid.scale], np.float32), grid.scale, factor)
+    ]
+    if made.offset != "none":
+        offset = grid.offset + (made.zero_point - grid.zero_point) * grid.scale
+        parts.append((f"offset:{made.key}", "offset", np.asarray([offset], np.float32), grid.scale, factor))
+    return parts
+
+
+def _rms(array: Floats) -> float:
+    return float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))) or 1.0

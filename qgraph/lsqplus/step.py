@@ -1,0 +1,158 @@
+"""One training step: a session whose inputs are samples, targets, weights, scales and offsets, and whose outputs are
+the loss and all gradients. Nothing is rebuilt between steps.
+
+A batch is split into shards that run side by side, each on one thread; gradients are added in the shards' order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common as passes
+
+from qgraph.gradient import gradient_name, gradients
+from qgraph.graph import Layer
+from qgraph.lowering import lower
+from qgraph.lsqplus.config import LsqPlusConfig
+from qgraph.lsqplus.loss import LOSS, Targets, append_loss
+from qgraph.lsqplus.quantizer import DOMAIN, expand, learned_quantize
+from qgraph.lsqplus.trained import Trained, TrainedGrid
+from qgraph.model import raise_opset
+from qgraph.plan import ActivationQuant, LayerQuant
+from qgraph.runtime import Session
+
+Arrays = Mapping[str, NDArray[Any]]
+_GRADIENT_OPSET = 16
+
+
+def trainable_graph(trained: Trained, *, batch: int) -> ir.Model:
+    """The quantized network whose weights, biases and grids are inputs, for batches of a fixed size."""
+    net = raise_opset(trained.net, max(trained.net.opset, _GRADIENT_OPSET))
+    net = replace(net, ir_model=net.ir_model.clone())
+    _fix_batch(net.ir_model, batch)
+    by_key: dict[tuple[str, str], TrainedGrid] = {(grid.tensor, grid.role): grid for grid in trained.grids}
+    graph = lower(net, trained.plan, lambda graph: _Emitter(graph, by_key))
+    graph.opset_imports[DOMAIN] = 1
+    return graph
+
+
+def training_graph(
+    trained: Trained, targets: Targets, config: LsqPlusConfig, *, batch: int, labelled: bool
+) -> ir.Model:
+    """The network, its loss and its gradients, in standard operators.
+
+    Raises `GradientError` for an operator that cannot be differentiated.
+    """
+    graph = trainable_graph(trained, batch=batch)
+    append_loss(graph, targets, config, batch=batch, labelled=labelled)
+    step = gradients(graph, LOSS, wanted_gradients(trained), builder="portable")
+    expand(step)
+    return step
+
+
+def wanted_gradients(trained: Trained) -> list[str]:
+    """The inputs of the training graph that gradients are needed for."""
+    names = [f"weight:{layer}" for layer in trained.weights]
+    names += [slot.name for slot in trained.slots.values() if slot.kind in ("bias", "scale", "offset")]
+    return names
+
+
+class TrainingStep:
+    """Loss and gradients of a batch; use it as a context manager."""
+
+    def __init__(self, graph: ir.Model, *, teacher: Session | None = None, threads: int) -> None:
+        self._session = Session(graph, threads=1)
+        self._teacher = teacher
+        self._inputs = set(self._session.input_names)
+        self._pool = ThreadPoolExecutor(threads)
+
+    def __enter__(self) -> TrainingStep:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def __call__(self, parameters: Arrays, shards: Sequence[Arrays]) -> tuple[float, dict[str, NDArray[np.float32]]]:
+        """The loss and the gradients by the name of their input, summed over all samples."""
+        jobs = [self._pool.submit(self._run, parameters, shard) for shard in shards]
+        loss = 0.0
+        total: dict[str, NDArray[np.float32]] = {}
+        for job in jobs:
+            found = job.result()
+            loss += float(found.pop(LOSS))
+            total = {name: total[name] + g for name, g in found.items()} if total else found
+        names = {gradient_name(name): name for name in parameters}
+        return loss, {names[name]: g for name, g in total.items()}
+
+    def _run(self, parameters: Arrays, shard: Arrays) -> dict[str, NDArray[Any]]:
+        feeds = {**parameters, **shard}
+        if self._teacher is not None:
+            samples = {name: shard[name] for name in self._teacher.input_names}
+            feeds |= {f"float:{name}": x for name, x in self._teacher.run(samples).items()}
+        return self._session.run({name: x for name, x in feeds.items() if name in self._inputs})
+
+
+class _Emitter:
+    """Inputs in the place of weights and biases, learned quantizers in the place of grids."""
+
+    def __init__(self, graph: ir.Graph, grids: Mapping[tuple[str, str], TrainedGrid]) -> None:
+        self.graph = graph
+        self.grids = grids
+        self.inputs: dict[str, ir.Value] = {}
+
+    def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
+        return self._input(f"weight:{layer.name}", layer.weight_array().shape)
+
+    def bias(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value | None:
+        if layer.bias is None or layer.bias.const_value is None:
+            return None
+        return self._input(f"bias:{layer.name}", tuple(layer.bias.const_value.shape.numpy()))
+
+    def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
+        grid = self.grids[quant.tensor, quant.role]
+        scale, low, high = (self._input(f"{kind}:{grid.key}", ()) for kind in ("scale", "low", "high"))
+        return learned_quantize(
+            self.graph,
+            value,
+            scale,
+            low,
+            high,
+            self._input(f"zero_point:{grid.key}", (), ir.DataType.UINT8),
+            self._input(f"offset:{grid.key}", ()) if grid.offset != "none" else None,
+            qmax=grid.qmax,
+            shifted=grid.offset == "real",
+            non_negative=grid.non_negative,
+        )
+
+    def fold_offset(self, layer: Layer, quant: LayerQuant) -> None:
+        return None
+
+    def carry(self, node: ir.Node, quantized: ir.Value, quant: ActivationQuant) -> None:
+        return None
+
+    def _input(self, name: str, shape: Sequence[int], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+        if name not in self.inputs:
+            value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+            self.graph.inputs.append(value)
+            self.inputs[name] = value
+        return self.inputs[name]
+
+
+def _fix_batch(net: ir.Model, batch: int) -> None:
+    """Give the inputs their batch size and infer everybody else's shapes: static ones save arithmetic at every step."""
+    for value in net.graph.inputs:
+        if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
+            value.shape = ir.Shape([batch, *list(value.shape)[1:]])
+    for node in net.graph:
+        for output in node.outputs:
+            output.shape = None
+    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(net)
