@@ -80,7 +80,15 @@ def test_values_that_are_never_negative_need_one_comparison() -> None:
     assert "Greater" not in [node.op_type for node in model.graph]
     high, zero = np.asarray(SCALE * 3), np.asarray(np.uint8(0))
     session = Session(model, threads=1)
-    feeds = {"x": x, "c": c, "scale": np.asarray(SCALE), "high": high, "low": 0 * high, "zero_point": zero}
+    feeds = {
+        "x": x,
+        "c": c,
+        "scale": np.asarray(SCALE),
+        "high": high,
+        "low": 0 * high,
+        "zero_point": zero,
+        "offset": 0 * high,
+    }
     found = session.run({name: feeds[name] for name in session.input_names})
     expected = qmath.lsq_gradients(c, x, SCALE, bits=2, configuration=1)
     np.testing.assert_array_equal(found["x_grad"], expected.x.astype(np.float32))
