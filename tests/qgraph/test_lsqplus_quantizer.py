@@ -78,17 +78,10 @@ def test_values_that_are_never_negative_need_one_comparison() -> None:
     model = _step(2, offset=False, shifted=False, non_negative=True)
     assert [node.op_type for node in model.graph].count("Less") == 1
     assert "Greater" not in [node.op_type for node in model.graph]
-    high, zero = np.asarray(SCALE * 3), np.asarray(np.uint8(0))
     session = Session(model, threads=1)
-    feeds = {
-        "x": x,
-        "c": c,
-        "scale": np.asarray(SCALE),
-        "high": high,
-        "low": 0 * high,
-        "zero_point": zero,
-        "offset": 0 * high,
-    }
+    zero = np.asarray(np.float32(0))
+    feeds = {"x": x, "c": c, "scale": np.asarray(SCALE), "high": np.asarray(3 * SCALE), "low": zero, "offset": zero}
+    feeds["zero_point"] = np.asarray(np.uint8(0))
     found = session.run({name: feeds[name] for name in session.input_names})
     expected = qmath.lsq_gradients(c, x, SCALE, bits=2, configuration=1)
     np.testing.assert_array_equal(found["x_grad"], expected.x.astype(np.float32))
