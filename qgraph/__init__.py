@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from qgraph.errors import QGraphError as QGraphError
     from qgraph.errors import UsageError as UsageError
     from qgraph.evaluation import evaluate as evaluate
+    from qgraph.finetuning import finetune as finetune
+    from qgraph.lsqplus import LsqPlusConfig as LsqPlusConfig
     from qgraph.model import save as save
     from qgraph.pipeline import Result as Result
     from qgraph.pipeline import apply as apply
@@ -38,6 +40,8 @@ _HOMES = {
     "save": "model",
     "compare": "comparison",
     "evaluate": "evaluation",
+    "finetune": "finetuning",
+    "LsqPlusConfig": "lsqplus",
 }
 __all__ = sorted(_HOMES)
 

@@ -117,7 +117,8 @@ def quantize(
     Args:
         model: a path, `onnx.ModelProto` or onnx-ir model.
         data: calibration samples: a path (.npz, .npy, folder of images), arrays, or an iterable of batches.
-        method: `minmax`, `aciq` (default with data), or `zeroq` (default without: data are distilled from the model).
+        method: `minmax`, `aciq` (default with data), or `zeroq` (default without: data are distilled from the model),
+            or `lsqplus` (trained: see `finetune`).
         format: `qdq` to deploy, `float` for a simulation in plain float operators.
         preprocessing: mean and std for images.
         limit: use at most this many samples.
@@ -135,7 +136,21 @@ def quantize(
     """
     if format not in FORMATS:
         raise UsageError(f"unknown format '{format}': choose one of {', '.join(FORMATS)}")
-    clock = _Clock()
+    if method == "lsqplus":
+        return _trained(
+            model,
+            data,
+            format=format,
+            preprocessing=preprocessing,
+            limit=limit,
+            opset=opset,
+            seed=seed,
+            threads=threads,
+            resume=resume,
+            progress=progress,
+            **overrides,
+        )
+    clock = Clock()
     given = _gather(
         model,
         data,
@@ -186,6 +201,12 @@ def quantize(
     return result
 
 
+def _trained(model: ModelLike, data: DataLike | None, **options: Any) -> Result:
+    from qgraph.finetuning import finetune  # which builds on this module
+
+    return finetune(model, data, **options)
+
+
 def measure_sensitivity(
     model: ModelLike,
     data: DataLike | None = None,
@@ -214,7 +235,7 @@ def measure_sensitivity(
         threads=threads,
         resume=resume,
         progress=progress,
-        clock=_Clock(),
+        clock=Clock(),
         overrides={**overrides, "weights": "mixed", "activations": None},
     )
     mixer = given.mixer(executor=executor, resume=resume, threads=threads, progress=progress)
@@ -256,7 +277,7 @@ def _gather(
     threads: int | None,
     resume: str | Path | None,
     progress: Progress,
-    clock: _Clock,
+    clock: Clock,
     overrides: dict[str, Any],
     calibration: str | Path | None = None,
     opset: int | None = None,
@@ -363,7 +384,9 @@ def _observations(
     return observed
 
 
-class _Clock:
+class Clock:
+    """Seconds of named stages, and of all."""
+
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._start = time.perf_counter()

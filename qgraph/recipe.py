@@ -15,8 +15,8 @@ from qgraph.graph import GraphView, Layer
 
 Method = Literal["minmax", "aciq", "zeroq", "qrater", "lsqplus"]
 METHODS: tuple[str, ...] = get_args(Method)
-AVAILABLE = ("minmax", "aciq", "zeroq")
-DATA_FREE = ("zeroq",)
+AVAILABLE = ("minmax", "aciq", "zeroq", "lsqplus")
+DATA_FREE = ("zeroq", "lsqplus")
 FORMATS = ("qdq", "float")
 BUDGETS = ("size_mb", "average_bits", "max_drop")
 SEARCHES = ("frontier", "groups")
@@ -172,6 +172,7 @@ class Recipe:
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "minmax": {"clip": "max", "weight_clip": "max", "bias_correction": False},
     "aciq": {},
+    "lsqplus": {"weights": 4, "activations": 4, "clip": "max", "weight_clip": "max", "bias_correction": False},
     "zeroq": {},  # the grids of ACIQ, on distilled data
 }
 

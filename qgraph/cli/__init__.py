@@ -17,6 +17,7 @@ COMMANDS = {
     "apply": "qgraph.cli.quantize",
     "distill": "qgraph.cli.distill",
     "sensitivity": "qgraph.cli.sensitivity",
+    "finetune": "qgraph.cli.finetune",
     "evaluate": "qgraph.cli.evaluate",
     "compare": "qgraph.cli.evaluate",
     "inspect": "qgraph.cli.inspect",
@@ -24,7 +25,7 @@ COMMANDS = {
     "demo": "qgraph.cli.demo",
     "completion": "qgraph.cli.completion",
 }
-PLANNED = ("search", "finetune")
+PLANNED = ("search",)
 
 
 class _LazyGroup(click.Group):

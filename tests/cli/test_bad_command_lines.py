@@ -122,7 +122,7 @@ CASES = {
     "too many bits": ([*QUANTIZE, "--weights", "9"], 2, "2 to 8"),
     "nothing left to do": ([*QUANTIZE, "--weights", "none", "--activations", "none"], 2, "nothing to quantize"),
     "unknown method": ([*QUANTIZE, "--method", "magic"], 2, "unknown method 'magic'"),
-    "method to come": ([*QUANTIZE, "--method", "lsqplus"], 2, "not there yet"),
+    "method to come": ([*QUANTIZE, "--method", "qrater"], 2, "not there yet"),
     "command to come": (["search", "{model}"], 2, "not there yet"),
     "unknown clip": ([*QUANTIZE, "--clip", "magic"], 2, "unknown clip method 'magic'"),
     "unknown format": ([*QUANTIZE, "--format", "int"], 2, "'int' is not one of"),

@@ -1,0 +1,105 @@
+"""`qgraph finetune`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.options import data_options, format_options, preprocessing, recipe_options, run_options
+from qgraph.errors import UsageError
+from qgraph.finetuning import Finetuned
+from qgraph.finetuning import finetune as run
+from qgraph.lsqplus import LsqPlusConfig
+from qgraph.model import check_writable, save, write_atomically
+
+_DEFAULTS = LsqPlusConfig()
+_SETTINGS = frozenset(field.name for field in dataclasses.fields(LsqPlusConfig))
+
+
+def _setting(name: str, kind: Any, text: str) -> Any:
+    """An option for a field of `LsqPlusConfig`."""
+    default = getattr(_DEFAULTS, name)
+    shown = f"{text}  [default: {default}]" if default is not None else text
+    metavar = None if isinstance(kind, click.Choice) else "X" if kind is float else "N"
+    return click.option(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=shown)
+
+
+@click.command()
+@click.argument("model")
+@click.option("-o", "--output", required=True, metavar="OUT.onnx", help="Where to write the trained, quantized model.")
+@data_options()
+@recipe_options
+@_setting("epochs", int, "Passes over the data.")
+@_setting("batch", int, "Samples per step.")
+@_setting("optimiser", click.Choice(["adam", "sgd"]), "What moves the parameters.")
+@_setting("rate", float, "First learning rate of weights (adam: relative to their size).")
+@_setting("scale_rate", float, "First learning rate of scales and offsets.")
+@_setting("momentum", float, "Of either optimiser.")
+@_setting("weight_decay", float, "Times the rate, in every step.")
+@_setting("label_weight", float, "Share of the labels in the loss; the float model's outputs have the rest.")
+@_setting("temperature", float, "Of the float model's outputs.")
+@_setting("holdout", float, "Share of the data that chooses the best epoch.")
+@click.option("--config", "configuration", type=click.IntRange(1, 4), help="Row of LSQ+'s Table 1, for all tensors.")
+@click.option(
+    "--init", "initialisation", type=click.Choice(["lsqplus", "lsq", "minmax"]), help="Initial scales and offsets."
+)
+@click.option("--augment/--no-augment", default=None, help="Mirror and shift images (default: not).")
+@click.option("--start", metavar="PLAN.json", help="Begin with the grids of a plan for MODEL.")
+@format_options
+@click.option("--seed", type=int, metavar="N", help="Of order, augmentation and distilled data.  [default: 0]")
+@click.option("--resume", metavar="DIR", help="Folder for checkpoints: a job that was stopped goes on from there.")
+@click.option("--plan", metavar="PLAN.json", help="Also write the plan; it names the trained float model.")
+@click.option("--float", "trained", metavar="FLOAT.onnx", help="Also write the trained float model.")
+@run_options
+def finetune(
+    model: str, output: str, plan: str | None, trained: str | None, as_json: bool, quiet: bool, **options: Any
+) -> None:
+    """Train MODEL for few bits: weights, scales and offsets together (LSQ+), 4 bits by default.
+
+    Learns from the outputs of MODEL itself, and from labels where the data have them. Without data, samples are
+    distilled from MODEL.
+
+    \b
+    Examples:
+      qgraph finetune model.onnx -o small.onnx --data train.npz --weights 4 --activations 4
+      qgraph finetune model.onnx -o small.onnx --data images/ --weights 2 --activations 2 --epochs 20 --augment
+      qgraph finetune model.onnx -o small.onnx
+    """
+    if quiet:
+        silence_warnings()
+    written = [path for path in (output, plan, trained) if path is not None]
+    if len({Path(path).absolute() for path in written}) < len(written):
+        raise UsageError("-o, --plan and --float must name different files")
+    for path in written:
+        check_writable(path, source=model)
+    mean, std = options.pop("mean"), options.pop("std")
+    given = {name: value for name, value in options.items() if value is not None and value != ()}
+    if given.get("start"):
+        given.setdefault("initialisation", "plan")
+    config = LsqPlusConfig(**{name: given.pop(name) for name in list(given) if name in _SETTINGS})
+    result = run(
+        model, config=config, preprocessing=preprocessing(mean, std), progress=progress(quiet or as_json), **given
+    )
+    nbytes = result.save(output)
+    if plan is not None:
+        write_atomically(Path(plan), result.plan.to_json().encode())
+    if trained is not None:
+        save(result.net, trained, source=model)
+    if as_json:
+        show_json(result.to_dict(output=output, nbytes=nbytes))
+    elif not quiet:
+        _show(result, output, nbytes)
+
+
+def _show(result: Finetuned, output: str, nbytes: int) -> None:
+    rows = table("training", "epoch", "loss", "held-out distance", "held-out accuracy %")
+    for index, epoch in enumerate(result.epochs):
+        name = "start" if index == 0 else f"{index} (kept)" if index == result.best_epoch else str(index)
+        rows.add_row(name, number(epoch.loss, 4), number(epoch.distance, 4), number(epoch.top1))
+    show(rows)
+    share = nbytes / result.net.nbytes
+    show(f"{output}: {nbytes:,} bytes ({share:.0%} of {result.net.nbytes:,}) in {result.seconds['total']:.1f} s")

@@ -1,0 +1,140 @@
+"""Quantization-aware training of an ONNX file: a model in, a trained and quantized one out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qgraph.data import DataLike, Dataset, Preprocessing, open_data
+from qgraph.errors import UsageError
+from qgraph.graph import GraphView
+from qgraph.initial import activation_grid, initial_plan
+from qgraph.lsqplus import Judgement, LsqPlusConfig, initialise, train
+from qgraph.model import Model, ModelLike, load
+from qgraph.observe import observe
+from qgraph.pipeline import Clock, Result, distilled_inputs, prepare
+from qgraph.plan import ActivationQuant, QuantPlan
+from qgraph.progress import SILENT, Progress
+from qgraph.recipe import FORMATS, Recipe
+from qgraph.simulate import simulate
+
+DISTILLED = 1024  # samples distilled where none are given
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Finetuned(Result):
+    """A quantized model that was trained: `net` is the trained float network, which `plan` names."""
+
+    epochs: tuple[Judgement, ...]
+    """What was measured after every epoch; the first is the start."""
+    best_epoch: int
+
+    def to_dict(self, *, output: str | None = None, nbytes: int | None = None) -> dict[str, Any]:
+        """What `qgraph finetune --json` prints."""
+        described = Result.to_dict(self, output=output, nbytes=nbytes)
+        history = [dataclasses.asdict(epoch) for epoch in self.epochs]
+        return described | {"epochs": history, "best_epoch": self.best_epoch}
+
+
+def finetune(
+    model: ModelLike,
+    data: DataLike | None = None,
+    *,
+    config: LsqPlusConfig | None = None,
+    start: QuantPlan | str | Path | None = None,
+    format: str = "qdq",
+    preprocessing: Preprocessing | None = None,
+    limit: int | None = None,
+    opset: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    resume: str | Path | None = None,
+    progress: Progress = SILENT,
+    **overrides: Any,
+) -> Finetuned:
+    """Train the weights of a model together with the scales and offsets of its grids (LSQ+).
+
+    Args:
+        model: a path, `onnx.ModelProto` or onnx-ir model.
+        data: training samples, with labels or without; by default distilled from the model.
+        config: settings of the training.
+        start: a plan for this model to start from, with its grids; by default they are initialised.
+        format, preprocessing, limit, opset, seed, threads, resume: as in `quantize`.
+        overrides: `weights`, `activations` (4 bits by default), `keep`, ...: the fields of `Recipe`.
+
+    Raises:
+        QGraphError: with a message that says what to do, for anything wrong with model, data or options.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"unknown format '{format}': choose one of {', '.join(FORMATS)}")
+    chosen = config or LsqPlusConfig()
+    clock = Clock()
+    recipe = Recipe.choose("lsqplus", data is not None, **overrides)
+    with clock.stage("load"):
+        loaded = load(model)
+        net = prepare(loaded, opset=opset)
+        view = GraphView(net)
+        recipe.choose_layers(view)
+        samples = None if data is None else open_data(data, net, preprocessing=preprocessing, limit=limit)
+        given = _given_plan(start, net)
+    if samples is None:
+        with clock.stage("distill"):
+            folder = None if resume is None else Path(resume) / "distilled"
+            inputs = distilled_inputs(
+                loaded, count=limit or DISTILLED, seed=seed, threads=threads, resume=folder, progress=progress
+            )
+            samples = open_data(inputs, net)
+    calibration = dataclasses.replace(samples, limit=min(samples.count, chosen.calibration))
+    with clock.stage("observe"):
+        observed = observe(net, calibration, threads=threads, progress=progress)
+    full = given or initialise(initial_plan(view, recipe, observed), view, observed, config=chosen)
+    with clock.stage("train"):
+        training = train(
+            net, full, samples, config=chosen, seed=seed, threads=threads, resume=resume, progress=progress
+        )
+    with clock.stage("export"):
+        result = Finetuned(
+            net=training.net,
+            plan=_complete(training.net, training.plan, full, calibration, threads),
+            format=format,
+            data="distilled" if data is None else "calibration",
+            seconds=clock.seconds,
+            samples=samples,
+            threads=threads,
+            epochs=training.epochs,
+            best_epoch=training.best_epoch,
+        )
+        _ = result.model
+    clock.finish()
+    return result
+
+
+def _given_plan(start: QuantPlan | str | Path | None, net: Model) -> QuantPlan | None:
+    if start is None:
+        return None
+    plan = start if isinstance(start, QuantPlan) else QuantPlan.load(start)
+    plan.check_model(net.digest, net.source)
+    return plan
+
+
+def _complete(
+    net: Model, learned: QuantPlan, before: QuantPlan, calibration: Dataset, threads: int | None
+) -> QuantPlan:
+    """The learned plan with the grids that no layer reads, which span what the trained network now computes there."""
+    trained: Mapping[tuple[str, str], ActivationQuant] = {(a.tensor, a.role): a for a in learned.activations}
+    missing = [a for a in before.activations if (a.tensor, a.role) not in trained]
+    quantized = dataclasses.replace(net, ir_model=simulate(net, learned))
+    names: dict[str, int | None] = {a.tensor: None for a in missing}
+    observed = observe(quantized, calibration, tensors=names, histograms=False, threads=threads) if names else None
+
+    def grid(a: ActivationQuant) -> ActivationQuant:
+        if observed is None or (a.tensor, a.role) in trained:
+            return trained[a.tensor, a.role]
+        low, high = observed.range_of(a.tensor)
+        return activation_grid(a.tensor, low, high, bits=a.bits, role=a.role)
+
+    kept = dataclasses.replace(learned, kept_float=before.kept_float)
+    return dataclasses.replace(kept, activations=tuple(map(grid, before.activations)))
