@@ -41,6 +41,7 @@ class Session:
         outputs: names of the tensors to return, inner ones included; by default the graph's outputs.
         threads: intra-op threads; by default all cores.
         optimize: whether onnxruntime may rewrite the graph.
+        fuse_integers: whether it may turn quantizers and what lies between them into integer kernels.
         optimized_path: where onnxruntime writes the graph it actually runs.
     """
 
@@ -51,6 +52,7 @@ class Session:
         outputs: Sequence[str] | None = None,
         threads: int | None = None,
         optimize: bool = True,
+        fuse_integers: bool = True,
         optimized_path: str | Path | None = None,
     ) -> None:
         options = ort.SessionOptions()
@@ -59,6 +61,8 @@ class Session:
             options.intra_op_num_threads = threads
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if not fuse_integers:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         if optimized_path is not None:
             options.optimized_model_filepath = str(optimized_path)
         self._session = _create(_with_outputs(model, outputs), options)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
-from qgraph.gradient import gradient_name, gradients
+from qgraph.gradient import Deferred, deferred_gradients, gradient_name, weight_gradients
 from qgraph.graph import Layer
 from qgraph.lowering import lower
 from qgraph.lsqplus.config import LsqPlusConfig
@@ -45,15 +45,15 @@ def trainable_graph(trained: Trained, *, batch: int) -> ir.Model:
 
 def training_graph(
     trained: Trained, targets: Targets, config: LsqPlusConfig, *, batch: int, labelled: bool
-) -> ir.Model:
-    """The network, its loss and its gradients, in standard operators.
+) -> Deferred:
+    """The network, its loss and its gradients, in standard operators; weight gradients of convolutions are left out.
 
     Raises `GradientError` for an operator that cannot be differentiated.
     """
     graph = trainable_graph(trained, batch=batch)
     append_loss(graph, targets, config, batch=batch, labelled=labelled)
-    step = gradients(graph, LOSS, wanted_gradients(trained), builder="portable")
-    expand(step)
+    step = deferred_gradients(graph, LOSS, wanted_gradients(trained))
+    expand(step.model)
     return step
 
 
@@ -67,8 +67,10 @@ def wanted_gradients(trained: Trained) -> list[str]:
 class TrainingStep:
     """Loss and gradients of a batch; use it as a context manager."""
 
-    def __init__(self, graph: ir.Model, *, teacher: Session | None = None, threads: int) -> None:
-        self._session = Session(graph, threads=1)
+    def __init__(self, graph: Deferred, *, teacher: Session | None = None, threads: int) -> None:
+        self._session = Session(graph.model, threads=1, fuse_integers=False)
+        self._wrt = [str(v.name) for v in graph.wrt]
+        self._contractions = [(str(c.weight.name), str(c.x.name), str(c.dy.name), c) for c in graph.contractions]
         self._teacher = teacher
         self._inputs = set(self._session.input_names)
         self._pool = ThreadPoolExecutor(threads)
@@ -87,18 +89,22 @@ class TrainingStep:
         loss = 0.0
         total: dict[str, NDArray[np.float32]] = {}
         for job in jobs:
-            found = job.result()
-            loss += float(found.pop(LOSS))
+            part, found = job.result()
+            loss += part
             total = {name: total[name] + g for name, g in found.items()} if total else found
-        names = {gradient_name(name): name for name in parameters}
-        return loss, {names[name]: g for name, g in total.items()}
+        return loss, total
 
-    def _run(self, parameters: Arrays, shard: Arrays) -> dict[str, NDArray[Any]]:
+    def _run(self, parameters: Arrays, shard: Arrays) -> tuple[float, dict[str, NDArray[np.float32]]]:
         feeds = {**parameters, **shard}
         if self._teacher is not None:
             samples = {name: shard[name] for name in self._teacher.input_names}
             feeds |= {f"float:{name}": x for name, x in self._teacher.run(samples).items()}
-        return self._session.run({name: x for name, x in feeds.items() if name in self._inputs})
+        values = {**feeds, **self._session.run({name: x for name, x in feeds.items() if name in self._inputs})}
+        found = {name: values[key] for name in self._wrt if (key := gradient_name(name)) in values}
+        operands = [(values[x], values[dy], c.correlation) for _, x, dy, c in self._contractions]
+        for (name, *_), term in zip(self._contractions, weight_gradients(operands), strict=True):
+            found[name] = found[name] + term if name in found else term
+        return float(values[LOSS]), found
 
 
 class _Emitter:
