@@ -68,6 +68,15 @@ def weight_bytes(shape: tuple[int, ...], bits: int) -> int:
     return count if bits == 8 else bits * -(-count // 8)
 
 
+def _finer(bits: int) -> int:
+    """How much finer the grid is on which narrow weights are unpacked: as much as 7 bits allow, at no cost.
+
+    Integer kernels round biases to multiples of the operand's scale times the weight's, which few bits make coarse.
+    The eighth bit is left out for CPUs whose 16-bit sums would overflow (see `--reduce-range`).
+    """
+    return 1 << max(7 - bits, 0)
+
+
 class _QdqEmitter:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
@@ -79,12 +88,14 @@ class _QdqEmitter:
         grid = quant.weight
         codes = weights.codes(layer.weight_array(), grid)
         stem = str(layer.weight.name)
-        integers = self._unpack(stem, codes, grid.bits) if grid.bits < 8 else self._constant(f"{stem}.q", codes)
-        scale = weights.dequantization_scale(grid)
+        finer = 1 if operand is None else _finer(grid.bits)
+        packed = grid.bits < 8
+        integers = self._unpack(stem, codes, grid.bits, finer) if packed else self._constant(f"{stem}.q", codes)
+        scale = weights.dequantization_scale(grid) / np.float32(finer)
         per_channel = scale.size > 1
         if operand is not None:
             # without a zero point onnxruntime folds the pair to floats and requantizes them on a grid of its own
-            zero = np.broadcast_to(np.asarray(grid.zero_point, np.int8), scale.shape)
+            zero = np.broadcast_to(finer * np.asarray(grid.zero_point, np.int8), scale.shape)
             shape = scale.shape if per_channel else ()
             inputs = [self._constant(f"{stem}.s", scale.reshape(shape)), self._shared(zero.reshape(shape))]
             return self._op("DequantizeLinear", integers, *inputs, **({"axis": grid.axis} if per_channel else {}))
@@ -96,9 +107,10 @@ class _QdqEmitter:
         plain = attribute(layer.node, "beta", 1.0) == attribute(layer.node, "alpha", 1.0) == 1.0
         if layer.op != "Gemm" or operand is None or floats is None or not plain:
             return None
-        scale = np.float32(operand.scale) * weights.dequantization_scale(quant.weight)
+        finer = np.float32(_finer(quant.weight.bits))
+        scale = np.float32(operand.scale) * weights.dequantization_scale(quant.weight) / finer
         codes = np.rint(floats.reshape(-1) / scale.astype(np.float64))
-        if not quant.weight.symmetric or np.abs(codes).max(initial=0) >= 2**31:
+        if any(quant.weight.zero_point) or np.abs(codes).max(initial=0) >= 2**31:
             return None
         stem = str(layer.bias.name if layer.bias is not None else layer.name)
         per_channel = scale.size > 1
@@ -183,13 +195,15 @@ class _QdqEmitter:
         scale = weights.dequantization_scale(grid).reshape(shape)
         return self._op("Mul", real, self._constant(f"{stem}.s", scale))
 
-    def _unpack(self, stem: str, codes: NDArray[np.int8], bits: int) -> ir.Value:
-        """Codes from planes: shift bit j to the top, then to the bottom, and weigh planes by 1, 2, ..., -2^(bits-1)."""
+    def _unpack(self, stem: str, codes: NDArray[np.int8], bits: int, finer: int) -> ir.Value:
+        """Codes from planes, times `finer`: shift bit j to the top, then to the bottom, and weigh planes by 1, 2, ...,
+        -2^(bits-1).
+        """
         planes = self._constant(f"{stem}.q", pack_bits(codes, bits))
         lanes = self._shared(np.arange(7, -1, -1, dtype=np.uint8).reshape(8, 1, 1))
         top = self._op("BitShift", planes, lanes, direction="LEFT")
         bit = self._op("BitShift", top, self._shared(np.uint8(7)), direction="RIGHT")
-        worth = np.array([[*(2**i for i in range(bits - 1)), -(2 ** (bits - 1))]], np.int8)
+        worth = finer * np.array([[*(2**i for i in range(bits - 1)), -(2 ** (bits - 1))]], np.int8)
         flat = self._op("MatMulInteger", self._shared(worth), bit)
         if codes.size % 8:
             flat = self._op("Reshape", flat, self._shared(np.array([-1], np.int64)))

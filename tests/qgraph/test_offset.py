@@ -110,3 +110,22 @@ def _proto(model) -> onnx.ModelProto:
     import onnx_ir as ir
 
     return ir.to_proto(model)
+
+
+def test_biases_survive_coarse_grids(model_from_text) -> None:
+    """Integer kernels round a bias to steps of scale_x * scale_w; two-bit weights are unpacked to a finer grid."""
+    text = f"{HEADER} <float[5, 4, 1, 1] w, float[5] b> {{ [conv] c = Conv(x, w, b) y = Relu(c) }}"
+    rng = np.random.default_rng(0)
+    weight, bias = rng.integers(-1, 2, (5, 4, 1, 1)).astype(np.float32), rng.normal(size=5).astype(np.float32)
+    net = prepare(load(model_from_text(text, w=weight, b=bias)))
+    grids = (
+        ActivationQuant(tensor="x", bits=2, scale=1.0),
+        ActivationQuant(tensor="y", bits=8, scale=0.04),
+    )
+    layer = LayerQuant(name="conv", op="Conv", weight=WeightQuant(bits=2, scale=(1.0,)))
+    plan = QuantPlan(model=net.digest, recipe="lsqplus", layers=(layer,), activations=grids)
+    lowered = lower(net, plan, format="qdq")
+    x = rng.uniform(0, 3, (2, 4, 6, 6)).astype(np.float32)
+    found = Session(lowered, threads=1).run({"x": x})["y"]
+    exact = np.maximum(np.einsum("nchw,oc->nohw", np.rint(x), weight[:, :, 0, 0]) + bias[:, None, None], 0)
+    np.testing.assert_allclose(found, exact, atol=0.02 + 1 / 64)
