@@ -14,6 +14,7 @@ from qgraph.graph import GraphView
 from qgraph.initial import activation_grid, weight_grid
 from qgraph.observe import Observations
 from qgraph.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan
+from qgraph.runtime import in_parallel
 
 PRIOR_TOLERANCE = 10**0.1  # 1 dB
 MAX_ENERGY_LOSS = 0.5  # share of a tensor's energy that a clip may cut before it is reported
@@ -43,13 +44,20 @@ def clip_activations(
     """
     non_negative = {site.tensor: site.non_negative for site in view.activation_sites(view.layers)}
 
-    def clip(activation: ActivationQuant) -> ActivationQuant:
+    def choose(activation: ActivationQuant) -> Clipped | None:
         statistics = observed[activation.tensor]
         histogram = statistics.histogram
         if not statistics.count or histogram is None or statistics.min == statistics.max:
-            return activation
+            return None
         one_sided = non_negative.get(activation.tensor, False) or statistics.min >= 0
-        chosen = clip_range(histogram, method=method, bits=activation.bits, one_sided=one_sided, **options)
+        return clip_range(histogram, method=method, bits=activation.bits, one_sided=one_sided, **options)
+
+    ranges = dict(zip(plan.activations, in_parallel(choose, plan.activations), strict=True))
+
+    def clip(activation: ActivationQuant) -> ActivationQuant:
+        statistics, chosen = observed[activation.tensor], ranges[activation]
+        if chosen is None:
+            return activation
         low, high = chosen.low, chosen.high
         if chosen.method != "mse":  # whose best step may end beyond the data
             low, high = max(low, float(statistics.min)), min(high, float(statistics.max))

@@ -27,7 +27,7 @@ from qgraph.progress import SILENT, Progress
 from qgraph.runtime import Session, in_parallel
 
 BATCH_BYTES = 128 * 2**20  # activations held at once
-MAX_BATCH = 16
+MAX_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import numpy as np
 from numba import njit
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _excess(t, side):
     """T(t) for t >= 0."""
     knots, excess, mass, density, lookup = side
@@ -22,7 +22,7 @@ def _excess(t, side):
     return max(excess[j] - d * (mass[j] - 0.5 * d * density[j]), 0.0)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def gain_of_levels(step, levels, side):
     """sum_{k < levels} T((k + 1/2) step)."""
     total = 0.0
@@ -34,7 +34,7 @@ def gain_of_levels(step, levels, side):
     return total
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _best_split(step, levels, symmetric, above, below):
     """(gain, levels above zero, levels below zero) of the best split of `levels`; unused levels go above."""
     if symmetric:
@@ -55,7 +55,7 @@ def _best_split(step, levels, symmetric, above, below):
     return gain, levels - n, n
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _chord_bound(low, high, at_low, at_high):
     """Largest 2 s chord(s) on [low, high], for the chord through (low, at_low) and (high, at_high)."""
     slope = (at_high - at_low) / (high - low)
@@ -68,7 +68,7 @@ def _chord_bound(low, high, at_low, at_high):
     return bound
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def best_step(above, below, energy, levels, symmetric, gap):
     """The step of least error over (0, 2 max |x|], with its split; see `qmath.stop_loss`.
 
