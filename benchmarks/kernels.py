@@ -4,8 +4,9 @@ Arrays of 64 MiB and of 256 KiB of float32, on one thread and on all; every figu
 checks included, into a given array. `of memory` is the time of np.copyto (fake-quantize) or of reading all (np.max;
 statistics), which numpy does on one thread, over that of the job; jobs run in turn, the small array many times a turn.
 `times torch` compares with torch.fake_quantize on as many threads where torch is installed, timed after the others as
-its threads keep spinning. Compilation is not counted (it is cached on disk). One row takes a pass apart: what
-scattering counts alone costs in the loop that qmath uses, one table entry a value. An array of 256 KiB stays on one
+its threads keep spinning. Compilation is not counted (it is cached on disk). Two rows say what bounds the others: a call of
+fake-quantize on sixteen values, which is not little beside a copy of 256 KiB, and what scattering counts alone costs in
+the loop that qmath uses, one table entry a value. An array of 256 KiB stays on one
 thread whatever their number, so its rows differ by noise alone; on a busy machine so do those of torch.
 """
 
@@ -106,6 +107,8 @@ def measure(size: str, threads: int) -> list[dict[str, Any]]:
     writing, reading = quantizers(x, out), summaries(x)
     if threads == 1:
         reading["(scattering counts alone)"] = scatter(x)
+        few, tensor = x[:16].copy(), qmath.Grid.symmetric(3.0, bits=4)
+        writing["(a call on 16 values)"] = lambda: qmath.fake_quantize(few, tensor, out=few)
     reference = {"copy": lambda: np.copyto(out, x), "read": lambda: x.max()}
     seconds = timed_calls(reference | writing | reading, CALLS[size]) | timed_calls(torch_jobs(x, threads), 1)
     rows = []

@@ -37,20 +37,20 @@ def scan(start, stop, blocks, minimum_exponent, bins, lows, highs, sums):
                     piece = values[begin : min(begin + step, first + within)]
                     c = begin // after
                     if after == 1:
-                        finite = _add_columns(piece, lows[s, c:], highs[s, c:], sums[:, s, c:])
+                        reach = _add_columns(piece, lows[s, c:], highs[s, c:], sums[:, s, c:])
                     else:
-                        finite = _add_rows(piece, min(after, piece.size), lows[s, c:], highs[s, c:], sums[:, s, c:])
-                    if not finite:
+                        reach = _add_rows(piece, min(after, piece.size), lows[s, c:], highs[s, c:], sums[:, s, c:])
+                    if reach == np.inf:
                         return counts, exponent
                     if bins:
                         if held > _FULL:
                             _empty(tables, counts)
                             held = 0
-                        needed = max(exponent, _exponent(piece))
-                        if held:
-                            _widen(tables, needed - exponent)
-                        _widen(counts.reshape(1, -1), needed - exponent)
-                        exponent = needed
+                        steps = _exponent(reach) - exponent
+                        if steps > 0:
+                            _widen(tables, steps)
+                            _widen(counts.reshape(1, -1), steps)
+                            exponent += steps
                         bin_cells(piece, values.dtype.type(math.ldexp(bins / 2, -exponent)), np.int32(bins // 2), cells)
                         tally(cells[: piece.size], tables)
                         held += piece.size
@@ -60,7 +60,8 @@ def scan(start, stop, blocks, minimum_exponent, bins, lows, highs, sums):
 
 @njit(cache=True, nogil=True)
 def _add_rows(values, after, lows, highs, sums):
-    """Take in rows of `after` values, one for each channel; false where squares are not finite."""
+    """Take in rows of `after` values, one for each channel; the largest magnitude, inf where squares are not finite."""
+    reach = 0.0
     for c in range(values.size // after):
         row = values[c * after : (c + 1) * after]
         total, squares, magnitudes = _sums(row)
@@ -68,18 +69,19 @@ def _add_rows(values, after, lows, highs, sums):
         sums[1, c] += squares
         sums[2, c] += magnitudes
         if not np.isfinite(squares):
-            return False
+            return np.inf
         low, high = _range(row)
         lows[c] = min(lows[c], low)
         highs[c] = max(highs[c], high)
-    return True
+        reach = max(reach, np.float64(-low), np.float64(high))
+    return reach
 
 
 @njit(cache=True, nogil=True, fastmath=_REASSOCIATE)
 def _add_columns(values, lows, highs, sums):
     """As `_add_rows`, of one value for each channel."""
     widest_vectors()
-    squares = 0.0
+    squares, low, high = 0.0, values[0], values[0]
     for c in range(values.size):
         x = np.float64(values[c])
         sums[0, c] += x
@@ -89,7 +91,9 @@ def _add_columns(values, lows, highs, sums):
     for c in range(values.size):
         lows[c] = least(values[c], lows[c])
         highs[c] = greatest(values[c], highs[c])
-    return np.isfinite(squares)
+        low = least(values[c], low)
+        high = greatest(values[c], high)
+    return np.float64(max(-low, high)) if np.isfinite(squares) else np.inf
 
 
 @njit(cache=True, nogil=True, fastmath=_REASSOCIATE)
@@ -115,10 +119,8 @@ def _range(row):
 
 
 @njit(cache=True, nogil=True)
-def _exponent(values):
-    """The e of 2^e, the least power of two above every magnitude; very small where all are zero."""
-    low, high = _range(values)
-    reach = np.float64(max(-low, high))
+def _exponent(reach):
+    """The e of 2^e, the least power of two above a magnitude; very small for 0."""
     return math.frexp(reach)[1] if reach > 0 else -(1 << 20)
 
 
