@@ -42,7 +42,7 @@ def correct_shift(plan: QuantPlan, view: GraphView, observed: Observations) -> Q
 
     def correct(quant: LayerQuant) -> LayerQuant:
         layer = view.by_name[quant.name]
-        channels = observed[str(layer.input.name)].channels
+        channels = observed.operand(layer).channels
         if channels is None or not np.size(channels.mean):
             return quant
         shift = expected_shift(layer, quant, np.asarray(channels.mean))

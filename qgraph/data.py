@@ -56,11 +56,16 @@ class Preprocessing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Feeds of one run; the first `count` samples are real (the rest pad a model with a fixed batch size)."""
+    """Feeds of one run; the first `count` samples are real, the rest fill a fixed batch up to `padded_to`."""
 
     feeds: dict[str, Array]
     count: int
     labels: Array | None = None
+    padded_to: int | None = None
+
+    def real(self, array: Array) -> Array:
+        """An output of this run without what the padding computed."""
+        return array[: self.count] if array.ndim and len(array) == self.padded_to else array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +74,7 @@ class Dataset:
 
     description: str
     parts: Sequence[Mapping[str, Any]]
-    """Either one part that holds all samples, or one part per given batch."""
+    """Either one part that holds all samples, or one part per given batch; see `_is_one_run` for those kept whole."""
     inputs: tuple[ir.Value, ...]
     labels: Array | None = None
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
@@ -86,6 +91,11 @@ class Dataset:
         remaining, position = self.count, 0
         for part in self.parts:
             length = min(_length(part), remaining)
+            if _is_one_run(part):
+                yield from self._whole(part, position, length)
+                position += length
+                remaining -= length
+                continue
             for start in range(0, length, fixed or size):
                 stop = min(start + (fixed or size), length)
                 chunk = {name: values[start:stop] for name, values in part.items()}
@@ -116,14 +126,24 @@ class Dataset:
             for value in self.inputs:
                 samples = self._prepare(arrays[value.name][start:stop], value, position + start)
                 feeds[str(value.name)] = _padded(samples, fixed)
-            yield Batch(feeds=feeds, count=stop - start, labels=None if labels is None else labels[start:stop])
+            real = stop - start
+            padded_to = fixed if fixed is not None and real < fixed else None
+            yield Batch(
+                feeds=feeds, count=real, labels=None if labels is None else labels[start:stop], padded_to=padded_to
+            )
+
+    def _whole(self, part: Mapping[str, Any], position: int, length: int) -> Iterator[Batch]:
+        """The inputs of one run as they are, where there is room for one more."""
+        if length:
+            feeds = {str(v.name): self._prepare(part[str(v.name)], v, position) for v in self.inputs}
+            yield Batch(feeds=feeds, count=1)
 
     def _prepare(self, samples: Any, value: ir.Value, position: int) -> Array:
         if isinstance(samples, list):
             samples = np.stack([_read_image(path, value) for path in samples])
         array = _to_input(np.asarray(samples), value, self.preprocessing)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            bad = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1)))
+            bad = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1))) if array.ndim else 0
             raise DataError(
                 f"{self.description}: sample {position + bad} of input '{value.name}' has NaN or infinite "
                 f"values; clean the data first"
@@ -241,8 +261,9 @@ def _assign(arrays: dict[str, Any], inputs: tuple[ir.Value, ...], where: str) ->
             f"{where} has the arrays {', '.join(arrays) or '(none)'}; the model's inputs are {', '.join(names)}: "
             f"name the arrays like the inputs"
         )
-    lengths = {name: len(array) if np.ndim(array) else 0 for name, array in chosen.items()}
-    if len(set(lengths.values())) > 1:
+    fits = all(_fits(np.shape(chosen[str(v.name)]), v) for v in inputs)
+    if _is_one_run(chosen) and (not fits or _share_a_batch(inputs)):
+        lengths = {name: len(array) if np.ndim(array) else 0 for name, array in chosen.items()}
         raise DataError(f"{where}: the inputs have different numbers of samples: {lengths}")
     return {**chosen, **labels}
 
@@ -276,7 +297,7 @@ def _to_input(array: Array, value: ir.Value, preprocessing: Preprocessing) -> Ar
         array = preprocessing.normalise(array, channel_axis=1)
     if wanted.kind in "iu" and array.dtype.kind == "f":
         raise DataError(f"input '{value.name}' needs {wanted} values, the data are {array.dtype}")
-    return np.ascontiguousarray(array, dtype=wanted)
+    return np.require(array, dtype=wanted, requirements="C")
 
 
 def _is_channels_last(shape: ir.Shape, image: tuple[int, ...]) -> bool:
@@ -360,5 +381,32 @@ def _gathered(parts: Sequence[Mapping[str, Any]], name: str, places: list[tuple[
     return samples if isinstance(samples[0], Path) else np.stack(samples)
 
 
+def _is_one_run(part: Mapping[str, Any]) -> bool:
+    """Whether the arrays are the inputs of one run, that cannot be cut into samples.
+
+    They are where they do not share a first dimension: scalars, parameters, or states beside a batch.
+    """
+    lengths = {len(v) if isinstance(v, list) or np.ndim(v) else None for k, v in part.items() if k != LABELS}
+    return len(lengths) > 1 or None in lengths
+
+
+def _fits(shape: tuple[int, ...], value: ir.Value) -> bool:
+    """Whether an array of this shape is what the input takes, its first dimension included."""
+    wanted = value.shape
+    if wanted is None:
+        return True
+    return len(shape) == len(wanted) and all(
+        not isinstance(w, int) or w == s for w, s in zip(wanted, shape, strict=True)
+    )
+
+
+def _share_a_batch(inputs: tuple[ir.Value, ...]) -> bool:
+    """Whether the model itself says, by the name of their first dimension, that the inputs have as many samples."""
+    first = {str(v.shape[0]) if v.shape is not None and len(v.shape) else "None" for v in inputs}
+    return len(inputs) > 1 and len(first) == 1 and first != {"None"}
+
+
 def _length(part: Mapping[str, Any]) -> int:
+    if _is_one_run(part):
+        return 1
     return min((len(values) for values in part.values()), default=0)

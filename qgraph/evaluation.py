@@ -73,8 +73,8 @@ def evaluate(
     tally = _Tally(session.output_names)
 
     def run(batch: Batch) -> tuple[Batch, list[NDArray[Any]], list[NDArray[Any]] | None]:
-        expected = _real(twin.run_list(batch.feeds), batch) if twin is not None else None
-        return batch, _real(session.run_list(batch.feeds), batch), expected
+        expected = [batch.real(o) for o in twin.run_list(batch.feeds)] if twin is not None else None
+        return batch, [batch.real(o) for o in session.run_list(batch.feeds)], expected
 
     with progress.stage("evaluating", samples.count) as advance:
         for batch, produced, expected in in_parallel(run, samples.batches(BATCH), workers=threads):
@@ -154,11 +154,6 @@ def _class_labels(labels: NDArray[Any], classes: int) -> NDArray[Any]:
             f"{labels.min()}..{labels.max()} ({labels.dtype})"
         )
     return labels
-
-
-def _real(outputs: list[NDArray[Any]], batch: Batch) -> list[NDArray[Any]]:
-    size = len(next(iter(batch.feeds.values())))
-    return [o[: batch.count] if o.ndim and len(o) == size else o for o in outputs]
 
 
 def _check_interface(model: Model, reference: Model) -> None:

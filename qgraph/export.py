@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from qgraph import weights
 from qgraph.compact import compact
 from qgraph.correct import output_sums
-from qgraph.folding import add_initializer, constant
+from qgraph.folding import add_initializer, append_node, constant
 from qgraph.graph import GraphView, Layer, attribute, pads
 from qgraph.lowering import lower
 from qgraph.model import Model
@@ -77,10 +77,16 @@ def _finer(bits: int) -> int:
     return 1 << max(7 - bits, 0)
 
 
+def _is_row(bias: NDArray[Any], layer: Layer) -> bool:
+    """Whether the bias has one value per output channel (Gemm also takes matrices, columns and single numbers)."""
+    return bool(bias.shape in ((channels := layer.weight_array().shape[layer.output_axis],), (1, channels)))
+
+
 class _QdqEmitter:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.grids: dict[tuple[float, int], tuple[ir.Value, ir.Value]] = {}
+        self.shared: dict[str, ir.Value] = {}
         self.integers: dict[ir.Value, ir.Value] = {}  # the codes behind each dequantized value
         self.offsets: dict[ir.Value, tuple[ir.Value, float]] = {}  # what it was before its offset was added
 
@@ -105,7 +111,7 @@ class _QdqEmitter:
         """Gemm fuses with an int32 bias alone, on the grid of its accumulator; Conv takes floats as they are."""
         floats = constant(layer.bias)
         plain = attribute(layer.node, "beta", 1.0) == attribute(layer.node, "alpha", 1.0) == 1.0
-        if layer.op != "Gemm" or operand is None or floats is None or not plain:
+        if layer.op != "Gemm" or operand is None or floats is None or not plain or not _is_row(floats, layer):
             return None
         finer = np.float32(_finer(quant.weight.bits))
         scale = np.float32(operand.scale) * weights.dequantization_scale(quant.weight) / finer
@@ -161,6 +167,8 @@ class _QdqEmitter:
     def carry(self, node: ir.Node, quantized: ir.Value, quant: ActivationQuant) -> ir.Value | None:
         """Move the codes instead of the floats: one byte per value, and no rounding in between."""
         if node.op_type not in _MOVES_INTEGERS or len([v for v in node.outputs if v.uses()]) > 1:
+            return None
+        if quantized not in self.integers:  # an operator without such a kernel lies in between
             return None
         if quantized not in self.integers or (node.op_type == "Pad" and quant.offset):  # then zero is no code
             return None
@@ -225,13 +233,12 @@ class _QdqEmitter:
         numbers = data.reshape(-1).tolist()
         content = str(numbers[0]) if len(set(numbers)) == 1 else ",".join(map(str, numbers))
         name = f"{data.dtype}{'x'.join(map(str, data.shape))}:{content}"
-        existing = self.graph.initializers.get(name)
-        return existing if existing is not None else add_initializer(self.graph, name, data)
+        if name not in self.shared:
+            self.shared[name] = add_initializer(self.graph, name, data)
+        return self.shared[name]
 
     def _constant(self, name: str, array: NDArray[Any] | np.generic) -> ir.Value:
         return add_initializer(self.graph, name, np.ascontiguousarray(array) if array.ndim else array)
 
     def _op(self, op_type: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
-        node = ir.node(op_type, list(inputs), attributes=attributes)  # type: ignore[arg-type]
-        self.graph.append(node)
-        return node.outputs[0]
+        return append_node(self.graph, op_type, inputs, attributes)

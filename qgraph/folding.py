@@ -1,7 +1,8 @@
-"""Constant folding and BatchNormalization folding: the two rewrites of `normalise` that are ours."""
+"""The rewrites of `normalise` that are ours: identities bypassed, constants and BatchNormalization folded."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,37 @@ from qgraph import runtime
 from qgraph.errors import ModelError
 
 LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_NAMES = "qgraph: names in use"
 _FOLD_ALWAYS = 1024  # bytes: a constant this small is stored rather than computed
+
+
+def bypass_identities(model: ir.Model) -> None:
+    """Let the readers of y = Identity(x), and of y = Dropout(x) in inference, read x.
+
+    One that makes a graph output stays: the output keeps its name.
+    """
+    for node in list(model.graph):
+        if node.domain == "" and _is_identity(node) and not node.outputs[0].is_graph_output():
+            source = node.inputs[0]
+            if source is not None:
+                node.outputs[0].replace_all_uses_with(source)
+                model.graph.remove(node, safe=True)
+
+
+def _is_identity(node: ir.Node) -> bool:
+    if node.op_type == "Identity":
+        return True
+    training = node.inputs[2] if len(node.inputs) > 2 else None
+    mask_read = any(v.uses() or v.is_graph_output() for v in node.outputs[1:])
+    return node.op_type == "Dropout" and training is None and not mask_read
 
 
 def fold_constants(model: ir.Model) -> None:
     """Replace what can be computed from initializers alone by its value.
 
     Folded are results that are small or not larger than what they are computed from (weights behind Identity, Cast,
-    Reshape or Transpose; shape arithmetic), never those that would make the file grow (Expand, Tile, ConstantOfShape).
+    Reshape or Transpose; shape arithmetic) or that a layer takes as its weight, never others that would make the file
+    grow (Expand, Tile, ConstantOfShape).
     """
     _resolve_cast_like(model.graph)
     foldable = _constant_nodes(model.graph)
@@ -29,7 +53,7 @@ def fold_constants(model: ir.Model) -> None:
     frontier = [v for n in foldable for v in n.outputs if _leaves(v, inner)]
     values = runtime.evaluate_constants(model, frontier)
     for value, array in zip(frontier, values, strict=True):
-        if array is None or array.nbytes > max(_FOLD_ALWAYS, _source_bytes(value)):
+        if array is None or (array.nbytes > max(_FOLD_ALWAYS, _source_bytes(value)) and not _is_weight(value)):
             continue
         _replace_by_initializer(model.graph, value, array)
 
@@ -79,6 +103,14 @@ def _constant_nodes(graph: ir.Graph) -> list[ir.Node]:
 
 def _leaves(value: ir.Value, inner: set[ir.Node]) -> bool:
     return bool(value.uses()) and (value.is_graph_output() or any(use.node not in inner for use in value.uses()))
+
+
+def _is_weight(value: ir.Value) -> bool:
+    """Whether a layer multiplies its input with the value: it will be quantized, and take less than it did."""
+    return any(
+        use.node.op_type in LINEAR and use.node.domain == "" and (use.idx == 1 or use.node.op_type == "MatMul")
+        for use in value.uses()
+    )
 
 
 def _source_bytes(value: ir.Value) -> int:
@@ -192,11 +224,32 @@ def scale_output_channels(
 def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any] | np.generic) -> ir.Value:
     """Register a constant under `name`, or under `name` with a number where that is taken."""
     array = np.asarray(array)
-    unique, suffix = name, 1
-    while unique in graph.initializers:
-        suffix += 1
-        unique = f"{name}.{suffix}"
+    unique = unique_name(graph, name)
     value = ir.Value(name=unique, shape=ir.Shape(array.shape), const_value=ir.tensor(array, name=unique))
     value.dtype = ir.DataType.from_numpy(array.dtype)
     graph.register_initializer(value)
     return value
+
+
+def append_node(graph: ir.Graph, op_type: str, inputs: Sequence[ir.Value], attributes: Mapping[str, Any]) -> ir.Value:
+    """Add a node at the end of the graph; its output, under a name that subgraphs have not taken either."""
+    node = ir.node(op_type, list(inputs), attributes=dict(attributes))
+    graph.append(node)
+    output = node.outputs[0]
+    output.name = unique_name(graph, str(output.name))
+    return output
+
+
+def unique_name(graph: ir.Graph, name: str) -> str:
+    """`name`, or `name` with a number where a tensor of the graph or of its subgraphs has it; reserved from now on."""
+    owner, taken = graph.meta.get(_NAMES, (None, set()))
+    if owner is not graph:  # a clone inherits the entry of its original
+        taken = {str(v.name) for g in (graph, *graph.subgraphs()) for v in (*g.inputs, *g.initializers.values())}
+        taken |= {str(v.name) for node in ir.traversal.RecursiveGraphIterator(graph) for v in node.outputs}
+        graph.meta[_NAMES] = graph, taken
+    unique, suffix = name, 1
+    while unique in taken:
+        suffix += 1
+        unique = f"{name}.{suffix}"
+    taken.add(unique)
+    return unique

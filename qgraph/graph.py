@@ -106,6 +106,15 @@ class Layer:
         return -2 if self.weight_index == 0 else -1
 
     @property
+    def operand_channels(self) -> tuple[str, int]:
+        """The operand's name and the axis that is summed over, non-negative where the rank is known.
+
+        Layers may read one tensor along different axes: its statistics per channel are kept under such pairs.
+        """
+        shape, axis = self.input.shape, self.input_axis
+        return str(self.input.name), axis % len(shape) if shape is not None and len(shape) else axis
+
+    @property
     def groups(self) -> int:
         return int(attribute(self.node, "group", 1)) if self.op in ("Conv", "ConvTranspose") else 1
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qgraph.errors import PlanError
-from qgraph.folding import add_initializer, constant
+from qgraph.folding import add_initializer, append_node, constant, unique_name
 from qgraph.graph import GLUE_OPS, LAYER_OPS, GraphView, Layer, attribute, is_transparent, root
 from qgraph.model import Model
 from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
@@ -143,9 +143,8 @@ def _replace_uses(view: GraphView, value: ir.Value, quantized: ir.Value) -> None
     if value.is_graph_output():
         outputs = view.model.graph.outputs
         name = value.name
-        value.name = f"{name}/float"
+        value.name = unique_name(view.model.graph, f"{name}/float")
         quantized.name = name
-        quantized.shape, quantized.type = value.shape, value.type
         for index, output in enumerate(outputs):
             if output is value:
                 outputs[index] = quantized
@@ -171,10 +170,10 @@ def shift_bias(graph: ir.Graph, layer: Layer, shift: NDArray[np.float64]) -> ir.
     Returns the tensor that carries the shifted result.
     """
     old = constant(layer.bias)
-    if layer.op == "MatMul" or (layer.bias is not None and old is None):
-        return _add_after(graph, layer, shift)
     beta = float(attribute(layer.node, "beta", 1.0)) if layer.op == "Gemm" else 1.0
-    total = ((0.0 if old is None else old.astype(np.float64)) + shift / (beta or 1.0)).astype(np.float32)
+    if layer.op == "MatMul" or (layer.bias is not None and old is None) or beta == 0:
+        return _add_after(graph, layer, shift)
+    total = ((0.0 if old is None else old.astype(np.float64)) + shift / beta).astype(np.float32)
     name = f"{layer.name}/bias" if layer.bias is None else str(layer.bias.name)
     if len(layer.node.inputs) < 3:
         layer.node.resize_inputs(3)
@@ -188,12 +187,10 @@ def _add_after(graph: ir.Graph, layer: Layer, shift: NDArray[np.float64]) -> ir.
     axes_after = 1 if layer.op == "MatMul" and layer.weight_index == 0 else trailing.get(layer.op, 0)
     amount = add_initializer(graph, f"{layer.name}/shift", shift.astype(np.float32).reshape(-1, *[1] * axes_after))
     output = layer.output
-    add = ir.node("Add", [output, amount])
-    graph.append(add)
-    moved = add.outputs[0]
+    moved = append_node(graph, "Add", [amount, amount], {})
     output.replace_all_uses_with(moved, replace_graph_outputs=True)
-    add.replace_input_with(0, output)
+    moved.producer().replace_input_with(0, output)  # type: ignore[union-attr]
     name = output.name
-    output.name, moved.name = f"{name}/unshifted", name
+    output.name, moved.name = unique_name(graph, f"{name}/unshifted"), name
     moved.shape, moved.type = output.shape, output.type
     return moved

@@ -119,7 +119,7 @@ def _predict(layer: Layer, quant: LayerQuant, grids: Mapping[str, ActivationQuan
     difference = rounded - weight
     grid = grids.get(root_name(layer))
     operand_error = 0.0 if grid is None else grid_error(observed[grid.tensor], grid)
-    channels = observed[str(layer.input.name)].channels
+    channels = observed.operand(layer).channels
     if channels is None:
         return float("nan")
     mean, variance = np.asarray(channels.mean), np.asarray(channels.variance)

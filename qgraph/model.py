@@ -24,12 +24,13 @@ from onnx_ir.passes import common as passes
 
 from qgraph import runtime
 from qgraph.errors import ModelError, UsageError
-from qgraph.folding import fold_batch_normalization, fold_constants
+from qgraph.folding import bypass_identities, fold_batch_normalization, fold_constants
 
 ModelLike: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | ir.Model | Model"
 
 MIN_OPSET = 7
 QUANTIZED_OPSET = 13  # per-channel QuantizeLinear, Min on uint8
+_RESIZE_OPSET = 11  # the first whose Resize says how it maps coordinates
 MAX_OPSET = 26  # what onnxruntime 1.31 accepts; onnx writes higher ones by default
 EXTERNAL_DATA_THRESHOLD = (
     1_800_000_000  # bytes of weights above which they go to a file of their own (protobuf stops at 2 GiB)
@@ -105,12 +106,14 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
         passes.InlinePass() if net.functions else lambda _: None,
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.RemoveInitializersFromInputsPass(),
+        _rename_twins,
+        bypass_identities,
         fold_constants,
         *([fold_batch_normalization] if fold_bn else []),
         passes.RemoveUnusedNodesPass(),
         passes.TopologicalSortPass(),
         _name_everything,
-        passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True),
+        _infer_shapes,
     ]
     for transform in transforms:
         transform(net)
@@ -136,6 +139,8 @@ def raise_opset(model: Model, opset: int | None = None) -> Model:
             f"version converter "
             f"cannot raise it: {_first_line(error)}; export the model with a newer opset"
         ) from error
+    if model.opset < _RESIZE_OPSET <= target:
+        _keep_corners(converted)
     _name_everything(converted)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(converted)
     _compare_outputs(model, converted, target)
@@ -151,9 +156,8 @@ def save(model: ir.Model | Model, path: str | os.PathLike[str], *, source: str |
     target = Path(path)
     check_writable(target, source=source)
     model = model.ir_model if isinstance(model, Model) else model
-    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     try:
-        if weights > EXTERNAL_DATA_THRESHOLD:
+        if not fits_one_file(model):
             return _save_with_external_data(model, target)
         data = ir.to_proto(model).SerializeToString(deterministic=True)
         write_atomically(target, data)
@@ -175,6 +179,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
+
+
+def fits_one_file(model: ir.Model) -> bool:
+    """Whether the weights fit one protobuf, with no data file beside it."""
+    return _weight_bytes(model) <= EXTERNAL_DATA_THRESHOLD
 
 
 def check_writable(path: str | os.PathLike[str], *, source: str | None = None) -> None:
@@ -232,6 +241,14 @@ def _check(model: onnx.ModelProto | str, where: str) -> None:
         raise ModelError(f"{where} cannot be checked: {_first_line(error)}") from error
 
 
+def _keep_corners(converted: ir.Model) -> None:
+    """Resize maps coordinates as Upsample and the first Resize did; onnx's converter leaves it at the new default."""
+    for node in converted.graph.all_nodes():
+        if node.op_type == "Resize" and node.domain == "":
+            node.attributes.add(ir.AttrString("coordinate_transformation_mode", "asymmetric"))
+            node.attributes.add(ir.AttrString("nearest_mode", "floor"))
+
+
 def _compare_outputs(model: Model, converted: ir.Model, opset: int) -> None:
     """Run both on the same noise; a version conversion that changes results must not pass silently."""
     generator = np.random.default_rng(0)
@@ -267,10 +284,17 @@ def _has_external_data(proto: onnx.ModelProto) -> bool:
     return any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer)
 
 
-def _name_everything(model: ir.Model) -> None:
+def _rename_twins(model: ir.Model) -> None:
+    """Number the nodes that have a name in common: onnxruntime does not load them."""
+    _name_everything(model, also_unnamed=False)
+
+
+def _name_everything(model: ir.Model, *, also_unnamed: bool = True) -> None:
     """Give every node a unique name: its own, else one made of its operator and first output."""
     seen: set[str] = set()
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if not node.name and not also_unnamed:
+            continue
         base = node.name or f"{node.op_type}_{node.outputs[0].name}"
         name, suffix = base, 1
         while name in seen:
@@ -278,6 +302,14 @@ def _name_everything(model: ir.Model) -> None:
             name = f"{base}_{suffix}"
         seen.add(name)
         node.name = name
+
+
+def _infer_shapes(model: ir.Model) -> None:
+    """Shapes of inner tensors; the outputs stay as their author declared them."""
+    declared = [(v.type, v.shape) for v in model.graph.outputs]
+    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    for output, (kind, shape) in zip(model.graph.outputs, declared, strict=True):
+        output.type, output.shape = kind, shape
 
 
 def _digest(model: ir.Model) -> str:
@@ -307,6 +339,10 @@ def _save_with_external_data(model: ir.Model, target: Path) -> int:
         os.replace(Path(folder) / data_name, target.parent / data_name)
         os.replace(partial, target)
     return target.stat().st_size + (target.parent / data_name).stat().st_size
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
 def _umask() -> int:

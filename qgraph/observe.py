@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 import qmath
 from qgraph.data import Batch, Dataset
 from qgraph.errors import DataError, ModelError
-from qgraph.graph import GraphView
+from qgraph.graph import GraphView, Layer
 from qgraph.model import Model, write_atomically
 from qgraph.progress import SILENT, Progress
 from qgraph.runtime import Session, in_parallel
 
 BATCH_BYTES = 128 * 2**20  # activations held at once
 MAX_BATCH = 32
+_ALONG = " along axis "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,12 @@ class Observations:
                 f"the calibration file was made for another model ({self.model[:12]}...), not for {model.source} "
                 f"({model.digest[:12]}...); delete it or name another file"
             )
+
+    def operand(self, layer: Layer) -> qmath.Statistics:
+        """Statistics of the tensor that a layer reads, with those of its channels along the axis that it sums over."""
+        name, axis = layer.operand_channels
+        other = _along(name, axis)
+        return self.tensors[other] if other in self.tensors else self[name]
 
     def range_of(self, tensor: str) -> tuple[float, float]:
         """Observed minimum and maximum; (0, 0) for a tensor that was always empty."""
@@ -80,10 +87,23 @@ class Observations:
 
 
 def watched_tensors(view: GraphView) -> dict[str, int | None]:
-    """Every tensor that a plan may quantize, with the axis of its channels where a layer reads it (else None)."""
-    sites: dict[str, int | None] = {site.tensor: None for site in view.activation_sites(view.layers)}
-    operands = {str(layer.input.name): layer.input_axis for layer in view.layers}
-    return {**sites, **operands}
+    """Every tensor that a plan may quantize, with the axis of its channels where a layer reads it (else None).
+
+    A tensor that layers read along several axes is there once more for each further axis, as `_along` names it.
+    """
+    watched: dict[str, int | None] = {site.tensor: None for site in view.activation_sites(view.layers)}
+    for name, axis in (layer.operand_channels for layer in view.layers):
+        first = watched.get(name)
+        watched[name if first is None or first == axis else _along(name, axis)] = axis
+    return watched
+
+
+def _along(tensor: str, axis: int) -> str:
+    return f"{tensor}{_suffix(axis)}"
+
+
+def _suffix(axis: int | None) -> str:
+    return f"{_ALONG}{axis}"
 
 
 def observe(
@@ -105,7 +125,8 @@ def observe(
         name: qmath.StatisticsAccumulator(bins=bins, channel_axis=axis, parallel=False) for name, axis in wanted.items()
     }
     fed = {str(v.name) for v in model.input_values()}
-    inner = [name for name in wanted if name not in fed]
+    sources = {name: name.split(_ALONG)[0] if name.endswith(_suffix(axis)) else name for name, axis in wanted.items()}
+    inner = [name for name in dict.fromkeys(sources.values()) if name not in fed]
     session = Session(model.ir_model, outputs=inner, threads=1) if inner else None
     locks = {name: Lock() for name in wanted}
 
@@ -115,7 +136,7 @@ def observe(
             seen.update(session.run(batch.feeds))
         for name, accumulator in accumulators.items():
             with locks[name]:
-                _update(accumulator, name, _real(seen[name], batch))
+                _update(accumulator, name, batch.real(seen[sources[name]]))
         return batch.count
 
     workers = threads or os.cpu_count() or 1
@@ -135,12 +156,6 @@ def _update(accumulator: qmath.StatisticsAccumulator, name: str, array: NDArray[
         accumulator.update(array)
     except ValueError as error:
         raise ModelError(f"the float model computes invalid values for '{name}': {error}") from error
-
-
-def _real(array: NDArray[Any], batch: Batch) -> NDArray[Any]:
-    """Without the samples that only pad a fixed batch."""
-    padded = len(next(iter(batch.feeds.values())))
-    return array[: batch.count] if array.ndim and len(array) == padded > batch.count else array
 
 
 def _batch_size(model: Model, tensors: list[str], workers: int) -> int:

@@ -28,7 +28,7 @@ R = TypeVar("R")
 MIN_IR_VERSION = 4  # the first whose initializers need not be listed among the inputs
 MAX_IR_VERSION = 13  # the newest that onnxruntime 1.31 loads
 _PROTOBUF_LIMIT = 1_900_000_000
-_QUIET = 3  # onnxruntime's log level "error"
+_QUIET = 4  # onnxruntime's log level "fatal": errors come as exceptions
 
 version: str = ort.__version__
 
@@ -74,9 +74,10 @@ class Session:
         return dict(zip(self.output_names, self.run_list(feeds), strict=True))
 
     def run_list(self, feeds: Feeds) -> list[NDArray[Any]]:
-        """All outputs in the order of `output_names`."""
+        """All outputs in the order of `output_names`; feeds that the part of the graph does not read are left aside."""
+        read = {name: array for name, array in feeds.items() if name in self.input_names}
         try:
-            result: list[NDArray[Any]] = self._session.run(None, dict(feeds))
+            result: list[NDArray[Any]] = self._session.run(None, read)
         except Exception as error:
             raise ModelError(f"onnxruntime cannot run the model: {_reason(error)}") from error
         return result

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qgraph import weights
-from qgraph.folding import add_initializer
+from qgraph.folding import add_initializer, append_node
 from qgraph.graph import Layer
 from qgraph.lowering import lower
 from qgraph.model import Model
@@ -30,6 +30,7 @@ class FloatEmitter:
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
+        self.scalars: dict[str, ir.Value] = {}
 
     def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
         array = weights.quantized(layer.weight_array(), quant.weight)
@@ -76,11 +77,10 @@ class FloatEmitter:
         return None  # floats stay on their grid by themselves
 
     def op(self, op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
-        node = ir.node(op_type, list(inputs), attributes=attributes)
-        self.graph.append(node)
-        return node.outputs[0]
+        return append_node(self.graph, op_type, inputs, attributes)
 
     def _scalar(self, number: float | np.floating) -> ir.Value:
         name = f"f32:{np.float32(number)!s}"
-        existing = self.graph.initializers.get(name)
-        return existing if existing is not None else add_initializer(self.graph, name, np.float32(number))
+        if name not in self.scalars:
+            self.scalars[name] = add_initializer(self.graph, name, np.float32(number))
+        return self.scalars[name]
