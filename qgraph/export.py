@@ -241,4 +241,4 @@ class _QdqEmitter:
         return add_initializer(self.graph, name, np.ascontiguousarray(array) if array.ndim else array)
 
     def _op(self, op_type: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
-        return append_node(self.graph, op_type, inputs, attributes)
+        return append_node(self.graph, op_type, inputs, attributes).outputs[0]

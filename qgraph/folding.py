@@ -231,13 +231,14 @@ def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any] | np.generic
     return value
 
 
-def append_node(graph: ir.Graph, op_type: str, inputs: Sequence[ir.Value], attributes: Mapping[str, Any]) -> ir.Value:
-    """Add a node at the end of the graph; its output, under a name that subgraphs have not taken either."""
+def append_node(
+    graph: ir.Graph, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any]
+) -> ir.Node:
+    """Add a node at the end of the graph; its output gets a name that subgraphs have not taken either."""
     node = ir.node(op_type, list(inputs), attributes=dict(attributes))
     graph.append(node)
-    output = node.outputs[0]
-    output.name = unique_name(graph, str(output.name))
-    return output
+    node.outputs[0].name = unique_name(graph, str(node.outputs[0].name))
+    return node
 
 
 def unique_name(graph: ir.Graph, name: str) -> str:

@@ -187,9 +187,10 @@ def _add_after(graph: ir.Graph, layer: Layer, shift: NDArray[np.float64]) -> ir.
     axes_after = 1 if layer.op == "MatMul" and layer.weight_index == 0 else trailing.get(layer.op, 0)
     amount = add_initializer(graph, f"{layer.name}/shift", shift.astype(np.float32).reshape(-1, *[1] * axes_after))
     output = layer.output
-    moved = append_node(graph, "Add", [amount, amount], {})
+    add = append_node(graph, "Add", [output, amount], {})
+    moved = add.outputs[0]
     output.replace_all_uses_with(moved, replace_graph_outputs=True)
-    moved.producer().replace_input_with(0, output)  # type: ignore[union-attr]
+    add.replace_input_with(0, output)
     name = output.name
     output.name, moved.name = unique_name(graph, f"{name}/unshifted"), name
     moved.shape, moved.type = output.shape, output.type

@@ -22,6 +22,7 @@ from qgraph import weights
 from qgraph.correct import output_sums
 from qgraph.data import Dataset
 from qgraph.export import weight_bytes
+from qgraph.folding import append_node
 from qgraph.graph import GraphView, Layer, root
 from qgraph.lowering import shift_bias
 from qgraph.observe import Observations
@@ -179,8 +180,8 @@ def _twin(graph: ir.Graph, layer: Layer, quant: LayerQuant, operand: ir.Value, e
     inputs = list(layer.node.inputs)
     inputs[1 - layer.weight_index] = operand
     inputs[layer.weight_index] = emitter.weight(layer, quant, None)
-    copy = ir.node(layer.op, inputs, attributes={k: a.value for k, a in layer.node.attributes.items()})
-    graph.append(copy)
+    attributes = {k: a.value for k, a in layer.node.attributes.items()}
+    copy = append_node(graph, layer.op, inputs, attributes)
     shift = np.asarray(quant.bias_shift, np.float64)
     return shift_bias(graph, dataclasses.replace(layer, node=copy), shift) if shift.size else copy.outputs[0]
 

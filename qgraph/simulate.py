@@ -77,7 +77,7 @@ class FloatEmitter:
         return None  # floats stay on their grid by themselves
 
     def op(self, op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
-        return append_node(self.graph, op_type, inputs, attributes)
+        return append_node(self.graph, op_type, inputs, attributes).outputs[0]
 
     def _scalar(self, number: float | np.floating) -> ir.Value:
         name = f"f32:{np.float32(number)!s}"
