@@ -106,6 +106,8 @@ class Dataset:
 
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Batch:
         """The samples at these positions as one batch, in this order; they must be of one size."""
+        if any(_is_one_run(part) for part in self.parts):
+            raise DataError(f"{self.description}: inputs of whole runs cannot be drawn sample by sample")
         ends = np.cumsum([_length(part) for part in self.parts])
         places = [
             (int(p), int(i - (ends[p - 1] if p else 0))) for i in indices for p in [np.searchsorted(ends, i, "right")]
