@@ -17,19 +17,19 @@ from numpy.typing import NDArray
 
 from qgraph import aciq
 from qgraph.data import DataLike, Dataset, Preprocessing, open_data
-from qgraph.errors import ModelError, UsageError
+from qgraph.errors import UsageError
 from qgraph.export import export
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
 from qgraph.measure import LayerReport, layer_reports
 from qgraph.mixed import Mixer
-from qgraph.model import Model, ModelLike, fits_one_file, load, normalise, raise_opset, save
-from qgraph.observe import MAX_BATCH, Observations, observe
+from qgraph.model import Model, ModelLike, load, normalise, raise_opset, save
+from qgraph.observe import Observations, observe
 from qgraph.plan import QuantPlan
 from qgraph.progress import SILENT, Progress
 from qgraph.recipe import FORMATS, Recipe
-from qgraph.runtime import Session
 from qgraph.simulate import simulate
+from qgraph.verify import verify
 from qgraph.zeroq import DistillConfig, distill
 from qgraph.zeroq.allocate import Allocation
 from qgraph.zeroq.sensitivity import Sensitivity
@@ -199,7 +199,7 @@ def quantize(
         result = made(plan, allocation)
         _ = result.model
     with clock.stage("verify"):
-        verify(result)
+        verify(result.model, net, result.samples, threads=threads)
     clock.finish()
     return result
 
@@ -358,30 +358,6 @@ def apply(model: ModelLike, plan: QuantPlan, *, format: str = "qdq", opset: int 
 def lower(net: Model, plan: QuantPlan, *, format: str) -> ir.Model:
     """The plan turned into nodes, in the format asked for."""
     return export(net, plan) if format == "qdq" else simulate(net, plan)
-
-
-def verify(result: Result) -> None:
-    """Load the quantized model in onnxruntime, and run it on a sample where there are any.
-
-    Raises `ModelError` where onnxruntime does not take it, or answers with other types or ranks than the float model's.
-    """
-    if not fits_one_file(result.model):
-        return  # a second copy of weights this large would not pay
-    try:
-        session = Session(result.model, threads=result.threads)
-        produced = [] if result.samples is None else session.run_list(next(result.samples.batches(MAX_BATCH)).feeds)
-    except ModelError as error:
-        raise ModelError(
-            f"{result.net.source}: the quantized model does not run: {error}; leave layers in floating point with "
-            f"--keep NAME, or use --format float"
-        ) from error
-    for output, array in zip(result.net.graph.outputs, produced, strict=False):
-        wanted = output.dtype.numpy() if output.dtype is not None else array.dtype
-        if isinstance(array, np.ndarray) and array.dtype != wanted:
-            raise ModelError(
-                f"{result.net.source}: output '{output.name}' of the quantized model is {array.dtype}, not {wanted}; "
-                f"leave the layers before it in floating point with --keep NAME"
-            )
 
 
 def _source(observed: Observations | None, *, given: bool) -> str:

@@ -1,0 +1,37 @@
+"""Nothing is handed out that onnxruntime does not run."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from qgraph.data import Dataset
+from qgraph.errors import ModelError
+from qgraph.model import Model, fits_one_file
+from qgraph.observe import MAX_BATCH
+from qgraph.runtime import Session
+
+
+def verify(quantized: ir.Model, net: Model, samples: Dataset | None, *, threads: int | None = None) -> None:
+    """Load the quantized form of `net` in onnxruntime, and run it on a batch where there is one.
+
+    Models with weights too large for one file are left aside: a second copy of them would not pay. Raises `ModelError`
+    where onnxruntime does not take the model, or answers with another type than `net` declares.
+    """
+    if not fits_one_file(quantized):
+        return
+    try:
+        session = Session(quantized, threads=threads)
+        produced = [] if samples is None else session.run_list(next(samples.batches(MAX_BATCH)).feeds)
+    except ModelError as error:
+        raise ModelError(
+            f"{net.source}: the quantized model does not run: {error}; leave layers in floating point with "
+            f"--keep NAME, or use --format float"
+        ) from error
+    for output, array in zip(net.graph.outputs, produced, strict=False):
+        wanted = output.dtype.numpy() if output.dtype is not None else None
+        if wanted is not None and isinstance(array, np.ndarray) and array.dtype != wanted:
+            raise ModelError(
+                f"{net.source}: output '{output.name}' of the quantized model is {array.dtype}, not {wanted}; "
+                f"leave the layers before it in floating point with --keep NAME"
+            )
