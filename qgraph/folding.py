@@ -163,6 +163,9 @@ def _can_fold(layer: ir.Node, bn: ir.Node) -> bool:
     bias_known = len(layer.inputs) < 3 or layer.inputs[2] is None or constant(layer.inputs[2]) is not None
     if weight is None or not bias_known or any(p is None for p in parameters):
         return False
+    bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 else None
+    if bias is not None and bias.ndim > 1 and bias.shape[0] != 1:
+        return False  # Gemm adds a matrix or a column: not one number per channel
     if layer.op_type == "MatMul":
         return False  # BatchNormalization normalises axis 1, MatMul's channels are the last axis
     return layer.op_type != "Gemm" or not _gemm_is_scaled(layer)
@@ -189,7 +192,7 @@ def _fold(graph: ir.Graph, layer: ir.Node, bn: ir.Node) -> None:
     weight = np.asarray(constant(layer.inputs[1]))
     scaled = scale_output_channels(layer, weight, factor)
     old_bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 else None
-    bias = (0.0 if old_bias is None else old_bias.astype(np.float64)) - mean
+    bias = (0.0 if old_bias is None else old_bias.astype(np.float64).reshape(-1)) - mean
     bias = np.broadcast_to(bias * factor + beta, factor.shape).astype(weight.dtype)
 
     stem = layer.inputs[1].name if layer.inputs[1] is not None else layer.name
