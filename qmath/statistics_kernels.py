@@ -43,14 +43,12 @@ def scan(start, stop, blocks, minimum_exponent, bins, lows, highs, sums):
                     if reach == np.inf:
                         return counts, exponent
                     if bins:
-                        if held > _FULL:
+                        steps = max(0, _exponent(reach) - exponent)
+                        if held > _FULL or (steps and held):
                             _empty(tables, counts)
                             held = 0
-                        steps = _exponent(reach) - exponent
-                        if steps > 0:
-                            _widen(tables, steps)
-                            _widen(counts.reshape(1, -1), steps)
-                            exponent += steps
+                        _widen(counts, steps)
+                        exponent += steps
                         bin_cells(piece, values.dtype.type(math.ldexp(bins / 2, -exponent)), np.int32(bins // 2), cells)
                         tally(cells[: piece.size], tables)
                         held += piece.size
@@ -160,17 +158,16 @@ def _empty(tables, counts):
 
 
 @njit(cache=True, nogil=True)
-def _widen(tables, steps):
+def _widen(counts, steps):
     """Merge 2^steps bins into one, towards zero: the k-th on either side goes to the (k >> steps)-th."""
-    half = tables.shape[1] // 2
+    half = counts.size // 2
     steps = min(steps, 62)
-    if steps > 0:
-        for t in range(tables.shape[0]):
-            for k in range(1, half):
-                above, below = tables[t, half + k], tables[t, half - 1 - k]
-                tables[t, half + k] = tables[t, half - 1 - k] = 0
-                tables[t, half + (k >> steps)] += above
-                tables[t, half - 1 - (k >> steps)] += below
+    if steps:
+        for k in range(1, half):
+            above, below = counts[half + k], counts[half - 1 - k]
+            counts[half + k] = counts[half - 1 - k] = 0
+            counts[half + (k >> steps)] += above
+            counts[half - 1 - (k >> steps)] += below
 
 
 @njit(cache=True, nogil=True)
