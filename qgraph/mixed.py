@@ -7,9 +7,9 @@ takes its weight. Sensitivities say what each choice costs, `qgraph.zeroq.alloca
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -19,6 +19,7 @@ from qgraph.distance import Reference
 from qgraph.errors import ModelError
 from qgraph.evaluation import evaluate
 from qgraph.executor import open_executor
+from qgraph.gain import Moments
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
 from qgraph.journal import open_journal
@@ -38,6 +39,7 @@ from qgraph.zeroq.allocate import (
     smallest_accepted,
     within,
 )
+from qgraph.zeroq.predict import predict
 from qgraph.zeroq.sensitivity import SAMPLES, Menu, Sensitivity, sensitivity
 
 Refine = Callable[[QuantPlan, Recipe], QuantPlan]
@@ -51,7 +53,8 @@ class Mixer:
     """What choosing bits needs.
 
     The network, samples to measure on, how the recipe's method makes a plan, and how a plan becomes the model whose
-    accuracy counts. `on_better` gets every plan that a search accepts on its way.
+    accuracy counts. `norms` is what BatchNormalization says of its outputs; `on_better` gets every plan that a search
+    accepts on its way.
     """
 
     net: Model
@@ -59,6 +62,7 @@ class Mixer:
     data: Dataset
     refine: Refine
     lower: Lower
+    norms: Mapping[str, Moments] = field(default_factory=dict)
     on_better: Better | None = None
     executor: str = "local"
     resume: str | os.PathLike[str] | None = None
@@ -90,9 +94,9 @@ class Mixer:
         return menu
 
     def sensitivity(self, menu: Menu) -> Sensitivity:
-        """Omega of the whole menu."""
+        """Omega of the whole menu, measured and in closed form."""
         with open_executor(self.executor, workers=self.threads) as executor:
-            return sensitivity(
+            table = sensitivity(
                 self.net,
                 self.data,
                 menu,
@@ -101,6 +105,7 @@ class Mixer:
                 resume=self.resume,
                 progress=self.progress,
             )
+        return predict(table, GraphView(self.net), self.norms)
 
     def frontier(self, table: Sensitivity, menu: Menu) -> qmath.Frontier:
         """Sizes worth taking, by adding up sensitivities or by measuring combinations, as the recipe says."""

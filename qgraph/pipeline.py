@@ -19,6 +19,7 @@ from qgraph import aciq
 from qgraph.data import DataLike, Dataset, Preprocessing, open_data
 from qgraph.errors import UsageError
 from qgraph.export import export
+from qgraph.gain import known_moments
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
 from qgraph.measure import LayerReport, layer_reports
@@ -249,6 +250,7 @@ def measure_sensitivity(
 class _Gathered:
     """What a plan is made of: the network, the recipe, and what is known of its activations."""
 
+    loaded: Model
     net: Model
     view: GraphView
     recipe: Recipe
@@ -263,6 +265,7 @@ class _Gathered:
             net=self.net,
             recipe=self.recipe,
             data=self.samples,
+            norms=known_moments(normalise(self.loaded, fold_bn=False)),
             refine=lambda plan, recipe: refine(plan, self.view, self.observed, recipe),
             lower=lambda plan: lower(self.net, plan, format=format),
             **options,
@@ -304,7 +307,9 @@ def _gather(
     with clock.stage("observe"):
         observed = _observations(net, recipe, samples, calibration, threads, progress)
     source = _source(observed, given=data is not None or measured)
-    return _Gathered(net=net, view=view, recipe=recipe, samples=samples, observed=observed, source=source)
+    return _Gathered(
+        loaded=loaded, net=net, view=view, recipe=recipe, samples=samples, observed=observed, source=source
+    )
 
 
 def distilled_inputs(

@@ -22,6 +22,7 @@ from qgraph.model import check_writable, write_atomically
 from qgraph.pipeline import measure_sensitivity
 from qgraph.zeroq.sensitivity import Sensitivity
 
+_KINDS = ("measured", "predicted")
 _SHADES = ("green", "yellow", "dark_orange", "red")  # a quarter of the range of log Omega each
 
 
@@ -66,15 +67,20 @@ def sensitivity(model: str, output: str | None, as_json: bool, quiet: bool, **op
 
 
 def _show(model: str, result: Sensitivity) -> None:
+    """Measured sensitivities, and behind them the closed forms."""
     bits = sorted({k for row in result.layers for k in row.bits})
     compared = " + ".join(f"{kind} of {name}" for name, kind in result.outputs)
     title = f"sensitivity of {model} on {result.samples} samples of {result.data}: {compared}"
-    rows = table(title, "layer", "weights", *(f"{k} bits" for k in bits))
-    positive = [v for row in result.layers for v in row.measured if v > 0]
+    columns = [*(f"{k} bits" for k in bits), *(f"{k}, closed" for k in bits)]
+    rows = table(title, "layer", "weights", *columns)
+    ranges = [[v for row in result.layers for v in getattr(row, kind) if v > 0] for kind in _KINDS]
     for row in result.layers:
-        cells = dict(zip(row.bits, row.measured, strict=True))
-        rows.add_row(row.name, f"{row.weights:,}", *(_cell(cells.get(k), positive) for k in bits))
-    show(rows)
+        cells = []
+        for kind, values in zip(_KINDS, ranges, strict=True):
+            known = dict(zip(row.bits, getattr(row, kind), strict=True))
+            cells += [_cell(known.get(k), values) for k in bits]
+        rows.add_row(row.name, f"{row.weights:,}", *cells)
+    show(rows, f"rank correlation of measured and closed form: {result.agreement():.3f}")
 
 
 def _cell(value: float | None, positive: list[float]) -> Text:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from scipy import stats
 
 from qgraph import runtime
 from qgraph.data import Dataset
@@ -59,6 +60,13 @@ class Sensitivity:
     samples: int
     outputs: tuple[tuple[str, str], ...]
     layers: tuple[LayerSensitivity, ...]
+
+    def agreement(self) -> float:
+        """Rank correlation (Spearman) of measured and predicted over all layers and bits; NaN where one is constant."""
+        pairs = [pair for row in self.layers for pair in zip(row.measured, row.predicted, strict=True)]
+        measured, closed = np.array(pairs).T
+        constant = np.ptp(measured) == 0 or np.ptp(closed) == 0
+        return float("nan") if constant else float(stats.spearmanr(measured, closed).statistic)
 
     def to_dict(self) -> dict[str, Any]:
         """What `qgraph sensitivity` prints and writes."""
