@@ -117,7 +117,7 @@ def _trained_grid(view: GraphView, grid: ActivationQuant, readers: list[Layer], 
         zero_point=grid.zero_point if offset == "none" else base,
         offset=offset,
         learned_offset=config.offsets == "learned",
-        non_negative=grid.zero_point == 0 and is_non_negative(value),
+        non_negative=offset == "none" and grid.zero_point == 0 and is_non_negative(value),
     )
 
 

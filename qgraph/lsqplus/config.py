@@ -40,7 +40,7 @@ class LsqPlusConfig:
     offsets: Offsets = "learned"
     label_weight: float = 0.5
     temperature: float = 4.0
-    augment: bool = True
+    augment: bool = False
     holdout: float = 0.1
     calibration: int = 256
 

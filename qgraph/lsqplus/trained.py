@@ -188,5 +188,4 @@ def _put(graph: ir.Graph, layer: Layer, index: int, array: Floats) -> None:
     name = str(old.name)
     if len(old.uses()) == 1 and name in graph.initializers:
         del graph.initializers[name]
-        old.name = f"{name}/untrained"
     layer.node.replace_input_with(index, add_initializer(graph, name, array.copy()))

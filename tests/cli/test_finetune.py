@@ -1,0 +1,63 @@
+"""`qgraph finetune` from its command line to its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qgraph.cli import main
+from qgraph.model import load
+from qgraph.pipeline import prepare
+from qgraph.plan import QuantPlan
+
+
+@pytest.fixture(scope="module")
+def trained(digits, digits_calibration, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finetuned")
+    command = ["finetune", digits, "-o", folder / "out.onnx", "--data", digits_calibration, "--limit", 160]
+    command += ["--weights", 3, "--activations", 3, "--epochs", 2, "--batch", 32, "--config", 4, "--quiet"]
+    command += ["--plan", folder / "plan.json", "--float", folder / "float.onnx"]
+    assert main([str(word) for word in command]) == 0
+    return folder
+
+
+def test_plan_and_float_model_make_the_same_file(trained: Path) -> None:
+    plan = QuantPlan.load(trained / "plan.json")
+    assert plan.model == prepare(load(trained / "float.onnx")).digest
+    words = ["apply", trained / "float.onnx", trained / "plan.json", "-o", trained / "again.onnx", "--quiet"]
+    assert main([str(word) for word in words]) == 0
+    assert (trained / "again.onnx").read_bytes() == (trained / "out.onnx").read_bytes()
+
+
+def test_json_tells_the_history(digits, digits_calibration, tmp_path, capsys) -> None:
+    command = ["finetune", digits, "-o", tmp_path / "out.onnx", "--data", digits_calibration, "--limit", 96]
+    command += ["--epochs", 1, "--batch", 32, "--start", tmp_path / "plan.json", "--json"]
+    words = ["quantize", digits, "-o", tmp_path / "q.onnx", "--data", digits_calibration, "--limit", 64]
+    assert main([str(w) for w in [*words, "--weights", 4, "--plan", tmp_path / "plan.json", "--quiet"]]) == 0
+    assert main([str(w) for w in command]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [set(epoch) for epoch in printed["epochs"]] == [{"loss", "distance", "top1"}] * 2
+    assert printed["bytes"] == (tmp_path / "out.onnx").stat().st_size
+    assert {layer["weight_bits"] for layer in printed["layers"]} == {4, 8}
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--epochs", "0"], 2, "epochs must be at least 1"),
+        (["--config", "5"], 2, "5 is not in the range"),
+        (["--batch", "5000"], 1, "too few for a batch of 5000"),
+        (["--plan", "OUT"], 2, "different files"),
+        (["--start", "missing.json"], 1, "cannot read the plan missing.json"),
+        (["--weights", "mixed"], 2, "mixed"),
+        (["--asymmetric", "--init", "minmax", "--edge-bits", "8"], 2, "--symmetric"),
+    ],
+)
+def test_bad_command_lines(digits, digits_calibration, tmp_path, capsys, options, status, message) -> None:
+    out = str(tmp_path / "out.onnx")
+    words = [out if word == "OUT" else word for word in options]
+    assert main(["finetune", str(digits), "-o", out, "--data", str(digits_calibration), *words]) == status
+    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert not Path(out).exists()

@@ -1,0 +1,270 @@
+"""Fine-tuning: what it recovers on the demo network, reproducibility, resuming, starts from other plans, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import qgraph
+from qgraph import aciq
+from qgraph.data import Dataset, open_data
+from qgraph.errors import DataError, ModelError, QGraphError, UsageError
+from qgraph.evaluation import evaluate
+from qgraph.gradient import GradientError
+from qgraph.graph import GraphView
+from qgraph.initial import initial_plan
+from qgraph.lsqplus import LsqPlusConfig, Training, initialise, train
+from qgraph.lsqplus.absorb import absorb
+from qgraph.lsqplus.configurations import configuration_of
+from qgraph.lsqplus.feed import augment, open_feed
+from qgraph.model import Model, load
+from qgraph.observe import observe
+from qgraph.pipeline import lower, prepare
+from qgraph.plan import QuantPlan
+from qgraph.recipe import Recipe
+from qgraph.runtime import Session
+from qgraph.simulate import simulate
+
+QUICK = LsqPlusConfig(epochs=2, batch=16, shard=8, holdout=0.25, rate=5e-3, scale_rate=5e-3)
+TRAINED = LsqPlusConfig(epochs=5, rate=5e-3, scale_rate=5e-3)
+
+
+@pytest.fixture(scope="module")
+def net(digits: Path) -> Model:
+    return prepare(digits)
+
+
+@pytest.fixture(scope="module")
+def few(net: Model, digits_calibration: Path) -> Dataset:
+    return open_data(digits_calibration, net, limit=96)
+
+
+@pytest.fixture(scope="module")
+def start(net: Model, few: Dataset) -> QuantPlan:
+    return _plan(net, few, QUICK)
+
+
+def _plan(net: Model, data: Dataset, config: LsqPlusConfig, bits: int = 3) -> QuantPlan:
+    view, observed = GraphView(net), observe(net, data)
+    recipe = Recipe.choose("lsqplus", True, weights=bits, activations=bits)
+    return initialise(initial_plan(view, recipe, observed), view, observed, config=config)
+
+
+def _same(a: Training, b: Training) -> bool:
+    return a.plan == b.plan and a.epochs == b.epochs and a.net.digest == b.net.digest
+
+
+@pytest.mark.parametrize("bits", [4, 3])
+def test_training_recovers_what_post_training_loses(digits, digits_calibration, digits_test, bits: int) -> None:
+    settings = {"weights": bits, "activations": bits, "per_channel": False}
+    before = qgraph.quantize(digits, digits_calibration, method="minmax", **settings)
+    after = qgraph.finetune(digits, digits_calibration, config=TRAINED, **settings)
+    original, lost, found = (evaluate(load(m), digits_test).top1 for m in (digits, before.model, after.model))
+    assert original - lost >= 0.5
+    assert original - found <= 0.1 * (original - lost)
+    simulated = evaluate(load(lower(after.net, after.plan, format="float")), digits_test).top1
+    assert found == pytest.approx(simulated, abs=0.2)  # one of 600 images is 0.17
+
+
+def test_method_of_quantize_trains(digits, few, net) -> None:
+    result = qgraph.quantize(digits, few, method="lsqplus", weights=3)
+    assert result.plan.recipe == "lsqplus"
+    assert result.plan.model == result.net.digest != net.digest
+    assert {layer.weight_bits for layer in result.layers} == {3, 8}
+    assert result.to_dict()["data"] == "calibration"
+
+
+def test_bytes_do_not_depend_on_threads_or_interruptions(net, few, start, tmp_path) -> None:
+    whole = train(net, start, few, config=QUICK, seed=3, threads=2)
+    assert _same(whole, train(net, start, few, config=QUICK, seed=3, threads=1))
+    with pytest.raises(KeyboardInterrupt):
+        train(net, start, few, config=QUICK, seed=3, resume=tmp_path, progress=_Stopping(6))
+    assert (tmp_path / "training.npz").exists()
+    assert _same(whole, train(net, start, few, config=QUICK, seed=3, resume=tmp_path))
+    assert not _same(whole, train(net, start, few, config=QUICK, seed=4))
+
+
+class _Stopping:
+    """Interrupts a stage after some units."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    @contextmanager
+    def stage(self, title: str, total: int | None = None):
+        def advance(units: int, note: str = "") -> None:
+            self.left -= units
+            if self.left <= 0:
+                raise KeyboardInterrupt
+
+        yield advance
+
+
+def test_checkpoint_of_another_training_is_refused(net, few, start, tmp_path) -> None:
+    train(net, start, few, config=dataclasses.replace(QUICK, epochs=1), resume=tmp_path)
+    with pytest.raises(DataError, match="belongs to a training of another model"):
+        train(net, start, few, config=QUICK, resume=tmp_path)
+    (tmp_path / "training.npz").write_bytes(b"no zip")
+    with pytest.raises(DataError, match="no checkpoint"):
+        train(net, start, few, config=QUICK, resume=tmp_path)
+
+
+def test_plan_with_corrections_is_where_training_starts(net, few) -> None:
+    """ACIQ's gain goes into weights and scales, its shift into biases: the same function."""
+    view, observed = GraphView(net), observe(net, few)
+    recipe = Recipe.choose("aciq", True, weights=4, activations=4)
+    plan = aciq.refine(initial_plan(view, recipe, observed), view, observed)
+    assert any(layer.bias_shift for layer in plan.layers)
+    assert any(g != 1.0 for layer in plan.layers for g in layer.weight.gain)
+    parameters = absorb(net, plan, dataclasses.replace(QUICK, initialisation="plan"))
+    read = {(a.tensor, a.role) for a in parameters.plan.activations}
+    kept = dataclasses.replace(plan, activations=tuple(a for a in plan.activations if (a.tensor, a.role) in read))
+    feeds = next(few.batches(32)).feeds
+    expected = Session(simulate(net, kept), threads=1).run_list(feeds)[0]
+    found = Session(simulate(*parameters.release(parameters.start)), threads=1).run_list(feeds)[0]
+    np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
+
+
+def test_start_from_a_plan(digits, few, net) -> None:
+    plan = qgraph.quantize(digits, few, method="aciq", weights=3, activations=3).plan
+    config = dataclasses.replace(QUICK, initialisation="plan")
+    result = qgraph.finetune(digits, few, config=config, start=plan)
+    assert result.epochs[result.best_epoch].distance < result.epochs[0].distance
+    assert [a.tensor for a in result.plan.activations] == [a.tensor for a in plan.activations]
+
+
+def test_without_labels_the_float_outputs_teach(net, few, start) -> None:
+    unlabelled = dataclasses.replace(few, labels=None)
+    trained = train(net, start, unlabelled, config=QUICK)
+    assert trained.epochs[0].top1 is None
+    assert trained.epochs[trained.best_epoch].distance < 0.5 * trained.epochs[0].distance
+
+
+TWO_OUTPUTS = """<ir_version: 8, opset_import: ["": 17]>
+m (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] boxes, float[N, 2, 4, 4] scores)
+<float[6, 3, 3, 3] w, float[4, 6, 3, 3] v, float[6, 6, 3, 3] u, float[2, 6, 1, 1] t> {
+    [first] a = Conv<pads = [1, 1, 1, 1]>(x, w) r = Relu(a) [boxes] boxes = Conv<pads = [1, 1, 1, 1]>(r, v)
+    [second] c = Conv<strides = [2, 2], pads = [1, 1, 1, 1]>(r, u) s = Sigmoid(c) b = Mul(c, s)
+    [scores] scores = Conv(b, t)
+}"""
+
+
+def test_outputs_that_are_no_classes_follow_the_float_model(model_from_text) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"w": (6, 3, 3, 3), "v": (4, 6, 3, 3), "u": (6, 6, 3, 3), "t": (2, 6, 1, 1)}
+    weights = {name: (0.3 * rng.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
+    model, data = model_from_text(TWO_OUTPUTS, **weights), rng.normal(size=(64, 3, 8, 8)).astype(np.float32)
+    result = qgraph.finetune(model, data, config=QUICK, weights=3, activations=3)
+    assert result.epochs[result.best_epoch].distance < result.epochs[0].distance
+    labelled = {"x": data, "labels": np.zeros(64, np.int64)}
+    with pytest.raises(DataError, match="no output with one score per class"):
+        qgraph.finetune(model, labelled, config=QUICK)
+
+
+def test_no_gradient_is_said_before_the_first_step(model_from_text) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> m (float[N, 4] x) => (float[N, 3] y)
+        <float[4, 5] w, float[5, 3] v> { [layer] a = Gemm(x, w) h = Hardmax(a) [last] y = Gemm(h, v) }"""
+    rng = np.random.default_rng(0)
+    model = model_from_text(text, w=rng.normal(size=(4, 5)).astype(np.float32), v=np.ones((5, 3), np.float32))
+    with pytest.raises(GradientError, match="Hardmax"):
+        qgraph.finetune(model, rng.normal(size=(64, 4)).astype(np.float32), config=QUICK)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": np.full(96, 10)}, "label 10 is no class"),
+        ({"labels": np.full(96, -1)}, "label -1 is no class"),
+        ({"limit": 15}, "too few for a batch of 16"),
+    ],
+)
+def test_bad_data(net, few, start, change, message) -> None:
+    with pytest.raises(DataError, match=message):
+        train(net, start, dataclasses.replace(few, **change), config=QUICK)
+
+
+def test_divergence_is_said(net, few, start) -> None:
+    with np.errstate(all="ignore"), pytest.raises(ModelError, match=r"diverged in epoch .* lower --rate"):
+        train(net, start, few, config=dataclasses.replace(QUICK, rate=3e38, optimiser="sgd"))
+
+
+def test_training_that_does_not_help_keeps_its_start(net, few, start) -> None:
+    careful = dataclasses.replace(QUICK, epochs=1, rate=1e-9, scale_rate=5.0)
+    with pytest.warns(UserWarning, match="did not improve on its start"):
+        trained = train(net, start, few, config=careful)
+    assert trained.best_epoch == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"rate": -1.0},
+        {"holdout": 1.0},
+        {"optimiser": "lion"},
+        {"initialisation": "x"},
+        {"configuration": 5},
+    ],
+)
+def test_bad_settings(wrong) -> None:
+    with pytest.raises(UsageError):
+        LsqPlusConfig(**wrong)
+
+
+def test_errors_are_of_the_family() -> None:
+    assert issubclass(GradientError, QGraphError)
+
+
+@pytest.mark.parametrize(
+    ("operators", "automatic", "forced"),
+    [
+        ("y = Relu(c)", 1, {1: 1, 2: 2, 3: 3, 4: 4}),
+        ("y = Sigmoid(c)", 1, {1: 1, 2: 2, 3: 3, 4: 4}),
+        ("s = Sigmoid(c) y = Mul(c, s)", 4, {1: 1, 2: 2, 3: 3, 4: 4}),
+        ("y = Identity(c)", 4, {1: 2, 2: 2, 3: 3, 4: 4}),
+    ],
+)
+def test_configurations(operators: str, automatic: int, forced: dict[int, int]) -> None:
+    model = ir.from_onnx_text(
+        '<ir_version: 8, opset_import: ["": 17]> m (float[1,2,4,4] x, float[2,2,1,1] w) => (float[1,2,4,4] y) '
+        f"{{ c = Conv(x, w) {operators} }}"
+    )
+    y = model.graph.outputs[0]
+    assert configuration_of(y, 4, None) == automatic
+    assert {number: configuration_of(y, 4, number) for number in forced} == forced
+    assert configuration_of(y, 8, 3) == automatic
+
+
+def test_feed_covers_every_sample_once_in_an_epoch(few) -> None:
+    feed = open_feed(few, dataclasses.replace(QUICK, augment=False), seed=5)
+    assert not set(feed.training) & set(feed.held_out)
+    assert len(feed.training) + len(feed.held_out) == few.count
+    drawn = np.concatenate([feed.batch(0, step).feeds["input"] for step in range(feed.steps)])
+    assert len(np.unique(drawn.reshape(len(drawn), -1), axis=0)) >= 0.95 * len(drawn)
+    again = open_feed(few, dataclasses.replace(QUICK, augment=False), seed=5).batch(1, 2)
+    np.testing.assert_array_equal(feed.batch(1, 2).feeds["input"], again.feeds["input"])
+    assert not np.array_equal(feed.batch(0, 0).labels, feed.batch(1, 0).labels)
+
+
+def test_augmentation_mirrors_and_shifts() -> None:
+    images = np.arange(40 * 2 * 16 * 8, dtype=np.float32).reshape(40, 2, 16, 8)
+    changed = augment(images, np.random.default_rng(0))
+    assert changed.shape == images.shape
+    seen = set()
+    for before, after in zip(images, changed, strict=True):
+        padded = np.pad(before, ((0, 0), (2, 2), (1, 1)), mode="edge")
+        options = {
+            (mirror, i, j): padded[:, i : i + 16, j : j + 8][:, :, :: -1 if mirror else 1]
+            for mirror in (False, True)
+            for i in range(5)
+            for j in range(3)
+        }
+        matching = [key for key, option in options.items() if np.array_equal(option, after)]
+        assert len(matching) == 1
+        seen.add(matching[0])
+    assert len(seen) > 10
