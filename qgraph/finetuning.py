@@ -73,6 +73,11 @@ def finetune(
     chosen = config or LsqPlusConfig()
     clock = Clock()
     recipe = Recipe.choose("lsqplus", data is not None, **overrides)
+    if recipe.mixed:
+        raise UsageError(
+            "fine-tuning chooses no bits: write a plan with qgraph quantize --weights mixed --plan PLAN.json, and pass "
+            "it with --start PLAN.json"
+        )
     with clock.stage("load"):
         loaded = load(model)
         net = prepare(loaded, opset=opset)
