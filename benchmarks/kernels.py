@@ -4,7 +4,7 @@ Arrays of 64 MiB and of 256 KiB of float32, on one thread and on all; every figu
 checks included, into a given array. `of memory` is the time of np.copyto (fake-quantize) or of reading all (np.max;
 statistics), which numpy does on one thread, over that of the job; jobs run in turn, the small array many times a turn.
 `times torch` compares with torch.fake_quantize on as many threads where torch is installed, timed after the others as
-its threads keep spinning. Compilation is not counted (it is cached on disk). Two rows say what bounds the others: a call of
+its threads keep spinning. Compilation is not counted (it is cached on disk). Two rows bound the others: a call of
 fake-quantize on sixteen values, not little beside a copy of 256 KiB, and what scattering counts alone costs in the loop
 that qmath uses, one table entry a value. An array of 256 KiB stays on one thread whatever their number, so its rows
 differ by noise alone; on a busy machine so do those of torch.
