@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from qgraph.calibrate import clip_activations, clip_weights
+from qgraph.channels import ChannelConfig, allocate_weights, scale_channels
 from qgraph.correct import correct_norm, correct_shift
 from qgraph.graph import GraphView
 from qgraph.observe import Observations
 from qgraph.plan import QuantPlan
 
+Allocation = Literal["none", "weights", "activations", "both"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AciqConfig:
-    """Which ingredients take part; `clip` and `weight_clip` are names of `qmath.clip_methods()`."""
+    """Which ingredients take part; `clip` and `weight_clip` are names of `qmath.clip_methods()`.
+
+    `allocate_bits` says whose channels get bits by the 2/3-power rule; `channel_activations` gives activations a step
+    per channel, where `deployable` only as far as the weights around them can carry it.
+    """
 
     clip: str = "aciq"
     weight_clip: str = "mse"
     bias_correction: bool = True
+    allocate_bits: Allocation = "none"
+    channel_activations: bool = False
+    deployable: bool = True
 
 
 def refine(
@@ -27,6 +38,12 @@ def refine(
     chosen = config or AciqConfig()
     if observed is not None:
         plan = clip_activations(plan, view, observed, method=chosen.clip)
+        if chosen.channel_activations and chosen.clip in ("aciq", "max"):
+            allocate = chosen.allocate_bits in ("activations", "both")
+            channels = ChannelConfig(clip=chosen.clip, allocate=allocate, deployable=chosen.deployable)
+            plan = scale_channels(plan, view, observed, config=channels)
+    if chosen.allocate_bits in ("weights", "both"):
+        plan = allocate_weights(plan, view)
     if chosen.weight_clip != "max":
         plan = clip_weights(plan, view, method=chosen.weight_clip)
     if chosen.bias_correction:

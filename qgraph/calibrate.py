@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import qmath
+from qgraph import weights
 from qgraph.graph import GraphView
 from qgraph.initial import activation_grid, weight_grid
 from qgraph.observe import Observations
-from qgraph.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan
+from qgraph.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan, WeightQuant
 from qgraph.runtime import in_parallel
 
 PRIOR_TOLERANCE = 10**0.1  # 1 dB
@@ -99,11 +101,24 @@ def clip_weights(plan: QuantPlan, view: GraphView, *, method: str) -> QuantPlan:
 
     def clip(layer: LayerQuant) -> LayerQuant:
         grid = layer.weight
-        if not grid.symmetric or grid.bits == MAX_BITS:
+        if not grid.symmetric or min(grid.widths) == MAX_BITS:
             return layer
-        weight = view.by_name[layer.name].weight_array()
-        limit = np.atleast_1d(qmath.weight_clip(weight, bits=grid.bits, method=method, axis=grid.axis))
-        clipped = weight_grid(-limit, limit, bits=grid.bits, axis=grid.axis, symmetric=True)
-        return dataclasses.replace(layer, weight=clipped)
+        limit = _weight_limits(weights.scaled(view.by_name[layer.name].weight_array(), grid), grid, method)
+        clipped = weight_grid(
+            -limit, limit, bits=grid.bits, axis=grid.axis, symmetric=True, channel_bits=grid.channel_bits
+        )
+        return dataclasses.replace(layer, weight=dataclasses.replace(clipped, input_scale=grid.input_scale))
 
     return plan.map_layers(clip)
+
+
+def _weight_limits(weight: NDArray[np.floating], grid: WeightQuant, method: str) -> NDArray[np.float64]:
+    """The clip of every channel at its own width, or one for the tensor."""
+    if not grid.channel_bits:
+        return np.atleast_1d(qmath.weight_clip(weight, bits=grid.bits, method=method, axis=grid.axis))
+    rows = np.moveaxis(weight, grid.axis or 0, 0)
+    widths, limits = np.asarray(grid.channel_bits), np.empty(len(rows))
+    for bits in sorted(set(grid.channel_bits)):
+        alike = widths == bits
+        limits[alike] = qmath.weight_clip(rows[alike], bits=bits, method=method if bits < MAX_BITS else "max", axis=0)
+    return limits

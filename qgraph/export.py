@@ -19,6 +19,8 @@ as well.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,13 +28,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph import weights
+from qgraph.channels import producers, upper_bound
 from qgraph.compact import compact
 from qgraph.correct import output_sums
+from qgraph.errors import PlanError
 from qgraph.folding import add_initializer, append_node, constant
 from qgraph.graph import GraphView, Layer, attribute, pads
 from qgraph.lowering import lower
 from qgraph.model import Model
-from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan, Rounding
+from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan, Rounding, WeightQuant
 from qgraph.rounding import lookup, staircase
 
 _MOVES_INTEGERS = frozenset(  # transparent operators that onnxruntime has uint8 kernels for
@@ -42,9 +46,30 @@ _MOVES_INTEGERS = frozenset(  # transparent operators that onnxruntime has uint8
 
 def export(model: Model, plan: QuantPlan) -> ir.Model:
     """The deployable model: integers where onnxruntime has kernels for them, with the interface of `model`."""
-    net = lower(model, plan, _QdqEmitter)
-    compact(net, known=[*GraphView(model).values, *(str(node.name) for node in model.graph)])
+    view = GraphView(model)
+    plan.check_model(model.digest, model.source)
+    _check_factors(plan, view)
+    net = lower(model, plan, lambda graph: _QdqEmitter(graph, producers(plan, view)))
+    compact(net, known=[*view.values, *(str(node.name) for node in model.graph)])
     return net
+
+
+def _check_factors(plan: QuantPlan, view: GraphView) -> None:
+    """Raise `PlanError` where factors of a tensor are not in the weights on both sides of it."""
+    factors = {a.tensor: a.channel_scale for a in plan.activations if a.channel_scale}
+    written = {a.tensor for a in producers(plan, view).values()}
+    read: set[str] = set()
+    for quant in plan.layers:
+        tensor = str(view.by_name[quant.name].input.name) if quant.name in view.by_name else ""
+        read.add(tensor)
+        if quant.weight.input_scale != factors.get(tensor, ()):
+            raise PlanError(
+                f"layer '{quant.name}' reads '{tensor}', whose channel_scale is not its weight's input_scale: a "
+                f"deployable plan has both or neither; pass --format float to simulate one step per channel"
+            )
+    lost = sorted(set(factors) - (written & read))
+    if lost:
+        raise PlanError(f"no quantized layer can carry the channel_scale of '{lost[0]}': pass --format float")
 
 
 def pack_bits(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
@@ -68,6 +93,14 @@ def weight_bytes(shape: tuple[int, ...], bits: int) -> int:
     return count if bits == 8 else bits * -(-count // 8)
 
 
+def stored_bytes(shape: tuple[int, ...], grid: WeightQuant) -> int:
+    """Bytes that a weight of this shape takes in the file on this grid; channels of one width lie together."""
+    if not grid.channel_bits:
+        return weight_bytes(shape, grid.bits)
+    share = int(np.prod(shape)) // len(grid.channel_bits)
+    return sum(weight_bytes((share * count,), bits) for bits, count in Counter(grid.channel_bits).items())
+
+
 def _finer(bits: int) -> int:
     """How much finer the grid is on which narrow weights are unpacked: as much as 7 bits allow, at no cost.
 
@@ -83,8 +116,9 @@ def _is_row(bias: NDArray[Any], layer: Layer) -> bool:
 
 
 class _QdqEmitter:
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, producers: Mapping[str, ActivationQuant]) -> None:
         self.graph = graph
+        self.producers = producers  # layers that divide their result by the factors of its channels
         self.grids: dict[tuple[float, int], tuple[ir.Value, ir.Value]] = {}
         self.shared: dict[str, ir.Value] = {}
         self.integers: dict[ir.Value, ir.Value] = {}  # the codes behind each dequantized value
@@ -94,26 +128,36 @@ class _QdqEmitter:
         grid = quant.weight
         codes = weights.codes(layer.weight_array(), grid)
         stem = str(layer.weight.name)
-        finer = 1 if operand is None else _finer(grid.bits)
-        packed = grid.bits < 8
-        integers = self._unpack(stem, codes, grid.bits, finer) if packed else self._constant(f"{stem}.q", codes)
-        scale = weights.dequantization_scale(grid) / np.float32(finer)
+        finer = tuple(1 if operand is None else _finer(bits) for bits in grid.widths)
+        integers = self._stored(stem, codes, grid, finer)
+        scale = (self._scale(layer, grid) / np.asarray(finer)).astype(np.float32)
         per_channel = scale.size > 1
         if operand is not None:
             # without a zero point onnxruntime folds the pair to floats and requantizes them on a grid of its own
-            zero = np.broadcast_to(finer * np.asarray(grid.zero_point, np.int8), scale.shape)
+            zero = np.broadcast_to((np.asarray(finer) * grid.zero_point).astype(np.int8), scale.shape)
             shape = scale.shape if per_channel else ()
             inputs = [self._constant(f"{stem}.s", scale.reshape(shape)), self._shared(zero.reshape(shape))]
             return self._op("DequantizeLinear", integers, *inputs, **({"axis": grid.axis} if per_channel else {}))
-        return self._float_weight(stem, integers, quant, codes.ndim)
+        return self._float_weight(stem, integers, scale, grid, codes.ndim)
+
+    def _scale(self, layer: Layer, grid: WeightQuant) -> NDArray[np.float32]:
+        scale = weights.dequantization_scale(grid)
+        factors = self._factors(layer)
+        return scale if factors is None else scale / factors
+
+    def _factors(self, layer: Layer) -> NDArray[np.float32] | None:
+        grid = self.producers.get(layer.name)
+        return None if grid is None else np.asarray(grid.channel_scale, np.float32)
 
     def bias(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value | None:
         """Gemm fuses with an int32 bias alone, on the grid of its accumulator; Conv takes floats as they are."""
-        floats = constant(layer.bias)
+        floats, factors = constant(layer.bias), self._factors(layer)
+        if floats is not None and factors is not None:
+            return self._constant(str(layer.bias.name), floats / factors)  # type: ignore[union-attr]
         plain = attribute(layer.node, "beta", 1.0) == attribute(layer.node, "alpha", 1.0) == 1.0
         if layer.op != "Gemm" or operand is None or floats is None or not plain or not _is_row(floats, layer):
             return None
-        finer = np.float32(_finer(quant.weight.bits))
+        finer = np.asarray([_finer(bits) for bits in quant.weight.widths], np.float32)
         scale = np.float32(operand.scale) * weights.dequantization_scale(quant.weight) / finer
         codes = np.rint(floats.reshape(-1) / scale.astype(np.float64))
         if any(quant.weight.zero_point) or np.abs(codes).max(initial=0) >= 2**31:
@@ -131,14 +175,18 @@ class _QdqEmitter:
     def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
         if quant.rounding is None:
             shifted = self._op("Sub", value, self._shared(np.float32(quant.offset))) if quant.offset else value
-            integers = self._codes(shifted, *self._grid(quant), quant.qmax)
+            integers = self._codes(shifted, *self._grid(quant), *self._highest(value, quant))
         else:
             integers = self._rounded(value, quant, quant.rounding)
         return self._dequantized(integers, value, quant)
 
-    def _codes(self, value: ir.Value, scale: ir.Value, zero_point: ir.Value, qmax: int) -> ir.Value:
+    def _codes(self, value: ir.Value, scale: ir.Value, zero_point: ir.Value, *highest: int) -> ir.Value:
+        """Codes up to `highest`: one number, or one for each channel along axis 1."""
         integers = self._op("QuantizeLinear", value, scale, zero_point)
-        return integers if qmax == 255 else self._op("Min", integers, self._shared(np.uint8(qmax)))
+        if min(highest) >= 255:
+            return integers
+        shape = [1, -1, *[1] * (len(value.shape or ()) - 2)] if len(highest) > 1 else []
+        return self._op("Min", integers, self._shared(np.asarray(highest, np.uint8).reshape(shape)))
 
     def _rounded(self, value: ir.Value, quant: ActivationQuant, rounding: Rounding) -> ir.Value:
         """Codes by Q-Rater's rounding: looked up by an 8-bit code, or one Where for each threshold."""
@@ -163,6 +211,21 @@ class _QdqEmitter:
         weight = weights.quantized(layer.weight_array(), quant.weight).astype(np.float64)
         channels = weight.shape[1 - layer.output_axis] * layer.groups
         return plain, output_sums(layer, weight, np.full(channels, offset))
+
+    def _highest(self, value: ir.Value, quant: ActivationQuant) -> tuple[int, ...]:
+        """The highest code of every channel, or of all. A Clip whose bound would differ by channel becomes a ReLU: the
+        codes are cut at the bound instead.
+        """
+        if not quant.channel_scale:
+            return quant.channel_qmax
+        highest, bound = np.asarray(quant.channel_qmax), upper_bound(value)
+        if bound is not None:
+            step = quant.scale * np.asarray(quant.channel_scale)
+            highest = np.minimum(highest, np.rint(np.float32(bound) / step.astype(np.float32)).astype(np.int64))
+            clip = value.producer()
+            clip.op_type = "Relu"  # type: ignore[union-attr]
+            clip.resize_inputs(1)  # type: ignore[union-attr]
+        return tuple(int(code) for code in highest)
 
     def carry(self, node: ir.Node, quantized: ir.Value, quant: ActivationQuant) -> ir.Value | None:
         """Move the codes instead of the floats: one byte per value, and no rounding in between."""
@@ -193,15 +256,35 @@ class _QdqEmitter:
         self.integers[result] = integers
         return result
 
-    def _float_weight(self, stem: str, integers: ir.Value, quant: LayerQuant, rank: int) -> ir.Value:
-        grid = quant.weight
+    def _float_weight(
+        self, stem: str, integers: ir.Value, factor: NDArray[np.float32], grid: WeightQuant, rank: int
+    ) -> ir.Value:
         shape = [-1 if i == grid.axis else 1 for i in range(rank)] if len(grid.scale) > 1 else []
         real = self._op("Cast", integers, to=ir.DataType.FLOAT)
         if not grid.symmetric:
             zero = np.asarray(grid.zero_point, np.float32).reshape(shape)
             real = self._op("Sub", real, self._constant(f"{stem}.z", zero))
-        scale = weights.dequantization_scale(grid).reshape(shape)
+        scale = factor.reshape(shape)
         return self._op("Mul", real, self._constant(f"{stem}.s", scale))
+
+    def _stored(self, stem: str, codes: NDArray[np.int8], grid: WeightQuant, finer: tuple[int, ...]) -> ir.Value:
+        """Codes times `finer`; channels of one width are packed together, then gathered back into their order."""
+        if not grid.channel_bits:
+            return self._packed(stem, codes, grid.bits, finer[0])
+        axis, widths = grid.axis or 0, np.asarray(grid.channel_bits)
+        parts, order = [], np.argsort(widths, kind="stable")
+        for bits, factor in sorted(set(zip(grid.channel_bits, finer, strict=True))):
+            alike = np.compress(widths == bits, codes, axis=axis)
+            parts.append(self._packed(f"{stem}.{bits}", alike, bits, factor))
+        together = parts[0] if len(parts) == 1 else self._op("Concat", *parts, axis=axis)
+        if (order == np.arange(order.size)).all():
+            return together
+        places = np.argsort(order).astype(np.min_scalar_type(order.size))
+        indices = self._op("Cast", self._constant(f"{stem}.order", places), to=ir.DataType.INT64)
+        return self._op("Gather", together, indices, axis=axis)
+
+    def _packed(self, stem: str, codes: NDArray[np.int8], bits: int, finer: int) -> ir.Value:
+        return self._unpack(stem, codes, bits, finer) if bits < 8 else self._constant(f"{stem}.q", codes)
 
     def _unpack(self, stem: str, codes: NDArray[np.int8], bits: int, finer: int) -> ir.Value:
         """Codes from planes, times `finer`: shift bit j to the top, then to the bottom, and weigh planes by 1, 2, ...,

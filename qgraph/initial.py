@@ -57,20 +57,31 @@ def _layer_grid(layer: Layer, recipe: Recipe, view: GraphView) -> LayerQuant:
 
 
 def weight_grid(
-    low: NDArray[np.floating], high: NDArray[np.floating], *, bits: int, axis: int | None, symmetric: bool
+    low: NDArray[np.floating],
+    high: NDArray[np.floating],
+    *,
+    bits: int,
+    axis: int | None,
+    symmetric: bool,
+    channel_bits: tuple[int, ...] = (),
 ) -> WeightQuant:
     """The signed grid that spans low..high per channel: symmetric about 0, or with an integer zero point."""
     low, high = (np.atleast_1d(np.asarray(v, np.float64)) for v in (low, high))
+    half = 2.0 ** (np.asarray(channel_bits or bits) - 1)
     if symmetric:
         limit = np.maximum(np.abs(low), np.abs(high))
-        scale = _positive(limit / (2 ** (bits - 1) - 1))
-        return WeightQuant(bits=bits, scale=_floats(scale), axis=axis)
+        scale = _positive(limit / (half - 1))
+        return WeightQuant(bits=bits, scale=_floats(scale), axis=axis, channel_bits=channel_bits)
     low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
-    scale = _positive((high - low) / (2**bits - 1))
-    qmin = -(2 ** (bits - 1))
-    zero = np.clip(np.rint(qmin - low / scale), qmin, -qmin - 1)
+    scale = _positive((high - low) / (2 * half - 1))
+    zero = np.clip(np.rint(-half - low / scale), -half, half - 1)
     return WeightQuant(
-        bits=bits, scale=_floats(scale), zero_point=tuple(int(z) for z in zero), axis=axis, symmetric=False
+        bits=bits,
+        scale=_floats(scale),
+        zero_point=tuple(int(z) for z in zero),
+        axis=axis,
+        symmetric=False,
+        channel_bits=channel_bits,
     )
 
 

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 import qmath
 from qgraph import weights
+from qgraph.channels import channel_errors
 from qgraph.correct import output_sums
 from qgraph.data import Dataset
-from qgraph.export import weight_bytes
+from qgraph.export import stored_bytes
 from qgraph.folding import append_node
 from qgraph.graph import GraphView, Layer, root
 from qgraph.lowering import shift_bias
@@ -70,7 +72,7 @@ def layer_reports(
                 op=quant.op,
                 weight_bits=quant.weight.bits,
                 activation_bits=None if grid is None else grid.bits,
-                weight_bytes=weight_bytes(layer.weight_array().shape, quant.weight.bits),
+                weight_bytes=stored_bytes(layer.weight_array().shape, quant.weight),
                 predicted_sqnr_db=sqnr_db(signal, predicted.get(quant.name, 0.0)),
                 measured_sqnr_db=sqnr_db(signal, noise),
             )
@@ -119,15 +121,17 @@ def _predict(layer: Layer, quant: LayerQuant, grids: Mapping[str, ActivationQuan
     rounded = weights.quantized(weight, quant.weight).astype(np.float64)
     difference = rounded - weight
     grid = grids.get(root_name(layer))
-    operand_error = 0.0 if grid is None else grid_error(observed[grid.tensor], grid)
     channels = observed.operand(layer).channels
     if channels is None:
         return float("nan")
     mean, variance = np.asarray(channels.mean), np.asarray(channels.variance)
-    ones = np.ones_like(mean)
+    operand_error: NDArray[np.float64] | float = 0.0
+    if grid is not None:
+        of_tensor = observed[grid.tensor]
+        operand_error = channel_errors(grid, of_tensor) if grid.channel_scale else grid_error(of_tensor, grid)
     shift = np.asarray(quant.bias_shift) if quant.bias_shift else 0.0
     noise = (
-        output_sums(layer, rounded**2, ones) * operand_error
+        output_sums(layer, rounded**2, np.broadcast_to(operand_error, mean.shape))
         + output_sums(layer, difference**2, variance)
         + (output_sums(layer, difference, mean) + shift) ** 2
     )

@@ -9,6 +9,7 @@ version control. Methods are functions from a plan to a better plan; `simulate` 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -52,12 +53,16 @@ class Rounding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightQuant:
-    """The grid of a weight: value = gain * scale * (code - zero_point), per channel along `axis` or for the whole
-    tensor.
+    """The grid of a weight: value = gain * scale * (code - zero_point) / input_scale, per channel along `axis` or for
+    the whole tensor.
 
     Codes are those of round(w / scale) + zero_point, half to even, clamped to the signed range of `bits`, without its
     lowest code when `symmetric`. `gain` rescales after rounding (the norm correction of ACIQ, Eq. 12). A symmetric grid
     may have a `rounding` of its own.
+
+    `channel_bits`, where given, are the widths of the channels; `bits` is then the width whose quota they share.
+    `input_scale`, where given, multiplies the weight before it is rounded, one factor per input channel: that of the
+    operand's `channel_scale`, which the stored codes then contain.
     """
 
     bits: int
@@ -67,27 +72,49 @@ class WeightQuant:
     axis: int | None = None
     symmetric: bool = True
     rounding: Rounding | None = None
+    channel_bits: tuple[int, ...] = ()
+    input_scale: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _check_bits(self.bits)
         _check_scale(self.scale)
         _check_scale(self.gain)
+        _check_scale(self.input_scale or (1.0,))
         if self.rounding is not None and (not self.symmetric or self.rounding.subdivision):
             raise PlanError("a weight grid with a rounding is symmetric, and its rounding has no subdivision")
+        if self.rounding is not None and self.channel_bits:
+            raise PlanError("a weight grid with a rounding has one width for all channels")
         if self.symmetric and any(self.zero_point):
             raise PlanError("a symmetric weight grid has zero_point 0")
-        if any(not self.qmin <= z <= self.qmax for z in self.zero_point):
-            raise PlanError(f"zero points of a weight must lie in {self.qmin}..{self.qmax}")
         if self.axis is None and len(self.scale) != 1:
             raise PlanError(f"a weight grid without axis has one scale, not {len(self.scale)}")
+        for bits in self.channel_bits:
+            _check_bits(bits)
+        if self.channel_bits and len(self.channel_bits) != len(self.scale):
+            raise PlanError(f"{len(self.channel_bits)} channel_bits need as many scales, not {len(self.scale)}")
+        for zero_point, (low, high) in zip(self.zero_point, itertools.cycle(self.limits), strict=False):
+            if not low <= zero_point <= high:
+                raise PlanError(f"zero points of a weight must lie in {low}..{high}, not {zero_point}")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Bits of every channel, or of all."""
+        return self.channel_bits or (self.bits,)
+
+    @property
+    def limits(self) -> tuple[tuple[int, int], ...]:
+        """Lowest and highest code of every channel, or of all."""
+        return tuple((self.symmetric - 2 ** (bits - 1), 2 ** (bits - 1) - 1) for bits in self.widths)
 
     @property
     def qmin(self) -> int:
-        return -(2 ** (self.bits - 1)) + self.symmetric
+        """The lowest code of any channel."""
+        return min(low for low, _ in self.limits)
 
     @property
     def qmax(self) -> int:
-        return 2 ** (self.bits - 1) - 1
+        """The highest code of any channel."""
+        return max(high for _, high in self.limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +127,10 @@ class ActivationQuant:
     `role` says who sees it: `tensor` is every consumer; `operand` only the layers, on top of a `tensor` grid if there
     is one. A `symmetric` grid has 2^(bits-1) - 1 codes on either side of its zero point. A grid with a `rounding` is
     symmetric, or begins at zero.
+
+    With `channel_scale`, channel c along axis 1 has the step scale * channel_scale[c]; with `channel_bits`, its codes
+    run from 0 to 2^channel_bits[c] - 1, and `bits` is the width whose quota they share. In a deployed file the
+    factors live in the weights on both sides of the tensor (`WeightQuant.input_scale`).
     """
 
     tensor: str
@@ -110,10 +141,22 @@ class ActivationQuant:
     offset: float = 0.0
     symmetric: bool = False
     rounding: Rounding | None = None
+    channel_scale: tuple[float, ...] = ()
+    channel_bits: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check_bits(self.bits)
         _check_scale((self.scale,))
+        _check_scale(self.channel_scale or (1.0,))
+        for bits in self.channel_bits:
+            _check_bits(bits)
+        if self.channel_bits and len(self.channel_bits) != len(self.channel_scale):
+            raise PlanError(
+                f"'{self.tensor}' has {len(self.channel_bits)} channel_bits and {len(self.channel_scale)} "
+                f"channel_scale: as many of both expected"
+            )
+        if self.channel_scale and (self.symmetric or self.rounding is not None or self.offset):
+            raise PlanError(f"a grid with channel_scale has no offset, rounding or signed codes: see '{self.tensor}'")
         middle = 2 ** (self.bits - 1) - 1
         if self.symmetric and self.zero_point != middle:
             raise PlanError(f"a symmetric grid of {self.bits} bits has zero_point {middle}: see '{self.tensor}'")
@@ -123,14 +166,20 @@ class ActivationQuant:
             raise PlanError(f"a grid with a rounding has no offset: see '{self.tensor}'")
         if self.rounding is not None and self.qmax * self.rounding.subdivision > 255:
             raise PlanError(f"a subdivision fits 8 bits, {255 // self.qmax} at most for '{self.tensor}'")
-        if not 0 <= self.zero_point <= self.qmax:
-            raise PlanError(f"zero_point {self.zero_point} of '{self.tensor}' lies outside 0..{self.qmax}")
+        if not 0 <= self.zero_point <= min(self.channel_qmax):
+            raise PlanError(f"zero_point {self.zero_point} of '{self.tensor}' lies outside 0..{min(self.channel_qmax)}")
         if not math.isfinite(self.offset):
             raise PlanError(f"the offset of '{self.tensor}' must be finite, not {self.offset}")
 
     @property
     def qmax(self) -> int:
-        return 2**self.bits - 1 - self.symmetric
+        """The highest code of any channel."""
+        return max(self.channel_qmax)
+
+    @property
+    def channel_qmax(self) -> tuple[int, ...]:
+        """The highest code of every channel, or of all."""
+        return tuple(2**bits - 1 - self.symmetric for bits in self.channel_bits or (self.bits,))
 
     @property
     def low(self) -> float:
@@ -168,6 +217,7 @@ class QuantPlan:
     layers: tuple[LayerQuant, ...] = ()
     activations: tuple[ActivationQuant, ...] = ()
     kept_float: tuple[KeptFloat, ...] = ()
+    notes: tuple[str, ...] = ()
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:

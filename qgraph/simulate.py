@@ -8,10 +8,13 @@ that it is defined on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
 from qgraph import weights
+from qgraph.errors import PlanError
 from qgraph.folding import add_initializer, append_node
 from qgraph.graph import Layer
 from qgraph.lowering import lower
@@ -46,11 +49,15 @@ class FloatEmitter:
 
     def _plain(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
         # Clip before shifting: x / scale rounded lies in -zero_point .. qmax - zero_point
-        scale = self._scalar(quant.scale)
+        rank = len(value.shape) if value.shape is not None else 0
+        scale = self._per_channel([quant.scale * factor for factor in quant.channel_scale or (1.0,)], rank)
         low, high = self._scalar(-quant.zero_point), self._scalar(quant.qmax - quant.zero_point)
         shifted = self.op("Sub", value, self._scalar(quant.offset)) if quant.offset else value
         steps = self.op("Div", shifted, scale)
         codes = self.op("Clip", self.op("Round", steps), low, high)
+        if quant.channel_bits:
+            limits = [float(qmax - quant.zero_point) for qmax in quant.channel_qmax]
+            codes = self.op("Min", codes, self._per_channel(limits, rank))
         result = self.op("Mul", codes, scale)
         return self.op("Add", result, self._scalar(quant.offset)) if quant.offset else result
 
@@ -78,6 +85,15 @@ class FloatEmitter:
 
     def op(self, op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
         return append_node(self.graph, op_type, inputs, attributes).outputs[0]
+
+    def _per_channel(self, numbers: Sequence[float], rank: int) -> ir.Value:
+        """One number, or one for each channel along axis 1 of a tensor of this rank."""
+        if len(numbers) == 1:
+            return self._scalar(numbers[0])
+        if rank < 2:
+            raise PlanError("a grid per channel needs a tensor of known rank, with channels along axis 1")
+        array = np.asarray(numbers, np.float32).reshape(1, -1, *[1] * (rank - 2))
+        return add_initializer(self.graph, "per_channel", array)
 
     def _scalar(self, number: float | np.floating) -> ir.Value:
         name = f"f32:{np.float32(number)!s}"

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qgraph.errors import PlanError
 from qgraph.plan import WeightQuant
 from qgraph.rounding import rounding_table
 
 
 def codes(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.int8]:
-    """clip(round(w / scale) + zero_point, qmin, qmax) in int8, rounding half to even or as the grid's rounding says."""
+    """clip(round(w input_scale / scale) + zero_point, qmin, qmax) in int8, half to even or by the grid's rounding."""
+    weight = scaled(weight, quant)
     if quant.rounding is not None:
         table = rounding_table(quant.rounding, quant.bits, signed=True)
         scales = quant.scale[0] if quant.axis is None or len(quant.scale) == 1 else quant.scale
@@ -22,19 +24,28 @@ def codes(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.int8]:
     scale = _along(quant.scale, quant, weight.ndim).astype(np.float32)
     zero_point = _along(quant.zero_point, quant, weight.ndim)
     shifted = np.rint(weight / scale) + zero_point
-    return np.clip(shifted, quant.qmin, quant.qmax).astype(np.int8)
+    low, high = (_along(ends, quant, weight.ndim) for ends in zip(*quant.limits, strict=True))
+    return np.clip(shifted, low, high).astype(np.int8)
 
 
 def values(integer: NDArray[np.integer], quant: WeightQuant) -> NDArray[np.float32]:
-    """gain * scale * (code - zero_point), computed as DequantizeLinear does: one float32 product."""
+    """gain * scale * (code - zero_point), computed as DequantizeLinear does: one float32 product (with `input_scale`
+    inside).
+    """
     zero_point = _along(quant.zero_point, quant, integer.ndim)
     scale = _along(dequantization_scale(quant), quant, integer.ndim)
     return (integer.astype(np.float32) - zero_point.astype(np.float32)) * scale
 
 
+def scaled(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.floating]:
+    """What is rounded: w input_scale."""
+    return weight * _over_inputs(quant, weight.shape) if quant.input_scale else weight
+
+
 def quantized(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.float32]:
     """The weight as the quantized layer sees it."""
-    return values(codes(weight, quant), quant)
+    result = values(codes(weight, quant), quant)
+    return result / _over_inputs(quant, weight.shape) if quant.input_scale else result
 
 
 def dequantization_scale(quant: WeightQuant) -> NDArray[np.float32]:
@@ -47,3 +58,14 @@ def _along(per_channel: Sequence[float] | NDArray[np.floating], quant: WeightQua
     if quant.axis is None or array.size == 1:
         return array.reshape((1,) * rank)
     return array.reshape([-1 if i == quant.axis else 1 for i in range(rank)])
+
+
+def _over_inputs(quant: WeightQuant, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """`input_scale` laid along the inputs of a Conv weight (outputs x inputs per group x ...), group after group."""
+    factors = np.asarray(quant.input_scale, np.float32)
+    outputs, inputs = shape[:2]
+    groups = factors.size // inputs
+    if groups * inputs != factors.size or outputs % groups:
+        raise PlanError(f"{factors.size} values of input_scale do not fit a weight of shape {list(shape)}")
+    rows = np.repeat(factors.reshape(groups, inputs), outputs // groups, axis=0)
+    return rows.reshape(outputs, inputs, *[1] * (len(shape) - 2))

@@ -16,7 +16,7 @@ _HOMES = {
     "divergence": ("cosine_similarity", "kl_divergence", "sqnr_db"),
     "empirical_clipping": ("ClipRange", "clip_method", "clip_methods", "clip_range", "weight_clip"),
     "error": ("exact_error", "expected_error", "midrise_levels", "midtread_levels"),
-    "fitting": ("PriorFit", "fit_prior", "goodness_of_fit"),
+    "fitting": ("PriorFit", "fit_prior", "goodness_of_fit", "rectified_prior"),
     "grouping": ("group_search",),
     "pareto": ("Frontier", "Selection", "knapsack", "pareto_frontier"),
     "grid": ("Grid", "Rounding", "dequantize", "fake_quantize", "quantize"),

@@ -17,12 +17,14 @@ In a histogram nobody can tell a zero from a tiny positive value: the bin that s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
-from qmath._validation import check_choice
+from qmath._validation import as_parameter, check_choice
 from qmath.priors import Floats, Gaussian, Laplace, Prior
 from qmath.sample import Sample, sample_of
 
@@ -64,6 +66,29 @@ def fit_prior(data: Any, *, one_sided: bool | None = None) -> PriorFit:
     fits.sort(key=lambda fit: fit[1])
     (best, distance), *rest = fits
     return PriorFit(prior=best, distance=distance, accepted=distance <= ACCEPTED_DISTANCE, alternatives=tuple(rest))
+
+
+def rectified_prior(family: type[Prior], mean: ArrayLike, second: ArrayLike) -> Prior:
+    """The one-sided laws with these means E[X] and second moments E[X^2], X = max(loc + scale U, 0); shapes broadcast.
+
+    E[X] = scale T_1(-t) and E[X^2] = scale^2 T_2(-t) with t = loc / scale and the unit law's tail moments T_k, so that
+    E[X]^2 / E[X^2], which rises with t from 0 to 1, gives t (read off a table, to about 1e-6 in the ratio), and then
+    the scale. Raises ValueError unless 0 < mean^2 <= second.
+    """
+    first, square = as_parameter(mean, "mean", positive=True), as_parameter(second, "second", positive=True)
+    if np.any(first * first > square * (1 + 1e-9)):
+        raise ValueError("second must be at least mean^2: it is the mean of squares")
+    t, log_ratio = _ratio_table(family)
+    ratio = np.interp(np.log(first * first / square), log_ratio, t)
+    scale = np.sqrt(square / family.unit_tail(-ratio, 2))
+    return family(ratio * scale, scale, True)
+
+
+@cache
+def _ratio_table(family: type[Prior]) -> tuple[Floats, Floats]:
+    """t = loc / scale, and log(T_1(-t)^2 / T_2(-t)), which rises with it."""
+    t = np.concatenate([np.linspace(-30, 8, 20_000), np.geomspace(8.001, 1e4, 2_000)])
+    return t, 2 * np.log(family.unit_tail(-t, 1)) - np.log(family.unit_tail(-t, 2))
 
 
 def goodness_of_fit(prior: Prior, data: Any) -> float:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 from onnx_ir.passes.common import ShapeInferencePass
 
+from qgraph import weights
 from qgraph.errors import PlanError
-from qgraph.export import export, pack_bits, weight_bytes
+from qgraph.export import export, pack_bits, stored_bytes, weight_bytes
 from qgraph.graph import GraphView
 from qgraph.initial import activation_grid, weight_grid
 from qgraph.model import load, normalise
@@ -213,3 +216,25 @@ def test_plans_that_do_not_fit_are_refused(model_from_text):
         export(net, QuantPlan(**{**plan_fields(plan), "layers": (stray,)}))
     with pytest.raises(PlanError, match="tensor 'nothing'"):
         export(net, QuantPlan(**{**plan_fields(plan), "activations": (activation_grid("nothing", 0, 1, bits=8),)}))
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "depthwise", "transposed", "gemm", "gemm transposed", "matmul"])
+@pytest.mark.parametrize("activation_bits", [None, 8])
+def test_channels_of_different_widths(model_from_text, kind, activation_bits):
+    net, feeds = one_layer(model_from_text, kind)
+    plan = full_range_plan(net, feeds, bits=4, activation_bits=activation_bits)
+    layer, weight = plan.layers[0], GraphView(net).layers[0].weight_array()
+    axis = layer.weight.axis
+    widths = tuple([5, 2, 8, 4, 5, 3][: weight.shape[axis]])
+    over = tuple(i for i in range(weight.ndim) if i != axis)
+    grid = weight_grid(weight.min(over), weight.max(over), bits=4, axis=axis, symmetric=True, channel_bits=widths)
+    mixed = plan.map_layers(lambda quant: dataclasses.replace(quant, weight=grid))
+    codes = np.abs(np.moveaxis(weights.codes(weight, grid), axis, 0)).reshape(weight.shape[axis], -1)
+    assert codes.max(axis=1).tolist() == [2 ** (b - 1) - 1 for b in widths]
+    quantized = export(net, mixed)
+    expected = Session(simulate(net, mixed)).run(feeds)["y"]
+    step = 1.01 * max((a.scale for a in plan.activations), default=1e-5)
+    np.testing.assert_allclose(Session(quantized).run(feeds)["y"], expected, rtol=1e-5, atol=step)
+    arrays = [v.const_value.numpy() for v in quantized.graph.initializers.values()]
+    planes = sum(a.nbytes for a in arrays if a.dtype == np.uint8 and a.ndim == 2)
+    assert planes + widths.count(8) * weight.size // weight.shape[axis] == stored_bytes(weight.shape, grid)

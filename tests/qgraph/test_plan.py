@@ -19,12 +19,16 @@ names = st.text(alphabet='ab[ ],/0.λ "\\', min_size=1, max_size=8)
 @st.composite
 def activations(draw):
     b = draw(bits)
+    factors = draw(st.lists(scales, max_size=3))
+    widths = draw(st.lists(bits, min_size=len(factors), max_size=len(factors))) if draw(st.booleans()) else []
     return ActivationQuant(
         tensor=draw(names),
         bits=b,
         scale=draw(scales),
-        zero_point=draw(st.integers(0, 2**b - 1)),
+        zero_point=draw(st.integers(0, 2 ** min(widths or [b]) - 1)),
         role=draw(st.sampled_from(["tensor", "operand"])),
+        channel_scale=tuple(factors),
+        channel_bits=tuple(widths),
     )
 
 
@@ -36,6 +40,8 @@ def layers(draw):
         scale=tuple(draw(st.lists(scales, min_size=count, max_size=count))),
         gain=tuple(draw(st.lists(scales, min_size=count, max_size=count))),
         axis=0,
+        channel_bits=tuple(draw(st.lists(bits, min_size=count, max_size=count))) if draw(st.booleans()) else (),
+        input_scale=tuple(draw(st.lists(scales, max_size=3))),
     )
     shift = tuple(draw(st.lists(st.floats(-1e9, 1e9), max_size=3)))
     return LayerQuant(name=draw(names), op="Conv", weight=weight, bias_shift=shift)
@@ -88,6 +94,13 @@ def edited(change):
         (lambda r: r["layers"][0]["weight"].update(zero_point=[1]), "symmetric"),
         (lambda r: r["layers"][0]["weight"].update(zero_point=[99], symmetric=False), "zero points"),
         (lambda r: r["activations"][0].update(zero_point=256), "outside 0..255"),
+        (lambda r: r["activations"][0].update(channel_bits=[4]), "as many of both"),
+        (lambda r: r["activations"][0].update(channel_bits=[1], channel_scale=[1.0]), "bits must lie in 2..8"),
+        (lambda r: r["activations"][0].update(channel_bits=[2], channel_scale=[1.0], zero_point=4), r"outside 0\.\.3"),
+        (lambda r: r["activations"][0].update(channel_scale=[0.0]), "positive and finite"),
+        (lambda r: r["layers"][0]["weight"].update(channel_bits=[4, 4]), "as many scales"),
+        (lambda r: r["layers"][0]["weight"].update(channel_bits=[9]), "bits must lie in 2..8"),
+        (lambda r: r["layers"][0]["weight"].update(input_scale=[-1.0]), "positive and finite"),
         (lambda r: r["activations"][0].update(role="both"), "must be one of 'tensor', 'operand'"),
         (lambda r: r["activations"].append(r["activations"][0]), "more than once"),
         (lambda r: r["layers"].append(r["layers"][0]), "layer 'conv' more than once"),
@@ -115,5 +128,8 @@ def test_grid_limits():
     assert (symmetric.qmin, symmetric.qmax) == (-7, 7)
     asymmetric = WeightQuant(bits=4, scale=(1.0,), symmetric=False, zero_point=(-3,))
     assert (asymmetric.qmin, asymmetric.qmax) == (-8, 7)
+    mixed = WeightQuant(bits=4, scale=(1.0, 1.0), axis=0, channel_bits=(3, 5))
+    assert mixed.limits == ((-3, 3), (-15, 15))
+    assert (mixed.qmin, mixed.qmax) == (-15, 15)
     activation = ActivationQuant(tensor="x", bits=4, scale=0.5, zero_point=2)
     assert (activation.low, activation.high) == (-1.0, 6.5)

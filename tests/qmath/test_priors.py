@@ -157,3 +157,16 @@ def test_priors_compare_and_hash_by_content() -> None:
     assert hash(qmath.Laplace(0, [1, 2])) == hash(qmath.Laplace(0.0, np.array([1.0, 2.0])))
     assert qmath.Laplace(0, 1) != qmath.Gaussian(0, 1)
     assert qmath.Laplace(0, 1) != qmath.Laplace(0, 1, one_sided=True)
+
+
+@pytest.mark.parametrize("family", [qmath.Laplace, qmath.Gaussian])
+def test_rectified_prior_has_the_moments_it_was_given(family):
+    law = family(np.array([-3.0, -0.5, 0.0, 1.0, 4.0]), np.array([0.5, 1.0, 2.0, 1.0, 0.1]), True)
+    t = np.asarray(law.loc) / np.asarray(law.scale)
+    mean = law.scale * family.unit_tail(-t, 1)
+    second = np.square(law.scale) * family.unit_tail(-t, 2)
+    fitted = qmath.rectified_prior(family, mean, second)
+    np.testing.assert_allclose(fitted.scale, law.scale, rtol=2e-4)
+    np.testing.assert_allclose(fitted.loc, law.loc, rtol=2e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="mean of squares"):
+        qmath.rectified_prior(family, 2.0, 1.0)
