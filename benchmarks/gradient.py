@@ -2,28 +2,38 @@
 
     python -m benchmarks.gradient MODEL [--torch PYTHON] [--training PYTHON] [--json FILE]
 
-Engines: the portable builder on stock onnxruntime; PyTorch eager; the onnxruntime-training builder; and the forward
-pass alone, twice of which is the lower bound. PyTorch and onnxruntime-training live in environments of their own,
-named by their interpreters.
-Every engine is a process of its own; they take turns, a few steps each, so that all see the same machine.
+Engines, every one a process of its own (`benchmarks.turns`):
+
+* forward: the model as it is; twice that is the lower bound of a step;
+* backward: d(sum of squared outputs)/d(input), a backward pass with no loss inside the network, in the same operators:
+  what is left to a step is between this and the portable row;
+* portable: the distillation step on stock onnxruntime;
+* portable, 2 at once: time per step of two batches on half the threads each, as `qgraph distill` runs them;
+* training, torch: onnxruntime-training's gradients, and PyTorch eager.
+
+A second table says where a step spends its time on one thread, by onnxruntime's own profile, beside the forward pass:
+convolutions cannot be avoided, so their time over that of two forward passes is what no rewriting gets below.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import json
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ENGINES = ("forward", "portable", "training", "torch")
+from benchmarks.turns import Worker, best, serve
+
+Step = Callable[[], Any]
+OURS = ("forward", "backward", "portable", "pair")
+LABELS = {"pair": "portable, 2 at once"}
 
 
 def main() -> None:
@@ -31,16 +41,19 @@ def main() -> None:
     if options.engine:
         _serve(options)
         return
-    interpreters = {"forward": sys.executable, "portable": sys.executable}
+    interpreters = dict.fromkeys(OURS, sys.executable)
     interpreters |= {name: p for name, p in (("training", options.training), ("torch", options.torch)) if p}
-    workers = {name: _Worker(python, name, options) for name, python in interpreters.items()}
-    rounds = [{name: worker.turn() for name, worker in workers.items()} for _ in range(options.rounds)]
-    found = {name: worker.gradient() for name, worker in workers.items() if name != "forward"}
+    workers = {name: _worker(python, name, options) for name, python in interpreters.items()}
+    rounds = [{name: float(worker.ask("go")) for name, worker in workers.items()} for _ in range(options.rounds)]
+    with tempfile.TemporaryDirectory() as folder:
+        compared = [name for name in workers if name not in ("forward", "backward", "pair")]
+        found = {name: np.load(workers[name].ask(f"gradient {folder}/{name}.npy")) for name in compared}
     peaks = {name: worker.close() for name, worker in workers.items()}
     from benchmarks.common import report
 
     title = f"{Path(options.model).name}: one distillation step, batch {options.batch}, {options.threads} threads"
     report(title, _rows(rounds, peaks, found), json_path=options.json)
+    report("Where one thread's time goes", _profiled(options))
 
 
 def _options() -> argparse.Namespace:
@@ -53,74 +66,31 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--steps", type=int, default=4, help="steps per turn")
     parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--engine", choices=(*OURS, "training", "torch"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-class _Worker:
-    """A process that makes some steps whenever it is told to."""
-
-    def __init__(self, python: str, engine: str, options: argparse.Namespace) -> None:
-        arguments = [python, "-m", "benchmarks.gradient", options.model, "--engine", engine]
-        for name in ("batch", "threads", "steps"):
-            arguments += [f"--{name}", str(getattr(options, name))]
-        self.process = subprocess.Popen(
-            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        self._read()
-
-    def turn(self) -> float:
-        """Seconds per step, the best of one turn."""
-        return float(self._ask("go"))
-
-    def gradient(self) -> np.ndarray:
-        """dL/dx of the input that all engines are given."""
-        with tempfile.TemporaryDirectory() as folder:
-            return np.load(self._ask(f"gradient {folder}/gradient.npy"))
-
-    def close(self) -> float:
-        peak = float(self._ask("stop"))
-        self.process.wait()
-        return peak
-
-    def _ask(self, word: str) -> str:
-        assert self.process.stdin is not None
-        self.process.stdin.write(word + "\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{' '.join(map(str, self.process.args))} failed")
-        return line.strip()
+def _worker(python: str, engine: str, options: argparse.Namespace) -> Worker:
+    numbers = [f"--{name}={getattr(options, name)}" for name in ("batch", "threads", "steps")]
+    return Worker(python, "benchmarks.gradient", [options.model, f"--engine={engine}", *numbers])
 
 
 def _serve(options: argparse.Namespace) -> None:
     step = _step(options)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(3):
         step()
-    print("ready", flush=True)
-    for line in sys.stdin:
-        if line.strip() == "stop":
-            break
-        if line.startswith("gradient"):
-            np.save(path := line.split()[1], np.asarray(step()))
-            print(path, flush=True)
-            continue
-        times = []
-        for _ in range(options.steps):
-            began = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - began)
-        print(min(times), flush=True)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, flush=True)
+
+    def save(path: str) -> str:
+        np.save(path, np.asarray(step()))
+        return path
+
+    batches = 2 if options.engine == "pair" else 1
+    serve({"go": lambda _: best(step, options.steps) / batches, "gradient": save})
 
 
-def _step(options: argparse.Namespace) -> Callable[[], object]:
+def _step(options: argparse.Namespace) -> Step:
     from qgraph.model import load
+    from qgraph.runtime import Session
     from qgraph.zeroq.objective import input_shapes, objective
 
     model = load(options.model)
@@ -129,12 +99,40 @@ def _step(options: argparse.Namespace) -> Callable[[], object]:
     if options.engine == "torch":
         return _torch_step(options, model, name, x)
     if options.engine == "forward":
-        from qgraph.runtime import Session
-
         session = Session(model.ir_model, threads=options.threads)
         return lambda: session.run({name: x})
-    goal = objective(model, batch=options.batch, per="image", threads=options.threads, builder=options.engine)
-    return lambda: goal({name: x})[1][name]
+    if options.engine == "backward":
+        session = Session(_plain_backward(model, name, shape), threads=options.threads)
+        return lambda: session.run({name: x})
+    pair = options.engine == "pair"
+    builder = "portable" if pair else options.engine
+    threads = max(options.threads // 2, 1) if pair else options.threads
+    goal = objective(model, batch=options.batch, per="image", threads=threads, builder=builder)
+    if not pair:
+        return lambda: goal({name: x})[1][name]
+    pool = ThreadPoolExecutor(2)
+    return lambda: list(pool.map(goal, [{name: x}, {name: x}]))
+
+
+def _plain_backward(model: Any, name: str, shape: tuple[int, ...]) -> Any:
+    """d(sum of the first output's squares)/d(input), BatchNormalization folded as for distillation."""
+    import onnx_ir as ir
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    from qgraph.gradient import append, gradients, op, tensor
+    from qgraph.model import normalise
+
+    net = normalise(model).ir_model.clone()
+    for value in net.graph.inputs:
+        value.shape = ir.Shape(shape) if value.name == name else value.shape
+    for node in net.graph:
+        for value in node.outputs:
+            value.shape = None
+    ShapeInferencePass()(net)
+    y = tensor(net.graph.outputs[0])
+    append(net, op.ReduceSum(y * y, keepdims=0), name="sum_of_squares")
+    net.graph.outputs[:] = net.graph.outputs[-1:]
+    return gradients(net, "sum_of_squares", [name], builder="portable")
 
 
 def _torch_step(options: argparse.Namespace, model: Any, name: str, x: np.ndarray) -> Callable[[], object]:
@@ -167,7 +165,7 @@ def _rows(
     apart = {name: float(np.abs(g - ours).max() / np.abs(ours).max()) for name, g in found.items()}
     return [
         {
-            "engine": name,
+            "engine": LABELS.get(name, name),
             "ms": 1e3 * statistics.median(r[name] for r in rounds),
             "/ (2 x forward)": statistics.median(r[name] / (2 * r["forward"]) for r in rounds),
             "/ portable": statistics.median(r[name] / r["portable"] for r in rounds),
@@ -176,6 +174,53 @@ def _rows(
         }
         for name in rounds[0]
     ]
+
+
+KINDS = {
+    "convolutions": ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul"),
+    "layout changes": ("ReorderInput", "ReorderOutput", "Transpose"),
+    "elementwise": ("Add", "Sum", "Mul", "Sub", "Div", "Relu", "HardSigmoid", "Clip", "Sigmoid", "Where"),
+    "pooling and sums": ("GlobalAveragePool", "AveragePool", "MaxPool", "ReduceMean", "ReduceSum"),
+}
+
+
+def _profiled(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Milliseconds by kind of operator, of the forward pass and of a step."""
+    from qgraph.model import load
+    from qgraph.zeroq.objective import input_shapes, step_model
+
+    model = load(options.model)
+    ((name, shape),) = input_shapes(model, batch=options.batch).items()
+    x = {name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    forward = _profile(model.ir_model, x)
+    step = _profile(step_model(model, batch=options.batch, per="image").model, x)
+    rows = [{"operators": k, "forward ms": forward[k], "step ms": step[k]} for k in (*KINDS, "others")]
+    rows.append({"operators": "all", "forward ms": sum(forward.values()), "step ms": sum(step.values())})
+    return [{**row, "/ (2 x forward)": row["step ms"] / (2 * rows[-1]["forward ms"])} for row in rows]
+
+
+def _profile(model: Any, feeds: dict[str, np.ndarray], runs: int = 20) -> dict[str, float]:
+    """Median milliseconds of every kind of operator in a run on one thread."""
+    import onnx_ir as ir
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads, settings.log_severity_level = 1, 3
+        settings.enable_profiling, settings.profile_file_prefix = True, f"{folder}/profile"
+        session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), settings)
+        for _ in range(runs):
+            session.run(None, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    taken: dict[tuple[str, str], list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            taken.setdefault((event["args"]["op_name"], event["name"]), []).append(event["dur"] / 1e3)
+    kind_of = {op: kind for kind, ops in KINDS.items() for op in ops}
+    sums = dict.fromkeys((*KINDS, "others"), 0.0)
+    for (op, _), times in taken.items():
+        sums[kind_of.get(op, "others")] += statistics.median(times)
+    return sums
 
 
 if __name__ == "__main__":

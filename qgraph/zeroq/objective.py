@@ -45,6 +45,15 @@ def has_batch_norms(model: Model) -> bool:
     return bool(batch_norms(normalise(model, fold_bn=False).ir_model))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StepModel:
+    """A graph from a batch of `shapes` to loss and gradients."""
+
+    model: ir.Model
+    shapes: Mapping[str, tuple[int, ...]]
+    layers: int
+
+
 def objective(
     model: Model,
     *,
@@ -54,7 +63,20 @@ def objective(
     shapes: Mapping[str, Sequence[int]] | None = None,
     builder: Builder | None = None,
 ) -> Objective:
-    """Build the loss over all BatchNormalizations and the inputs, differentiate it, and load it.
+    """What `step_model` builds, loaded."""
+    step = step_model(model, batch=batch, per=per, shapes=shapes, builder=builder)
+    return Objective(session=Session(step.model, threads=threads), shapes=step.shapes, layers=step.layers)
+
+
+def step_model(
+    model: Model,
+    *,
+    batch: int,
+    per: Per,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    builder: Builder | None = None,
+) -> StepModel:
+    """Build the loss over all BatchNormalizations and the inputs, and differentiate it.
 
     Where a BatchNormalization follows a convolution it is folded into it, which saves a pass over the activations in
     either direction; the loss then judges the folded output. A model without any is compared with what can be assumed
@@ -74,7 +96,7 @@ def objective(
         raise ModelError(f"{model.source} has no BatchNormalization to distil data from, kept or folded")
     targets += [standard(name, shape[1]) for name, shape in inputs.items() if len(shape) > 1]
     step = gradients(with_loss(net, targets, per=per), LOSS, list(inputs), builder=builder)
-    return Objective(session=Session(step, threads=threads), shapes=inputs, layers=len(norms))
+    return StepModel(model=step, shapes=inputs, layers=len(norms))
 
 
 def _targets(net: ir.Model, norms: list[BatchNorm]) -> list[Target]:

@@ -1,0 +1,73 @@
+"""Engines that cannot share a process take turns: each is a process that answers one word a line.
+
+PyTorch and onnxruntime-training live in environments of their own, named by their interpreters. Every engine does a
+little whenever it is asked, so that all see the same machine.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+_PAUSE = 0.05  # seconds after an answer in which the threads of its engine go to sleep
+
+
+class Worker:
+    """`python -m module arguments`, which serves."""
+
+    def __init__(self, python: str, module: str, arguments: Sequence[str]) -> None:
+        self._process = subprocess.Popen(
+            [python, "-m", module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self._read()
+
+    def ask(self, word: str) -> str:
+        """The answer to one line."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(word + "\n")
+        self._process.stdin.flush()
+        answer = self._read()
+        time.sleep(_PAUSE)
+        return answer
+
+    def close(self) -> float:
+        """End the process; how many MB its memory grew at most while it served."""
+        peak = float(self.ask("stop"))
+        self._process.wait()
+        return peak
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{' '.join(map(str, self._process.args))} failed: run it by itself to see why")
+        return line.strip()
+
+
+def serve(answers: Mapping[str, Callable[[str], object]]) -> None:
+    """Answer lines of a first word and the rest until "stop"."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print("ready", flush=True)
+    for line in sys.stdin:
+        word, _, rest = line.strip().partition(" ")
+        if word == "stop":
+            break
+        print(answers[word](rest), flush=True)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, flush=True)
+
+
+def best(job: Callable[[], object], calls: int) -> float:
+    """Seconds of the fastest of some calls."""
+    times = []
+    for _ in range(calls):
+        began = time.perf_counter()
+        job()
+        times.append(time.perf_counter() - began)
+    return min(times)
