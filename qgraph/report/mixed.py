@@ -74,7 +74,7 @@ def sensitivities(report: Report) -> Section | None:
     caption = "Sensitivity of the outputs to each layer alone; the chosen bits are framed and marked *"
     heat = element(
         "table",
-        element("caption", caption),
+        element("caption", element("span", caption)),
         element("thead", element("tr", head)),
         element("tbody", rows),
         class_="heat",

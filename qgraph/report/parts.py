@@ -45,7 +45,7 @@ def table(
     ]
     inner = element(
         "table",
-        element("caption", caption),
+        element("caption", element("span", caption)),
         element("thead", element("tr", head, role="row"), role="rowgroup"),
         element("tbody", body, role="rowgroup"),
         role="table",
