@@ -20,8 +20,9 @@ _SCALING_OPS = frozenset({"Mul", "Sub", "Add", "Reshape", "Transpose"})  # betwe
 def bits_in_file(model: Model) -> dict[str, Bits]:
     """Bits of weight and of operand per layer, None for floating point; by node name, and by name of the result.
 
-    Weights count the bits that span their codes, so that 4-bit codes stored as int8 are 4 bits; operands count those
-    of the largest code that a Min behind their QuantizeLinear lets through, or of the type.
+    Weights count the bits that span their codes in units of their common step, so that 4-bit codes stored as int8 are
+    4 bits, multiples of 8 as well; operands count those of the largest code that a Min behind their QuantizeLinear lets
+    through, or of the type.
     """
     nodes = [n for n in model.graph if n.op_type in LAYER_OPS and n.domain == "" and len(n.inputs) > 1]
     sources = [(_weight_codes(n.inputs[1]), _operand_bits(n.inputs[0])) for n in nodes]
@@ -62,4 +63,6 @@ def _operand_bits(value: ir.Value | None) -> int | None:
 def _span(codes: NDArray[np.generic] | None) -> int | None:
     if codes is None or codes.dtype.kind not in "iu" or not codes.size:
         return None
-    return max(1, math.ceil(math.log2(int(codes.max()) - int(codes.min()) + 1)))
+    above = codes.astype(np.int64).ravel() - int(codes.min())
+    step = max(int(np.gcd.reduce(above)), 1)
+    return max(1, math.ceil(math.log2(int(above.max()) // step + 1)))
