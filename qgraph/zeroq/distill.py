@@ -29,7 +29,7 @@ _KEEP = (
     "to keep BN, export from torch with training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False, "
     "dynamo=False"
 )
-FOLDED = f"BatchNormalization is folded away: distilling as if its outputs had mean 0 and deviation 1; {_KEEP}"
+FOLDED = f"BatchNormalization is folded away: distilling for statistics estimated from the folded layers; {_KEEP}"
 NOISE = f"no BatchNormalization to distil from, kept or folded: using noise with the spectrum of images; {_KEEP}"
 
 
@@ -92,8 +92,8 @@ def distill(
     time as there are threads. The same seed gives the same data on any number of threads.
 
     Args:
-        model: a model with BatchNormalization. Where it was folded away, its outputs are assumed to be standard; where
-            that does not fit either, the result is noise with a natural spectrum. A `note` says so.
+        model: a model with BatchNormalization. Where it was folded away, its outputs' statistics are estimated; where
+            that is not possible either, the result is noise with a natural spectrum. A `note` says so.
         count: how many samples.
         config: hyper-parameters.
         seed: of the noise.

@@ -95,7 +95,7 @@ def _distance(targets: list[Target], tensors: list[Expr], over_batch: bool, opse
     moments = [_moments(x, opset) for x in tensors]
     mean, square = (op.Concat(*(m[i] for m in moments), axis=1) for i in (0, 1))
     if over_batch:
-        mean, square = (_reduce("ReduceMean", m, [0], opset) for m in (mean, square))
+        mean, square = (reduced("ReduceMean", m, [0], opset) for m in (mean, square))
     variance = op.Max(square - mean * mean, 0.0) * row([t.gain**-2.0 for t in targets])
     off_mean = (mean - row([t.shift for t in targets])) * row([1.0 / t.gain for t in targets])
     off_std = op.Sqrt(variance + EPSILON) - row([t.std for t in targets])
@@ -111,12 +111,13 @@ def _moments(x: Expr, opset: int) -> tuple[Expr, Expr]:
         pooled = op.GlobalAveragePool(x), op.GlobalAveragePool(x * x)
     else:
         axes = list(range(2, rank(x)))
-        pooled = _reduce("ReduceMean", x, axes, opset), _reduce("ReduceMean", x * x, axes, opset)
+        pooled = reduced("ReduceMean", x, axes, opset), reduced("ReduceMean", x * x, axes, opset)
     rows = constant([0, -1])
     return op.Reshape(pooled[0], rows), op.Reshape(pooled[1], rows)
 
 
-def _reduce(name: str, x: Expr, axes: list[int], opset: int) -> Expr:
+def reduced(name: str, x: Expr, axes: list[int], opset: int) -> Expr:
+    """A reduction that keeps its axes; from opset 18 on they are an input."""
     if opset >= 18:
         return op[name](x, constant(axes), keepdims=1)
     return op[name](x, axes=axes, keepdims=1)

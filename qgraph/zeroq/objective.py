@@ -79,8 +79,8 @@ def step_model(
     """Build the loss over all BatchNormalizations and the inputs, and differentiate it.
 
     Where a BatchNormalization follows a convolution it is folded into it, which saves a pass over the activations in
-    either direction; the loss then judges the folded output. A model without any is compared with what can be assumed
-    of folded ones. Raises `ModelError` where nothing can.
+    either direction; the loss then judges the folded output. A model without any is compared with what can be told of
+    folded ones. Raises `ModelError` where nothing can.
     """
     plain = normalise(model, fold_bn=False)
     norms = batch_norms(plain.ir_model)
