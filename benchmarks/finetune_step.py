@@ -1,0 +1,154 @@
+"""One step of quantization-aware training, here and in PyTorch eager with its own learnable fake-quantize.
+
+    PYTHON_WITH_TORCH -m benchmarks.finetune_step [--network resnet20] [--bits 4] [--batch 64] [--json FILE]
+
+Both sides: forward with quantized weights and activations, loss with labels and given logits of the float model,
+gradients of weights, biases and scales, one update by Adam. They run in turn in one process, on the same threads.
+
+The gradients of weights are compared, for the targets of other images, which make them large: they are those of the
+same function, except where a value lies within rounding of a threshold, and every layer multiplies such cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks import torch_net
+from benchmarks.common import CIFAR, arguments, images, in_turn, report, shared
+from qgraph.data import open_data
+from qgraph.graph import GraphView
+from qgraph.initial import initial_plan
+from qgraph.lsqplus import LsqPlusConfig, initialise
+from qgraph.lsqplus.absorb import absorb
+from qgraph.lsqplus.loss import one_hot, targets_of
+from qgraph.lsqplus.optimise import Adam
+from qgraph.lsqplus.step import TrainingStep, trainable_graph, training_graph
+from qgraph.lsqplus.trained import Trained
+from qgraph.model import Model
+from qgraph.observe import observe
+from qgraph.pipeline import prepare
+from qgraph.recipe import Recipe
+from qgraph.runtime import Session
+
+CONFIG = LsqPlusConfig()
+
+
+def main() -> None:
+    given = arguments(
+        __doc__,
+        lambda p: p.add_argument("--network", default="resnet20"),
+        lambda p: p.add_argument("--bits", type=int, default=4),
+        lambda p: p.add_argument("--batch", type=int, default=64),
+        lambda p: p.add_argument("--rounds", type=int, default=20),
+    )
+    threads = given.threads or 2
+    torch.set_num_threads(threads)
+    net = prepare(shared("models", f"cifar10_{given.network}.onnx"))
+    trained, batch = _problem(net, given)
+    ours, theirs = _ours(net, trained, batch, threads), _torch(trained, batch)
+    apart = _difference(ours(), theirs())
+    seconds = in_turn({"qgraph": ours, "torch": theirs}, runs=given.rounds, warmup=3)
+    rows = [
+        {"engine": name, "ms": 1e3 * time, "torch / this": seconds["torch"] / time, "largest difference": difference}
+        for (name, time), difference in zip(seconds.items(), (f"{apart:.1e}", ""), strict=True)
+    ]
+    title = f"{given.network}, W{given.bits}A{given.bits}: one training step, batch {given.batch}, {threads} threads"
+    report(title, rows, json_path=given.json)
+
+
+def _problem(net: Model, given: argparse.Namespace) -> tuple[Trained, dict[str, Any]]:
+    """The parameters to start from, and one batch with its labels and the float model's logits."""
+    pictures, labels = images("cifar10_train20k", given.batch)
+    data = open_data({"images": pictures, "labels": labels}, net, preprocessing=CIFAR)
+    view, observed = GraphView(net), observe(net, data)
+    recipe = Recipe.choose("lsqplus", True, weights=given.bits, activations=given.bits)
+    plan = initialise(initial_plan(view, recipe, observed), view, observed, config=CONFIG)
+    feeds = next(data.batches(given.batch)).feeds
+    logits = Session(net.ir_model).run(feeds)["logits"]
+    wrong = {"labels": one_hot(np.roll(labels, 1), 10), "float:logits": np.roll(logits, 1, axis=0)}
+    return absorb(net, plan, CONFIG), {**feeds, **wrong}
+
+
+def _ours(net: Model, trained: Trained, batch: dict[str, Any], threads: int) -> Callable[[], dict[str, Any]]:
+    size = CONFIG.shard
+    targets = targets_of(trained.net.ir_model, net.source)
+    step = TrainingStep(training_graph(trained, targets, CONFIG, batch=size, labelled=True), threads=threads)
+    shards = [{k: v[i : i + size] for k, v in batch.items()} for i in range(0, len(batch["labels"]), size)]
+    values, optimiser = trained.start.copy(), Adam(trained.size)
+    rate, steps = np.full(trained.size, 1e-6, np.float32), 0
+
+    def run() -> dict[str, Any]:
+        nonlocal steps
+        steps += 1
+        _, found = step(trained.feeds(values), shards)
+        gradient = trained.gradient(values, found)
+        gradient *= trained.per_value("factor")
+        optimiser.update(values, gradient, rate, steps)
+        return {name: trained.view(gradient, name) for name in trained.slots}
+
+    return run
+
+
+def _torch(trained: Trained, batch: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    net = torch_net.TorchNet(trainable_graph(trained, batch=len(batch["labels"])))
+    torch_net._OPERATORS["LearnedQuantize"] = _fake_quantize
+    leaves = {
+        name: torch.from_numpy(trained.view(trained.start, name).copy()).requires_grad_() for name in trained.slots
+    }
+    optimiser = torch.optim.Adam(leaves.values(), lr=1e-6)
+    fed = {name: torch.from_numpy(array) for name, array in batch.items()}
+    zeros = {grid.key: torch.tensor([float(trained.grid_values(trained.start, grid)[1])]) for grid in trained.grids}
+    none = {f"{kind}:{grid.key}": None for kind in ("low", "high", "offset") for grid in trained.grids}
+
+    def run() -> dict[str, Any]:
+        optimiser.zero_grad()
+        values: dict[str, Any] = {**fed, **none, **leaves}
+        for name, grid in trained.weights.items():
+            weight, scale = leaves[f"weight:{name}"], leaves[f"weight_scale:{name}"]
+            zero = torch.zeros_like(scale)
+            values[f"weight:{name}"] = torch._fake_quantize_learnable_per_channel_affine(
+                weight, scale, zero, grid.axis or 0, grid.qmin, grid.qmax, 1.0
+            )
+        values |= {f"zero_point:{key}": zero for key, zero in zeros.items()}
+        logits = net(values)["logits"]
+        t, share = CONFIG.temperature, CONFIG.label_weight
+        soft = F.log_softmax(fed["float:logits"] / t, 1)
+        distance = F.kl_div(F.log_softmax(logits / t, 1), soft, reduction="sum", log_target=True)
+        loss = share * -(fed["labels"] * F.log_softmax(logits, 1)).sum() + (1 - share) * t * t * distance
+        loss.backward()
+        factors = {name: trained.slots[name].factor for name in leaves}
+        for name, leaf in leaves.items():
+            if leaf.grad is not None:
+                leaf.grad *= factors[name]
+        optimiser.step()
+        return {name: leaf.grad.numpy() for name, leaf in leaves.items() if leaf.grad is not None}
+
+    return run
+
+
+def _fake_quantize(net: Any, node: Any, x: list[Any]) -> Any:
+    limit = node.attributes["qmax"].as_int()
+    return torch._fake_quantize_learnable_per_tensor_affine(x[0], x[1], x[4], 0, limit, 1.0)
+
+
+def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
+    """The largest relative difference of a weight's gradient, in the Euclidean norm.
+
+    Left out are weights that only one side takes for clipped: PyTorch asks the rounded value.
+    """
+
+    def apart(mine: Any, other: Any) -> float:
+        both = (mine == 0) == (other == 0)
+        return float(np.linalg.norm((mine - other)[both]) / np.linalg.norm(other[both]))
+
+    return max(apart(ours[n], theirs[n]) for n in theirs if n.startswith("weight:"))
+
+
+if __name__ == "__main__":
+    main()
