@@ -148,13 +148,13 @@ def grid_error(statistics: qmath.Statistics, grid: ActivationQuant) -> float:
     histogram = statistics.histogram
     if histogram is None:
         return grid.scale**2 / 12
-    table = activation_table(grid)
+    table, points = activation_table(grid), histogram.centers - grid.offset
     if table is None:
-        codes = np.clip(np.rint(histogram.centers / grid.scale), -grid.zero_point, grid.qmax - grid.zero_point)
+        codes = np.clip(np.rint(points / grid.scale), -grid.zero_point, grid.qmax - grid.zero_point)
     else:
-        codes = table.quantize(histogram.centers, grid.scale)
-    squares = (histogram.centers - codes * grid.scale) ** 2
-    occupied = histogram.counts > 0
+        codes = table.quantize(points, grid.scale)
+    squares = (points - codes * grid.scale) ** 2
+    occupied = (histogram.counts > 0) & (grid.offset == 0)
     zero_is_exact = occupied & (np.abs(histogram.centers) <= histogram.width)  # mass at 0 (after ReLU) has no error
     squares = np.where(zero_is_exact, 0.0, squares + histogram.width**2 / 12)
     return float((histogram.counts * squares).sum() / histogram.total)

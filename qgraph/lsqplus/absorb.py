@@ -9,6 +9,7 @@ from itertools import accumulate
 import numpy as np
 
 import qmath
+from qgraph import weights
 from qgraph.errors import UsageError
 from qgraph.folding import add_initializer, constant
 from qgraph.graph import GraphView, Layer, is_non_negative, root
@@ -27,7 +28,8 @@ def absorb(net: Model, plan: QuantPlan, config: LsqPlusConfig) -> Trained:
     Trained activation grids are those that layers read. What is kept in 8 bits between layers for others (sums, for
     example) is left out, to be measured again behind the training.
 
-    Raises `UsageError` for weight grids with zero points.
+    Rounding schemes are dropped: weights begin as the values of their codes, which rounding to nearest keeps.
+    Raises `UsageError` for grids that are not learned: weights with zero points, one step per channel of activations.
     """
     net = _with_biases(net, plan)
     view = GraphView(net)
@@ -52,7 +54,7 @@ def absorb(net: Model, plan: QuantPlan, config: LsqPlusConfig) -> Trained:
         net=net,
         plan=trained,
         grids=tuple(described),
-        weights={q.name: WeightGrid(qmin=q.weight.qmin, qmax=q.weight.qmax, axis=q.weight.axis) for q, _ in layers},
+        weights={q.name: WeightGrid.of(q.weight) for q, _ in layers},
         slots=slots,
         start=np.concatenate([array.reshape(-1) for _, _, array, _, _ in parts]).astype(np.float32),
     )
@@ -85,10 +87,12 @@ def _plain(quant: LayerQuant, layer: Layer) -> tuple[LayerQuant, Floats]:
     if any(grid.zero_point):
         raise UsageError(f"the weight of '{quant.name}' has zero points: LSQ+ learns symmetric grids, use --symmetric")
     weight = layer.weight_array()
+    if grid.rounding is not None:
+        weight = weights.quantized(weight, dataclasses.replace(grid, gain=(1.0,)))
     shape = [-1 if axis == grid.axis else 1 for axis in range(weight.ndim)]
     gain = np.broadcast_to(np.asarray(grid.gain), len(grid.scale))
     scale = tuple(float(s) for s in (np.asarray(grid.scale) * gain).astype(np.float32))
-    plain = dataclasses.replace(grid, scale=scale, gain=(1.0,))
+    plain = dataclasses.replace(grid, scale=scale, gain=(1.0,), rounding=None)
     return dataclasses.replace(quant, weight=plain, bias_shift=()), (weight * gain.reshape(shape)).astype(np.float32)
 
 
@@ -102,7 +106,16 @@ def _read_grids(view: GraphView, plan: QuantPlan, read: dict[tuple[str, str], li
         grid = hiding.get(str(root(layer.input).name))
         if grid is not None:
             read.setdefault((grid.tensor, grid.role), []).append(layer)
-    return [a for a in plan.activations if (a.tensor, a.role) in read]
+    return [_plain_grid(a) for a in plan.activations if (a.tensor, a.role) in read]
+
+
+def _plain_grid(grid: ActivationQuant) -> ActivationQuant:
+    if grid.channel_scale:
+        raise UsageError(
+            f"the plan gives every channel of '{grid.tensor}' a step of its own, and LSQ+ learns one per tensor: start "
+            f"from a plan without channel_scale"
+        )
+    return dataclasses.replace(grid, rounding=None, symmetric=False)
 
 
 def _trained_grid(view: GraphView, grid: ActivationQuant, readers: list[Layer], config: LsqPlusConfig) -> TrainedGrid:

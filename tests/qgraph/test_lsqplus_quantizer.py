@@ -11,6 +11,7 @@ from qgraph.gradient import append, gradients, op, rules, tensor
 from qgraph.lsqplus.optimise import Adam, Sgd, cosine
 from qgraph.lsqplus.quantizer import DOMAIN, OPERATOR, expand, learned_quantize
 from qgraph.lsqplus.weight_quantizer import WeightGrid
+from qgraph.plan import WeightQuant
 from qgraph.runtime import Session
 
 SCALE = np.float32(0.23)
@@ -102,7 +103,8 @@ def test_weight_grid_has_the_gradients_of_the_paper(bits: int, axis: int | None)
     w, g = rng.normal(size=SHAPE).astype(np.float32), rng.normal(size=SHAPE).astype(np.float32)
     size = 1 if axis is None else SHAPE[axis]
     scale = rng.uniform(0.5, 1.5, size).astype(np.float32) * np.float32(3.0 / 2**bits)
-    grid = WeightGrid(qmin=-(2 ** (bits - 1)), qmax=2 ** (bits - 1) - 1, axis=axis)
+    plan = WeightQuant(bits=bits, scale=tuple(map(float, scale)), axis=axis, symmetric=False)
+    grid = WeightGrid.of(plan)
     given = scale[0] if axis is None else scale
     expected = qmath.lsq_gradients(g, w, given, bits=bits, configuration=2, axis=axis)
     by_weight, by_scale = grid.gradients(g, w, scale)

@@ -25,10 +25,11 @@ from qgraph.lsqplus.feed import augment, open_feed
 from qgraph.model import Model, load
 from qgraph.observe import observe
 from qgraph.pipeline import lower, prepare
-from qgraph.plan import QuantPlan
+from qgraph.plan import QuantPlan, Rounding
 from qgraph.recipe import Recipe
 from qgraph.runtime import Session
 from qgraph.simulate import simulate
+from qgraph.weights import quantized
 
 QUICK = LsqPlusConfig(epochs=2, batch=16, shard=8, holdout=0.25, rate=5e-3, scale_rate=5e-3)
 TRAINED = LsqPlusConfig(epochs=5, rate=5e-3, scale_rate=5e-3)
@@ -128,6 +129,28 @@ def test_plan_with_corrections_is_where_training_starts(net, few) -> None:
     expected = Session(simulate(net, kept), threads=1).run_list(feeds)[0]
     found = Session(simulate(*parameters.release(parameters.start)), threads=1).run_list(feeds)[0]
     np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
+
+
+def test_rounded_weights_begin_as_their_codes(net, few, start) -> None:
+    """Q-Rater's choice of codes is what training starts from."""
+    rounding = Rounding(gamma_n=0.4)
+
+    def rounded(layer):
+        grid = dataclasses.replace(layer.weight, bits=4, symmetric=True, rounding=rounding, gain=(1.1,))
+        return dataclasses.replace(layer, weight=grid)
+
+    plan = start.map_layers(rounded)
+    parameters = absorb(net, plan, QUICK)
+    found = parameters.feeds(parameters.start)
+    for layer in plan.layers:
+        exact = quantized(GraphView(net).by_name[layer.name].weight_array(), layer.weight)
+        np.testing.assert_allclose(found[f"weight:{layer.name}"], exact, rtol=1e-6)
+
+
+def test_one_step_per_channel_of_activations_is_not_learned(net, start) -> None:
+    plan = start.map_activations(lambda a: dataclasses.replace(a, channel_scale=(1.0, 0.5)))
+    with pytest.raises(UsageError, match="a step of its own"):
+        absorb(net, plan, QUICK)
 
 
 def test_start_from_a_plan(digits, few, net) -> None:

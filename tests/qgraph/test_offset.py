@@ -8,7 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
+import qmath
 from qgraph.errors import PlanError
+from qgraph.measure import grid_error
 from qgraph.model import Model, load, normalise
 from qgraph.pipeline import lower, prepare
 from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan, WeightQuant
@@ -95,6 +97,15 @@ def test_other_readers_see_the_offset(model_from_text) -> None:
         expected = _quantized(x)
         np.testing.assert_allclose(found["y"], np.maximum(_convolved(expected, weight, 0), 0), atol=2e-5)
         np.testing.assert_allclose(found["p"], np.pad(expected, ((0, 0), (0, 0), (1, 1), (1, 1))), atol=2e-6)
+
+
+def test_predicted_error_knows_the_offset() -> None:
+    x = np.random.default_rng(0).normal(0.5, 0.6, 50_000)
+    accumulator = qmath.StatisticsAccumulator(bins=qmath.BINS)
+    accumulator.update(x)
+    grid = ActivationQuant(tensor="x", bits=BITS, scale=SCALE, zero_point=1, offset=OFFSET)
+    exact = np.mean((_quantized(x, 1) - x) ** 2)
+    assert grid_error(accumulator.result(), grid) == pytest.approx(exact, rel=1e-2)
 
 
 def test_plan_keeps_and_checks_the_offset() -> None:
