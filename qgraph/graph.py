@@ -115,6 +115,13 @@ class Layer:
         return str(self.input.name), axis % len(shape) if shape is not None and len(shape) else axis
 
     @property
+    def result_axis(self) -> int:
+        """Axis of the layer's result that runs over output channels; may be negative."""
+        if self.op == "MatMul":
+            return -2 if self.weight_index == 0 else -1
+        return 1
+
+    @property
     def groups(self) -> int:
         return int(attribute(self.node, "group", 1)) if self.op in ("Conv", "ConvTranspose") else 1
 

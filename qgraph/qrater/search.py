@@ -1,0 +1,324 @@
+"""Q-Rater's Algorithm 1: clip, round and correct the bias, layer after layer, by measuring the task.
+
+For each layer in order: WeightQuant (clip, then round), ActQuant (clip, then round), BiasCorr. The layers before are
+frozen as found; in the first pass the layers behind are still in floating point. A clip is measured with the rounding
+that the layer has, to nearest at first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qgraph.data import Dataset
+from qgraph.executor import Executor
+from qgraph.folding import constant
+from qgraph.graph import GraphView, Layer, attribute
+from qgraph.model import Model, write_atomically
+from qgraph.observe import observe
+from qgraph.plan import QuantPlan
+from qgraph.progress import SILENT, Advance, Progress
+from qgraph.qrater.assemble import Assembly, from_json
+from qgraph.qrater.bayes import Optimizer
+from qgraph.qrater.bench import Bench, Candidate, Samples, Stand, advance, collect
+from qgraph.qrater.config import SearchConfig
+from qgraph.qrater.cost import Cost, shares
+from qgraph.qrater.cut import cut
+from qgraph.qrater.journal import Journal
+from qgraph.qrater.race import Outcome, Rules, Scores, race
+from qgraph.qrater.space import Stage, can_round, clip_stage, round_stage, weight_limits
+from qgraph.qrater.tensors import Tensors
+
+TOLERANCE = {"accuracy": 0.01, "loss": 5e-4, "kl": 5e-4, "mse": 5e-4}
+BEST = "best.plan.json"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Found:
+    """What a search ended with: the plan, its mean objective on the samples layer by layer, and the cost."""
+
+    plan: QuantPlan
+    objective: str
+    history: tuple[tuple[str, float], ...]
+    cost: Cost
+    samples: int
+    constant: bool
+    """Whether every candidate scored the same, so that nothing was searched."""
+
+
+def search(
+    base: QuantPlan,
+    model: Model,
+    data: Dataset,
+    *,
+    executor: Executor,
+    config: SearchConfig | None = None,
+    folder: Path | None = None,
+    progress: Progress = SILENT,
+) -> Found:
+    """Better grids for the layers of `base` and their operands, by measuring the task on `data`.
+
+    `base` says which layers and tensors are quantized, with how many bits and on what kind of grid. With a `folder`,
+    every evaluation is kept there, and a search that was stopped goes on; the best plan so far lies there too.
+    Raises `DataError` for an objective that cannot be measured, `JournalError` for the folder of another search.
+    """
+    config = config or SearchConfig()
+    tensors = Tensors(config.cache_bytes)
+    samples = collect(data, model, tensors, config.objective)
+    header = {
+        "model": model.digest,
+        "plan": hashlib.sha256(base.to_json().encode()).hexdigest(),
+        "data": samples.digest,
+        "objective": samples.scorer.objective,
+        "config": config.identity(),
+    }
+    journal = Journal(None if folder is None else folder / "journal.sqlite", header)
+    try:
+        run = _Search(base, model, data, samples, tensors, config, journal, executor)
+        total = config.passes * sum(
+            config.evaluations(activations=run.assembly.has_operand(q.name)) for q in base.layers
+        )
+        with progress.stage("searching", total) as advance_bar:
+            return run.run(advance_bar, folder)
+    finally:
+        journal.close()
+
+
+class _Search:
+    def __init__(
+        self,
+        base: QuantPlan,
+        model: Model,
+        data: Dataset,
+        samples: Samples,
+        tensors: Tensors,
+        config: SearchConfig,
+        journal: Journal,
+        executor: Executor,
+    ) -> None:
+        self.model, self.data, self.samples, self.tensors = model, data, samples, tensors
+        self.config, self.journal, self.executor = config, journal, executor
+        self.view = GraphView(model)
+        self.assembly = Assembly(base, self.view)
+        self.shares = shares(self.view)
+        self.cost = Cost()
+        self.history: list[tuple[str, float]] = []
+        self.varied = False
+        objective = samples.scorer.objective
+        tolerance = TOLERANCE[objective] if config.tolerance is None else config.tolerance
+        self.rules = Rules(
+            confidence=config.confidence,
+            tolerance=tolerance,
+            unit=1.0 if objective == "accuracy" else 0.0,
+            keep=config.keep,
+        )
+        self.blocks = self._blocks()
+        self.float_means: dict[str, NDArray[np.float64]] | None = None
+
+    def run(self, bar: Advance, folder: Path | None) -> Found:
+        for turn in range(self.config.passes):
+            for quant in self.assembly.base.layers:
+                best = _Layer(self, self.view.by_name[quant.name], turn, bar).run()
+                self.history.append((quant.name, best))
+                if folder is not None:
+                    write_atomically(folder / BEST, self.assembly.plan().to_json().encode())
+        return Found(
+            plan=self.assembly.plan(),
+            objective=self.samples.scorer.objective,
+            history=tuple(self.history),
+            cost=self.cost,
+            samples=self.samples.total,
+            constant=not self.varied,
+        )
+
+    def _blocks(self) -> list[int]:
+        """Numbers of batches after which a race is looked at."""
+        every = len(self.samples.counts)
+        if not self.config.race:
+            return [every]
+        blocks: list[int] = []
+        wanted = self.config.first
+        while not blocks or blocks[-1] < every:
+            blocks.append(self.samples.batches_for(wanted))
+            wanted *= 2
+        return blocks
+
+    def describe(self, mean: float) -> str:
+        """The objective, for a person."""
+        objective = self.samples.scorer.objective
+        shown = f"{100 * mean:.2f}%" if objective == "accuracy" else f"{-mean:.5f}"
+        return f"{objective} {shown}, {self.cost.saving(self.samples.total):.0f}x fewer image-forwards"
+
+    def mean_of_float(self, layer: Layer) -> NDArray[np.float64] | None:
+        """E[y] of the float layer per output channel, without its bias; None where its bias is not constant."""
+        if self.float_means is None:
+            axes = {str(one.output.name): one.result_axis for one in self.view.layers}
+            observed = observe(self.model, self.data, tensors=axes, histograms=False)
+            self.float_means = {
+                name: np.asarray(observed[name].channels.mean) for name in axes if observed[name].channels is not None
+            }
+        mean, bias = self.float_means.get(str(layer.output.name)), constant(layer.bias)
+        if mean is None or (layer.bias is not None and bias is None):
+            return None
+        beta = float(attribute(layer.node, "beta", 1.0)) if layer.op == "Gemm" else 1.0
+        return mean - (0.0 if bias is None else beta * np.broadcast_to(bias.reshape(-1), mean.shape))
+
+
+class _Layer:
+    """One layer's turn: the stages of Algorithm 1."""
+
+    def __init__(self, owner: _Search, layer: Layer, turn: int, bar: Advance) -> None:
+        self.owner, self.layer, self.turn, self.bar = owner, layer, turn, bar
+        self.config = owner.config
+        self.seen: set[tuple[str, int]] = set()
+        self.spent = Cost()
+        self._bench: Bench | None = None
+
+    @property
+    def bench(self) -> Bench:
+        """Made when the first candidate must be measured: a stage in the journal needs none."""
+        if self._bench is None:
+            owner = self.owner
+            plan = owner.assembly.without(self.layer.name)
+            parts = cut(owner.model, plan, self.layer.name)
+            if not self.config.cache:
+                owner.tensors.keep({str(v.name) for v in owner.model.input_values()})
+            advance(parts, owner.tensors, len(owner.samples.counts))
+            stand = Stand(cut=parts, samples=owner.samples, tensors=owner.tensors)
+            state = hashlib.sha256(f"{plan.to_json()} {self.layer.name}".encode()).hexdigest()
+            self._bench = Bench(self.layer, state, stand, owner.executor)
+        return self._bench
+
+    def run(self) -> float:
+        owner, config = self.owner, self.config
+        now = owner.assembly.current(self.layer.name)
+        grid, best = now.operand, float("nan")
+        owns = owner.assembly.has_operand(self.layer.name)
+        if owns and self.turn == 0:
+            now = dataclasses.replace(now, operand=None)
+        if "clip" in config.ingredients:
+            now, best = self._stage("weight clip", self._clips, "weight", now)
+        if "round" in config.ingredients and can_round(now.weight, config):
+            now, best = self._stage("weight round", self._roundings, "weight", now)
+        if grid is not None and owns:
+            now = dataclasses.replace(now, operand=now.operand or grid)
+            if "clip" in config.ingredients:
+                now, best = self._stage("operand clip", self._clips, "operand", now)
+            if "round" in config.ingredients and can_round(grid, config):
+                now, best = self._stage("operand round", self._roundings, "operand", now)
+        if "bias" in config.ingredients:
+            now, best = self._stage("bias", self._shifts, "", now)
+        owner.assembly.freeze(self.layer.name, now)
+        return best
+
+    def _clips(self, side: str, now: Candidate) -> Stage:
+        if side == "weight":
+            return clip_stage(side, now, weight_limits(self.layer.weight_array(), now.weight), self.config)
+        return clip_stage(side, now, np.array([self.bench.operand_limit(now.operand)]), self.config)
+
+    def _roundings(self, side: str, now: Candidate) -> Stage:
+        return round_stage(side, now, self.config)
+
+    def _shifts(self, side: str, now: Candidate) -> Stage:
+        """With Eq. 7's shift, without any, or with the one there is: Algorithm 1 keeps the shift among equals."""
+        expected = self.owner.mean_of_float(self.layer)
+        shifts = [()] if expected is None else [_floats(expected - self.bench.mean_output(now)), ()]
+        shifts = list(dict.fromkeys([*shifts, now.shift]))
+        return Stage(
+            name="bias",
+            at=lambda point: dataclasses.replace(now, shift=shifts[int(point["shift"])]),
+            grid=tuple({"shift": float(i)} for i in range(len(shifts))),
+            bounds={},
+            current=None,
+        )
+
+    def _stage(
+        self, name: str, make: Callable[[str, Candidate], Stage], side: str, now: Candidate
+    ) -> tuple[Candidate, float]:
+        """The best candidate of a stage and its mean objective, from the journal or by a race."""
+        owner, key = self.owner, f"{self.turn}/{self.layer.name}/{name}"
+        kept = owner.journal.choice(key)
+        if kept is None:
+            self.spent = Cost()
+            chosen, outcome = self._search_stage(make(side, now))
+            varied = len(set(outcome.means)) > 1
+            kept = {
+                "plan": owner.assembly.to_json(self.layer.name, chosen),
+                "mean": outcome.mean,
+                "varied": varied,
+                "cost": self.spent.to_dict(),
+            }
+            owner.journal.add_choice(key, kept)
+        owner.cost.add(Cost(**kept["cost"]))
+        owner.varied |= bool(kept["varied"])
+        self.bar(int(kept["cost"]["asked"]), f"{self.layer.name} {name} {owner.describe(kept['mean'])}")
+        return from_json(kept["plan"]), float(kept["mean"])
+
+    def _search_stage(self, stage: Stage) -> tuple[Candidate, Outcome]:
+        """The grid, then (`bo`) further points where a Gaussian process expects more, each against the best so far."""
+        config, started = self.config, [] if stage.current is None else [stage.current]
+        candidates = [*started, *(stage.at(point) for point in stage.grid)]
+        outcome = self._race(candidates)
+        best, further = candidates[outcome.winner], config.further if stage.bounds and config.search == "bo" else 0
+        if not further or not outcome.decided:
+            self.spent.asked += len(stage.grid) + further
+            return best, outcome
+        optimizer = Optimizer(stage.bounds, seed=config.seed)
+        for point, mean in zip(stage.grid, outcome.means[len(started) :], strict=True):
+            optimizer.tell(point, mean)
+        for _ in range(further):
+            point = optimizer.ask()
+            trial = self._race([best, stage.at(point)])
+            optimizer.tell(point, trial.means[1])
+            if trial.winner == 1:
+                best, outcome = stage.at(point), dataclasses.replace(trial, means=(*outcome.means, *trial.means))
+        self.spent.asked += len(stage.grid) + further
+        return best, outcome
+
+    def _race(self, candidates: Sequence[Candidate]) -> Outcome:
+        bench, config = self.bench, self.config
+        keys = [bench.key(c) + ("" if config.reuse else f"#{i}") for i, c in enumerate(candidates)]
+        unique = list(dict.fromkeys(keys))
+        numbers = [keys.index(key) for key in unique]
+        self.spent.run += len({key for key in unique if (key, 0) not in self.seen})
+
+        def measured(chosen: Sequence[int], first: int, end: int) -> list[Scores]:
+            return self._measure([(unique[c], candidates[numbers[c]]) for c in chosen], first, end)
+
+        outcome = race(len(unique), self.owner.blocks, measured, self.owner.rules)
+        means = tuple(outcome.means[unique.index(key)] for key in keys)
+        return dataclasses.replace(outcome, winner=numbers[outcome.winner], means=means)
+
+    def _measure(self, chosen: Sequence[tuple[str, Candidate]], first: int, end: int) -> list[Scores]:
+        """Scores of candidates on the batches first..end-1, what is in the journal not measured again."""
+        owner, bench = self.owner, self.bench
+        found: dict[tuple[str, int], NDArray[np.float32]] = {}
+        jobs, places = [], []
+        for key, candidate in chosen:
+            for job in bench.jobs(candidate, first, end):
+                place = (key, job.batches[0])
+                kept = owner.journal.scores(*place)
+                if kept is None:
+                    jobs.append(job)
+                    places.append(place)
+                else:
+                    found[place] = kept
+                if place not in self.seen:
+                    self.seen.add(place)
+                    count = sum(owner.samples.counts[b] for b in job.batches)
+                    self.spent.samples += count
+                    self.spent.forwards += count * owner.shares[self.layer.name]
+        for index, scores in bench.run(jobs):
+            owner.journal.add_scores(*places[index], scores)
+            found[places[index]] = scores
+        return [np.concatenate([s for place, s in sorted(found.items()) if place[0] == key]) for key, _ in chosen]
+
+
+def _floats(values: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(float(v) for v in values.astype(np.float32))
