@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from qgraph.pipeline import apply as apply
     from qgraph.pipeline import quantize as quantize
     from qgraph.plan import QuantPlan as QuantPlan
+    from qgraph.qrater import SearchConfig as SearchConfig
+    from qgraph.search import search as search
 
 _HOMES = {
     "Dataset": "data",
@@ -33,6 +35,8 @@ _HOMES = {
     "QGraphError": "errors",
     "UsageError": "errors",
     "QuantPlan": "plan",
+    "SearchConfig": "qrater",
+    "search": "search",
     "Result": "pipeline",
     "apply": "pipeline",
     "open_data": "data",

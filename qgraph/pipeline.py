@@ -28,7 +28,8 @@ from qgraph.model import Model, ModelLike, load, normalise, raise_opset, save
 from qgraph.observe import Observations, observe
 from qgraph.plan import QuantPlan
 from qgraph.progress import SILENT, Progress
-from qgraph.recipe import FORMATS, Recipe
+from qgraph.qrater import SearchConfig
+from qgraph.recipe import FORMATS, SEARCHED, Recipe
 from qgraph.simulate import simulate
 from qgraph.verify import verify
 from qgraph.zeroq import DistillConfig, distill
@@ -119,8 +120,8 @@ def quantize(
     Args:
         model: a path, `onnx.ModelProto` or onnx-ir model.
         data: calibration samples: a path (.npz, .npy, folder of images), arrays, or an iterable of batches.
-        method: `minmax`, `aciq` (default with data), or `zeroq` (default without: data are distilled from the model),
-            or `lsqplus` (trained: see `finetune`).
+        method: `minmax`, `aciq` (default with data), `zeroq` (default without: data are distilled from the model),
+            `qrater` (found by measuring the task: see `search`), or `lsqplus` (trained: see `finetune`).
         format: `qdq` to deploy, `float` for a simulation in plain float operators.
         preprocessing: mean and std for images.
         limit: use at most this many samples.
@@ -196,6 +197,10 @@ def quantize(
             progress=progress,
         )
         plan, allocation = mixer.mix(plan, clock.stage)
+    if recipe.ingredients:
+        with clock.stage("search"):
+            options = {"threads": threads, "folder": resume, "progress": progress}
+            plan = _searched(plan, given, seed=seed, executor=executor, **options)
     with clock.stage("export"):
         result = made(plan, allocation)
         _ = result.model
@@ -342,20 +347,34 @@ def distilled_inputs(
     return result.inputs
 
 
-def prepare(model: ModelLike, *, opset: int | None = None) -> Model:
+def prepare(model: ModelLike, *, opset: int | None = None, fold_bn: bool = True) -> Model:
     """Load and normalise, at the opset that quantized graphs need or a higher one asked for."""
-    return raise_opset(normalise(load(model)), opset)
+    return raise_opset(normalise(load(model), fold_bn=fold_bn), opset)
 
 
 def refine(plan: QuantPlan, view: GraphView, observed: Observations | None, recipe: Recipe) -> QuantPlan:
     """The recipe's method: from the full-range plan to a better one."""
-    config = aciq.AciqConfig(clip=recipe.clip, weight_clip=recipe.weight_clip, bias_correction=recipe.bias_correction)
+    config = aciq.AciqConfig(
+        clip="mse" if recipe.clip == SEARCHED else recipe.clip,  # what a search starts from
+        weight_clip=recipe.weight_clip,
+        bias_correction=recipe.bias_correction and "bias" not in recipe.ingredients,
+    )
     return aciq.refine(plan, view, observed, config=config)
+
+
+def _searched(plan: QuantPlan, given: _Gathered, *, seed: int, executor: str, **options: Any) -> QuantPlan:
+    """What Q-Rater finds from `plan`, with its default settings; `qgraph.search` has all of them."""
+    from qgraph.search import polish  # which builds on this module
+
+    if given.samples is None:
+        raise UsageError("a search measures the task on samples: pass --data, a calibration file is not enough")
+    config = SearchConfig(ingredients=given.recipe.ingredients, fine=True, seed=seed)
+    return polish(plan, given.net, given.samples, config=config, executor=executor, **options).plan
 
 
 def apply(model: ModelLike, plan: QuantPlan, *, format: str = "qdq", opset: int | None = None) -> Model:
     """The model quantized as a plan says; the same bytes as the `quantize` that made the plan."""
-    net = prepare(model, opset=opset)
+    net = prepare(model, opset=opset, fold_bn=plan.fold_bn)
     lowered = lower(net, plan, format=format)
     return Model(ir_model=lowered, source=net.source, nbytes=net.nbytes, digest=net.digest)
 

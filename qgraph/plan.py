@@ -210,7 +210,10 @@ class KeptFloat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantPlan:
-    """What is quantized and how, for the model with digest `model`."""
+    """What is quantized and how, for the model with digest `model`.
+
+    `fold_bn` says whether BatchNormalization was folded into the layers before the model was looked at.
+    """
 
     model: str
     recipe: str
@@ -218,6 +221,7 @@ class QuantPlan:
     activations: tuple[ActivationQuant, ...] = ()
     kept_float: tuple[KeptFloat, ...] = ()
     notes: tuple[str, ...] = ()
+    fold_bn: bool = True
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:

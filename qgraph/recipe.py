@@ -15,8 +15,9 @@ from qgraph.graph import GraphView, Layer
 
 Method = Literal["minmax", "aciq", "zeroq", "qrater", "lsqplus"]
 METHODS: tuple[str, ...] = get_args(Method)
-AVAILABLE = ("minmax", "aciq", "zeroq", "lsqplus")
-DATA_FREE = ("zeroq", "lsqplus")
+DATA_FREE = ("zeroq", "qrater", "lsqplus")
+ROUNDINGS = ("nearest", "qrater")
+SEARCHED = "qrater"  # as a clip or a rounding: found by measuring the task
 FORMATS = ("qdq", "float")
 BUDGETS = ("size_mb", "average_bits", "max_drop")
 SEARCHES = ("frontier", "groups")
@@ -33,7 +34,8 @@ class Recipe:
     size that loses at most `max_drop` points of accuracy. `search` adds up sensitivities ("frontier") or measures
     combinations ("groups"). The edges are mixed as well unless `edge_bits` is given.
 
-    `clip` is the clipping method of activations, `weight_clip` that of weights (both names of `qmath.clip_methods()`).
+    `clip` is the clipping method of activations, `weight_clip` that of weights (both names of `qmath.clip_methods()`);
+    `clip` and `rounding` may be `qrater` too: found by measuring the task, which then also decides on bias shifts.
     """
 
     method: str = "aciq"
@@ -44,6 +46,7 @@ class Recipe:
     symmetric: bool = True
     clip: str = "aciq"
     weight_clip: str = "mse"
+    rounding: str = "nearest"
     bias_correction: bool = True
     reduce_range: bool = False
     keep: tuple[str, ...] = ()
@@ -80,12 +83,6 @@ class Recipe:
         for option in ("weights", "activations"):
             if given.get(option) == "none":
                 given[option] = None
-        if name not in AVAILABLE:
-            extra = "" if method else " (the default without --data)"
-            raise UsageError(
-                f"method '{name}'{extra} is not there yet in this version: "
-                f"pass --data and --method {' or '.join(AVAILABLE)}"
-            )
         recipe = cls(method=name, **{**_DEFAULTS[name], **given})
         recipe._check(has_data)
         return recipe
@@ -101,10 +98,11 @@ class Recipe:
         if self.weights is None:
             raise UsageError("--weights none with quantized activations has no integer kernel: give --weights 8")
         for option in ("clip", "weight_clip"):
-            if getattr(self, option) not in qmath.clip_methods():
-                raise UsageError(
-                    f"unknown clip method '{getattr(self, option)}': choose one of {', '.join(qmath.clip_methods())}"
-                )
+            known = (*qmath.clip_methods(), SEARCHED) if option == "clip" else qmath.clip_methods()
+            if getattr(self, option) not in known:
+                raise UsageError(f"unknown clip method '{getattr(self, option)}': choose one of {', '.join(known)}")
+        if self.rounding not in ROUNDINGS:
+            raise UsageError(f"unknown rounding '{self.rounding}': choose one of {', '.join(ROUNDINGS)}")
         if not self.bits or any(not 2 <= bits <= 8 for bits in self.bits):
             raise UsageError(f"--bits must be numbers from 2 to 8, such as 2,4,8, not {self.bits}")
         for option in BUDGETS:
@@ -122,8 +120,8 @@ class Recipe:
 
     @property
     def needs_data(self) -> bool:
-        """Whether activations are quantized or bits mixed, so that something must flow through the network."""
-        return self.activations is not None or self.mixed
+        """Whether activations are quantized, bits mixed or the task measured: something must flow through the net."""
+        return self.activations is not None or self.mixed or bool(self.ingredients)
 
     @property
     def mixed(self) -> bool:
@@ -133,6 +131,13 @@ class Recipe:
     def at(self, bits: int) -> Recipe:
         """The same with all weights at `bits`; the edges too, unless they have theirs."""
         return dataclasses.replace(self, weights=bits, edge_bits=self.edge_bits or bits)
+
+    @property
+    def ingredients(self) -> tuple[Literal["clip", "round", "bias"], ...]:
+        """What a search looks for; () where nothing is searched."""
+        searched = {"clip": self.clip == SEARCHED, "round": self.rounding == SEARCHED}
+        searched["bias"] = self.bias_correction and (any(searched.values()) or self.method == SEARCHED)
+        return tuple(name for name in ("clip", "round", "bias") if searched[name])
 
     @property
     def needs_histograms(self) -> bool:
@@ -174,6 +179,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "aciq": {},
     "lsqplus": {"weights": 4, "activations": 4, "clip": "max", "weight_clip": "max", "bias_correction": False},
     "zeroq": {},  # the grids of ACIQ, on distilled data
+    "qrater": {"clip": SEARCHED, "rounding": SEARCHED},
 }
 
 

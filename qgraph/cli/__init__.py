@@ -15,6 +15,7 @@ from qgraph.errors import QGraphError
 COMMANDS = {
     "quantize": "qgraph.cli.quantize",
     "apply": "qgraph.cli.quantize",
+    "search": "qgraph.cli.search",
     "distill": "qgraph.cli.distill",
     "sensitivity": "qgraph.cli.sensitivity",
     "finetune": "qgraph.cli.finetune",
@@ -25,7 +26,6 @@ COMMANDS = {
     "demo": "qgraph.cli.demo",
     "completion": "qgraph.cli.completion",
 }
-PLANNED = ("search",)
 
 
 class _LazyGroup(click.Group):
@@ -35,8 +35,6 @@ class _LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name in PLANNED:
-            raise click.UsageError(f"'{name}' is not there yet in this version; there are: {', '.join(COMMANDS)}")
         if name not in COMMANDS:
             return None
         module = __import__(COMMANDS[name], fromlist=[name])

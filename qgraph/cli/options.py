@@ -114,8 +114,9 @@ def recipe_options(f: F) -> F:
             "--per-channel/--per-tensor", default=None, help="One scale per output channel (default), or one."
         ),
         click.option("--symmetric/--asymmetric", default=None, help="Weight grids around zero (default), or min..max."),
-        click.option("--clip", metavar="METHOD", help="Activation clipping: max, percentile, mse, kl or aciq."),
+        click.option("--clip", metavar="METHOD", help="Activation clipping: max, percentile, mse, kl, aciq or qrater."),
         click.option("--weight-clip", metavar="METHOD", help="Weight clipping: max, percentile, mse, kl or aciq."),
+        click.option("--rounding", metavar="METHOD", help="Rounding: nearest, or qrater (searched)."),
         click.option(
             "--bias-correction/--no-bias-correction",
             default=None,

@@ -25,15 +25,15 @@ class SearchConfig:
     """Algorithm 1 with the grids of section 5.4, and what makes it cheap.
 
     `ingredients`: clip, round, bias, in any number. `search`: `grid`, or `bo`, which adds `further` points of Bayesian
-    optimisation to the grid's. `objective` (None: accuracy where there are labels, else kl). `gamma_s` empty: first
-    order. `exponent`: reading of Eq. 6. `base`: also try what the starting plan has, not in the paper. `passes`: how
-    often the layers are gone through; from the second on, all other layers are quantized.
+    optimisation to the grid's. `objective` (None: kl where an output has one score per class, else mse). `gamma_s`
+    empty: first order. `exponent`: reading of Eq. 6. `base`: also try what the starting plan has, not in the paper.
+    `passes`: how often the layers are gone through; from the second on, all other layers are quantized.
 
     `race`: candidates are measured on `first` samples, then on twice as many, and so on; those that lose to the leader
     at `confidence` (a paired one-sided test) drop out, and so do all but the best share `keep` (1: the test alone). A
-    race is over when nobody left can be better by more than `tolerance` (None: 0.01 for accuracy, else 0.0005). `reuse`: candidates that compute the same are measured once.
-    `cache`: what the layers before compute is kept, up to `cache_bytes` in memory and beyond that on disk. `reuse` and
-    `cache` change no result.
+    race is over when nobody left can be better by more than `tolerance` (None: 0.01 for accuracy, else 0.0005).
+    `reuse`: candidates that compute the same are measured once. `cache`: what the layers before compute is kept, up to
+    `cache_bytes` in memory and beyond that on disk. `reuse` and `cache` change no result.
 
     `fine`: activations are rounded by way of an 8-bit code, so that the exported graph looks their codes up.
     """

@@ -7,6 +7,8 @@ are not quantized. All grids are clipped by one method, rounding is to nearest.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,13 +29,17 @@ def paper_plan(
     activations: int | None,
     clip: str = "mse",
     first_layer_bits: int | None = None,
+    keep: Mapping[str, str] | None = None,
 ) -> QuantPlan:
     """Symmetric grids for every layer and its input, clipped by `clip`: mse, aciq, kl or max (Table 1, Clip + RTN).
 
-    `first_layer_bits` quantizes the layers fed by the network's inputs too.
+    `first_layer_bits` quantizes the layers fed by the network's inputs too. `keep`: layers to leave out, and why.
     """
+    kept = dict(view.skipped if keep is None else keep)
     first = {layer.name for layer in view.layers if root(layer.input).is_graph_input()}
-    chosen = [layer for layer in view.layers if layer.name not in first or first_layer_bits is not None]
+    if first_layer_bits is None:
+        kept = dict.fromkeys(first, "first layer") | kept
+    chosen = [layer for layer in view.layers if layer.name not in kept]
     sites: dict[str, ActivationQuant] = {}
     layers = []
     for layer in chosen:
@@ -42,14 +48,13 @@ def paper_plan(
         if of_input is not None and observed is not None and layer.op in INTEGER_OPS:
             name = str(root(layer.input).name)
             sites.setdefault(name, _activation(name, observed[name], of_input, clip))
-    kept = [KeptFloat(name=name, why=why) for name, why in sorted(view.skipped.items())]
-    kept += [KeptFloat(name=name, why="first layer") for name in sorted(first - {layer.name for layer in chosen})]
     return QuantPlan(
         model=view.model.digest,
         recipe="qrater",
         layers=tuple(layers),
         activations=tuple(sites.values()),
-        kept_float=tuple(kept),
+        kept_float=tuple(KeptFloat(name=name, why=why) for name, why in sorted(kept.items())),
+        fold_bn=False,
     )
 
 

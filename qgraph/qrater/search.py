@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,25 +70,20 @@ def search(
     Raises `DataError` for an objective that cannot be measured, `JournalError` for the folder of another search.
     """
     config = config or SearchConfig()
-    tensors = Tensors(config.cache_bytes)
-    samples = collect(data, model, tensors, config.objective)
-    header = {
-        "model": model.digest,
-        "plan": hashlib.sha256(base.to_json().encode()).hexdigest(),
-        "data": samples.digest,
-        "objective": samples.scorer.objective,
-        "config": config.identity(),
-    }
-    journal = Journal(None if folder is None else folder / "journal.sqlite", header)
-    try:
-        run = _Search(base, model, data, samples, tensors, config, journal, executor)
-        total = config.passes * sum(
-            config.evaluations(activations=run.assembly.has_operand(q.name)) for q in base.layers
-        )
-        with progress.stage("searching", total) as advance_bar:
-            return run.run(advance_bar, folder)
-    finally:
-        journal.close()
+    with closing(Tensors(config.cache_bytes)) as tensors:
+        samples = collect(data, model, tensors, config.objective)
+        header = {
+            "model": model.digest,
+            "plan": hashlib.sha256(base.to_json().encode()).hexdigest(),
+            "data": samples.digest,
+            "objective": samples.scorer.objective,
+            "config": config.identity(),
+        }
+        with closing(Journal(None if folder is None else folder / "journal.sqlite", header)) as journal:
+            run = _Search(base, model, data, samples, tensors, config, journal, executor)
+            asked = [config.evaluations(activations=run.assembly.has_operand(q.name)) for q in base.layers]
+            with progress.stage("searching", config.passes * sum(asked)) as bar:
+                return run.run(bar, folder)
 
 
 class _Search:

@@ -48,6 +48,12 @@ class Tensors:
                 else:
                     self.held -= array.nbytes
 
+    def close(self) -> None:
+        """Forget everything, files too."""
+        self.keep(())
+        if self._folder is not None:
+            self._folder.cleanup()
+
     def _on_disk(self, array: NDArray[Any]) -> NDArray[Any]:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="qgraph-search-")

@@ -13,6 +13,7 @@ import onnx
 import pytest
 
 QUANTIZE = ["quantize", "{model}", "-o", "{out}", "--data", "{data}"]
+SEARCH = ["search", "{model}", "-o", "{out}", "--data", "{data}"]
 
 
 def qgraph(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -122,8 +123,12 @@ CASES = {
     "too many bits": ([*QUANTIZE, "--weights", "9"], 2, "2 to 8"),
     "nothing left to do": ([*QUANTIZE, "--weights", "none", "--activations", "none"], 2, "nothing to quantize"),
     "unknown method": ([*QUANTIZE, "--method", "magic"], 2, "unknown method 'magic'"),
-    "method to come": ([*QUANTIZE, "--method", "qrater"], 2, "not there yet"),
-    "command to come": (["search", "{model}"], 2, "not there yet"),
+    "unknown rounding": ([*QUANTIZE, "--rounding", "stochastic"], 2, "nearest, qrater"),
+    "search without data": (["search", "{model}", "-o", "p.json"], 2, "--data"),
+    "unknown ingredient": ([*SEARCH, "--ingredients", "clip,salt"], 2, "clip, round, bias"),
+    "confidence of certainty": ([*SEARCH, "--confidence", "1"], 2, "0.5 < confidence < 1"),
+    "first layer of a deployable plan": ([*SEARCH, "--first-layer-bits", "4"], 2, "--edge-bits"),
+    "accuracy without labels": ([*SEARCH, "--data", "unlabelled.npz", "--objective", "accuracy"], 1, "needs labels"),
     "unknown clip": ([*QUANTIZE, "--clip", "magic"], 2, "unknown clip method 'magic'"),
     "unknown format": ([*QUANTIZE, "--format", "int"], 2, "'int' is not one of"),
     "unknown command": (["quantise"], 2, "No such command"),

@@ -1,0 +1,242 @@
+"""`qgraph search`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qgraph.cli.console import ERRORS, progress, show, show_json, silence_warnings, table
+from qgraph.cli.options import (
+    Bits,
+    data_options,
+    executor_option,
+    given,
+    preprocessing,
+    recipe_options,
+    run_options,
+)
+from qgraph.errors import UsageError
+from qgraph.graph import GraphView, root
+from qgraph.model import check_writable, write_atomically
+from qgraph.plan import Rounding
+from qgraph.qrater import SearchConfig
+from qgraph.qrater.config import INGREDIENTS, OBJECTIVES, SEARCHES
+from qgraph.search import PROTOCOLS, Searched
+from qgraph.search import search as run
+
+
+class Ingredients(click.ParamType):
+    """Names out of clip, round and bias, with commas between."""
+
+    name = "a,b"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        names = value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(","))
+        unknown = [name for name in names if name not in INGREDIENTS]
+        if unknown or not names:
+            return self.fail(f"'{value}' is not a list out of {', '.join(INGREDIENTS)}", param, ctx)
+        return tuple(name for name in INGREDIENTS if name in names)
+
+
+@click.command()
+@click.argument("model")
+@click.option("-o", "--output", required=True, metavar="PLAN.json", help="Where to write the plan.")
+@data_options(required=True)
+@recipe_options
+@click.option(
+    "--protocol",
+    type=click.Choice(PROTOCOLS),
+    default="deploy",
+    show_default=True,
+    help="deploy: grids that run on integers. paper: signed symmetric grids per layer, first layer in float.",
+)
+@click.option(
+    "--first-layer-bits", type=Bits(), metavar="N", help="With --protocol paper: quantize the first layer too."
+)
+@click.option(
+    "--ingredients", type=Ingredients(), default=INGREDIENTS, help="Out of clip, round, bias.  [default: all]"
+)
+@click.option(
+    "--objective", type=click.Choice(OBJECTIVES), help="What to measure.  [default: kl, or mse without class scores]"
+)
+@click.option(
+    "--search",
+    type=click.Choice(SEARCHES),
+    default="grid",
+    show_default=True,
+    help="bo: Bayesian optimisation behind the grid.",
+)
+@click.option("--order", type=click.IntRange(1, 2), default=2, show_default=True, help="Order of the rounding scheme.")
+@click.option(
+    "--passes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How often to go through the layers.",
+)
+@click.option(
+    "--first",
+    type=click.IntRange(min=2),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Samples of a race's first round.",
+)
+@click.option("--confidence", type=float, default=0.99, show_default=True, help="Of the test that ends a candidate.")
+@click.option(
+    "--survivors", type=float, default=0.5, show_default=True, help="Share of candidates that a round keeps at most."
+)
+@click.option("--tolerance", type=float, help="Difference of the objective that does not matter.")
+@click.option(
+    "--race/--no-race", default=True, help="Drop candidates that lose on few samples (default), or measure all on all."
+)
+@click.option(
+    "--reuse/--no-reuse", default=True, help="Measure candidates that compute the same once (default), or each."
+)
+@click.option(
+    "--cache/--no-cache", default=True, help="Keep what the layers before compute (default), or compute it again."
+)
+@click.option(
+    "--cache-mb",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    metavar="N",
+    help="Memory for it; beyond that it goes to disk.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of Bayesian optimisation.")
+@click.option("--opset", type=int, metavar="N", help="Raise the model to opset N first.")
+@executor_option
+@click.option(
+    "--resume",
+    metavar="DIR",
+    help="Folder for the journal: a search that was stopped goes on from there.  [default: PLAN.json.search]",
+)
+@run_options
+def search(model: str, output: str, resume: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Search clips, roundings and bias shifts for MODEL by measuring the task (Q-Rater).
+
+    Every evaluation is kept in the journal: after a crash, Ctrl-C or a full disk, the same command goes on.
+
+    \b
+    Examples:
+      qgraph search model.onnx --data train.npz --limit 1024 -o plan.json --weights 4 --activations 4
+      qgraph search model.onnx --data train.npz -o plan.json --weights 3 --activations 3 --protocol paper --search bo
+    """
+    if quiet:
+        silence_warnings()
+    check_writable(output, source=model)
+    folder = Path(resume) if resume is not None else Path(f"{output}.search")
+    start = time.perf_counter()
+    try:
+        searched = run(
+            model,
+            options.pop("data"),
+            preprocessing=preprocessing(options.pop("mean"), options.pop("std")),
+            config=_config(options),
+            folder=folder,
+            progress=progress(quiet or as_json),
+            **given(options),
+        )
+    except KeyboardInterrupt:
+        _say_how_to_go_on(folder)
+        raise
+    write_atomically(Path(output), searched.plan.to_json().encode())
+    result = _result(searched, output, round(time.perf_counter() - start, 2))
+    if as_json:
+        show_json(result)
+    elif not quiet:
+        _show(searched, result)
+
+
+def _config(options: dict[str, Any]) -> SearchConfig:
+    """The search's own options, taken out of `options`."""
+    if options["weights"] is None and options["activations"] is None:
+        options["weights"] = options["activations"] = 4
+    names = (
+        "ingredients",
+        "objective",
+        "search",
+        "passes",
+        "first",
+        "confidence",
+        "tolerance",
+        "race",
+        "reuse",
+        "cache",
+    )
+    chosen = {name: options.pop(name) for name in names}
+    order, survivors, megabytes = options.pop("order"), options.pop("survivors"), options.pop("cache_mb")
+    if order == 1:
+        chosen["gamma_s"] = ()
+    if options["protocol"] == "deploy" and options["first_layer_bits"] is not None:
+        raise UsageError("--first-layer-bits goes with --protocol paper; for deployment give --edge-bits N")
+    return SearchConfig(keep=survivors, cache_bytes=megabytes * 2**20, seed=options.pop("seed"), **chosen)
+
+
+def _say_how_to_go_on(folder: Path) -> None:
+    best = folder / "best.plan.json"
+    ERRORS.print(f"stopped; the same command goes on from {folder}", markup=False, highlight=False, soft_wrap=True)
+    if best.exists():
+        ERRORS.print(f"the best plan so far is {best}:", markup=False, highlight=False, soft_wrap=True)
+        ERRORS.print(best.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+
+
+def _result(searched: Searched, output: str, seconds: float) -> dict[str, Any]:
+    found = searched.found
+    return {
+        "output": output,
+        "objective": found.objective,
+        "samples": found.samples,
+        "evaluations": {"algorithm": found.cost.asked, "run": found.cost.run},
+        "image_forwards": {
+            "algorithm": found.cost.asked * found.samples,
+            "run": round(found.cost.forwards),
+            "ratio": round(found.cost.saving(found.samples), 2),
+        },
+        "layers": [{"name": name, "objective": mean} for name, mean in found.history],
+        "seconds": seconds,
+    }
+
+
+def _show(searched: Searched, result: dict[str, Any]) -> None:
+    found, plan = searched.found, searched.plan
+    rows = table(
+        f"found on {found.samples:,} samples, by {found.objective}",
+        "layer",
+        "weights",
+        "input",
+        "shift",
+        "objective",
+        left=4,
+    )
+    grids = {a.tensor: a for a in sorted(plan.activations, key=lambda a: a.role, reverse=True)}
+    means = dict(found.history)
+    for quant in plan.layers:
+        layer = next(one for one in GraphView(searched.net).layers if one.name == quant.name)
+        grid = grids.get(str(root(layer.input).name))
+        rows.add_row(
+            quant.name,
+            _rounding(quant.weight.bits, quant.weight.rounding),
+            "float" if grid is None else _rounding(grid.bits, grid.rounding),
+            "yes" if quant.bias_shift else "no",
+            f"{means[quant.name]:.5f}",
+        )
+    show(rows)
+    forwards = result["image_forwards"]
+    show(
+        f"{result['output']}: {found.cost.run:,} evaluations for {found.cost.asked:,} of Algorithm 1, "
+        f"{forwards['run']:,} image-forwards for {forwards['algorithm']:,} ({forwards['ratio']:.1f}x fewer), in "
+        f"{result['seconds']:.1f} s"
+    )
+
+
+def _rounding(bits: int, rounding: Rounding | None) -> str:
+    if rounding is None:
+        return f"{bits} bits, nearest"
+    second = "" if rounding.gamma_s is None else f", {rounding.gamma_s:.2f}"
+    return f"{bits} bits, gamma {rounding.gamma_n:+.2f}{second}"
