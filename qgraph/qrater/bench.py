@@ -142,9 +142,13 @@ class Bench:
         below = (grid.qmax - grid.zero_point) / grid.zero_point
         return float(np.mean([max(x.max(initial=0.0), -x.min(initial=0.0) * below) for x in batches]))
 
-    def mean_output(self, candidate: Candidate) -> NDArray[np.float64]:
-        """E[y'] per output channel, without the layer's bias (Eq. 7)."""
-        session = Session(self.stand.cut.alone, threads=1)
+    @cached_property
+    def _alone(self) -> Session:
+        return Session(self.stand.cut.alone, threads=1)
+
+    def mean_output(self, candidate: Candidate, batches: int) -> NDArray[np.float64]:
+        """E[y'] per output channel over the first batches, without the layer's bias (Eq. 7)."""
+        session = self._alone
         weight = weights.quantized(self.array, candidate.weight)
         axis = self.layer.result_axis
         counts = self.stand.samples.counts
@@ -155,8 +159,8 @@ class Bench:
             others = tuple(i for i in range(result.ndim) if i != axis % result.ndim)
             return counts[batch] * np.asarray(result.mean(axis=others, dtype=np.float64))
 
-        total: NDArray[np.float64] = np.sum(list(in_parallel(mean, range(len(counts)))), axis=0)
-        return total / sum(counts)
+        total: NDArray[np.float64] = np.sum(list(in_parallel(mean, range(batches))), axis=0)
+        return total / sum(counts[:batches])
 
     @cached_property
     def _range(self) -> tuple[float, float]:

@@ -47,6 +47,7 @@ class SearchConfig:
     exponent: Literal["distance", "printed"] = "distance"
     further: int = 50
     base: bool = True
+    corrected: bool = True
     passes: int = 1
     race: bool = True
     first: int = 32

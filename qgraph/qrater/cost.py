@@ -48,6 +48,13 @@ def shares(view: GraphView) -> dict[str, float]:
     }
 
 
+def own_shares(view: GraphView) -> dict[str, float]:
+    """For every layer, the share of the network's multiplications that it makes itself."""
+    work = {layer.name: _multiplications(layer) for layer in view.layers}
+    total = sum(work.values()) or 1.0
+    return {name: own / total for name, own in work.items()}
+
+
 def _multiplications(layer: Layer) -> float:
     """Multiplications for one sample; sizes that are not known count as one."""
     weight, shape = layer.weight_array(), layer.output.shape

@@ -29,15 +29,16 @@ from qgraph.qrater.assemble import Assembly, from_json
 from qgraph.qrater.bayes import Optimizer
 from qgraph.qrater.bench import Bench, Candidate, Samples, Stand, advance, collect
 from qgraph.qrater.config import SearchConfig
-from qgraph.qrater.cost import Cost, shares
+from qgraph.qrater.cost import Cost, own_shares, shares
 from qgraph.qrater.cut import cut
 from qgraph.qrater.journal import Journal
 from qgraph.qrater.race import Outcome, Rules, Scores, race
-from qgraph.qrater.space import Stage, can_round, clip_stage, round_stage, weight_limits
+from qgraph.qrater.space import Stage, can_clip, can_round, clip_stage, round_stage, weight_limits
 from qgraph.qrater.tensors import Tensors
 
 TOLERANCE = {"accuracy": 0.01, "loss": 5e-4, "kl": 5e-4, "mse": 5e-4}
 BEST = "best.plan.json"
+CORRECTED_ON = 256  # samples that give the shift of a candidate
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,7 +103,7 @@ class _Search:
         self.config, self.journal, self.executor = config, journal, executor
         self.view = GraphView(model)
         self.assembly = Assembly(base, self.view)
-        self.shares = shares(self.view)
+        self.shares, self.own_shares = shares(self.view), own_shares(self.view)
         self.cost = Cost()
         self.history: list[tuple[str, float]] = []
         self.varied = False
@@ -198,13 +199,13 @@ class _Layer:
         owns = owner.assembly.has_operand(self.layer.name)
         if owns and self.turn == 0:
             now = dataclasses.replace(now, operand=None)
-        if "clip" in config.ingredients:
+        if "clip" in config.ingredients and can_clip(now.weight):
             now, best = self._stage("weight clip", self._clips, "weight", now)
         if "round" in config.ingredients and can_round(now.weight, config):
             now, best = self._stage("weight round", self._roundings, "weight", now)
         if grid is not None and owns:
             now = dataclasses.replace(now, operand=now.operand or grid)
-            if "clip" in config.ingredients:
+            if "clip" in config.ingredients and can_clip(grid):
                 now, best = self._stage("operand clip", self._clips, "operand", now)
             if "round" in config.ingredients and can_round(grid, config):
                 now, best = self._stage("operand round", self._roundings, "operand", now)
@@ -223,9 +224,7 @@ class _Layer:
 
     def _shifts(self, side: str, now: Candidate) -> Stage:
         """With Eq. 7's shift, without any, or with the one there is: Algorithm 1 keeps the shift among equals."""
-        expected = self.owner.mean_of_float(self.layer)
-        shifts = [()] if expected is None else [_floats(expected - self.bench.mean_output(now)), ()]
-        shifts = list(dict.fromkeys([*shifts, now.shift]))
+        shifts = list(dict.fromkeys([self._expected_shift(now, self.owner.samples.total), (), now.shift]))
         return Stage(
             name="bias",
             at=lambda point: dataclasses.replace(now, shift=shifts[int(point["shift"])]),
@@ -233,6 +232,16 @@ class _Layer:
             bounds={},
             current=None,
         )
+
+    def _expected_shift(self, candidate: Candidate, samples: int) -> tuple[float, ...]:
+        """E[y] - E[y'] per output channel over the first samples (Eq. 7); () where it cannot be known."""
+        expected = self.owner.mean_of_float(self.layer)
+        if expected is None:
+            return ()
+        batches = self.owner.samples.batches_for(samples)
+        count = sum(self.owner.samples.counts[:batches])
+        self.spent.forwards += count * self.owner.own_shares[self.layer.name]
+        return _floats(expected - self.bench.mean_output(candidate, batches))
 
     def _stage(
         self, name: str, make: Callable[[str, Candidate], Stage], side: str, now: Candidate
@@ -259,7 +268,7 @@ class _Layer:
     def _search_stage(self, stage: Stage) -> tuple[Candidate, Outcome]:
         """The grid, then (`bo`) further points where a Gaussian process expects more, each against the best so far."""
         config, started = self.config, [] if stage.current is None else [stage.current]
-        candidates = [*started, *(stage.at(point) for point in stage.grid)]
+        candidates = [*started, *(self._corrected(stage.at(point), stage) for point in stage.grid)]
         outcome = self._race(candidates)
         best, further = candidates[outcome.winner], config.further if stage.bounds and config.search == "bo" else 0
         if not further or not outcome.decided:
@@ -270,12 +279,19 @@ class _Layer:
             optimizer.tell(point, mean)
         for _ in range(further):
             point = optimizer.ask()
-            trial = self._race([best, stage.at(point)])
+            challenger = self._corrected(stage.at(point), stage)
+            trial = self._race([best, challenger])
             optimizer.tell(point, trial.means[1])
             if trial.winner == 1:
-                best, outcome = stage.at(point), dataclasses.replace(trial, means=(*outcome.means, *trial.means))
+                best, outcome = challenger, dataclasses.replace(trial, means=(*outcome.means, *trial.means))
         self.spent.asked += len(stage.grid) + further
         return best, outcome
+
+    def _corrected(self, candidate: Candidate, stage: Stage) -> Candidate:
+        """The candidate with its own shift, where the search looks for shifts at all."""
+        if not self.config.corrected or "bias" not in self.config.ingredients or not stage.bounds:
+            return candidate
+        return dataclasses.replace(candidate, shift=self._expected_shift(candidate, CORRECTED_ON))
 
     def _race(self, candidates: Sequence[Candidate]) -> Outcome:
         bench, config = self.bench, self.config

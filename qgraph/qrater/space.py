@@ -71,9 +71,18 @@ def round_stage(side: str, now: Candidate, config: SearchConfig) -> Stage:
 
 def can_round(grid: WeightQuant | ActivationQuant, config: SearchConfig) -> bool:
     """Whether a grid has a place for Q-Rater's rounding: it begins at zero or is symmetric, and its steps divide."""
+    if not can_clip(grid):
+        return False
     if isinstance(grid, WeightQuant):
         return grid.symmetric
     return (grid.symmetric or not grid.zero_point) and not grid.offset and (not config.fine or subdivision(grid) > 1)
+
+
+def can_clip(grid: WeightQuant | ActivationQuant) -> bool:
+    """Whether one share of the largest value says where to clip: all channels have one width, and zero its place."""
+    if isinstance(grid, WeightQuant):
+        return grid.symmetric and not grid.channel_bits and not grid.input_scale
+    return not grid.channel_scale and not grid.channel_bits
 
 
 def subdivision(grid: ActivationQuant) -> int:
