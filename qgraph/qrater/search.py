@@ -38,7 +38,7 @@ from qgraph.qrater.tensors import Tensors
 
 TOLERANCE = {"accuracy": 0.01, "loss": 5e-4, "kl": 5e-4, "mse": 5e-4}
 BEST = "best.plan.json"
-CORRECTED_ON = 256  # samples that give the shift of a candidate
+CORRECTED_ON = 128  # samples that give the shift of a candidate
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
