@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qgraph.clock import Clock
 from qgraph.data import DataLike, Dataset, Preprocessing, open_data
 from qgraph.errors import UsageError
 from qgraph.graph import GraphView
@@ -15,7 +16,7 @@ from qgraph.initial import activation_grid, initial_plan
 from qgraph.lsqplus import Judgement, LsqPlusConfig, initialise, train
 from qgraph.model import Model, ModelLike, load
 from qgraph.observe import observe
-from qgraph.pipeline import Clock, Result, distilled_inputs, prepare
+from qgraph.pipeline import Result, distilled_inputs, prepare
 from qgraph.plan import ActivationQuant, QuantPlan
 from qgraph.progress import SILENT, Progress
 from qgraph.recipe import FORMATS, Recipe

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph import aciq
+from qgraph.clock import Clock
 from qgraph.data import DataLike, Dataset, Preprocessing, open_data
 from qgraph.errors import UsageError
 from qgraph.export import export
@@ -409,20 +408,3 @@ def _observations(
     if calibration is not None:
         observed.save(calibration)
     return observed
-
-
-class Clock:
-    """Seconds of named stages, and of all."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._start = time.perf_counter()
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 4)
-
-    def finish(self) -> None:
-        self.seconds["total"] = round(time.perf_counter() - self._start, 4)
