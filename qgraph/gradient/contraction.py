@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from threading import local
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ Array: TypeAlias = NDArray[Any]
 
 _POSITIONS = 1100  # the length of vectors that fit the first-level cache together
 _SCRATCH = 1 << 18  # values of either operand that fit the second level
-_PARTS = 8  # of the work, whoever takes them: so a sum does not depend on the number of threads
+_PARTS = 4  # of the work, whoever takes them: so a sum does not depend on the number of threads
 _PARTIAL_BYTES = 1 << 22  # of all partial sums
 
 
@@ -41,8 +41,7 @@ class Correlation:
     group: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Layout:
+class _Layout(NamedTuple):
     """Where values lie while they are multiplied.
 
     `together` images stand end to end in `rows` of `pitch` values each, x once for every remainder of a position by
@@ -96,7 +95,7 @@ class _Work:
         shape = (tiles * self._height, -(-self._columns // WIDTH) * WIDTH)
         apart = _images_apart(len(x), g[0, 0].size, int(np.prod(shape)) * x.itemsize)
         self._images = _ranges(len(x), apart)
-        self._bands = _ranges(tiles, max(_PARTS // 2 // apart, 1))
+        self._bands = _ranges(tiles, max(_PARTS // apart, 1))
         self._layout, self._offsets = _Layout.of(
             x, g, correlation, images=self._images[-1][1], whole=not self._outer % self._height
         )
@@ -117,7 +116,7 @@ class _Work:
     def run(self, part: int) -> None:
         """Compute one part, in memory that the thread keeps: fresh pages would cost as much as the work."""
         which, band = divmod(part, len(self._bands))
-        c, layout, out = self._correlation, astuple(self._layout), self._sums[which]
+        c, layout, out = self._correlation, tuple(self._layout), self._sums[which]
         images, tiles = self._images[which], self._bands[band]
         contract(
             self._x,
