@@ -13,7 +13,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qgraph import aciq
 from qgraph.clock import Clock
 from qgraph.data import DataLike, Dataset, Preprocessing, open_data
 from qgraph.errors import UsageError
@@ -28,7 +27,8 @@ from qgraph.observe import Observations, observe
 from qgraph.plan import QuantPlan
 from qgraph.progress import SILENT, Progress
 from qgraph.qrater import SearchConfig
-from qgraph.recipe import FORMATS, SEARCHED, Recipe
+from qgraph.recipe import FORMATS, Recipe
+from qgraph.refinement import refine
 from qgraph.simulate import simulate
 from qgraph.verify import verify
 from qgraph.zeroq import DistillConfig, distill
@@ -93,6 +93,7 @@ class Result:
                 for layer in self.layers
             ],
             "kept_float": [{"name": k.name, "why": k.why} for k in self.plan.kept_float],
+            "notes": list(self.plan.notes),
         }
 
 
@@ -170,7 +171,8 @@ def quantize(
     )
     net, view, recipe, observed = given.net, given.view, given.recipe, given.observed
     with clock.stage("plan"):
-        plan = refine(initial_plan(view, recipe, observed), view, observed, recipe)
+        first = initial_plan(view, recipe, observed)
+        plan = refine(first, view, observed, recipe, format=format, samples=given.samples)
 
     def made(plan: QuantPlan, allocation: Allocation | None) -> Result:
         return Result(
@@ -349,16 +351,6 @@ def distilled_inputs(
 def prepare(model: ModelLike, *, opset: int | None = None, fold_bn: bool = True) -> Model:
     """Load and normalise, at the opset that quantized graphs need or a higher one asked for."""
     return raise_opset(normalise(load(model), fold_bn=fold_bn), opset)
-
-
-def refine(plan: QuantPlan, view: GraphView, observed: Observations | None, recipe: Recipe) -> QuantPlan:
-    """The recipe's method: from the full-range plan to a better one."""
-    config = aciq.AciqConfig(
-        clip="mse" if recipe.clip == SEARCHED else recipe.clip,  # what a search starts from
-        weight_clip=recipe.weight_clip,
-        bias_correction=recipe.bias_correction and "bias" not in recipe.ingredients,
-    )
-    return aciq.refine(plan, view, observed, config=config)
 
 
 def _searched(plan: QuantPlan, given: _Gathered, *, seed: int, executor: str, **options: Any) -> QuantPlan:

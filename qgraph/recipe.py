@@ -19,6 +19,7 @@ DATA_FREE = ("zeroq", "qrater", "lsqplus")
 ROUNDINGS = ("nearest", "qrater")
 SEARCHED = "qrater"  # as a clip or a rounding: found by measuring the task
 FORMATS = ("qdq", "float")
+ALLOCATIONS = ("none", "weights", "activations", "both")
 BUDGETS = ("size_mb", "average_bits", "max_drop")
 SEARCHES = ("frontier", "groups")
 DEFAULT_AVERAGE = 4.0
@@ -36,6 +37,7 @@ class Recipe:
 
     `clip` is the clipping method of activations, `weight_clip` that of weights (both names of `qmath.clip_methods()`);
     `clip` and `rounding` may be `qrater` too: found by measuring the task, which then also decides on bias shifts.
+    `allocate_bits` says whose channels share their bits by the 2/3-power rule; None tries below 8 bits what is best.
     """
 
     method: str = "aciq"
@@ -48,6 +50,7 @@ class Recipe:
     weight_clip: str = "mse"
     rounding: str = "nearest"
     bias_correction: bool = True
+    allocate_bits: str | None = None
     reduce_range: bool = False
     keep: tuple[str, ...] = ()
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
@@ -109,6 +112,8 @@ class Recipe:
             amount = getattr(self, option)
             if amount is not None and not (0 <= amount < float("inf") and (amount or option == "max_drop")):
                 raise UsageError(f"{_flag(option)} must be a positive number, not {amount}")
+        if self.allocate_bits not in (None, *ALLOCATIONS):
+            raise UsageError(f"--allocate-bits must be one of {', '.join(ALLOCATIONS)}, not '{self.allocate_bits}'")
         for option, known in (("search", SEARCHES), ("direction", DIRECTIONS)):
             if getattr(self, option) not in known:
                 raise UsageError(f"{_flag(option)} must be one of {', '.join(known)}, not '{getattr(self, option)}'")
@@ -122,6 +127,12 @@ class Recipe:
     def needs_data(self) -> bool:
         """Whether activations are quantized, bits mixed or the task measured: something must flow through the net."""
         return self.activations is not None or self.mixed or bool(self.ingredients)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether variants of the method are worth trying: some grids have fewer than 8 bits."""
+        free = self.allocate_bits is None and self.clip == "aciq" and not (self.mixed or self.ingredients)
+        return free and self.needs_data and any(b is not None and b != 8 for b in (self.weights, self.activations))
 
     @property
     def mixed(self) -> bool:
@@ -175,7 +186,7 @@ class Recipe:
 
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "minmax": {"clip": "max", "weight_clip": "max", "bias_correction": False},
+    "minmax": {"clip": "max", "weight_clip": "max", "bias_correction": False, "allocate_bits": "none"},
     "aciq": {},
     "lsqplus": {"weights": 4, "activations": 4, "clip": "max", "weight_clip": "max", "bias_correction": False},
     "zeroq": {},  # the grids of ACIQ, on distilled data

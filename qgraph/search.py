@@ -14,12 +14,12 @@ from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
 from qgraph.model import Model, ModelLike, load, normalise, raise_opset
 from qgraph.observe import Observations, observe
-from qgraph.pipeline import refine
 from qgraph.plan import QuantPlan
 from qgraph.progress import SILENT, Progress
 from qgraph.qrater import Found, SearchConfig, paper_plan
 from qgraph.qrater import search as run_search
 from qgraph.recipe import SEARCHED, Recipe
+from qgraph.refinement import refine
 
 Protocol = Literal["deploy", "paper"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)

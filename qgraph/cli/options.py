@@ -122,6 +122,11 @@ def recipe_options(f: F) -> F:
             default=None,
             help="Correct weight norm and output mean.",
         ),
+        click.option(
+            "--allocate-bits",
+            type=click.Choice(["none", "weights", "activations", "both"]),
+            help="Whose channels share their bits by the 2/3-power rule.  [default: below 8 bits, what is best]",
+        ),
         click.option("--keep", multiple=True, metavar="NAME", help="Leave a layer in float (glob; repeatable)."),
         click.option(
             "--edge-bits",
