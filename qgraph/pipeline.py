@@ -125,7 +125,8 @@ def quantize(
         format: `qdq` to deploy, `float` for a simulation in plain float operators.
         preprocessing: mean and std for images.
         limit: use at most this many samples.
-        calibration: file of statistics: read if it exists, else written, so that observing is done once.
+        calibration: file of statistics: read if it exists, else written, so that observing is done once; it decides
+            the plan alone, so that variants of a method are not tried on samples.
         opset: raise the model to this opset first.
         seed: of distilled data.
         resume: folder for the checkpoints of long stages; what it holds of the same job is continued.
@@ -172,7 +173,8 @@ def quantize(
     net, view, recipe, observed = given.net, given.view, given.recipe, given.observed
     with clock.stage("plan"):
         first = initial_plan(view, recipe, observed)
-        plan = refine(first, view, observed, recipe, format=format, samples=given.samples)
+        tried = None if calibration is not None else given.samples  # a file of statistics decides alone
+        plan = refine(first, view, observed, recipe, format=format, samples=tried)
 
     def made(plan: QuantPlan, allocation: Allocation | None) -> Result:
         return Result(
