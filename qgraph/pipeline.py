@@ -93,7 +93,6 @@ class Result:
                 for layer in self.layers
             ],
             "kept_float": [{"name": k.name, "why": k.why} for k in self.plan.kept_float],
-            "notes": list(self.plan.notes),
         }
 
 

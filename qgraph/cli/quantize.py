@@ -130,5 +130,7 @@ def _show(result: Result, output: str, nbytes: int) -> None:
         for entry in result.plan.kept_float:
             kept.add_row(entry.name, entry.why)
         show(kept)
+    if result.plan.notes:
+        show(f"{len(result.plan.notes)} activations keep one step for all channels; the plan says why (--plan)")
     share = nbytes / result.net.nbytes
     show(f"{output}: {nbytes:,} bytes ({share:.0%} of {result.net.nbytes:,}) in {result.seconds['total']:.2f} s")
