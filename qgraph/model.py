@@ -8,6 +8,7 @@ BatchNormalization folded into the layer before it, every node named, shapes inf
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 import warnings
@@ -25,11 +26,13 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
 from qgraph import runtime
-from qgraph.errors import ModelError, UsageError
+from qgraph.errors import ModelError, QGraphError, UsageError
 from qgraph.folding import bypass_identities, fold_batch_normalization, fold_constants
+from qgraph.sanity import check_content
 
 ModelLike: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | ir.Model | Model"
 
+logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it logs failed shape inference with a traceback; we go on
 MIN_OPSET = 7
 QUANTIZED_OPSET = 13  # per-channel QuantizeLinear, Min on uint8
 _RESIZE_OPSET = 11  # the first whose Resize says how it maps coordinates
@@ -85,6 +88,7 @@ def load(model: ModelLike) -> Model:
     if isinstance(model, Model):
         return model
     if isinstance(model, onnx.ModelProto):
+        check_content(model, "the given ModelProto")
         _check(model, "the given ModelProto")
         loaded = Model(ir_model=ir.from_proto(model), source="<ModelProto>", nbytes=model.ByteSize())
     elif isinstance(model, ir.Model):
@@ -118,10 +122,16 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
         _name_everything,
         _infer_shapes,
     ]
-    for transform in transforms:
-        transform(net)
+    try:
+        for transform in transforms:
+            transform(net)
+        digest = _digest(net)
+    except QGraphError:
+        raise
+    except Exception as error:  # of any kind: the file promised what it does not hold
+        raise ModelError(f"{model.source} is not a valid ONNX graph: {_first_line(error)}") from error
     net.ir_version = min(max(net.ir_version, runtime.MIN_IR_VERSION), runtime.MAX_IR_VERSION)
-    return Model(ir_model=net, source=model.source, nbytes=model.nbytes, digest=_digest(net))
+    return Model(ir_model=net, source=model.source, nbytes=model.nbytes, digest=digest)
 
 
 def raise_opset(model: Model, opset: int | None = None) -> Model:
@@ -216,6 +226,7 @@ def _load_file(path: Path) -> Model:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelError(f"{path} is not an ONNX model: it has no graph; export the model again")
+    check_content(proto, str(path), folder=path.parent)
     _check(str(path) if _has_external_data(proto) else proto, str(path))
     try:
         model = ir.from_proto(proto)
@@ -257,11 +268,11 @@ def _compare_outputs(model: Model, converted: ir.Model, opset: int) -> None:
     original, after = runtime.Session(model.ir_model), runtime.Session(converted)
     before = feeds = None
     for size in _TRIED_SIZES:
-        feeds = _noise(model, size)
         try:
+            feeds = _noise(model, size)
             before = original.run_list(feeds)
             break
-        except ModelError:
+        except (ModelError, MemoryError, ValueError):
             continue  # some dimension that the model leaves open must have another size
     if before is None or feeds is None:
         warnings.warn(f"{model.source} was raised from opset {model.opset} to {opset} unchecked", stacklevel=2)

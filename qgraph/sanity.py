@@ -1,0 +1,141 @@
+"""What a model file may say: checks that keep native parsers, which trust it, from crashing or from huge allocations.
+
+The ONNX checker looks at structure. It does not ask whether a tensor holds the bytes that its dimensions promise, nor
+whether a stride is zero; shape inference and onnxruntime divide by the one and index by the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from onnx import AttributeProto, TensorProto, helper
+
+from qgraph.errors import ModelError
+
+_LIMIT = 2**31  # of dimensions and integer attributes
+_MAX_RANK = 64
+_POSITIVE = frozenset(
+    {"strides", "dilations", "kernel_shape", "group", "blocksize", "block_size", "hidden_size", "num_outputs"}
+)
+_AXES = frozenset({"axis", "axes", "perm", "batch_axis", "time_axis", "batch_dims", "scan_input_axes"})
+_PACKED = {"INT4": 2, "UINT4": 2, "FLOAT4E2M1": 2, "INT2": 4, "UINT2": 4}  # elements to a byte
+
+
+def check_content(model: onnx.ModelProto, where: str, *, folder: Path | None = None) -> None:
+    """Raise `ModelError`, naming the tensor or node, for contents that no tool should trust.
+
+    External data may lie in `folder` and below it, in regular files, not behind links; nowhere without a folder.
+    """
+    for value in model.graph.input:
+        dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
+        if any(not 0 <= d < _LIMIT for d in dims) or len(dims) > _MAX_RANK:
+            raise ModelError(f"{where}: input '{value.name}' has the impossible shape {dims}; export the model again")
+    for graph in _graphs(model.graph):
+        for tensor in graph.initializer:
+            _check_tensor(tensor, where, folder)
+        for node in graph.node:
+            _check_node(node, where, folder)
+    for function in model.functions:
+        for node in function.node:
+            _check_node(node, where, folder)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+                yield from _graphs(inner)
+
+
+def _check_node(node: onnx.NodeProto, where: str, folder: Path | None) -> None:
+    if not all(isinstance(text, str) for text in (node.name, node.op_type, *node.input, *node.output)):
+        raise ModelError(f"{where}: a node's names are not text; the file is damaged")
+    for attribute in node.attribute:
+        for tensor in attribute.tensors:
+            _check_tensor(tensor, where, folder)
+        if attribute.HasField("t"):
+            _check_tensor(attribute.t, where, folder)
+        numbers = [attribute.i] if attribute.type == AttributeProto.INT else list(attribute.ints)
+        if not numbers or node.domain not in ("", "ai.onnx"):
+            continue
+        low, high = -(2**63), 2**63
+        if attribute.name in _POSITIVE:
+            low, high = 1, _LIMIT
+        elif attribute.name in _AXES:
+            low, high = -_MAX_RANK, _MAX_RANK
+        elif attribute.name == "pads":
+            low, high = -_LIMIT, _LIMIT
+        if any(not low <= n < high for n in numbers):
+            raise ModelError(
+                f"{where}: {node.op_type} '{node.name}' has {attribute.name} = {numbers}, outside of {low}..{high - 1}; "
+                f"export the model again"
+            )
+
+
+def _check_tensor(tensor: TensorProto, where: str, folder: Path | None) -> None:
+    name, dims = tensor.name, list(tensor.dims)
+    if any(not 0 <= d < 2**62 for d in dims) or len(dims) > _MAX_RANK:
+        raise ModelError(f"{where}: tensor '{name}' has the impossible shape {dims}; export the model again")
+    if tensor.data_location == TensorProto.EXTERNAL:
+        _check_external(tensor, math.prod(dims), where, folder)
+        return
+    size = math.prod(dims)
+    if tensor.data_type == TensorProto.STRING:
+        held, needed = len(tensor.string_data), size
+    elif tensor.HasField("raw_data"):
+        held, needed = len(tensor.raw_data), _bytes(tensor, size, where)
+    else:
+        held = sum(len(field) for field in (tensor.float_data, tensor.int32_data, tensor.int64_data))
+        held += len(tensor.double_data) + len(tensor.uint64_data)
+        complex_parts = 2 if tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128) else 1
+        needed = -(-size // _PACKED.get(_type_name(tensor, where), 1)) * complex_parts
+    if held != needed:
+        raise ModelError(
+            f"{where}: tensor '{name}' of shape {dims} holds {held} bytes or numbers where {needed} are needed; the file "
+            f"is damaged"
+        )
+
+
+def _check_external(tensor: TensorProto, size: int, where: str, folder: Path | None) -> None:
+    entries = {e.key: e.value for e in tensor.external_data}
+    location = entries.get("location", "")
+    start = f"{where}: the data of tensor '{tensor.name}' are said to lie in '{location}'"
+    if folder is None:
+        raise ModelError(f"{start}, and a ModelProto has no folder: give the path of its file")
+    path = folder / location
+    if not location or Path(location).is_absolute() or ".." in Path(location).parts:
+        raise ModelError(f"{start}: only files beside the model or in folders below it are read")
+    if path.is_symlink() or path.resolve() != folder.resolve() / location or not path.is_file():
+        raise ModelError(f"{start}, which is not a regular file there; keep the model and its data together")
+    try:
+        offset = int(entries.get("offset", 0))
+        length = int(entries.get("length", path.stat().st_size - offset))
+    except ValueError:
+        raise ModelError(f"{start}, at a place that is no number") from None
+    needed = _bytes(tensor, size, where)
+    if offset < 0 or length != needed or offset + length > path.stat().st_size:
+        raise ModelError(
+            f"{start}, {length:,} bytes from {offset:,}: {needed:,} are needed, and the file has "
+            f"{path.stat().st_size:,}"
+        )
+
+
+def _type_name(tensor: TensorProto, where: str) -> str:
+    try:
+        return str(TensorProto.DataType.Name(tensor.data_type))
+    except ValueError:
+        raise ModelError(f"{where}: tensor '{tensor.name}' has the unknown type {tensor.data_type}") from None
+
+
+def _bytes(tensor: TensorProto, size: int, where: str) -> int:
+    kind = _type_name(tensor, where)
+    if kind in _PACKED:
+        return -(-size // _PACKED[kind])
+    try:
+        return size * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    except (KeyError, ValueError, TypeError):
+        raise ModelError(f"{where}: tensor '{tensor.name}' has the type {kind}, which holds no numbers") from None

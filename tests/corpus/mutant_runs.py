@@ -1,0 +1,44 @@
+"""Many mutants in worker processes, which are started again where one took its process down."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+WORKER = Path(__file__).with_name("mutant_worker.py")
+SIGALRM = -14
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fate:
+    """What became of one mutant: `quantized`, `refused`, or words for what must not happen."""
+
+    seed: int
+    outcome: str
+    seconds: float = 0.0
+    rss: int = 0
+
+
+def fates(first: int, last: int) -> Iterator[Fate]:
+    """The fate of every mutant from `first` to before `last`."""
+    while first < last:
+        worker = subprocess.Popen(
+            [sys.executable, str(WORKER), str(first), str(last)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert worker.stdout is not None
+        with worker.stdout:
+            for line in worker.stdout:
+                fate = Fate(**json.loads(line))
+                first = fate.seed + 1
+                yield fate
+        status = worker.wait()
+        if first < last:
+            yield Fate(seed=first, outcome="hung" if status == SIGALRM else f"crashed with status {status}")
+            first += 1

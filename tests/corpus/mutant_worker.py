@@ -1,0 +1,68 @@
+"""Quantize mutants in a process of its own: `python mutant_worker.py FIRST LAST` prints a line of JSON for each.
+
+The alarm that ends a hang kills the process, as a crash of native code would; whoever started it sees which seed was
+next.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+from mutants import write_mutant
+
+import qgraph
+from qgraph.errors import QGraphError
+
+HANG = 10  # seconds
+opened: list[str] = []
+
+
+def watch(event: str, arguments: tuple[object, ...]) -> None:
+    if event == "open":
+        opened.append(str(arguments[0]))
+
+
+def outcome(seed: int, folder: Path) -> str:
+    """quantized, refused, or what went wrong."""
+    path, feeds = write_mutant(seed, folder)
+    before = {p.name for p in folder.iterdir()}
+    opened.clear()
+    how = {"data": [feeds]} if seed % 2 else {"activations": None}
+    try:
+        qgraph.quantize(path, method="minmax", threads=1, **how).save(folder / "out.onnx")
+        result = "quantized"
+    except QGraphError as error:
+        result = "refused" if len(str(error)) > 20 else "refused without a reason"
+    except Exception as error:
+        result = f"escaped: {type(error).__name__}: {str(error)[:200]}"
+    if any("secret" in name or "passwd" in name for name in opened):
+        return "read outside of the folder"
+    left = {p.name for p in folder.iterdir()} - before
+    expected = {"out.onnx"} if result == "quantized" else set()
+    return result if left == expected else f"left {sorted(left)} behind"
+
+
+def main(first: int, last: int) -> None:
+    warnings.simplefilter("ignore")
+    sys.addaudithook(watch)
+    for seed in range(first, last):
+        with tempfile.TemporaryDirectory() as folder:
+            inside = Path(folder) / "model"
+            inside.mkdir()
+            start = time.perf_counter()
+            signal.alarm(HANG)
+            found = outcome(seed, inside)
+            signal.alarm(0)
+        row = {"seed": seed, "outcome": found, "seconds": time.perf_counter() - start}
+        print(json.dumps(row | {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,176 @@
+"""Damaged and hostile model files, from a seed: what a fuzzer, a broken disk or an attacker would hand over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+from random_nets import random_net
+
+GIANT = (2**31 - 1, 2**31, 2**40, 2**62, -1, -(2**63), 0)
+Bytes = Callable[[bytearray, np.random.Generator], bytes]
+Structure = Callable[[onnx.ModelProto, np.random.Generator], None]
+
+
+def write_mutant(seed: int, folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """Write the mutant of this seed as `folder`/model.onnx and what it points at; and feeds of its original."""
+    rng = np.random.default_rng(seed)
+    model, feeds = random_net(int(rng.integers(200)))
+    path = folder / "model.onnx"
+    (folder.parent / "secret.bin").write_bytes(b"?" * 4096)
+    (folder / "link.bin").symlink_to("../secret.bin")
+    if rng.random() < 0.5:
+        STRUCTURES[int(rng.integers(len(STRUCTURES)))](model, rng)
+        data = model.SerializeToString()
+    else:
+        data = model.SerializeToString()
+        for _ in range(int(rng.integers(1, 4))):
+            data = DAMAGES[int(rng.integers(len(DAMAGES)))](bytearray(data), rng)
+    path.write_bytes(data)
+    if rng.random() < 0.1:
+        (folder / "weights.bin").write_bytes(rng.bytes(64))
+    return path, feeds
+
+
+# Damage to the bytes
+
+
+def flip_bits(data: bytearray, rng: np.random.Generator) -> bytes:
+    for place in rng.integers(len(data), size=int(rng.integers(1, 9))) if data else ():
+        data[place] ^= 1 << int(rng.integers(8))
+    return bytes(data)
+
+
+def truncate(data: bytearray, rng: np.random.Generator) -> bytes:
+    return bytes(data[: int(rng.integers(len(data) + 1))])
+
+
+def swap_chunks(data: bytearray, rng: np.random.Generator) -> bytes:
+    size = min(int(rng.integers(1, 16)), len(data) // 2)
+    a, b = (int(rng.integers(len(data) - size + 1)) for _ in range(2))
+    data[a : a + size], data[b : b + size] = data[b : b + size], data[a : a + size]
+    return bytes(data)
+
+
+def drop_or_repeat(data: bytearray, rng: np.random.Generator) -> bytes:
+    start, size = int(rng.integers(len(data) + 1)), int(rng.integers(1, 64))
+    middle = bytes(data[start : start + size]) * int(rng.choice([0, 2, 50]))
+    return bytes(data[:start]) + middle + bytes(data[start + size :])
+
+
+def grow_a_length(data: bytearray, rng: np.random.Generator) -> bytes:
+    """A varint that says much more than there is."""
+    if data:
+        place = int(rng.integers(len(data)))
+        data[place : place + 1] = b"\xff" * int(rng.integers(1, 9)) + bytes([int(rng.integers(128))])
+    return bytes(data)
+
+
+DAMAGES: tuple[Bytes, ...] = (flip_bits, truncate, swap_chunks, drop_or_repeat, grow_a_length)
+
+
+# Damage to the meaning
+
+
+def giant_weight(model: onnx.ModelProto, rng: np.random.Generator) -> None:
+    tensor = _tensor(model, rng)
+    tensor.dims[:] = [int(rng.choice(GIANT)) for _ in range(int(rng.integers(1, 5)))]
+
+
+def giant_input(model: onnx.ModelProto, rng: np.random.Generator) -> None:
+    shape = model.graph.input[0].type.tensor_type.shape
+    shape.dim[int(rng.integers(len(shape.dim)))].dim_value = int(rng.choice(GIANT))
+
+
+def giant_attribute(model: onnx.ModelProto, rng: np.random.Generator) -> None:
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.ints and rng.random() < 0.5:
+                attribute.ints[int(rng.integers(len(attribute.ints)))] = int(rng.choice(GIANT))
+            elif attribute.type == onnx.AttributeProto.INT and rng.random() < 0.5:
+                attribute.i = int(rng.choice(GIANT))
+
+
+def giant_constant(model: onnx.ModelProto, rng: np.random.Generator) -> None:
+    """A graph that computes terabytes out of a few bytes."""
+    shape = onnx.numpy_helper.from_array(np.array([2**20, 2 ** int(rng.integers(4, 22))], np.int64), "huge/shape")
+    model.graph.initializer.append(shape)
+    model.graph.node.insert(0, onnx.helper.make_node("ConstantOfShape", ["huge/shape"], ["huge"]))
+    model.graph.node.append(onnx.helper.make_node("Identity", ["huge"], ["huge/out"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("huge/out", TensorProto.FLOAT, None))
+
+
+def cycle(model: onnx.ModelProto, rng: np.random.Generator) -> None:
+    first, last = model.graph.node[0], model.graph.node[-1]
+    if first.input and last.output:
+        first.input[0] = last.output[0]
+
+
+def same_name_twice(model: onnx.ModelProto, rng: np.random.Generator) -> None:
+    nodes = model.graph.node
+    nodes[-1].output[0] = nodes[0].output[0]
+
+
+def missing_tensor(model: onnx.ModelProto, rng: np.random.Generator) -> None:
+    node = model.graph.node[int(rng.integers(len(model.graph.node)))]
+    if node.input:
+        node.input[int(rng.integers(len(node.input)))] = str(rng.choice(["", "nowhere"]))
+
+
+def wrong_operator(model: onnx.ModelProto, rng: np.random.Generator) -> None:
+    names = ["Conv", "MatMul", "Gemm", "Reshape", "Scan", "LSTM", "Resize", "Nothing", "BatchNormalization", "If", ""]
+    model.graph.node[int(rng.integers(len(model.graph.node)))].op_type = str(rng.choice(names))
+
+
+def wrong_type(model: onnx.ModelProto, rng: np.random.Generator) -> None:
+    _tensor(model, rng).data_type = int(rng.integers(0, 40))
+
+
+def short_weight(model: onnx.ModelProto, rng: np.random.Generator) -> None:
+    tensor = _tensor(model, rng)
+    tensor.raw_data = tensor.raw_data[: int(rng.integers(len(tensor.raw_data) + 1))]
+
+
+def strange_values(model: onnx.ModelProto, rng: np.random.Generator) -> None:
+    """NaN, infinities and numbers whose products overflow."""
+    tensor = _tensor(model, rng)
+    if tensor.data_type == TensorProto.FLOAT and tensor.raw_data:
+        values = np.frombuffer(tensor.raw_data, np.float32).copy()
+        values[rng.random(values.shape) < 0.5] = rng.choice([np.nan, np.inf, -np.inf, 3e38, 1e-45])
+        tensor.raw_data = values.tobytes()
+
+
+def outside(model: onnx.ModelProto, rng: np.random.Generator) -> None:
+    """Weights that are said to lie in a file elsewhere, or where no file could hold them."""
+    tensor = _tensor(model, rng)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    places = ["../secret.bin", "/etc/passwd", "weights.bin", "a/../../secret.bin", "link.bin", "", "model.onnx", "."]
+    tensor.external_data.add(key="location", value=str(rng.choice(places)))
+    if rng.random() < 0.5:
+        tensor.external_data.add(key="offset", value=str(rng.choice([2**40, -1, 2**63, 8])))
+    if rng.random() < 0.5:
+        tensor.external_data.add(key="length", value=str(rng.choice([2**40, -1, 0, 4])))
+
+
+def _tensor(model: onnx.ModelProto, rng: np.random.Generator) -> TensorProto:
+    return model.graph.initializer[int(rng.integers(len(model.graph.initializer)))]
+
+
+STRUCTURES: tuple[Structure, ...] = (
+    giant_weight,
+    giant_input,
+    giant_attribute,
+    giant_constant,
+    cycle,
+    same_name_twice,
+    missing_tensor,
+    wrong_operator,
+    wrong_type,
+    short_weight,
+    strange_values,
+    outside,
+)
