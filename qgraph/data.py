@@ -371,7 +371,7 @@ def _padded(samples: Array, fixed: int | None) -> Array:
 
 def _fixed_batch(inputs: tuple[ir.Value, ...]) -> int | None:
     sizes = {v.shape[0] for v in inputs if v.shape is not None and len(v.shape) > 0}
-    fixed = {s for s in sizes if isinstance(s, int)}
+    fixed = {s for s in sizes if isinstance(s, int) and s > 0}
     return fixed.pop() if len(fixed) == 1 and len(sizes) == 1 else None
 
 
