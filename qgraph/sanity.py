@@ -71,8 +71,8 @@ def _check_node(node: onnx.NodeProto, where: str, folder: Path | None) -> None:
             low, high = -_LIMIT, _LIMIT
         if any(not low <= n < high for n in numbers):
             raise ModelError(
-                f"{where}: {node.op_type} '{node.name}' has {attribute.name} = {numbers}, outside of {low}..{high - 1}; "
-                f"export the model again"
+                f"{where}: {node.op_type} '{node.name}' has {attribute.name} = {numbers}, outside of "
+                f"{low}..{high - 1}; export the model again"
             )
 
 
@@ -95,8 +95,8 @@ def _check_tensor(tensor: TensorProto, where: str, folder: Path | None) -> None:
         needed = -(-size // _PACKED.get(_type_name(tensor, where), 1)) * complex_parts
     if held != needed:
         raise ModelError(
-            f"{where}: tensor '{name}' of shape {dims} holds {held} bytes or numbers where {needed} are needed; the file "
-            f"is damaged"
+            f"{where}: tensor '{name}' of shape {dims} holds {held} bytes or numbers where {needed} are needed; "
+            f"the file is damaged"
         )
 
 
