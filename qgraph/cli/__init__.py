@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import click
 
@@ -53,6 +56,27 @@ def cli(debug: bool) -> None:
     """
 
 
+class _Terminated(BaseException):
+    """SIGTERM came: unwind, so that nothing half-written stays."""
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """In the main thread, where alone Python allows it."""
+
+    def terminate(signum: int, frame: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -60,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [a for a in arguments if a != "--debug"]
     warnings.showwarning = show_warning
     try:
-        status = cli.main(arguments, prog_name="qgraph", standalone_mode=False)
+        with _sigterm_unwinds():
+            status = cli.main(arguments, prog_name="qgraph", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.exceptions.Exit as stop:
@@ -68,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         ERRORS.print("interrupted", style="bold red")
         return 130
+    except _Terminated:
+        return 128 + signal.SIGTERM
     except click.ClickException as error:
         error.show(sys.stderr)
         return error.exit_code

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,7 +134,11 @@ def distill(
         report=_Reporter(on_step, len(numbers) * config.steps),
     )
     with ThreadPoolExecutor(workers) as pool:
-        results = list(pool.map(job.run, numbers))
+        try:
+            results = list(pool.map(job.run, numbers))
+        except BaseException:  # an interrupt must not wait for batches that nobody will see
+            job.stop.set()
+            raise
     inputs = {name: np.concatenate([batch[name] for batch, _ in results])[:count] for name in goal.shapes}
     return Distilled(
         inputs=inputs,
@@ -170,6 +174,7 @@ class _Job:
     seed: int
     checkpoints: Checkpoints | None
     report: _Reporter
+    stop: Event = field(default_factory=Event)
 
     def run(self, number: int) -> tuple[Arrays, list[float]]:
         """Optimise batch `number` to the end, from its checkpoint if there is one."""
@@ -177,7 +182,7 @@ class _Job:
         batch, optimisers, losses = saved or self._start(number)
         if losses:
             self.report(len(losses), losses[-1])
-        while len(losses) < self.config.steps:
+        while len(losses) < self.config.steps and not self.stop.is_set():
             loss, gradients = self.goal(batch)
             for name, x in batch.items():
                 optimisers[name].update(x, gradients[name], loss)

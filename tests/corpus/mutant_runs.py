@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 WORKER = Path(__file__).with_name("mutant_worker.py")
-SIGALRM = -14
+TIMERS = (-signal.SIGPROF, -signal.SIGALRM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,5 +41,5 @@ def fates(first: int, last: int) -> Iterator[Fate]:
                 yield fate
         status = worker.wait()
         if first < last:
-            yield Fate(seed=first, outcome="hung" if status == SIGALRM else f"crashed with status {status}")
+            yield Fate(seed=first, outcome="hung" if status in TIMERS else f"crashed with status {status}")
             first += 1

@@ -1,0 +1,156 @@
+"""What goes wrong around the tool: full disks, kills, two writers, data that raise. Nothing is left half-written."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import qgraph
+from qgraph.errors import ModelError
+
+ROOT = Path(__file__).resolve().parents[2]
+DISTILL = ("--steps", "100", "--count", "32", "--seed", "3", "--threads", "1", "--quiet")
+
+
+def start(*arguments: object) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "qgraph", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@contextmanager
+def largest_file(size: int):
+    """No file may grow beyond `size` bytes: writing fails as it does on a full disk, in the middle."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture(scope="module")
+def small(digits) -> qgraph.Result:
+    return qgraph.quantize(digits, method="minmax", weights=8, activations=None)
+
+
+def test_a_disk_that_fills_up(small, tmp_path):
+    with largest_file(4096), pytest.raises(ModelError, match=r"cannot write .*out\.onnx"):
+        small.save(tmp_path / "out.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_output_survives_a_full_disk(small, tmp_path):
+    out = tmp_path / "out.onnx"
+    out.write_bytes(b"old")
+    with largest_file(4096), pytest.raises(ModelError):
+        small.save(out)
+    assert out.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_an_output_on_another_file_system(small, tmp_path):
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs a second file system at /dev/shm")
+    out = other / f"qgraph-test-{os.getpid()}.onnx"
+    try:
+        assert small.save(out) == out.stat().st_size
+        onnx.checker.check_model(str(out), full_check=True)
+    finally:
+        out.unlink(missing_ok=True)
+
+
+def test_two_writers_of_one_output(digits, small, tmp_path):
+    """One of the two wins, whole."""
+    four = qgraph.quantize(digits, method="minmax", weights=4, activations=None)
+    out, wanted = tmp_path / "out.onnx", set()
+    for index, result in enumerate((small, four)):
+        result.save(tmp_path / f"{index}.onnx")
+        wanted.add((tmp_path / f"{index}.onnx").read_bytes())
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(20):
+            list(pool.map(lambda result: result.save(out), (small, four)))
+            assert out.read_bytes() in wanted
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0.onnx", "1.onnx", "out.onnx"]
+
+
+def test_data_that_raise(digits, tmp_path):
+    def batches():
+        yield np.zeros((4, 1, 8, 8), np.float32)
+        raise ConnectionError("the camera is gone")
+
+    with pytest.raises(ConnectionError, match="the camera is gone"):
+        qgraph.quantize(digits, data=batches(), method="minmax")
+
+
+def test_termination_leaves_nothing_behind(digits, tmp_path):
+    """SIGTERM in the middle of distilling: status 143, as the shell has it, and no file of any kind but checkpoints."""
+    checkpoints = tmp_path / "checkpoints"
+    job = start("quantize", digits, "-o", tmp_path / "out.onnx", "--resume", checkpoints)
+    _wait_for(lambda: checkpoints.exists(), job)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(60) == 143
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoints"]
+
+
+def kill_and_resume(digits: Path, folder: Path, moments: list[float]) -> bytes:
+    """Distil with a kill -9 that many seconds after the first checkpoint, again and again; the bytes in the end."""
+    out, checkpoints = folder / "data.npz", folder / "checkpoints"
+    for seconds in moments:
+        job = start("distill", digits, "-o", out, "--resume", checkpoints, *DISTILL)
+        _wait_for(lambda: checkpoints.exists(), job)
+        time.sleep(seconds)
+        job.kill()
+        job.wait()
+        assert not out.exists() or job.returncode == 0
+    assert start("distill", digits, "-o", out, "--resume", checkpoints, *DISTILL).wait() == 0
+    return _content(out)
+
+
+def test_killed_and_resumed_gives_the_same_data(digits, tmp_path):
+    assert start("distill", digits, "-o", tmp_path / "whole.npz", *DISTILL).wait() == 0
+    assert kill_and_resume(digits, tmp_path, [0.4]) == _content(tmp_path / "whole.npz")
+
+
+@pytest.mark.slow
+def test_killed_at_many_moments(digits, tmp_path):
+    assert start("distill", digits, "-o", tmp_path / "whole.npz", *DISTILL).wait() == 0
+    moments = np.random.default_rng(0).uniform(0, 2, 50).tolist()
+    for index in range(0, 50, 2):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        assert kill_and_resume(digits, folder, moments[index : index + 2]) == _content(tmp_path / "whole.npz")
+
+
+def test_the_same_bytes_on_any_number_of_threads(digits, digits_calibration, tmp_path):
+    seen = set()
+    for run, threads in enumerate((1, 2, 1, 2, 1)):
+        out = tmp_path / f"{run}.onnx"
+        qgraph.quantize(digits, data=digits_calibration, limit=64, weights=4, threads=threads).save(out)
+        seen.add(out.read_bytes())
+    assert len(seen) == 1
+
+
+def _content(archive: Path) -> bytes:
+    """The arrays of an .npz; the archive itself carries the time of writing."""
+    with np.load(archive) as arrays:
+        return b"".join(name.encode() + arrays[name].tobytes() for name in sorted(arrays))
+
+
+def _wait_for(condition, job: subprocess.Popen[bytes], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and job.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert condition(), f"the job ended with {job.poll()} before it came so far"
