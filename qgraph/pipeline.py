@@ -154,7 +154,7 @@ def quantize(
             **overrides,
         )
     clock = Clock()
-    given = _gather(
+    given = gather(
         model,
         data,
         method=method,
@@ -169,11 +169,10 @@ def quantize(
         clock=clock,
         overrides=overrides,
     )
-    net, view, recipe, observed = given.net, given.view, given.recipe, given.observed
+    net, recipe, observed = given.net, given.recipe, given.observed
     with clock.stage("plan"):
-        first = initial_plan(view, recipe, observed)
-        tried = None if calibration is not None else given.samples  # a file of statistics decides alone
-        plan = refine(first, view, observed, recipe, format=format, samples=tried)
+        # a file of statistics decides alone
+        plan = given.plan(format=format, samples=None if calibration is not None else given.samples)
 
     def made(plan: QuantPlan, allocation: Allocation | None) -> Result:
         return Result(
@@ -236,7 +235,7 @@ def measure_sensitivity(
 
     The arguments are those of `quantize`; without data, samples are distilled from the model.
     """
-    given = _gather(
+    given = gather(
         model,
         data,
         method=method,
@@ -246,7 +245,6 @@ def measure_sensitivity(
         threads=threads,
         resume=resume,
         progress=progress,
-        clock=Clock(),
         overrides={**overrides, "weights": "mixed", "activations": None},
     )
     mixer = given.mixer(executor=executor, resume=resume, threads=threads, progress=progress)
@@ -254,7 +252,7 @@ def measure_sensitivity(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Gathered:
+class Gathered:
     """What a plan is made of: the network, the recipe, and what is known of its activations."""
 
     loaded: Model
@@ -264,6 +262,11 @@ class _Gathered:
     samples: Dataset | None
     observed: Observations | None
     source: str
+
+    def plan(self, *, format: str = "qdq", samples: Dataset | None = None) -> QuantPlan:
+        """The plan of the recipe's method; where bits are to be mixed, the one with 8 bits everywhere."""
+        first = initial_plan(self.view, self.recipe, self.observed)
+        return refine(first, self.view, self.observed, self.recipe, format=format, samples=samples)
 
     def mixer(self, *, format: str = "qdq", **options: Any) -> Mixer:
         if self.samples is None:
@@ -279,22 +282,24 @@ class _Gathered:
         )
 
 
-def _gather(
+def gather(
     model: ModelLike,
     data: DataLike | None,
     *,
     method: str | None,
-    preprocessing: Preprocessing | None,
-    limit: int | None,
-    seed: int,
-    threads: int | None,
-    resume: str | Path | None,
-    progress: Progress,
-    clock: Clock,
     overrides: dict[str, Any],
+    preprocessing: Preprocessing | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    resume: str | Path | None = None,
+    progress: Progress = SILENT,
+    clock: Clock | None = None,
     calibration: str | Path | None = None,
     opset: int | None = None,
-) -> _Gathered:
+) -> Gathered:
+    """Load, distil where there are no data, and observe: all that comes before a plan. Arguments as for `quantize`."""
+    clock = clock or Clock()
     measured = calibration is not None and Path(calibration).exists()
     recipe = Recipe.choose(method, data is not None or measured, **overrides)
     with clock.stage("load"):
@@ -314,9 +319,7 @@ def _gather(
     with clock.stage("observe"):
         observed = _observations(net, recipe, samples, calibration, threads, progress)
     source = _source(observed, given=data is not None or measured)
-    return _Gathered(
-        loaded=loaded, net=net, view=view, recipe=recipe, samples=samples, observed=observed, source=source
-    )
+    return Gathered(loaded=loaded, net=net, view=view, recipe=recipe, samples=samples, observed=observed, source=source)
 
 
 def distilled_inputs(

@@ -114,6 +114,8 @@ class Recipe:
                 raise UsageError(f"{_flag(option)} must be a positive number, not {amount}")
         if self.allocate_bits not in (None, *ALLOCATIONS):
             raise UsageError(f"--allocate-bits must be one of {', '.join(ALLOCATIONS)}, not '{self.allocate_bits}'")
+        if self.mixed and self.allocate_bits not in (None, "none"):
+            raise UsageError("--weights mixed gives bits to layers, --allocate-bits to channels: choose one of them")
         for option, known in (("search", SEARCHES), ("direction", DIRECTIONS)):
             if getattr(self, option) not in known:
                 raise UsageError(f"{_flag(option)} must be one of {', '.join(known)}, not '{getattr(self, option)}'")

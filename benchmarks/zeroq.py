@@ -1,0 +1,241 @@
+"""ZeroQ without one image: accuracy of mixed precision, what its frontier is worth, and where the time goes.
+
+    python -m benchmarks.zeroq accuracy     the paper's settings for ResNet-20, and the same average bits for ResNet-32
+    python -m benchmarks.zeroq allocation   the frontier against Inverse and Random at the same size (ZeroQ, Table V)
+    python -m benchmarks.zeroq time         seconds of the three stages, and of the same three in PyTorch
+    python -m benchmarks.zeroq closed       rank correlation of measured and closed-form sensitivities
+
+The test images only measure. Distilled data are made once per network and seed and used for every row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import qgraph
+import qmath
+from benchmarks.common import CIFAR, arguments, images, report, shared
+from qgraph.evaluation import evaluate
+from qgraph.gain import known_moments
+from qgraph.graph import GraphView
+from qgraph.model import Model, load, normalise
+from qgraph.pipeline import DISTILLED
+from qgraph.simulate import simulate
+from qgraph.zeroq import distill
+from qgraph.zeroq.allocate import frontier, mix
+from qgraph.zeroq.predict import predict
+from qgraph.zeroq.sensitivity import Sensitivity
+
+NETWORKS = ("cifar10_resnet20", "cifar10_resnet32")
+SETTINGS: tuple[tuple[str, dict[str, Any], float], ...] = (  # name, options, the paper's drop on ResNet-20
+    ("W8A8", {"weights": 8}, 0.09),
+    ("mixed, 0.20 MB, A6", {"size_mb": 0.20, "activations": 6}, 0.16),
+    ("mixed, 0.13 MB, A8", {"size_mb": 0.13}, 0.87),
+)
+DRAWS = 20
+PAPER_BITS = (2, 4, 8)
+
+
+def main() -> None:
+    given = arguments(__doc__, _options)
+    tables = {"accuracy": accuracy, "allocation": allocation, "time": times, "closed": closed}
+    title, rows = tables[given.table](given)
+    report(title, rows, json_path=given.json)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("table", choices=["accuracy", "allocation", "time", "closed"])
+    parser.add_argument("--seed", type=int, default=0, help="of the distilled data")
+    parser.add_argument("--limit", type=int, help="use at most this many test images")
+    parser.add_argument("--network", action="append", help="only these networks (repeatable)")
+
+
+def accuracy(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
+    """Top-1 of float and of every setting; a size in MB becomes the average bits of ResNet-20 on other networks."""
+    test = _test(given)
+    reference = _weights(normalise(load(shared("models", f"{NETWORKS[0]}.onnx"))))
+    rows = []
+    for name in given.network or NETWORKS:
+        path = shared("models", f"{name}.onnx")
+        floats = evaluate(path, test, preprocessing=CIFAR).top1 or 0.0
+        data = _distilled(path, given)
+        for setting, options, paper in SETTINGS:
+            same = dict(options)
+            if name != NETWORKS[0] and "size_mb" in same:
+                same["average_bits"] = same.pop("size_mb") * 2**20 * 8 / reference
+            result = qgraph.quantize(path, data, method="zeroq", **same)
+            top1 = _top1(result.model, test)
+            size = sum(layer.weight_bytes for layer in result.layers)
+            rows.append(
+                {
+                    "network": name,
+                    "setting": setting if same == options else f"{same['average_bits']:.2f} bits on average",
+                    "weights MB": size / 2**20,
+                    "file bytes": result.nbytes,
+                    "float": floats,
+                    "top-1": top1,
+                    "drop": floats - top1,
+                    "paper's drop": paper if name == NETWORKS[0] else None,
+                }
+            )
+    return f"Top-1 on {len(test['labels']):,} test images, without any data", rows
+
+
+def allocation(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
+    """20 selections of each kind at 4 bits on average: the least sum of sensitivities, the largest, and random ones."""
+    test = _test(given)
+    rows = []
+    for name in given.network or NETWORKS[:1]:
+        path = shared("models", f"{name}.onnx")
+        plan, menu, table = _menu(path, given, PAPER_BITS)
+        net = normalise(load(path))
+        budget = 4 / 8 * sum(row.weights for row in table.layers)
+        for kind, chosen in (
+            ("frontier", _cheapest(table, budget)),
+            ("Random", _random(table, budget, given.seed)),
+            ("Inverse", _dearest(table, budget)),
+        ):
+            reached = [_top1(simulate(net, mix(plan, menu, selection)), test) for selection in chosen]
+            rows.append(
+                {
+                    "network": name,
+                    "method": kind,
+                    "best": max(reached),
+                    "worst": min(reached),
+                    "mean": statistics.mean(reached),
+                    "variance": statistics.variance(reached),
+                    "mean MB": statistics.mean(s.size for s in chosen) / 2**20,
+                    "mean sensitivity": statistics.mean(s.cost for s in chosen),
+                }
+            )
+    return (
+        f"{DRAWS} selections each of 2, 4 and 8 bits, 4 on average, A8: top-1 on {len(test['labels']):,} images",
+        rows,
+    )
+
+
+def closed(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
+    """Spearman's correlation over all (layer, bits) pairs, with BatchNormalization's statistics and without any."""
+    rows = []
+    for name in given.network or NETWORKS:
+        path = shared("models", f"{name}.onnx")
+        loaded = load(path)
+        view = GraphView(normalise(loaded))
+        known = known_moments(normalise(loaded, fold_bn=False))
+        for bits in (PAPER_BITS, tuple(range(2, 9))):
+            table = _menu(path, given, bits)[2]
+            width = dataclasses.replace(
+                table,
+                layers=tuple(dataclasses.replace(r, predicted=tuple(4.0**-k for k in r.bits)) for r in table.layers),
+            )
+            rows.append(
+                {
+                    "network": name,
+                    "bits": ",".join(map(str, bits)),
+                    "pairs": sum(len(row.bits) for row in table.layers),
+                    "with BN statistics": predict(table, view, known).agreement(),
+                    "weights alone": predict(table, view, {}).agreement(),
+                    "4^-bits alone": width.agreement(),
+                }
+            )
+    return "Rank correlation of closed-form with measured sensitivities", rows
+
+
+def times(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
+    """Seconds from file to file, and of the same three stages in torch where it is installed."""
+    rows = []
+    for name in given.network or NETWORKS[:1]:
+        path = shared("models", f"{name}.onnx")
+        result = qgraph.quantize(path, size_mb=0.13, seed=given.seed, threads=given.threads or None)
+        ours = result.seconds
+        torch = _torch_seconds(path, given)
+        for stage in ("distill", "sensitivity", "frontier", "total"):
+            rows.append({"network": name, "stage": stage, "qgraph s": ours[stage], "torch s": torch(stage)})
+    return "Seconds from file to file at 0.13 MB (torch: n/a where it is not installed)", rows
+
+
+def _torch_seconds(path: Any, given: argparse.Namespace) -> Callable[[str], Any]:
+    if importlib.util.find_spec("torch") is None:
+        return lambda stage: "n/a: no torch"
+    from benchmarks import torch_zeroq
+
+    seconds = torch_zeroq.stages(path, bits=tuple(range(2, 9)), count=DISTILLED, threads=given.threads, seed=given.seed)
+    return lambda stage: seconds[stage]
+
+
+def _menu(path: Any, given: argparse.Namespace, bits: tuple[int, ...]) -> tuple[Any, dict[str, Any], Sensitivity]:
+    """The 8-bit plan, every layer at each of `bits`, and the sensitivities."""
+    from qgraph.pipeline import gather
+
+    gathered = gather(path, _distilled(path, given), method="zeroq", overrides={"weights": "mixed", "bits": bits})
+    mixer = gathered.mixer()
+    menu = mixer.menu()
+    return gathered.plan(), menu, mixer.sensitivity(menu)
+
+
+def _cheapest(table: Sensitivity, budget: float) -> list[qmath.Selection]:
+    """The last points of the frontier before the budget."""
+    front = frontier(table)
+    last = int(np.searchsorted(front.sizes, budget, side="right"))
+    return [front[i] for i in range(max(last - DRAWS, 0), last)]
+
+
+def _dearest(table: Sensitivity, budget: float) -> list[qmath.Selection]:
+    """The largest sums of sensitivities among selections that are no smaller than the budget less 1%."""
+    costs = [np.array(row.measured) for row in table.layers]
+    sizes = [np.array(row.nbytes, float) for row in table.layers]
+    most = sum(float(s.max()) for s in sizes)
+    inverse = qmath.pareto_frontier([c.max() - c for c in costs], [s.max() - s for s in sizes])
+    last = int(np.searchsorted(inverse.sizes, most - 0.99 * budget, side="right"))
+    return [_selection(table, inverse.choices[i]) for i in range(max(last - DRAWS, 0), last)]
+
+
+def _random(table: Sensitivity, budget: float, seed: int) -> list[qmath.Selection]:
+    """Random bits for every layer, drawn until they take from 97% to 100% of the budget."""
+    rng = np.random.default_rng(seed)
+    found: list[qmath.Selection] = []
+    while len(found) < DRAWS:
+        drawn = rng.integers(len(PAPER_BITS), size=len(table.layers))
+        selection = _selection(table, drawn)
+        if 0.97 * budget <= selection.size <= budget:
+            found.append(selection)
+    return found
+
+
+def _selection(table: Sensitivity, choices: Any) -> qmath.Selection:
+    pairs = list(zip(table.layers, choices, strict=True))
+    size, cost = sum(row.nbytes[c] for row, c in pairs), sum(row.measured[c] for row, c in pairs)
+    return qmath.Selection(choices=np.asarray(choices, np.int64), size=float(size), cost=float(cost), gap=float("nan"))
+
+
+_made: dict[tuple[str, int], Any] = {}
+
+
+def _distilled(path: Any, given: argparse.Namespace) -> Any:
+    key = (str(path), given.seed)
+    if key not in _made:
+        _made[key] = dict(distill(path, count=DISTILLED, seed=given.seed, threads=given.threads or None).inputs)
+    return _made[key]
+
+
+def _test(given: argparse.Namespace) -> dict[str, Any]:
+    return dict(zip(("images", "labels"), images("cifar10_test", given.limit), strict=True))
+
+
+def _top1(model: Any, test: dict[str, Any]) -> float:
+    return evaluate(Model(ir_model=model, source="quantized", nbytes=0), test, preprocessing=CIFAR).top1 or 0.0
+
+
+def _weights(net: Model) -> int:
+    return sum(layer.weight_array().size for layer in GraphView(net).layers)
+
+
+if __name__ == "__main__":
+    main()
