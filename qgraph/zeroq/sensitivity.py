@@ -24,7 +24,7 @@ from qgraph.data import Dataset
 from qgraph.distance import Direction, Reference
 from qgraph.errors import ModelError
 from qgraph.executor import Executor, open_executor
-from qgraph.export import weight_bytes
+from qgraph.export import stored_bytes
 from qgraph.graph import GraphView, Layer
 from qgraph.journal import open_journal
 from qgraph.model import Model
@@ -136,7 +136,7 @@ def _row(layer: Layer, choices: Sequence[LayerQuant], omega: list[float]) -> Lay
         op=layer.op,
         weights=int(np.prod(shape)),
         bits=bits,
-        nbytes=tuple(weight_bytes(shape, k) for k in bits),
+        nbytes=tuple(stored_bytes(shape, choice.weight) for choice in choices),
         measured=tuple(omega),
     )
 
