@@ -357,7 +357,7 @@ def prepare(model: ModelLike, *, opset: int | None = None, fold_bn: bool = True)
     return raise_opset(normalise(load(model), fold_bn=fold_bn), opset)
 
 
-def _searched(plan: QuantPlan, given: _Gathered, *, seed: int, executor: str, **options: Any) -> QuantPlan:
+def _searched(plan: QuantPlan, given: Gathered, *, seed: int, executor: str, **options: Any) -> QuantPlan:
     """What Q-Rater finds from `plan`, with its default settings; `qgraph.search` has all of them."""
     from qgraph.search import polish  # which builds on this module
 

@@ -90,6 +90,7 @@ def test_no_drop_that_cannot_be_kept(digits, labelled):
         ({"weights": "mixed", "size_mb": -1.0}, "positive"),
         ({"weights": "mixed", "size_mb": float("nan")}, "positive"),
         ({"weights": "mixed", "bits": (1, 4)}, "from 2 to 8"),
+        ({"weights": "mixed", "allocate_bits": "weights"}, "choose one of them"),
         ({"weights": "mixed", "search": "random"}, "frontier, groups"),
         ({"weights": "mixed", "direction": "both"}, "forward, reverse"),
         ({"method": "aciq", "weights": "mixed", "activations": None}, "pass --data"),
