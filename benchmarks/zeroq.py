@@ -29,7 +29,7 @@ from qgraph.model import Model, load, normalise
 from qgraph.pipeline import DISTILLED
 from qgraph.simulate import simulate
 from qgraph.zeroq import distill
-from qgraph.zeroq.allocate import frontier, mix
+from qgraph.zeroq.allocate import mix
 from qgraph.zeroq.predict import predict
 from qgraph.zeroq.sensitivity import Sensitivity
 
@@ -98,9 +98,9 @@ def allocation(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
         net = normalise(load(path))
         budget = 4 / 8 * sum(row.weights for row in table.layers)
         for kind, chosen in (
-            ("frontier", _cheapest(table, budget)),
+            ("frontier", _near_best(table, budget, given.seed)),
             ("Random", _random(table, budget, given.seed)),
-            ("Inverse", _dearest(table, budget)),
+            ("Inverse", _near_best(table, budget, given.seed, inverse=True)),
         ):
             reached = [_top1(simulate(net, mix(plan, menu, selection)), test) for selection in chosen]
             rows.append(
@@ -180,21 +180,23 @@ def _menu(path: Any, given: argparse.Namespace, bits: tuple[int, ...]) -> tuple[
     return gathered.plan(), menu, mixer.sensitivity(menu)
 
 
-def _cheapest(table: Sensitivity, budget: float) -> list[qmath.Selection]:
-    """The last points of the frontier before the budget."""
-    front = frontier(table)
-    last = int(np.searchsorted(front.sizes, budget, side="right"))
-    return [front[i] for i in range(max(last - DRAWS, 0), last)]
+def _near_best(table: Sensitivity, budget: float, seed: int, *, inverse: bool = False) -> list[qmath.Selection]:
+    """The least sum of sensitivities at the budget (the largest, if `inverse`), for sensitivities off by about 10%.
 
-
-def _dearest(table: Sensitivity, budget: float) -> list[qmath.Selection]:
-    """The largest sums of sensitivities among selections that are no smaller than the budget less 1%."""
-    costs = [np.array(row.measured) for row in table.layers]
-    sizes = [np.array(row.nbytes, float) for row in table.layers]
-    most = sum(float(s.max()) for s in sizes)
-    inverse = qmath.pareto_frontier([c.max() - c for c in costs], [s.max() - s for s in sizes])
-    last = int(np.searchsorted(inverse.sizes, most - 0.99 * budget, side="right"))
-    return [_selection(table, inverse.choices[i]) for i in range(max(last - DRAWS, 0), last)]
+    Inverse maximises the sum over selections that take at least 97% of the budget.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    for draw in range(DRAWS):
+        spread = 0.1 if draw else 0.0
+        costs = [np.array(row.measured) * rng.lognormal(0, spread, len(row.bits)) for row in table.layers]
+        sizes = [np.array(row.nbytes, float) for row in table.layers]
+        room = budget
+        if inverse:
+            room = sum(float(s.max()) for s in sizes) - 0.97 * budget
+            costs, sizes = [c.max() - c for c in costs], [s.max() - s for s in sizes]
+        found.append(_selection(table, qmath.knapsack(costs, sizes, room).choices))
+    return found
 
 
 def _random(table: Sensitivity, budget: float, seed: int) -> list[qmath.Selection]:
