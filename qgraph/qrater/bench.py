@@ -89,8 +89,8 @@ class Stand:
         return source if grid is None else on_grid(source, grid)
 
 
-def measure(stand: Stand, job: Job) -> NDArray[np.float32]:
-    """The scores of one candidate on the samples of some batches."""
+def measure(stand: Stand, job: Job) -> list[NDArray[np.float32]]:
+    """The scores of one candidate on the samples of some batches, batch by batch."""
     session, samples = stand.open(), stand.samples
     scores = []
     for batch in job.batches:
@@ -98,8 +98,8 @@ def measure(stand: Stand, job: Job) -> NDArray[np.float32]:
         fed = {OPERAND: stand.operand(batch, job.operand), WEIGHT: job.weight, BIAS: job.bias}
         outputs = session.run_list(feeds | {name: fed[name] for name in fed if name in session.input_names})
         real = real_samples(outputs, feeds | fed, samples.counts[batch])
-        scores.append(samples.scorer(real, samples.reference[batch], samples.labels[batch]))
-    return np.concatenate(scores).astype(np.float32)
+        scores.append(samples.scorer(real, samples.reference[batch], samples.labels[batch]).astype(np.float32))
+    return scores
 
 
 class Bench:
@@ -117,16 +117,16 @@ class Bench:
         digest.update(self._steps(candidate.operand).encode())
         return digest.hexdigest()[:24]
 
-    def jobs(self, candidate: Candidate, first: int, end: int) -> list[Job]:
-        """The candidate on the batches first..end-1, in jobs of a few batches."""
+    def jobs(self, candidate: Candidate, batches: Sequence[int]) -> list[Job]:
+        """The candidate on some batches, in jobs of a few."""
         weight = weights.quantized(self.array, candidate.weight)
         bias = self.stand.cut.bias_for(candidate.shift)
         return [
-            Job(weight=weight, operand=candidate.operand, bias=bias, batches=tuple(range(i, min(i + CHUNK, end))))
-            for i in range(first, end, CHUNK)
+            Job(weight=weight, operand=candidate.operand, bias=bias, batches=tuple(batches[i : i + CHUNK]))
+            for i in range(0, len(batches), CHUNK)
         ]
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
         """(number of the job, scores) as they are completed."""
         return self.executor.run(measure, self.stand, jobs)
 

@@ -30,10 +30,11 @@ class SearchConfig:
     `passes`: how often the layers are gone through; from the second on, all other layers are quantized.
 
     `race`: candidates are measured on `first` samples, then on twice as many, and so on; those that lose to the leader
-    at `confidence` (a paired one-sided test) drop out, and so do all but the best share `keep` (1: the test alone). A
-    race is over when nobody left can be better by more than `tolerance` (None: 0.01 for accuracy, else 0.0005).
-    `reuse`: candidates that compute the same are measured once. `cache`: what the layers before compute is kept, up to
-    `cache_bytes` in memory and beyond that on disk. `reuse` and `cache` change no result.
+    at `confidence` (a paired one-sided test) drop out, and so do all but the best share `keep` (1: the test alone).
+    Every race takes the samples in an order of its own. It is over when nobody left can be better by more than
+    `tolerance` (None: 0.01 for accuracy, else 0.0005). `reuse`: candidates that compute the same are measured once.
+    `cache`: what the layers before compute is kept, up to `cache_bytes` in memory and beyond that on disk. `reuse` and
+    `cache` change no result.
 
     `fine`: activations are rounded by way of an 8-bit code, so that the exported graph looks their codes up.
     """
@@ -52,7 +53,7 @@ class SearchConfig:
     race: bool = True
     first: int = 32
     confidence: float = 0.99
-    keep: float = 0.5
+    keep: float = 1 / 3
     tolerance: float | None = None
     reuse: bool = True
     cache: bool = True

@@ -20,7 +20,7 @@ from qgraph.errors import QGraphError
 VERSION = "1"
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS header (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS scores (candidate TEXT, first INTEGER, values_ BLOB, PRIMARY KEY (candidate, first))",
+    "CREATE TABLE IF NOT EXISTS scores (candidate TEXT, batch INTEGER, scores BLOB, PRIMARY KEY (candidate, batch))",
     "CREATE TABLE IF NOT EXISTS choices (stage TEXT PRIMARY KEY, content TEXT NOT NULL)",
 )
 
@@ -60,14 +60,17 @@ class Journal:
                     f"{_short(value)}; give another folder with --resume, or remove it"
                 )
 
-    def scores(self, candidate: str, first: int) -> NDArray[np.float32] | None:
-        """Scores of a candidate on the batches from `first` on, as far as they were measured in one job."""
-        query = "SELECT values_ FROM scores WHERE candidate = ? AND first = ?"
-        row = self._file.execute(query, (candidate, first)).fetchone()
+    def scores(self, candidate: str, batch: int) -> NDArray[np.float32] | None:
+        """Scores of a candidate on a batch, or None where it was not measured."""
+        query = "SELECT scores FROM scores WHERE candidate = ? AND batch = ?"
+        row = self._file.execute(query, (candidate, batch)).fetchone()
         return None if row is None else np.frombuffer(row[0], np.float32)
 
-    def add_scores(self, candidate: str, first: int, scores: NDArray[np.float32]) -> None:
-        self._write("INSERT OR IGNORE INTO scores VALUES (?, ?, ?)", (candidate, first, scores.tobytes()))
+    def add_scores(self, candidate: str, scores: Mapping[int, NDArray[np.float32]]) -> None:
+        """Keep the scores of a candidate on some batches."""
+        rows = [(candidate, batch, values.tobytes()) for batch, values in scores.items()]
+        places = ", ".join(["(?, ?, ?)"] * len(rows))
+        self._write(f"INSERT OR IGNORE INTO scores VALUES {places}", tuple(value for row in rows for value in row))
 
     def choice(self, stage: str) -> dict[str, Any] | None:
         """What was chosen at a stage, or None."""
@@ -76,12 +79,6 @@ class Journal:
 
     def add_choice(self, stage: str, content: Mapping[str, Any]) -> None:
         self._write("INSERT OR REPLACE INTO choices VALUES (?, ?)", (stage, json.dumps(content)))
-
-    def compact(self) -> None:
-        """Keep the choices alone: enough to replay a finished search."""
-        self._write("DELETE FROM scores", ())
-        self._file.execute("PRAGMA journal_mode = DELETE")
-        self._file.execute("VACUUM")
 
     def close(self) -> None:
         self._file.close()
@@ -94,6 +91,15 @@ class Journal:
                 f"cannot write the journal {self.path}: {error}; what it holds stays usable: make room and give the "
                 f"same command again to go on"
             ) from error
+
+
+def compact(path: Path) -> None:
+    """Keep the choices of a finished search alone, in one file: enough to replay it."""
+    file = sqlite3.connect(path, isolation_level=None)
+    file.execute("DELETE FROM scores")
+    file.execute("PRAGMA journal_mode = DELETE")
+    file.execute("VACUUM")
+    file.close()
 
 
 def _short(text: str | None) -> str:

@@ -27,7 +27,7 @@ from qgraph.plan import QuantPlan
 from qgraph.progress import SILENT, Advance, Progress
 from qgraph.qrater.assemble import Assembly, from_json
 from qgraph.qrater.bayes import Optimizer
-from qgraph.qrater.bench import Bench, Candidate, Samples, Stand, advance, collect
+from qgraph.qrater.bench import Bench, Candidate, Job, Samples, Stand, advance, collect
 from qgraph.qrater.config import SearchConfig
 from qgraph.qrater.cost import Cost, own_shares, shares
 from qgraph.qrater.cut import cut
@@ -146,11 +146,23 @@ class _Search:
             wanted *= 2
         return blocks
 
-    def describe(self, mean: float) -> str:
-        """The objective, for a person."""
+    def order(self, stage: str) -> list[int]:
+        """The order of the batches in a stage's races: always the same first ones would decide too much."""
+        if not self.config.race:
+            return list(range(len(self.samples.counts)))
+        seed = int.from_bytes(hashlib.sha256(f"{self.config.seed} {stage}".encode()).digest()[:8])
+        return [int(i) for i in np.random.default_rng(seed).permutation(len(self.samples.counts))]
+
+    def progress(self) -> str:
+        """Where the search is, for a person."""
+        last = self.history[-1][1] if self.history else None
         objective = self.samples.scorer.objective
-        shown = f"{100 * mean:.2f}%" if objective == "accuracy" else f"{-mean:.5f}"
-        return f"{objective} {shown}, {self.cost.saving(self.samples.total):.0f}x fewer image-forwards"
+        now = (
+            "" if last is None else f"{objective} {100 * last:.2f}%, " if objective == "accuracy" else f"{-last:.4f}, "
+        )
+        return (
+            f"{now}{self.cost.run:,} of {self.cost.asked:,} measured, {self.cost.saving(self.samples.total):.0f}x fewer"
+        )
 
     def mean_of_float(self, layer: Layer) -> NDArray[np.float64] | None:
         """E[y] of the float layer per output channel, without its bias; None where its bias is not constant."""
@@ -195,24 +207,36 @@ class _Layer:
     def run(self) -> float:
         owner, config = self.owner, self.config
         now = owner.assembly.current(self.layer.name)
-        grid, best = now.operand, float("nan")
+        grid = now.operand
         owns = owner.assembly.has_operand(self.layer.name)
         if owns and self.turn == 0:
             now = dataclasses.replace(now, operand=None)
         if "clip" in config.ingredients and can_clip(now.weight):
-            now, best = self._stage("weight clip", self._clips, "weight", now)
+            now = self._stage("weight clip", self._clips, "weight", now)
         if "round" in config.ingredients and can_round(now.weight, config):
-            now, best = self._stage("weight round", self._roundings, "weight", now)
+            now = self._stage("weight round", self._roundings, "weight", now)
         if grid is not None and owns:
             now = dataclasses.replace(now, operand=now.operand or grid)
             if "clip" in config.ingredients and can_clip(grid):
-                now, best = self._stage("operand clip", self._clips, "operand", now)
+                now = self._stage("operand clip", self._clips, "operand", now)
             if "round" in config.ingredients and can_round(grid, config):
-                now, best = self._stage("operand round", self._roundings, "operand", now)
+                now = self._stage("operand round", self._roundings, "operand", now)
         if "bias" in config.ingredients:
-            now, best = self._stage("bias", self._shifts, "", now)
+            now = self._stage("bias", self._shifts, "", now)
         owner.assembly.freeze(self.layer.name, now)
-        return best
+        return self._mean(now)
+
+    def _mean(self, now: Candidate) -> float:
+        """The objective of the layer as found, on every sample: what the races saw of it is not measured again."""
+        owner, key = self.owner, f"{self.turn}/{self.layer.name}/mean"
+        kept = owner.journal.choice(key)
+        if kept is None:
+            self.spent = Cost()
+            scores = self._measure([(self.bench.key(now), now)], range(len(owner.samples.counts)))[0]
+            kept = {"mean": float(scores.astype(np.float64).mean()), "cost": self.spent.to_dict()}
+            owner.journal.add_choice(key, kept)
+        owner.cost.add(Cost(**kept["cost"]))
+        return float(kept["mean"])
 
     def _clips(self, side: str, now: Candidate) -> Stage:
         if side == "weight":
@@ -243,33 +267,30 @@ class _Layer:
         self.spent.forwards += count * self.owner.own_shares[self.layer.name]
         return _floats(expected - self.bench.mean_output(candidate, batches))
 
-    def _stage(
-        self, name: str, make: Callable[[str, Candidate], Stage], side: str, now: Candidate
-    ) -> tuple[Candidate, float]:
-        """The best candidate of a stage and its mean objective, from the journal or by a race."""
+    def _stage(self, name: str, make: Callable[[str, Candidate], Stage], side: str, now: Candidate) -> Candidate:
+        """The best candidate of a stage, from the journal or by a race."""
         owner, key = self.owner, f"{self.turn}/{self.layer.name}/{name}"
         kept = owner.journal.choice(key)
         if kept is None:
             self.spent = Cost()
-            chosen, outcome = self._search_stage(make(side, now))
+            chosen, outcome = self._search_stage(make(side, now), owner.order(key))
             varied = len(set(outcome.means)) > 1
             kept = {
                 "plan": owner.assembly.to_json(self.layer.name, chosen),
-                "mean": outcome.mean,
                 "varied": varied,
                 "cost": self.spent.to_dict(),
             }
             owner.journal.add_choice(key, kept)
         owner.cost.add(Cost(**kept["cost"]))
         owner.varied |= bool(kept["varied"])
-        self.bar(int(kept["cost"]["asked"]), f"{self.layer.name} {name} {owner.describe(kept['mean'])}")
-        return from_json(kept["plan"]), float(kept["mean"])
+        self.bar(int(kept["cost"]["asked"]), f"{self.layer.name} {name}, {owner.progress()}")
+        return from_json(kept["plan"])
 
-    def _search_stage(self, stage: Stage) -> tuple[Candidate, Outcome]:
+    def _search_stage(self, stage: Stage, order: Sequence[int]) -> tuple[Candidate, Outcome]:
         """The grid, then (`bo`) further points where a Gaussian process expects more, each against the best so far."""
         config, started = self.config, [] if stage.current is None else [stage.current]
         candidates = [*started, *(self._corrected(stage.at(point), stage) for point in stage.grid)]
-        outcome = self._race(candidates)
+        outcome = self._race(candidates, order)
         best, further = candidates[outcome.winner], config.further if stage.bounds and config.search == "bo" else 0
         if not further or not outcome.decided:
             self.spent.asked += len(stage.grid) + further
@@ -280,7 +301,7 @@ class _Layer:
         for _ in range(further):
             point = optimizer.ask()
             challenger = self._corrected(stage.at(point), stage)
-            trial = self._race([best, challenger])
+            trial = self._race([best, challenger], order)
             optimizer.tell(point, trial.means[1])
             if trial.winner == 1:
                 best, outcome = challenger, dataclasses.replace(trial, means=(*outcome.means, *trial.means))
@@ -293,43 +314,48 @@ class _Layer:
             return candidate
         return dataclasses.replace(candidate, shift=self._expected_shift(candidate, CORRECTED_ON))
 
-    def _race(self, candidates: Sequence[Candidate]) -> Outcome:
-        bench, config = self.bench, self.config
-        keys = [bench.key(c) + ("" if config.reuse else f"#{i}") for i, c in enumerate(candidates)]
+    def _race(self, candidates: Sequence[Candidate], order: Sequence[int]) -> Outcome:
+        keys = [self.bench.key(candidate) for candidate in candidates]
         unique = list(dict.fromkeys(keys))
         numbers = [keys.index(key) for key in unique]
-        self.spent.run += len({key for key in unique if (key, 0) not in self.seen})
+        self.spent.run += len(set(unique) - {key for key, _ in self.seen})
 
         def measured(chosen: Sequence[int], first: int, end: int) -> list[Scores]:
-            return self._measure([(unique[c], candidates[numbers[c]]) for c in chosen], first, end)
+            wanted = [(unique[c], candidates[numbers[c]]) for c in chosen]
+            if not self.config.reuse:
+                names = {key for key, _ in wanted}
+                again = [(i, key) for i, key in enumerate(keys) if key in names and i not in numbers]
+                wanted += [(f"{key}#{i}", candidates[i]) for i, key in again]
+            return self._measure(wanted, order[first:end])[: len(chosen)]
 
         outcome = race(len(unique), self.owner.blocks, measured, self.owner.rules)
         means = tuple(outcome.means[unique.index(key)] for key in keys)
         return dataclasses.replace(outcome, winner=numbers[outcome.winner], means=means)
 
-    def _measure(self, chosen: Sequence[tuple[str, Candidate]], first: int, end: int) -> list[Scores]:
-        """Scores of candidates on the batches first..end-1, what is in the journal not measured again."""
+    def _measure(self, chosen: Sequence[tuple[str, Candidate]], batches: Sequence[int]) -> list[Scores]:
+        """Scores of candidates on some batches, what is in the journal not measured again."""
         owner, bench = self.owner, self.bench
         found: dict[tuple[str, int], NDArray[np.float32]] = {}
-        jobs, places = [], []
+        jobs: list[tuple[str, Job]] = []
         for key, candidate in chosen:
-            for job in bench.jobs(candidate, first, end):
-                place = (key, job.batches[0])
-                kept = owner.journal.scores(*place)
+            missing = []
+            for batch in batches:
+                if (key, batch) not in self.seen:
+                    self.seen.add((key, batch))
+                    self.spent.samples += owner.samples.counts[batch]
+                    self.spent.forwards += owner.samples.counts[batch] * owner.shares[self.layer.name]
+                kept = owner.journal.scores(key, batch)
                 if kept is None:
-                    jobs.append(job)
-                    places.append(place)
+                    missing.append(batch)
                 else:
-                    found[place] = kept
-                if place not in self.seen:
-                    self.seen.add(place)
-                    count = sum(owner.samples.counts[b] for b in job.batches)
-                    self.spent.samples += count
-                    self.spent.forwards += count * owner.shares[self.layer.name]
-        for index, scores in bench.run(jobs):
-            owner.journal.add_scores(*places[index], scores)
-            found[places[index]] = scores
-        return [np.concatenate([s for place, s in sorted(found.items()) if place[0] == key]) for key, _ in chosen]
+                    found[key, batch] = kept
+            jobs += [(key, job) for job in bench.jobs(candidate, missing)]
+        for index, scores in bench.run([job for _, job in jobs]):
+            key, job = jobs[index]
+            measured = dict(zip(job.batches, scores, strict=True))
+            owner.journal.add_scores(key, measured)
+            found |= {(key, batch): values for batch, values in measured.items()}
+        return [np.concatenate([found[key, batch] for batch in batches]) for key, _ in chosen]
 
 
 def _floats(values: NDArray[np.float64]) -> tuple[float, ...]:

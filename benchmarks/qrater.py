@@ -1,0 +1,147 @@
+"""Q-Rater's Tables 1, 2 and 3 for ResNet-32, and a depthwise network: ingredients alone and together, beside the paper.
+
+Every cell is a search whose choices are kept under benchmarks/results/qrater; a cell that is there is replayed, and a
+search that was stopped goes on. Training images choose, test images measure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import CIFAR, arguments, images, report, shared
+from qgraph.cli.console import progress
+from qgraph.data import open_data
+from qgraph.evaluation import evaluate
+from qgraph.executor import open_executor
+from qgraph.graph import GraphView
+from qgraph.model import Model, load, normalise, write_atomically
+from qgraph.observe import observe
+from qgraph.plan import QuantPlan
+from qgraph.qrater import SearchConfig, paper_plan
+from qgraph.qrater import search as run_search
+from qgraph.qrater.journal import compact
+from qgraph.simulate import simulate
+
+RESULTS = Path(__file__).parent / "results"
+BASELINES = ("mse", "aciq", "kl")
+AS_WRITTEN = SearchConfig(base=False, corrected=False)
+CELLS: Mapping[str, SearchConfig] = {
+    "round": replace(AS_WRITTEN, ingredients=("round",)),
+    "clip": replace(AS_WRITTEN, ingredients=("clip",)),
+    "bias": replace(AS_WRITTEN, ingredients=("bias",)),
+    "round+clip": replace(AS_WRITTEN, ingredients=("clip", "round")),
+    "all": AS_WRITTEN,
+    "bo": replace(AS_WRITTEN, search="bo"),
+    "1st: round": replace(AS_WRITTEN, ingredients=("round",), gamma_s=()),
+    "1st: round+clip": replace(AS_WRITTEN, ingredients=("clip", "round"), gamma_s=()),
+    "1st: all": replace(AS_WRITTEN, gamma_s=()),
+    "ours": SearchConfig(),
+}
+IN_PAPER = (*BASELINES, *(name for name in CELLS if name != "ours"))
+PAPER = {  # ResNet-32, Tables 1 to 3: bits -> cell -> top-1
+    bits: dict(zip(IN_PAPER, figures, strict=True))
+    for bits, figures in (
+        (5, (90.64, 75.68, 90.45, 91.70, 91.68, 91.64, 91.93, 91.74, 91.84, 91.54, 91.73, 91.77)),
+        (4, (84.46, 24.57, 71.32, 89.03, 89.60, 88.47, 89.71, 90.24, 90.15, 89.02, 89.02, 89.69)),
+        (3, (16.86, 11.23, 58.48, 75.74, 72.61, 67.63, 77.35, 79.69, 79.71, 74.56, 74.56, 76.76)),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """One network under the paper's protocol, with training images to search and test images to measure on."""
+
+    name: str
+    net: Model
+    options: argparse.Namespace
+
+    @property
+    def samples(self) -> Any:
+        pictures, labels = images("cifar10_train20k", self.options.first_image + self.options.samples)
+        first = self.options.first_image
+        return open_data({"input": pictures[first:], "labels": labels[first:]}, self.net, preprocessing=CIFAR)
+
+    def start(self, bits: int, clip: str) -> QuantPlan:
+        observed = observe(self.net, self.samples)
+        return paper_plan(GraphView(self.net), observed, weights=bits, activations=bits, clip=clip)
+
+    def accuracy(self, plan: QuantPlan) -> float:
+        pictures, labels = images("cifar10_test", self.options.test)
+        model = Model(ir_model=simulate(self.net, plan), source=self.name, nbytes=0)
+        found = evaluate(model, {"input": pictures, "labels": labels}, preprocessing=CIFAR).top1
+        return float(found or 0.0)
+
+    def cell(self, bits: int, name: str) -> dict[str, Any]:
+        """One number of a table: by a clip alone, or by a search."""
+        row: dict[str, Any] = {"model": self.name, "W/A": f"{bits}/{bits}", "cell": name}
+        start = time.perf_counter()
+        if name in BASELINES:
+            plan, cost = self.start(bits, name), {}
+        else:
+            plan, cost = self.search(bits, name)
+        seconds = round(time.perf_counter() - start, 1)
+        paper = PAPER.get(bits, {}).get(name) if self.name == "resnet32" else None
+        row |= {"top-1": self.accuracy(plan), "paper": paper, "fewer image-forwards": None, "evaluations": None}
+        return row | cost | {"seconds": seconds}
+
+    def search(self, bits: int, name: str) -> tuple[QuantPlan, dict[str, Any]]:
+        """The plan of a cell, from its journal as far as that goes."""
+        config = replace(CELLS[name], objective=self.options.objective, seed=self.options.seed)
+        label = f"{self.name}_{bits}_{name.replace(': ', '_').replace('+', '_')}_{self.options.seed}"
+        with journal(label) as folder, open_executor(self.options.executor) as executor:
+            base, samples = self.start(bits, "mse"), self.samples
+            shown = progress(False)
+            found = run_search(base, self.net, samples, executor=executor, config=config, folder=folder, progress=shown)
+        if name == "ours" and self.options.seed == 0:
+            target = RESULTS / f"qrater_{self.name}_{bits}.plan.json"
+            write_atomically(target, found.plan.to_json().encode())
+        saving = round(found.cost.saving(found.samples), 1)
+        return found.plan, {"fewer image-forwards": saving, "evaluations": found.cost.run}
+
+
+@contextmanager
+def journal(label: str) -> Iterator[Path]:
+    """A folder with the journal of a cell: unpacked from the results, and packed there when the search is done."""
+    packed, folder = RESULTS / "qrater" / f"{label}.sqlite.gz", RESULTS / "qrater" / label
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "journal.sqlite"
+    if packed.exists() and not file.exists():
+        file.write_bytes(gzip.decompress(packed.read_bytes()))
+    yield folder
+    compact(file)
+    write_atomically(packed, gzip.compress(file.read_bytes(), mtime=0))
+    shutil.rmtree(folder)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    known = (*BASELINES, *CELLS)
+    parser.add_argument("--model", default="resnet32", help="resnet32 or relu6_dw")
+    parser.add_argument("--bits", type=int, nargs="+", default=[5, 4, 3])
+    parser.add_argument("--cells", nargs="+", default=list(known), choices=known)
+    parser.add_argument("--samples", type=int, default=1024, help="training images that choose")
+    parser.add_argument("--first-image", type=int, default=0, help="the first of them")
+    parser.add_argument("--test", type=int, default=10_000, help="test images that measure")
+    parser.add_argument("--objective", default="kl", help="accuracy, loss or kl")
+    parser.add_argument("--seed", type=int, default=0, help="seed of Bayesian optimisation; names the journal")
+    parser.add_argument("--executor", default="local")
+
+
+def main() -> None:
+    given = arguments(__doc__, options)
+    net = normalise(load(shared("models", f"cifar10_{given.model}.onnx")), fold_bn=False)
+    bench = Bench(name=given.model, net=net, options=given)
+    rows = [bench.cell(bits, name) for bits in given.bits for name in given.cells]
+    report(f"Q-Rater, {given.model}: signed symmetric grids per layer, first layer float", rows, json_path=given.json)
+
+
+if __name__ == "__main__":
+    main()
