@@ -129,6 +129,10 @@ def _predict(layer: Layer, quant: LayerQuant, grids: Mapping[str, ActivationQuan
     if grid is not None:
         of_tensor = observed[grid.tensor]
         operand_error = channel_errors(grid, of_tensor) if grid.channel_scale else grid_error(of_tensor, grid)
+        if not grid.channel_scale and grid.zero_point == 0 and np.any(mean > 0) and grid.rounding is None:
+            alike = dataclasses.replace(grid, channel_scale=(1.0,) * mean.size)
+            shares = channel_errors(alike, dataclasses.replace(of_tensor, channels=channels))
+            operand_error = operand_error * shares / shares.mean()  # whose sum is that of the histogram
     shift = np.asarray(quant.bias_shift) if quant.bias_shift else 0.0
     noise = (
         output_sums(layer, rounded**2, np.broadcast_to(operand_error, mean.shape))

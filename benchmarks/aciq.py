@@ -1,0 +1,235 @@
+"""ACIQ on networks: accuracy of the deployed files, its clip against others, predictions, and the mean of weights.
+
+256 training images without labels; `--limit` test images (10,000 by default). `--part` runs one table; the ablation is
+`--part ablation --model NAME`, all 16 combinations in simulation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import qgraph
+from benchmarks.common import CIFAR, arguments, images, in_turn, report, shared
+from qgraph import aciq
+from qgraph.ablation import ablate
+from qgraph.calibrate import clip_activations, clip_range
+from qgraph.correct import correct_norm, correct_shift
+from qgraph.data import Dataset, open_data
+from qgraph.evaluation import evaluate
+from qgraph.graph import GraphView
+from qgraph.initial import initial_plan
+from qgraph.measure import layer_reports
+from qgraph.model import Model, load
+from qgraph.observe import Observations, observe
+from qgraph.pipeline import lower, prepare
+from qgraph.plan import QuantPlan
+from qgraph.recipe import Recipe
+from qgraph.runtime import Session
+
+MODELS = ("resnet20", "resnet32", "relu6_dw", "silu_se")
+SETTINGS = ((8, 8), (4, 8), (8, 4), (4, 4))
+Rows = list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """A network with its calibration statistics and the test images."""
+
+    name: str
+    net: Model
+    data: Dataset
+    observed: Observations
+    test: Any
+
+    @classmethod
+    def of(cls, name: str, limit: int | None) -> Case:
+        net = prepare(load(shared("models", f"cifar10_{name}.onnx")))
+        data = open_data(images("cifar10_train20k", 256)[0], net, preprocessing=CIFAR)
+        test = dict(zip(("images", "labels"), images("cifar10_test", limit), strict=True))
+        return cls(name=name, net=net, data=data, observed=observe(net, data), test=test)
+
+    @property
+    def view(self) -> GraphView:
+        return GraphView(self.net)
+
+    def start(self, **options: Any) -> QuantPlan:
+        return initial_plan(self.view, Recipe.choose("aciq", True, **options), self.observed)
+
+    def top1(self, model: Model) -> float:
+        result = evaluate(model, self.test, preprocessing=CIFAR).top1
+        assert result is not None
+        return result
+
+    def worth(self, plan: QuantPlan, *, format: str = "qdq") -> float:
+        return self.top1(dataclasses.replace(self.net, ir_model=lower(self.net, plan, format=format)))
+
+
+def accuracy(case: Case) -> Rows:
+    """Drop of the deployed file, its size, and the time of calibrating and writing over that of a float pass."""
+    session = Session(case.net.ir_model)
+    best, rows = case.top1(case.net), []
+
+    def float_pass() -> None:
+        for batch in case.data.batches(32):
+            session.run_list(batch.feeds)
+
+    for weights, activations in SETTINGS:
+        options = {"weights": weights, "activations": activations}
+        results: list[qgraph.Result] = []
+
+        def ours(options: dict[str, int] = options, results: list[qgraph.Result] = results) -> None:
+            results.append(qgraph.quantize(case.net.ir_model, case.data, **options))
+
+        seconds = in_turn({"float": float_pass, "ours": ours}, runs=3)
+        top1 = case.top1(dataclasses.replace(case.net, ir_model=results[-1].model))
+        rows.append(
+            {
+                "model": case.name,
+                "setting": f"W{weights}A{activations}",
+                "float": best,
+                "top-1": top1,
+                "drop": best - top1,
+                "bytes": results[-1].nbytes,
+                "seconds": seconds["ours"],
+                "float passes": seconds["ours"] / seconds["float"],
+                "over 3 passes + 1 s": seconds["ours"] / (3 * seconds["float"] + 1),
+            }
+        )
+    return rows
+
+
+def clips(case: Case) -> Rows:
+    """Activations at 4 bits and weights left at 8: accuracy of every clip, and the time it takes, relative to ACIQ's.
+
+    "aciq, prior alone" is the closed form of the nearest prior from moments; "aciq" checks it against the histogram.
+    """
+    plan = case.start(weights=8, activations=4)
+    histograms = [case.observed[a.tensor].histogram for a in plan.activations if a.bits == 4]
+    moments = [case.observed[a.tensor] for a in plan.activations if a.bits == 4]
+
+    def closed_form() -> None:
+        for statistics in moments:
+            qgraph_clip(statistics)
+
+    def on_histograms(method: str) -> Callable[[], None]:
+        return lambda: [clip_range(h, method=method, bits=4, one_sided=True) for h in histograms if h is not None][:0]
+
+    jobs: dict[str, Callable[[], Any]] = {m: on_histograms(m) for m in ("aciq", "kl", "mse", "percentile", "max")}
+    seconds = in_turn({"closed form": closed_form, **jobs}, runs=5)
+    rows = []
+    for method in jobs:
+        clipped = clip_activations(plan, case.view, case.observed, method=method)
+        rows.append(
+            {
+                "model": case.name,
+                "clip": method,
+                "top-1": case.worth(clipped, format="float"),
+                "ms": 1e3 * seconds[method],
+                "times the closed form": seconds[method] / seconds["closed form"],
+            }
+        )
+    return rows
+
+
+def qgraph_clip(statistics: Any) -> float:
+    """ACIQ as the paper has it: a constant times mean |x - mu|, after the statistics of one pass."""
+    import qmath
+
+    return float(qmath.laplace_clip(max(float(statistics.mean_abs), 1e-12), 4, relu=True))
+
+
+def predictions(case: Case) -> Rows:
+    """Predicted against measured error of layers whose operand's prior was accepted, on all calibration samples."""
+    rows = []
+    for bits in (3, 4):
+        plan = aciq.refine(case.start(weights=8, activations=bits), case.view, case.observed)
+        accepted = set()
+        for a in plan.activations:
+            statistics = case.observed[a.tensor]
+            one_sided = statistics.min >= 0
+            if a.bits == bits and statistics.histogram is not None:
+                method = clip_range(statistics.histogram, method="aciq", bits=bits, one_sided=one_sided).method
+                accepted |= {a.tensor} if method == "aciq" else set()
+        reports = layer_reports(case.view, plan, case.observed, case.data)
+        known = {r.name: r for r in reports if r.predicted_sqnr_db is not None and r.measured_sqnr_db is not None}
+        of = {layer.name: str(layer.input.name) for layer in case.view.layers}
+        off = {n: abs(r.predicted_sqnr_db - r.measured_sqnr_db) for n, r in known.items() if of[n] in accepted}  # type: ignore[operator]
+        rows.append(
+            {
+                "model": case.name,
+                "activation bits": bits,
+                "layers": len(known),
+                "prior accepted": len(off),
+                "within 1 dB": sum(gap <= 1 for gap in off.values()),
+                "all within 1 dB": sum(abs(r.predicted_sqnr_db - r.measured_sqnr_db) <= 1 for r in known.values()),  # type: ignore[operator]
+            }
+        )
+    return rows
+
+
+def means(case: Case) -> Rows:
+    """Eq. 13's mean of weights: left out, in an asymmetric zero point, or through the expected input in the bias."""
+    options = {"weights": 4, "activations": 8}
+    symmetric = case.start(**options)
+    variants = {
+        "norm alone": correct_norm(symmetric, case.view),
+        "zero point (asymmetric weights)": correct_norm(case.start(symmetric=False, **options), case.view),
+        "expected input in the bias": correct_shift(correct_norm(symmetric, case.view), case.view, case.observed),
+        "both": correct_shift(
+            correct_norm(case.start(symmetric=False, **options), case.view), case.view, case.observed
+        ),
+    }
+    return [{"model": case.name, "mean term": name, "top-1": case.worth(plan)} for name, plan in variants.items()]
+
+
+def ablation(name: str, limit: int | None, format: str) -> Rows:
+    """All 16 combinations, and the average effect of each ingredient."""
+    test = dict(zip(("images", "labels"), images("cifar10_test", limit), strict=True))
+    result = ablate(
+        shared("models", f"cifar10_{name}.onnx"),
+        test,
+        calibration=images("cifar10_train20k", 256)[0],
+        format=format,
+        preprocessing=CIFAR,
+    )
+    rows = [{"model": name, "ingredients": c.name, "top-1": c.top1, "SQNR dB": c.sqnr_db} for c in result.combinations]
+    gained, quieter = result.effects("top1"), result.effects("sqnr_db")
+    effects = [
+        {"model": name, "ingredients": f"average effect: {n}", "top-1": gained[n], "SQNR dB": quieter[n]}
+        for n in gained
+    ]
+    return rows + effects
+
+
+PARTS: dict[str, Callable[[Case], Rows]] = {
+    "accuracy": accuracy,
+    "clips": clips,
+    "predictions": predictions,
+    "means": means,
+}
+
+
+def main() -> None:
+    def options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--part", choices=[*PARTS, "ablation"], default="accuracy")
+        parser.add_argument("--model", choices=MODELS, action="append", help="default: all")
+        parser.add_argument("--limit", type=int, help="test images (default: all)")
+        parser.add_argument("--format", choices=["float", "qdq"], default="float", help="of the ablation")
+
+    given = arguments(__doc__, options)
+    names, started = given.model or MODELS, time.perf_counter()
+    rows: Rows = []
+    for name in names:
+        if given.part == "ablation":
+            rows += ablation(name, given.limit, given.format)
+        else:
+            rows += PARTS[given.part](Case.of(name, given.limit))
+    report(f"ACIQ: {given.part} ({time.perf_counter() - started:.0f} s)", rows, json_path=given.json)
+
+
+if __name__ == "__main__":
+    main()
