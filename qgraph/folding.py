@@ -1,4 +1,4 @@
-"""The rewrites of `normalise` that are ours: identities bypassed, constants and BatchNormalization folded."""
+"""The rewrites of `normalise` that are ours: identities bypassed, constants, BatchNormalization and biases folded."""
 
 from __future__ import annotations
 
@@ -84,6 +84,47 @@ def fold_batch_normalization(model: ir.Model) -> None:
         layer = bn.inputs[0].producer() if bn.inputs[0] is not None else None
         if layer is not None and _can_fold(layer, bn):
             _fold(model.graph, layer, bn)
+
+
+def fuse_matrix_product_bias(model: ir.Model) -> None:
+    """MatMul(x, W) + b -> Gemm(x, W, b), for x of rank 2 and one number of b per column.
+
+    Dense layers come so from tf2onnx and scikit-learn. Needs shapes. onnxruntime does the same when it loads a float
+    model, but takes the pair apart from its quantizers when it loads a quantized one, and then computes it in floats.
+    """
+    for add in [n for n in model.graph if n.op_type == "Add" and n.domain == ""]:
+        for index in (0, 1):
+            product = add.inputs[index].producer() if add.inputs[index] is not None else None
+            bias = _column_bias(product, constant(add.inputs[1 - index])) if product is not None else None
+            if product is not None and bias is not None:
+                _fuse_bias(model.graph, product, add, bias)
+                break
+
+
+def _column_bias(product: ir.Node, added: NDArray[Any] | None) -> NDArray[Any] | None:
+    """What is added to each column of a matrix product that nothing else reads, or None."""
+    if added is None or product.op_type != "MatMul" or product.domain != "" or len(product.outputs[0].uses()) != 1:
+        return None
+    x, weight = product.inputs[0], constant(product.inputs[1])
+    if weight is None or weight.ndim != 2 or x is None or x.shape is None or len(x.shape) != 2:
+        return None
+    columns = weight.shape[1]
+    per_column = added.ndim <= 2 and added.size in (1, columns) and (added.ndim < 2 or added.shape[0] == 1)
+    if product.outputs[0].is_graph_output() or not per_column:
+        return None
+    return np.broadcast_to(added.reshape(-1), (columns,))
+
+
+def _fuse_bias(graph: ir.Graph, product: ir.Node, add: ir.Node, bias: NDArray[Any]) -> None:
+    taken = next(v for v in add.inputs if v is not product.outputs[0])
+    stored = add_initializer(graph, f"{taken.name if taken is not None else product.name}", bias)
+    gemm = ir.node("Gemm", [*product.inputs, stored], name=product.name)
+    graph.insert_before(add, gemm)
+    old, new = add.outputs[0], gemm.outputs[0]
+    name, shape, dtype = old.name, old.shape, old.type
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove([add, product], safe=True)
+    new.name, new.shape, new.type = name, shape, dtype
 
 
 def _constant_nodes(graph: ir.Graph) -> list[ir.Node]:

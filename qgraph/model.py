@@ -27,7 +27,7 @@ from onnx_ir.passes import common as passes
 
 from qgraph import runtime
 from qgraph.errors import ModelError, QGraphError, UsageError
-from qgraph.folding import bypass_identities, fold_batch_normalization, fold_constants
+from qgraph.folding import bypass_identities, fold_batch_normalization, fold_constants, fuse_matrix_product_bias
 from qgraph.sanity import check_content
 
 ModelLike: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | ir.Model | Model"
@@ -121,6 +121,8 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
         passes.TopologicalSortPass(),
         _name_everything,
         _infer_shapes,
+        fuse_matrix_product_bias,
+        _drop_notes,
     ]
     try:
         for transform in transforms:
@@ -132,6 +134,15 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
         raise ModelError(f"{model.source} is not a valid ONNX graph: {_first_line(error)}") from error
     net.ir_version = min(max(net.ir_version, runtime.MIN_IR_VERSION), runtime.MAX_IR_VERSION)
     return Model(ir_model=net, source=model.source, nbytes=model.nbytes, digest=digest)
+
+
+def _drop_notes(net: ir.Model) -> None:
+    """Without what exporters note on nodes and tensors (source lines, stack traces); the model's own notes stay."""
+    for node in ir.traversal.RecursiveGraphIterator(net.graph):
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
 
 
 def raise_opset(model: Model, opset: int | None = None) -> Model:

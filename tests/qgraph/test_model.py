@@ -143,6 +143,43 @@ def test_constants_cast_like_an_activation_are_folded(model_from_text):
     np.testing.assert_allclose(run(net.ir_model, feeds)[0], run(model, feeds)[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [(4,), (1, 4), (1,), ()], ids=str)
+def test_a_bias_behind_a_matrix_product_joins_it(model_from_text, bias):
+    text = """
+    <ir_version: 8, opset_import: ["": 17]>
+    net (float[N,6] x, float[6,4] w, float[SHAPE] b) => (float[N,4] y) {
+      [product] p = MatMul(x, w)
+      y = Add(b, p)
+    }""".replace("float[SHAPE] b", f"float[{','.join(map(str, bias))}] b" if bias else "float b")
+    proto = model_from_text(text, w=array(6, 4), b=array(*bias))
+    net = normalise(load(proto))
+    assert [(n.op_type, n.name) for n in net.graph] == [("Gemm", "product")]
+    x = array(5, 6)
+    np.testing.assert_allclose(run(net.ir_model, {"x": x})[0], run(proto, {"x": x})[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("x, b", [("2,N,6", "4"), ("N,6", "5,4"), ("N,6", "2,1,4")])
+def test_other_sums_behind_a_matrix_product_stay(model_from_text, x, b):
+    text = f"""
+    <ir_version: 8, opset_import: ["": 17]>
+    net (float[{x}] x, float[6,4] w, float[{b}] b) => (float y) {{
+      p = MatMul(x, w)
+      s = Add(p, b)
+      y = ReduceSum<keepdims=0>(s)
+    }}"""
+    model = model_from_text(text, w=array(6, 4), b=array(*map(int, b.split(","))))
+    assert [n.op_type for n in normalise(load(model)).graph][:2] == ["MatMul", "Add"]
+
+
+def test_notes_of_exporters_are_dropped_and_those_of_the_model_kept(model_from_text):
+    proto = model_from_text('<ir_version: 10, opset_import: ["": 17]> net (float[N] x) => (float[N] y) { y = Relu(x) }')
+    proto.graph.node[0].metadata_props.add(key="pkg.torch.stack_trace", value="File ...")
+    proto.metadata_props.add(key="author", value="someone")
+    net = normalise(load(proto)).ir_model
+    assert not net.graph[0].metadata_props
+    assert net.metadata_props == {"author": "someone"}
+
+
 def test_growing_constants_are_not_folded(model_from_text):
     text = """
     <ir_version: 8, opset_import: ["": 17]>
