@@ -168,7 +168,7 @@ def test_other_sums_behind_a_matrix_product_stay(model_from_text, x, b):
       y = ReduceSum<keepdims=0>(s)
     }}"""
     model = model_from_text(text, w=array(6, 4), b=array(*map(int, b.split(","))))
-    assert [n.op_type for n in normalise(load(model)).graph][:2] == ["MatMul", "Add"]
+    assert {"MatMul", "Add"} <= {n.op_type for n in normalise(load(model)).graph}
 
 
 def test_notes_of_exporters_are_dropped_and_those_of_the_model_kept(model_from_text):
