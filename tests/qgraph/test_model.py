@@ -158,7 +158,7 @@ def test_a_bias_behind_a_matrix_product_joins_it(model_from_text, bias):
     np.testing.assert_allclose(run(net.ir_model, {"x": x})[0], run(proto, {"x": x})[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("x, b", [("2,N,6", "4"), ("N,6", "5,4"), ("N,6", "2,1,4")])
+@pytest.mark.parametrize(("x", "b"), [("2,N,6", "4"), ("N,6", "5,4"), ("N,6", "2,1,4")])
 def test_other_sums_behind_a_matrix_product_stay(model_from_text, x, b):
     text = f"""
     <ir_version: 8, opset_import: ["": 17]>
