@@ -93,9 +93,9 @@ def fuse_matrix_product_bias(model: ir.Model) -> None:
     model, but takes the pair apart from its quantizers when it loads a quantized one, and then computes it in floats.
     """
     for add in [n for n in model.graph if n.op_type == "Add" and n.domain == ""]:
-        for index in (0, 1):
-            product = add.inputs[index].producer() if add.inputs[index] is not None else None
-            bias = _column_bias(product, constant(add.inputs[1 - index])) if product is not None else None
+        for summand, other in (add.inputs, reversed(add.inputs)):
+            product = summand.producer() if summand is not None else None
+            bias = None if product is None else _column_bias(product, constant(other))
             if product is not None and bias is not None:
                 _fuse_bias(model.graph, product, add, bias)
                 break
