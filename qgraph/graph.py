@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qgraph.errors import ModelError
 from qgraph.folding import constant, output_axis
 from qgraph.model import Model
 
@@ -120,6 +121,14 @@ class Layer:
         if self.op == "MatMul":
             return -2 if self.weight_index == 0 else -1
         return 1
+
+    @property
+    def input_channels(self) -> int:
+        """How many channels of the operand are summed over, all groups together."""
+        shape = self.weight_array().shape
+        if self.op in ("Conv", "ConvTranspose"):
+            return shape[1] * self.groups if self.op == "Conv" else shape[0]
+        return shape[-1] if self.output_axis == len(shape) - 2 else shape[-2]
 
     @property
     def groups(self) -> int:
@@ -361,5 +370,5 @@ def _weight_index(node: ir.Node) -> tuple[int, str]:
 
 def _present(value: Any) -> Any:
     if value is None:
-        raise ValueError("an input that the operator requires is missing")
+        raise ModelError("an operator lacks an input that it requires; export the model again")
     return value

@@ -57,7 +57,13 @@ class Observations:
         """Statistics of the tensor that a layer reads, with those of its channels along the axis that it sums over."""
         name, axis = layer.operand_channels
         other = _along(name, axis)
-        return self.tensors[other] if other in self.tensors else self[name]
+        found = self.tensors[other] if other in self.tensors else self[name]
+        if found.channels is not None and np.size(found.channels.mean) not in (0, layer.input_channels):
+            raise DataError(
+                f"'{layer.name}' sums over {layer.input_channels} channels of '{name}', and the data made "
+                f"{np.size(found.channels.mean)}: give data with --data, in batches of the size that the model needs"
+            )
+        return found
 
     def range_of(self, tensor: str) -> tuple[float, float]:
         """Observed minimum and maximum; (0, 0) for a tensor that was always empty."""

@@ -17,6 +17,7 @@ from qgraph.errors import ModelError
 
 _LIMIT = 2**31  # of dimensions and integer attributes
 _MAX_RANK = 64
+_MOST_VALUES = 2**33  # of an input: 32 GiB of floats for a single run
 _POSITIVE = frozenset(
     {"strides", "dilations", "kernel_shape", "group", "blocksize", "block_size", "hidden_size", "num_outputs"}
 )
@@ -31,7 +32,8 @@ def check_content(model: onnx.ModelProto, where: str, *, folder: Path | None = N
     """
     for value in model.graph.input:
         dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
-        if any(not 0 <= d < _LIMIT for d in dims) or len(dims) > _MAX_RANK:
+        too_large = math.prod(d for d in dims if d > 0) >= _MOST_VALUES
+        if any(not 0 <= d < _LIMIT for d in dims) or len(dims) > _MAX_RANK or too_large:
             raise ModelError(f"{where}: input '{value.name}' has the impossible shape {dims}; export the model again")
     for graph in _graphs(model.graph):
         for tensor in graph.initializer:

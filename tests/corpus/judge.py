@@ -60,7 +60,8 @@ def judge(model: onnx.ModelProto, feeds: Feeds, **options: Any) -> Verdict:
         return Verdict(quantized=False, why=str(error))
     onnx.checker.check_model(quantized, full_check=_passes_full_check(model))
     _check_interface(model, quantized)
-    return Verdict(quantized=True, sqnr_db=_check_outputs(model, quantized, feeds))
+    eight = all(given.get(what, 8) in (8, None) for what in ("weights", "activations"))
+    return Verdict(quantized=True, sqnr_db=_check_outputs(model, quantized, feeds, close=eight))
 
 
 def _passes_full_check(model: onnx.ModelProto) -> bool:
@@ -103,7 +104,7 @@ def _signature(value: onnx.ValueInfoProto) -> tuple[str, bytes]:
     return value.name, value.type.SerializeToString(deterministic=True)
 
 
-def _check_outputs(model: onnx.ModelProto, quantized: onnx.ModelProto, feeds: Feeds) -> float:
+def _check_outputs(model: onnx.ModelProto, quantized: onnx.ModelProto, feeds: Feeds, *, close: bool) -> float:
     before, after = session(_anonymous(model)), session(quantized)
     expected, found = before.run(None, dict(feeds)), after.run(None, dict(feeds))
     moved = [_run(before, _moved(feeds, seed)) for seed in range(3)]
@@ -113,6 +114,8 @@ def _check_outputs(model: onnx.ModelProto, quantized: onnx.ModelProto, feeds: Fe
             continue
         if a.dtype != b.dtype or a.ndim != b.ndim:
             raise Unsound(f"output '{output.name}' is {b.dtype} of shape {b.shape}, the float model's {a.shape}")
+        if not close:
+            continue
         reached, possible = _sqnr_db(a, b), _possible(a, moved, index)
         if reached < min(ENOUGH_DB, possible - SLACK_DB):
             shaken = shaken or [_run(session(_shaken(model, feeds, seed)), feeds) for seed in range(3)]

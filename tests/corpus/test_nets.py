@@ -28,3 +28,18 @@ def holds(seeds: range, **options) -> int:
 def test_eight_bits(part):
     seeds = range(PER_TEST * part, PER_TEST * (part + 1))
     assert holds(seeds) > 0.95 * len(seeds)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "aciq", "weights": 4},
+        {"format": "float", "weights": 3, "activations": 6},
+        {"per_channel": False, "symmetric": False},
+        {"data": None, "activations": None},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_other_requests(options):
+    """At fewer bits closeness is another test's; here that nothing escapes and that the result runs."""
+    assert holds(range(1000, 1020), **options) >= 18
