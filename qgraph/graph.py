@@ -351,6 +351,8 @@ def _has_tensor_constant(node: ir.Node) -> bool:
 
 def _weight_index(node: ir.Node) -> tuple[int, str]:
     """Which input is the constant weight, and why the node cannot be quantized ('' if it can)."""
+    if len(node.inputs) < 2 or None in node.inputs[:2]:
+        return 1, "an operand is missing"
     candidates = (1, 0) if node.op_type == "MatMul" else (1,)
     for index in candidates:
         weight = constant(node.inputs[index])

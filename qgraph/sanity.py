@@ -66,7 +66,7 @@ def _check_node(node: onnx.NodeProto, where: str, folder: Path | None) -> None:
             continue
         low, high = -(2**63), 2**63
         if attribute.name in _POSITIVE:
-            low, high = 1, _LIMIT
+            low, high = 1, _LIMIT if attribute.name != "num_outputs" else 2**16
         elif attribute.name in _AXES:
             low, high = -_MAX_RANK, _MAX_RANK
         elif attribute.name == "pads":
