@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -28,6 +29,13 @@ R = TypeVar("R")
 MIN_IR_VERSION = 4  # the first whose initializers need not be listed among the inputs
 MAX_IR_VERSION = 13  # the newest that onnxruntime 1.31 loads
 _PROTOBUF_LIMIT = 1_900_000_000
+_WEIGHT_FUSIONS = [
+    "ConvAddFusion",
+    "ConvMulFusion",
+    "ConvBNFusion",
+    "MatMul_BatchNormalization_Fusion",
+    "MatMulScaleFusion",
+]
 _QUIET = 4  # onnxruntime's log level "fatal": errors come as exceptions
 
 version: str = ort.__version__
@@ -81,6 +89,26 @@ class Session:
         except Exception as error:
             raise ModelError(f"onnxruntime cannot run the model: {_reason(error)}") from error
         return result
+
+
+def optimised(model: ir.Model) -> ir.Model:
+    """The graph that onnxruntime makes of `model` on this machine, which may hold operators of its own.
+
+    Constants are rearranged, but not computed with: quantizers stay, and nothing is merged into the weights of layers.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _QUIET
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimised.onnx"
+        options.optimized_model_filepath = str(path)
+        try:
+            ort.InferenceSession(
+                _serialize(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=_WEIGHT_FUSIONS
+            )
+        except Exception as error:
+            raise ModelError(f"onnxruntime cannot load the model: {_reason(error)}") from error
+        return ir.from_proto(onnx.load(path))
 
 
 def evaluate_constants(model: ir.Model, values: Sequence[ir.Value]) -> list[NDArray[Any] | None]:

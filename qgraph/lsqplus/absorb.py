@@ -19,14 +19,14 @@ from qgraph.lsqplus.configurations import configuration_of, offset_kind
 from qgraph.lsqplus.trained import Kind, Slot, Trained, TrainedGrid
 from qgraph.lsqplus.weight_quantizer import Floats, WeightGrid
 from qgraph.model import Model, normalise
-from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
+from qgraph.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan
 
 
 def absorb(net: Model, plan: QuantPlan, config: LsqPlusConfig) -> Trained:
     """Everything that `plan` quantizes, as parameters: weights with their `gain`, biases with their `bias_shift`.
 
     Trained activation grids are those that layers read. What is kept in 8 bits between layers for others (sums, for
-    example) is left out, to be measured again behind the training.
+    example) is left out, to be measured again behind the training; and so are inputs in 8 bits, whose range is known.
 
     Rounding schemes are dropped: weights begin as the values of their codes, which rounding to nearest keeps.
     Raises `UsageError` for grids that are not learned: weights with zero points, one step per channel of activations.
@@ -104,7 +104,7 @@ def _read_grids(view: GraphView, plan: QuantPlan, read: dict[tuple[str, str], li
     for quant in plan.layers:
         layer = view.by_name[quant.name]
         grid = hiding.get(str(root(layer.input).name))
-        if grid is not None:
+        if grid is not None and not (grid.bits == MAX_BITS and view.values[grid.tensor].is_graph_input()):
             read.setdefault((grid.tensor, grid.role), []).append(layer)
     return [_plain_grid(a) for a in plan.activations if (a.tensor, a.role) in read]
 

@@ -20,6 +20,7 @@ from onnx_ir.passes import common as passes
 from qgraph.gradient import Deferred, deferred_gradients, gradient_name, weight_gradients
 from qgraph.graph import Layer
 from qgraph.lowering import lower
+from qgraph.lsqplus.blocked import blocked
 from qgraph.lsqplus.config import LsqPlusConfig
 from qgraph.lsqplus.loss import LOSS, Targets, append_loss
 from qgraph.lsqplus.quantizer import DOMAIN, expand, learned_quantize
@@ -68,7 +69,10 @@ class TrainingStep:
     """Loss and gradients of a batch; use it as a context manager."""
 
     def __init__(self, graph: Deferred, *, teacher: Session | None = None, threads: int) -> None:
-        self._session = Session(graph.model, threads=1, fuse_integers=False)
+        trained = [str(v.name) for v in graph.model.graph.inputs if str(v.name).startswith(("weight:", "bias:"))]
+        self._blocked = blocked(graph.model, trained)
+        model = graph.model if self._blocked is None else self._blocked.model
+        self._session = Session(model, threads=1, fuse_integers=False, optimize=self._blocked is None)
         self._wrt = [str(v.name) for v in graph.wrt]
         self._contractions = [(str(c.weight.name), str(c.x.name), str(c.dy.name), c) for c in graph.contractions]
         self._teacher = teacher
@@ -85,6 +89,8 @@ class TrainingStep:
 
     def __call__(self, parameters: Arrays, shards: Sequence[Arrays]) -> tuple[float, dict[str, NDArray[np.float32]]]:
         """The loss and the gradients by the name of their input, summed over all samples."""
+        if self._blocked is not None:
+            parameters = {**parameters, **self._blocked.feeds(parameters)}
         jobs = [self._pool.submit(self._run, parameters, shard) for shard in shards]
         loss = 0.0
         total: dict[str, NDArray[np.float32]] = {}
