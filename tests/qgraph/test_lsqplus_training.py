@@ -32,7 +32,7 @@ from qgraph.simulate import simulate
 from qgraph.weights import quantized
 
 QUICK = LsqPlusConfig(epochs=2, batch=16, shard=8, holdout=0.25, rate=5e-3, scale_rate=5e-3)
-TRAINED = LsqPlusConfig(epochs=5, rate=5e-3, scale_rate=5e-3)
+TRAINED = LsqPlusConfig(epochs=6, rate=5e-3, scale_rate=5e-3)
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +62,17 @@ def _same(a: Training, b: Training) -> bool:
 
 @pytest.mark.parametrize("bits", [4, 3])
 def test_training_recovers_what_post_training_loses(digits, digits_calibration, digits_test, bits: int) -> None:
-    settings = {"weights": bits, "activations": bits, "per_channel": False}
+    """Accuracy, and the divergence from the float model, which tells more: 600 images see few errors at 4 bits."""
+    settings = {"weights": bits, "activations": bits, "edge_bits": bits, "per_channel": False}
     before = qgraph.quantize(digits, digits_calibration, method="minmax", **settings)
     after = qgraph.finetune(digits, digits_calibration, config=TRAINED, **settings)
-    original, lost, found = (evaluate(load(m), digits_test).top1 for m in (digits, before.model, after.model))
-    assert original - lost >= 0.5
-    assert original - found <= 0.1 * (original - lost)
+    original = evaluate(load(digits), digits_test).top1
+    lost, found = (evaluate(load(m), digits_test, against=digits) for m in (before.model, after.model))
+    assert original - lost.top1 >= 0.5
+    assert original - found.top1 <= 0.1 * (original - lost.top1)
+    assert found.kl <= 0.15 * lost.kl
     simulated = evaluate(load(lower(after.net, after.plan, format="float")), digits_test).top1
-    assert found == pytest.approx(simulated, abs=0.2)  # one of 600 images is 0.17
+    assert found.top1 == pytest.approx(simulated, abs=0.2)  # one of 600 images is 0.17
 
 
 def test_method_of_quantize_trains(digits, few, net) -> None:
