@@ -16,6 +16,7 @@ from qgraph.graph import GraphView, Layer, is_non_negative, root
 from qgraph.lowering import shift_bias
 from qgraph.lsqplus.config import LsqPlusConfig
 from qgraph.lsqplus.configurations import configuration_of, offset_kind
+from qgraph.lsqplus.equalise import equalise
 from qgraph.lsqplus.trained import Kind, Slot, Trained, TrainedGrid
 from qgraph.lsqplus.weight_quantizer import Floats, WeightGrid
 from qgraph.model import Model, normalise
@@ -28,9 +29,10 @@ def absorb(net: Model, plan: QuantPlan, config: LsqPlusConfig) -> Trained:
     Trained activation grids are those that layers read. What is kept in 8 bits between layers for others (sums, for
     example) is left out, to be measured again behind the training; and so are inputs in 8 bits, whose range is known.
 
-    Rounding schemes are dropped: weights begin as the values of their codes, which rounding to nearest keeps.
-    Raises `UsageError` for grids that are not learned: weights with zero points, one step per channel of activations.
+    Rounding schemes are dropped: weights begin as the values of their codes, which rounding to nearest keeps. Steps per
+    channel of activations become weights (`equalise`). Raises `UsageError` for weights with zero points.
     """
+    net, plan = equalise(net, plan)
     net = _with_biases(net, plan)
     view = GraphView(net)
     layers = [_plain(quant, view.by_name[quant.name]) for quant in plan.layers]
@@ -106,16 +108,8 @@ def _read_grids(view: GraphView, plan: QuantPlan, read: dict[tuple[str, str], li
         grid = hiding.get(str(root(layer.input).name))
         if grid is not None and not (grid.bits == MAX_BITS and view.values[grid.tensor].is_graph_input()):
             read.setdefault((grid.tensor, grid.role), []).append(layer)
-    return [_plain_grid(a) for a in plan.activations if (a.tensor, a.role) in read]
-
-
-def _plain_grid(grid: ActivationQuant) -> ActivationQuant:
-    if grid.channel_scale:
-        raise UsageError(
-            f"the plan gives every channel of '{grid.tensor}' a step of its own, and LSQ+ learns one per tensor: start "
-            f"from a plan without channel_scale"
-        )
-    return dataclasses.replace(grid, rounding=None, symmetric=False)
+    chosen = [a for a in plan.activations if (a.tensor, a.role) in read]
+    return [dataclasses.replace(a, rounding=None, symmetric=False) for a in chosen]
 
 
 def _trained_grid(view: GraphView, grid: ActivationQuant, readers: list[Layer], config: LsqPlusConfig) -> TrainedGrid:

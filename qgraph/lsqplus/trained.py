@@ -162,9 +162,9 @@ class Trained:
         view = GraphView(dataclasses.replace(self.net, ir_model=net))
         for layer in view.layers:
             if layer.name in self.weights:
-                _put(net.graph, layer, layer.weight_index, self.view(values, f"weight:{layer.name}"))
+                put(net.graph, layer, layer.weight_index, self.view(values, f"weight:{layer.name}"))
                 if f"bias:{layer.name}" in self.slots:
-                    _put(net.graph, layer, 2, self.view(values, f"bias:{layer.name}"))
+                    put(net.graph, layer, 2, self.view(values, f"bias:{layer.name}"))
         trained = normalise(dataclasses.replace(self.net, ir_model=net, digest=""))
         grids = {(g.tensor, g.role): g for g in self.grids}
 
@@ -180,7 +180,7 @@ class Trained:
         return trained, dataclasses.replace(plan, model=trained.digest)
 
 
-def _put(graph: ir.Graph, layer: Layer, index: int, array: Floats) -> None:
+def put(graph: ir.Graph, layer: Layer, index: int, array: NDArray[np.floating]) -> None:
     """Let the layer read `array` as input `index`, under the name of what was there."""
     old = layer.node.inputs[index]
     if old is None:
@@ -188,4 +188,4 @@ def _put(graph: ir.Graph, layer: Layer, index: int, array: Floats) -> None:
     name = str(old.name)
     if len(old.uses()) == 1 and name in graph.initializers:
         del graph.initializers[name]
-    layer.node.replace_input_with(index, add_initializer(graph, name, array.copy()))
+    layer.node.replace_input_with(index, add_initializer(graph, name, array.astype(np.float32)))

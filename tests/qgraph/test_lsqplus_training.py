@@ -21,6 +21,7 @@ from qgraph.initial import initial_plan
 from qgraph.lsqplus import LsqPlusConfig, Training, initialise, train
 from qgraph.lsqplus.absorb import absorb
 from qgraph.lsqplus.configurations import configuration_of
+from qgraph.lsqplus.equalise import equalise
 from qgraph.lsqplus.feed import augment, open_feed
 from qgraph.model import Model, load
 from qgraph.observe import observe
@@ -150,10 +151,20 @@ def test_rounded_weights_begin_as_their_codes(net, few, start) -> None:
         np.testing.assert_allclose(found[f"weight:{layer.name}"], exact, rtol=1e-6)
 
 
-def test_one_step_per_channel_of_activations_is_not_learned(net, start) -> None:
-    plan = start.map_activations(lambda a: dataclasses.replace(a, channel_scale=(1.0, 0.5)))
-    with pytest.raises(UsageError, match="a step of its own"):
-        absorb(net, plan, QUICK)
+def test_steps_per_channel_become_weights(net, few) -> None:
+    """The same function of floats, and nearly the same of grids: all weights keep their codes."""
+    view, observed = GraphView(net), observe(net, few)
+    recipe = Recipe.choose("aciq", True, weights=4, activations=4)
+    config = aciq.AciqConfig(clip="max", channel_activations=True)
+    plan = aciq.refine(initial_plan(view, recipe, observed), view, observed, config=config)
+    assert any(a.channel_scale for a in plan.activations)
+    made, changed = equalise(net, plan)
+    assert not any(a.channel_scale for a in changed.activations)
+    feeds = next(few.batches(32)).feeds
+    plain = [Session(m.ir_model, threads=1).run_list(feeds)[0] for m in (net, made)]
+    np.testing.assert_allclose(plain[1], plain[0], atol=1e-4 * np.abs(plain[0]).max())
+    lowered = [Session(simulate(*pair), threads=1).run_list(feeds)[0] for pair in ((net, plan), (made, changed))]
+    np.testing.assert_allclose(lowered[1], lowered[0], atol=2e-2 * np.abs(lowered[0]).max())
 
 
 def test_start_from_a_plan(digits, few, net) -> None:
