@@ -64,14 +64,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--steps", type=int, default=4, help="steps per turn")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of steps per turn")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--engine", choices=(*OURS, "training", "torch"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def _worker(python: str, engine: str, options: argparse.Namespace) -> Worker:
-    numbers = [f"--{name}={getattr(options, name)}" for name in ("batch", "threads", "steps")]
+    numbers = [f"--{name}={getattr(options, name)}" for name in ("batch", "threads", "seconds")]
     return Worker(python, "benchmarks.gradient", [options.model, f"--engine={engine}", *numbers])
 
 
@@ -85,7 +85,7 @@ def _serve(options: argparse.Namespace) -> None:
         return path
 
     batches = 2 if options.engine == "pair" else 1
-    serve({"go": lambda _: best(step, options.steps) / batches, "gradient": save})
+    serve({"go": lambda _: best(step, seconds=options.seconds) / batches, "gradient": save})
 
 
 def _step(options: argparse.Namespace) -> Step:

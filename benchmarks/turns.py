@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-_PAUSE = 0.05  # seconds after an answer in which the threads of its engine go to sleep
+_PAUSE = 0.3  # seconds after an answer in which the threads of its engine stop spinning and go to sleep
 
 
 class Worker:
@@ -63,10 +63,11 @@ def serve(answers: Mapping[str, Callable[[str], object]]) -> None:
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, flush=True)
 
 
-def best(job: Callable[[], object], calls: int) -> float:
-    """Seconds of the fastest of some calls."""
-    times = []
-    for _ in range(calls):
+def best(job: Callable[[], object], *, seconds: float) -> float:
+    """Seconds of the fastest call within `seconds`, long enough for a woken thread to find a core of its own."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < end:
         began = time.perf_counter()
         job()
         times.append(time.perf_counter() - began)
