@@ -22,7 +22,7 @@ from qgraph.progress import SILENT, Progress
 from qgraph.recipe import FORMATS, Recipe
 from qgraph.simulate import simulate
 
-DISTILLED = 1024  # samples distilled where none are given
+DISTILLED = 512  # samples distilled where none are given
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

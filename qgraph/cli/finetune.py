@@ -33,7 +33,7 @@ def _setting(name: str, kind: Any, text: str) -> Any:
 @click.option("-o", "--output", required=True, metavar="OUT.onnx", help="Where to write the trained, quantized model.")
 @data_options()
 @recipe_options
-@_setting("epochs", int, "Passes over the data.")
+@_setting("epochs", int, "Passes over the data (default: 4, or as many as make 600 steps, 60 at most).")
 @_setting("batch", int, "Samples per step.")
 @_setting("optimiser", click.Choice(["adam", "sgd"]), "What moves the parameters.")
 @_setting("rate", float, "First learning rate of weights (adam: relative to their size).")

@@ -11,6 +11,8 @@ Optimiser = Literal["adam", "sgd"]
 Initialisation = Literal["lsqplus", "lsq", "minmax", "plan"]
 Offsets = Literal["learned", "minimum"]
 
+_EPOCHS, _STEPS, _MOST = 4, 600, 60  # where nothing is said: epochs and steps at least, epochs at most
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LsqPlusConfig:
@@ -18,7 +20,8 @@ class LsqPlusConfig:
 
     Rates are those of the first step; a cosine takes them to zero over `epochs`. With `adam` a rate is relative: the
     size of a step as a share of the root mean square of the tensor it moves, at the start. With `sgd` it multiplies the
-    gradient. `scale_rate` is for scales and offsets.
+    gradient. `scale_rate` is for scales and offsets. Without `epochs`, there are 4, or as many as make 600 steps, 60 at
+    most.
 
     The loss is label_weight CE(labels) + (1 - label_weight) T^2 KL(float || quantized) at temperature T; without labels
     the second term alone. A `batch` is computed in shards of `shard` samples, whose gradients are added in order, so
@@ -26,7 +29,7 @@ class LsqPlusConfig:
     `configuration` is a row of Table 1 for every tensor below 8 bits; None chooses per tensor.
     """
 
-    epochs: int = 4
+    epochs: int | None = None
     batch: int = 64
     shard: int = 32
     optimiser: Optimiser = "adam"
@@ -49,7 +52,7 @@ class LsqPlusConfig:
             if getattr(self, name) not in get_args(kind):
                 raise UsageError(f"unknown {name} '{getattr(self, name)}': choose one of {', '.join(get_args(kind))}")
         for name in ("epochs", "batch", "shard", "calibration"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("rate", "scale_rate", "temperature"):
             if not 0 < getattr(self, name) < float("inf"):
@@ -63,3 +66,7 @@ class LsqPlusConfig:
             raise UsageError(f"--config must be 1, 2, 3 or 4, not {self.configuration}")
         if self.weight_decay < 0:
             raise UsageError("weight_decay must not be negative")
+
+    def passes(self, steps: int) -> int:
+        """Epochs of so many steps each."""
+        return self.epochs or min(max(_EPOCHS, -(-_STEPS // steps)), _MOST)

@@ -75,8 +75,8 @@ def train(
     state = run.go(checkpoint, progress)
     if state.best_epoch == 0:
         warnings.warn(
-            f"training did not improve on its start in {chosen.epochs} epochs, which is kept: try a lower --rate "
-            f"(now {chosen.rate:g})",
+            f"training did not improve on its start in {len(state.epochs) - 1} epochs, which is kept: try a lower "
+            f"--rate (now {chosen.rate:g})",
             stacklevel=2,
         )
     trained_net, learned = trained.release(state.best)
@@ -108,7 +108,7 @@ class _Run:
 
     @property
     def total(self) -> int:
-        return self.feed.steps * self.config.epochs
+        return self.feed.steps * self.config.passes(self.feed.steps)
 
     def go(self, checkpoint: Checkpoint | None, progress: Progress) -> State:
         """All epochs that are left."""
