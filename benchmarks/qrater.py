@@ -130,7 +130,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=1024, help="training images that choose")
     parser.add_argument("--first-image", type=int, default=0, help="the first of them")
     parser.add_argument("--test", type=int, default=10_000, help="test images that measure")
-    parser.add_argument("--objective", default="kl", help="accuracy, loss or kl")
+    parser.add_argument("--objective", default="mse", help="accuracy, loss, kl or mse")
     parser.add_argument("--seed", type=int, default=0, help="seed of Bayesian optimisation; names the journal")
     parser.add_argument("--executor", default="local")
 

@@ -106,7 +106,7 @@ def polish(
     if found.constant:
         raise ConstantObjective(
             f"the objective '{found.objective}' was the same for every candidate on {found.samples} samples, so there "
-            f"is nothing to search by: choose another --objective (kl needs no labels), more samples or fewer bits"
+            f"is nothing to search by: choose another --objective (mse needs no labels), more samples or fewer bits"
         )
     return found
 

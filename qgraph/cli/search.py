@@ -59,9 +59,7 @@ class Ingredients(click.ParamType):
 @click.option(
     "--ingredients", type=Ingredients(), default=INGREDIENTS, help="Out of clip, round, bias.  [default: all]"
 )
-@click.option(
-    "--objective", type=click.Choice(OBJECTIVES), help="What to measure.  [default: kl, or mse without class scores]"
-)
+@click.option("--objective", type=click.Choice(OBJECTIVES), help="What to measure.  [default: mse]")
 @click.option(
     "--search",
     type=click.Choice(SEARCHES),

@@ -25,9 +25,11 @@ class SearchConfig:
     """Algorithm 1 with the grids of section 5.4, and what makes it cheap.
 
     `ingredients`: clip, round, bias, in any number. `search`: `grid`, or `bo`, which adds `further` points of Bayesian
-    optimisation to the grid's. `objective` (None: kl where an output has one score per class, else mse). `gamma_s`
-    empty: first order. `exponent`: reading of Eq. 6. `base`: also try what the starting plan has, not in the paper.
-    `passes`: how often the layers are gone through; from the second on, all other layers are quantized.
+    optimisation to the grid's. `objective` (None: mse, whose value on one sample says most about the others, so that
+    races are safe and what they find holds on new data). `gamma_s` empty: first order. `exponent`: reading of Eq. 6.
+    `base`: also try what the starting plan has, not in the paper. `corrected`: every candidate is measured with its own
+    shift of the bias (Eq. 7), so that the choice is not between errors that a shift would undo; Algorithm 1 looks at
+    shifts last. `passes`: how often the layers are gone through; from the second on, all other layers are quantized.
 
     `race`: candidates are measured on `first` samples, then on twice as many, and so on; those that lose to the leader
     at `confidence` (a paired one-sided test) drop out, and so do all but the best share `keep` (1: the test alone).

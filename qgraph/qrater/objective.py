@@ -63,7 +63,7 @@ def choose_scorer(objective: Objective | None, reference: list[Outputs], labels:
     if bad is not None:
         raise DataError(f"the float model computes NaN or infinite values for its output {bad} on these data")
     found = next((i for i, o in enumerate(joined) if o.dtype.kind == "f" and o.ndim == 2 and o.shape[1] > 1), None)
-    wanted: Objective = objective or ("mse" if found is None else "kl")
+    wanted: Objective = objective or "mse"
     if wanted in ("accuracy", "loss") and labels is None:
         raise DataError(
             f"the objective '{wanted}' needs labels and the data have none: add an array 'labels', or choose kl"

@@ -21,7 +21,7 @@ def test_a_plan_is_found_and_applied(digits, digits_calibration, tmp_path, capsy
     plan, out = tmp_path / "plan.json", tmp_path / "out.onnx"
     assert main(["search", str(digits), "--data", str(digits_calibration), "-o", str(plan), "--json", *QUICK]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["objective"] == "kl"
+    assert result["objective"] == "mse"
     assert result["samples"] == 48
     assert result["image_forwards"]["run"] < result["image_forwards"]["algorithm"]
     assert {layer["name"] for layer in result["layers"]} == {layer.name for layer in QuantPlan.load(plan).layers}
