@@ -47,5 +47,12 @@ def pictures(notebook: nbformat.NotebookNode) -> int:
     return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
-def test_there_are_five() -> None:
-    assert [path.stem for path in PATHS] == ["bit_allocation", "clipping", "learned_offset", "pareto", "rounding"]
+def test_they_are_all_here() -> None:
+    assert [path.stem for path in PATHS] == [
+        "bit_allocation",
+        "clipping",
+        "learned_offset",
+        "pareto",
+        "rounding",
+        "rounding_search",
+    ]
