@@ -368,9 +368,10 @@ def _searched(plan: QuantPlan, given: Gathered, *, seed: int, executor: str, **o
 
 
 def apply(model: ModelLike, plan: QuantPlan, *, format: str = "qdq", opset: int | None = None) -> Model:
-    """The model quantized as a plan says; the same bytes as the `quantize` that made the plan."""
+    """The model quantized as a plan says, loaded once in onnxruntime; the same bytes as the `quantize` of the plan."""
     net = prepare(model, opset=opset, fold_bn=plan.fold_bn)
     lowered = lower(net, plan, format=format)
+    verify(lowered, net, None)
     return Model(ir_model=lowered, source=net.source, nbytes=net.nbytes, digest=net.digest)
 
 

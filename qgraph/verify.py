@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from qgraph.data import Dataset
 from qgraph.errors import ModelError
@@ -13,7 +16,7 @@ from qgraph.runtime import Session
 
 
 def verify(quantized: ir.Model, net: Model, samples: Dataset | None, *, threads: int | None = None) -> None:
-    """Load the quantized form of `net` in onnxruntime, and run it on a batch where there is one.
+    """Load the quantized form of `net` in onnxruntime, and run it on a sample where there is one.
 
     Models with weights too large for one file are left aside: a second copy of them would not pay. Raises `ModelError`
     where onnxruntime does not take the model, or answers with another type than `net` declares.
@@ -22,7 +25,7 @@ def verify(quantized: ir.Model, net: Model, samples: Dataset | None, *, threads:
         return
     try:
         session = Session(quantized, threads=threads)
-        produced = [] if samples is None else session.run_list(next(samples.batches(MAX_BATCH)).feeds)
+        produced = [] if samples is None else _answers(session, samples)
     except ModelError as error:
         raise ModelError(
             f"{net.source}: the quantized model does not run: {error}; leave layers in floating point with "
@@ -35,3 +38,11 @@ def verify(quantized: ir.Model, net: Model, samples: Dataset | None, *, threads:
                 f"{net.source}: output '{output.name}' of the quantized model is {array.dtype}, not {wanted}; "
                 f"leave the layers before it in floating point with --keep NAME"
             )
+
+
+def _answers(session: Session, samples: Dataset) -> list[NDArray[Any]]:
+    """The outputs on one sample, or on a batch where the model takes no single one."""
+    try:
+        return session.run_list(next(samples.batches(1)).feeds)
+    except ModelError:
+        return session.run_list(next(samples.batches(MAX_BATCH)).feeds)

@@ -12,6 +12,7 @@ import pytest
 
 import qgraph
 from qgraph.data import open_data
+from qgraph.errors import ModelError
 from qgraph.evaluation import evaluate
 from qgraph.model import Model, load, normalise
 from qgraph.plan import QuantPlan
@@ -60,6 +61,19 @@ def test_apply_gives_the_bytes_of_quantize(digits, digits_calibration, tmp_path,
     applied = qgraph.apply(digits, plan, format=format)
     qgraph.save(applied, tmp_path / "applied.onnx")
     assert (tmp_path / "quantized.onnx").read_bytes() == (tmp_path / "applied.onnx").read_bytes()
+
+
+def test_apply_hands_out_nothing_that_does_not_run(digits, digits_calibration, monkeypatch):
+    plan = qgraph.quantize(digits, digits_calibration).plan
+    monkeypatch.setattr("qgraph.pipeline.lower", lambda net, plan, *, format: _beyond_onnxruntime(net.ir_model))
+    with pytest.raises(ModelError, match="the quantized model does not run"):
+        qgraph.apply(digits, plan)
+
+
+def _beyond_onnxruntime(model: ir.Model) -> ir.Model:
+    clone = model.clone()
+    next(iter(clone.graph)).op_type = "NoSuchOperator"
+    return clone
 
 
 def test_the_interface_is_that_of_the_model(digits, w4a8):
