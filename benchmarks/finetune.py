@@ -169,8 +169,8 @@ _NAMES = {1: "unsigned", 2: "signed", 3: "signed, offset", 4: "unsigned, offset"
 def _short(bits: int, *, seed: int = 0, **settings: Any) -> Run:
     """A short training of the SiLU network, the same for everything that is compared."""
     rate = {4: 3e-3, 3: 5e-3, 2: 1e-2}[bits]
-    config = LsqPlusConfig(epochs=4, rate=rate, scale_rate=rate, holdout=0.05, **settings)
-    return Run(network="silu_se", bits=bits, config=config, seed=seed, images=8_000)
+    config = LsqPlusConfig(epochs=3, rate=rate, scale_rate=rate, holdout=0.05, **settings)
+    return Run(network="silu_se", bits=bits, config=config, seed=seed, images=4_000)
 
 
 def _reached(run: Run, found: dict[str, Any], targets: dict[int, float]) -> dict[str, Any]:
