@@ -83,9 +83,9 @@ def clip_range(histogram: qmath.Histogram, *, method: str, bits: int, one_sided:
     """
     chosen = qmath.clip_range(histogram, method=method, bits=bits, one_sided=one_sided, **options)
     if method == "aciq":
-        exact = qmath.clip_range(histogram, method="mse", bits=bits, one_sided=one_sided)
-        if chosen.error > PRIOR_TOLERANCE * exact.error:
-            chosen, method = exact, "mse"
+        least = qmath.least_error(histogram, bits=bits, one_sided=one_sided)
+        if chosen.error > PRIOR_TOLERANCE * least:
+            chosen, method = qmath.clip_range(histogram, method="mse", bits=bits, one_sided=one_sided), "mse"
     low, high = float(chosen.low), float(chosen.high)
     beyond = histogram.centers - np.clip(histogram.centers, low, high)
     total = float((histogram.counts * histogram.centers**2).sum())

@@ -14,7 +14,7 @@ _HOMES = {
     "bias": ("BiasCorrection", "bias_correction", "output_shift"),
     "clipping": ("gauss_clip", "laplace_clip", "prior_clip"),
     "divergence": ("cosine_similarity", "kl_divergence", "sqnr_db"),
-    "empirical_clipping": ("ClipRange", "clip_method", "clip_methods", "clip_range", "weight_clip"),
+    "empirical_clipping": ("ClipRange", "clip_method", "clip_methods", "clip_range", "least_error", "weight_clip"),
     "error": ("exact_error", "expected_error", "midrise_levels", "midtread_levels"),
     "fitting": ("PriorFit", "fit_prior", "goodness_of_fit", "rectified_prior"),
     "grouping": ("group_search",),

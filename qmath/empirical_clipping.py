@@ -112,6 +112,16 @@ def clip_range(
     return ClipRange(low=low, high=high, error=stop_loss.error(*shape.split(low, high)))
 
 
+def least_error(data: Any, *, bits: int, one_sided: bool = False, symmetric: bool = False) -> float:
+    """About the least mean squared error that any range can have (units of x, squared): what a clip is judged by.
+
+    From some fifty steps instead of the exact search of `clip_range(method="mse")`, and on smooth data within some per
+    cent of it, from above. Grids, data and errors as there.
+    """
+    shape = GridShape(bits=as_bit_count(bits), one_sided=one_sided, symmetric=symmetric)
+    return StopLoss.of(sample_of(data)).least_error(shape.steps, symmetric=symmetric, one_sided=one_sided)
+
+
 def weight_clip(w: ArrayLike, *, bits: int, method: str = "mse", axis: int | None = 0, **options: Any) -> Floats:
     """Clip per channel (along `axis`; None: one for the tensor) of the symmetric grid -clip..clip with 2^bits - 1
     levels.

@@ -200,6 +200,9 @@ def _censored_gaussian(x: Floats, weight: Floats, zeros: float) -> tuple[float, 
         gradient = np.array([n / g - g * second + d * first, -zeros * hazard + g * first - n * d])
         hessian = np.array([[n / g**2 + second, -first], [-first, n + zeros * hazard * (hazard - d)]])
         step = np.linalg.solve(hessian, gradient)
+        if float(gradient @ step) <= 1e-14 * n:  # near enough for Newton's last step, too near to see a rise
+            g, d = g + step[0], d + step[1]
+            break
         size, now = 1.0, value(g, d)
         while value(g + size * step[0], d + size * step[1]) < now and size > 1e-10:
             size /= 2

@@ -99,6 +99,17 @@ class StopLoss:
         )
         return float(step), int(above_count), int(below_count)
 
+    def least_error(self, levels: int, *, symmetric: bool, one_sided: bool) -> float:
+        """The error of `best_grid`, or a little more (some per cent at most on smooth data), for a fraction of the
+        time: the least one of some fifty steps, not a certified minimum.
+        """
+        from qmath import stop_loss_kernels as kernels
+
+        below = _atoms(np.empty(0), np.empty(0), 1.0) if one_sided else self.below
+        energy = self.above.energy + below.energy
+        least = kernels.near_least_error(self.above.arrays, below.arrays, energy, levels, symmetric)
+        return max(float(least), 0.0) + self.energy - energy
+
 
 def _atoms(x: Floats, weight: Floats, total: float) -> Side:
     """Knots at zero and at every distinct value; T is linear between them."""

@@ -113,3 +113,30 @@ def best_step(above, below, energy, levels, symmetric, gap):
             next_at_low[2 * i + 1], next_at_high[2 * i + 1] = gain, at_high[i]
         low, high, at_low, at_high = next_low, next_high, next_at_low, next_at_high
     return best_step_, best_above, best_below
+
+
+@njit(cache=True, nogil=True)
+def near_least_error(above, below, energy, levels, symmetric):
+    """The least error of a scan over steps, 10% apart and from twice the data's span, sharpened around its minimum.
+
+    The grid that just spans the data, where the error of bounded data has its kink, is one of the steps.
+    """
+    up, down = above[0][-1], below[0][-1]
+    spanning = max(up, down) / (levels // 2) if symmetric else (up + down) / levels
+    least, at = np.inf, spanning
+    for i in range(-7, 38):
+        s = spanning * 1.1**-i
+        error = energy - 2 * s * _best_split(s, levels, symmetric, above, below)[0]
+        if error < least:
+            least, at = error, s
+    low, high = at / 1.1, at * 1.1
+    for _ in range(6):  # golden section
+        left, right = high - 0.618 * (high - low), low + 0.618 * (high - low)
+        at_left = energy - 2 * left * _best_split(left, levels, symmetric, above, below)[0]
+        at_right = energy - 2 * right * _best_split(right, levels, symmetric, above, below)[0]
+        least = min(least, at_left, at_right)
+        if at_left < at_right:
+            high = right
+        else:
+            low = left
+    return least

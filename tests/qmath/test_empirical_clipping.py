@@ -51,6 +51,15 @@ def test_mse_has_the_least_error_of_all_grids(name, shape, bits) -> None:
         assert squared_error(x, other, above + below - n, n) >= found.error * (1 - 1e-8)
 
 
+@pytest.mark.parametrize("name", tensors())
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+def test_the_quick_least_error_is_within_some_per_cent_of_the_exact_one(name, shape, bits) -> None:
+    data = qmath.Histogram.of(tensors()[name])
+    exact = qmath.clip_range(data, method="mse", bits=bits, **shape).error
+    assert exact * (1 - 1e-8) <= qmath.least_error(data, bits=bits, **shape) <= exact * 1.05
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @given(
     values=st.lists(st.integers(-20, 20).map(float), min_size=1, max_size=8).filter(lambda v: max(v) > 0),
