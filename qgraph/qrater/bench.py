@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph import weights
@@ -67,25 +68,29 @@ class Job:
     batches: tuple[int, ...]
 
 
-@dataclass(kw_only=True, eq=False)
 class Stand:
-    """What a job needs: the suffix of the network and the tensors that it reads."""
+    """What a job needs, here or on another machine: the suffix of the network and the tensors that it reads."""
 
-    cut: Cut
-    samples: Samples
-    tensors: Tensors
-    _lock: Lock = field(default_factory=Lock, repr=False)
+    def __init__(
+        self, suffix: ir.Model, frontier: tuple[str, ...], source: str, samples: Samples, tensors: Tensors
+    ) -> None:
+        self.suffix, self.frontier, self.source = suffix, frontier, source
+        self.samples, self.tensors = samples, tensors
+        self._lock = Lock()
+        self._session: Session | None = None
 
-    @cached_property
-    def session(self) -> Session:
-        return Session(self.cut.suffix, threads=1)
+    def __reduce__(self) -> tuple[type[Stand], tuple[Any, ...]]:
+        needed = self.tensors.only({*self.frontier, self.source})
+        return Stand, (self.suffix, self.frontier, self.source, self.samples, needed)
 
     def open(self) -> Session:
         with self._lock:
-            return self.session
+            if self._session is None:
+                self._session = Session(self.suffix, threads=1)
+            return self._session
 
     def operand(self, batch: int, grid: ActivationQuant | None) -> NDArray[np.float32]:
-        source = self.tensors.get(self.cut.source, batch)
+        source = self.tensors.get(self.source, batch)
         return source if grid is None else on_grid(source, grid)
 
 
@@ -94,7 +99,7 @@ def measure(stand: Stand, job: Job) -> list[NDArray[np.float32]]:
     session, samples = stand.open(), stand.samples
     scores = []
     for batch in job.batches:
-        feeds = {name: stand.tensors.get(name, batch) for name in stand.cut.frontier}
+        feeds = {name: stand.tensors.get(name, batch) for name in stand.frontier}
         fed = {OPERAND: stand.operand(batch, job.operand), WEIGHT: job.weight, BIAS: job.bias}
         outputs = session.run_list(feeds | {name: fed[name] for name in fed if name in session.input_names})
         real = real_samples(outputs, feeds | fed, samples.counts[batch])
@@ -105,8 +110,8 @@ def measure(stand: Stand, job: Job) -> list[NDArray[np.float32]]:
 class Bench:
     """Candidates of one layer, measured on an executor."""
 
-    def __init__(self, layer: Layer, state: str, stand: Stand, executor: Executor) -> None:
-        self.layer, self.state, self.stand, self.executor = layer, state, stand, executor
+    def __init__(self, layer: Layer, state: str, parts: Cut, stand: Stand, executor: Executor) -> None:
+        self.layer, self.state, self.parts, self.stand, self.executor = layer, state, parts, stand, executor
         self.array = layer.weight_array()
 
     def key(self, candidate: Candidate) -> str:
@@ -120,7 +125,7 @@ class Bench:
     def jobs(self, candidate: Candidate, batches: Sequence[int]) -> list[Job]:
         """The candidate on some batches, in jobs of a few."""
         weight = weights.quantized(self.array, candidate.weight)
-        bias = self.stand.cut.bias_for(candidate.shift)
+        bias = self.parts.bias_for(candidate.shift)
         return [
             Job(weight=weight, operand=candidate.operand, bias=bias, batches=tuple(batches[i : i + CHUNK]))
             for i in range(0, len(batches), CHUNK)
@@ -144,7 +149,7 @@ class Bench:
 
     @cached_property
     def _alone(self) -> Session:
-        return Session(self.stand.cut.alone, threads=1)
+        return Session(self.parts.alone, threads=1)
 
     def mean_output(self, candidate: Candidate, batches: int) -> NDArray[np.float64]:
         """E[y'] per output channel over the first batches, without the layer's bias (Eq. 7)."""
@@ -168,7 +173,7 @@ class Bench:
         return min(float(x.min()) for x in batches), max(float(x.max()) for x in batches)
 
     def _source(self, batch: int) -> NDArray[np.float32]:
-        return self.stand.tensors.get(self.stand.cut.source, batch)[: self.stand.samples.counts[batch]]
+        return self.stand.tensors.get(self.stand.source, batch)[: self.stand.samples.counts[batch]]
 
     def _steps(self, grid: ActivationQuant | None) -> str:
         """The staircase of an operand's grid over the values that occur."""

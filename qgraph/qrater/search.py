@@ -199,9 +199,9 @@ class _Layer:
             if not self.config.cache:
                 owner.tensors.keep({str(v.name) for v in owner.model.input_values()})
             advance(parts, owner.tensors, len(owner.samples.counts))
-            stand = Stand(cut=parts, samples=owner.samples, tensors=owner.tensors)
+            stand = Stand(parts.suffix, parts.frontier, parts.source, owner.samples, owner.tensors)
             state = hashlib.sha256(f"{plan.to_json()} {self.layer.name}".encode()).hexdigest()
-            self._bench = Bench(self.layer, state, stand, owner.executor)
+            self._bench = Bench(self.layer, state, parts, stand, owner.executor)
         return self._bench
 
     def run(self) -> float:

@@ -48,6 +48,14 @@ class Tensors:
                 else:
                     self.held -= array.nbytes
 
+    def only(self, names: Collection[str]) -> Tensors:
+        """These tensors alone, in memory: what travels to another process."""
+        chosen = Tensors(sum(a.nbytes for name in names for a in self._arrays[name].values()))
+        for name in names:
+            for batch, array in self._arrays[name].items():
+                chosen.put(name, batch, np.array(array))
+        return chosen
+
     def close(self) -> None:
         """Forget everything, files too."""
         self.keep(())
