@@ -293,7 +293,7 @@ class _Layer:
         outcome = self._race(candidates, order)
         best, further = candidates[outcome.winner], config.further if stage.bounds and config.search == "bo" else 0
         if not further or not outcome.decided:
-            self.spent.asked += len(stage.grid) + further
+            self.spent.asked += stage.asked + further
             return best, outcome
         optimizer = Optimizer(stage.bounds, seed=config.seed)
         for point, mean in zip(stage.grid, outcome.means[len(started) :], strict=True):
@@ -305,7 +305,7 @@ class _Layer:
             optimizer.tell(point, trial.means[1])
             if trial.winner == 1:
                 best, outcome = challenger, dataclasses.replace(trial, means=(*outcome.means, *trial.means))
-        self.spent.asked += len(stage.grid) + further
+        self.spent.asked += stage.asked + further
         return best, outcome
 
     def _corrected(self, candidate: Candidate, stage: Stage) -> Candidate:

@@ -28,6 +28,11 @@ class Stage:
     bounds: Mapping[str, tuple[float, float]]
     current: Candidate | None
 
+    @property
+    def asked(self) -> int:
+        """Points that Algorithm 1 measures: every one of the grid, a bias with its shift and without."""
+        return len(self.grid) if self.bounds else 2
+
 
 def clip_stage(side: str, now: Candidate, limits: NDArray[np.float64], config: SearchConfig) -> Stage:
     """gamma_c max|x| as the largest code, for the weight (per channel where its grid is) or the operand."""
