@@ -65,8 +65,10 @@ def _resolve_cast_like(graph: ir.Graph) -> None:
         if like is not None and like.dtype is not None:
             cast = ir.node("Cast", [node.inputs[0]], attributes={"to": like.dtype.value})
             graph.insert_before(node, cast)
-            node.outputs[0].replace_all_uses_with(cast.outputs[0], replace_graph_outputs=True)
+            old, new = node.outputs[0], cast.outputs[0]
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
             graph.remove(node, safe=True)
+            new.name, new.type, new.shape = old.name, old.type, old.shape
 
 
 def fold_batch_normalization(model: ir.Model) -> None:

@@ -17,6 +17,7 @@ import onnx
 import pytest
 
 import qgraph
+from qgraph.cli import main
 from qgraph.errors import ModelError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,6 +133,73 @@ def test_killed_at_many_moments(digits, tmp_path):
         folder = tmp_path / str(index)
         folder.mkdir()
         assert kill_and_resume(digits, folder, moments[index : index + 2]) == _content(tmp_path / "whole.npz")
+
+
+LONG_JOBS = {
+    "mixed": ("quantize", "--weights", "mixed", "--average-bits", "4", "--limit", "64"),
+    "search": ("search", "--weights", "3", "--activations", "4", "--ingredients", "bias,clip", "--limit", "48"),
+    "finetune": ("finetune", "--weights", "3", "--epochs", "3", "--batch", "32", "--limit", "160"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG_JOBS)
+def test_long_jobs_killed_at_many_moments(digits, digits_calibration, tmp_path, name):
+    """Killed twice each time, at moments from the first checkpoint to beyond the end: the same bytes as undisturbed."""
+    verb, *options = LONG_JOBS[name]
+    command = [verb, digits, "--data", digits_calibration, *options, "--threads", "1", "--quiet"]
+    whole = tmp_path / "whole"
+    began = time.monotonic()
+    assert start(*command, "-o", whole, "--resume", tmp_path / "undisturbed").wait() == 0
+    moments = np.random.default_rng(0).uniform(0, time.monotonic() - began, (10, 2))
+    killed = 0
+    for index, pair in enumerate(moments):
+        out, checkpoints = tmp_path / f"{index}.out", tmp_path / f"{index}.checkpoints"
+        for seconds in pair:
+            job = start(*command, "-o", out, "--resume", checkpoints)
+            _wait_for(lambda folder=checkpoints: folder.exists() and any(folder.iterdir()), job)
+            time.sleep(seconds)
+            job.kill()
+            killed += job.wait() == -signal.SIGKILL
+        assert start(*command, "-o", out, "--resume", checkpoints).wait() == 0
+        assert out.read_bytes() == whole.read_bytes()
+    assert killed > 0
+
+
+def test_a_folder_that_is_read_only(digits, digits_calibration, small, tmp_path):
+    """Said before any work is done, by every command that writes, and by the writing itself."""
+    if os.geteuid() == 0:
+        pytest.skip("nothing is read-only to root")
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    folder.chmod(0o555)
+    data = str(digits_calibration)
+    for command in (
+        ["quantize", "--data", data],
+        ["search", "--data", data],
+        ["finetune", "--data", data],
+        ["distill"],
+    ):
+        verb, *options = command
+        assert main([verb, str(digits), "-o", str(folder / "out"), *options]) == 1
+    with pytest.raises(ModelError, match="permission denied"):
+        small.save(folder / "out.onnx")
+    folder.chmod(0o755)
+    assert list(folder.iterdir()) == []
+
+
+def test_two_processes_write_one_output(digits, tmp_path):
+    """One of the two wins, whole, and nothing else is left."""
+    out = tmp_path / "out.onnx"
+    command = ("quantize", digits, "--activations", "none", "--method", "minmax", "--quiet")
+    jobs = [start(*command, "--weights", bits, "-o", out) for bits in (8, 4)]
+    assert [job.wait(60) for job in jobs] == [0, 0]
+    wanted = []
+    for bits in (8, 4):
+        qgraph.quantize(digits, method="minmax", weights=bits, activations=None).save(tmp_path / "one")
+        wanted.append((tmp_path / "one").read_bytes())
+    assert out.read_bytes() in wanted
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "out.onnx"]
 
 
 def test_the_same_bytes_on_any_number_of_threads(digits, digits_calibration, tmp_path):

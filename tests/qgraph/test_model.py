@@ -143,6 +143,16 @@ def test_constants_cast_like_an_activation_are_folded(model_from_text):
     np.testing.assert_allclose(run(net.ir_model, feeds)[0], run(model, feeds)[0], rtol=1e-5, atol=1e-5)
 
 
+def test_a_cast_like_that_makes_an_output_keeps_its_name(model_from_text):
+    text = """
+    <ir_version: 8, opset_import: ["": 17]>
+    net (float[N,3] x, double[1] kind) => (double[N,3] y) { y = CastLike(x, kind) }"""
+    net = normalise(load(model_from_text(text)))
+    assert [n.op_type for n in net.graph] == ["Cast"]
+    (output,) = net.graph.outputs
+    assert (output.name, output.dtype) == ("y", ir.DataType.DOUBLE)
+
+
 @pytest.mark.parametrize("bias", [(4,), (1, 4), (1,), ()], ids=str)
 def test_a_bias_behind_a_matrix_product_joins_it(model_from_text, bias):
     text = """
