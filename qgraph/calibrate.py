@@ -82,15 +82,27 @@ def clip_range(histogram: qmath.Histogram, *, method: str, bits: int, one_sided:
     bits that is the rule: the optimum then lies far in the tails, where Laplace and Gaussian laws are least true).
     """
     chosen = qmath.clip_range(histogram, method=method, bits=bits, one_sided=one_sided, **options)
-    if method == "aciq":
-        least = qmath.least_error(histogram, bits=bits, one_sided=one_sided)
-        if chosen.error > PRIOR_TOLERANCE * least:
-            chosen, method = qmath.clip_range(histogram, method="mse", bits=bits, one_sided=one_sided), "mse"
+    if method == "aciq" and _misses(chosen, histogram, bits=bits, one_sided=one_sided):
+        chosen, method = qmath.clip_range(histogram, method="mse", bits=bits, one_sided=one_sided), "mse"
     low, high = float(chosen.low), float(chosen.high)
     beyond = histogram.centers - np.clip(histogram.centers, low, high)
     total = float((histogram.counts * histogram.centers**2).sum())
     lost = float((histogram.counts * beyond**2).sum()) / total if total else 0.0
     return Clipped(low=low, high=high, method=method, lost=lost)
+
+
+def prior_rejected(statistics: qmath.Statistics, *, bits: int, non_negative: bool = False) -> bool:
+    """Whether ACIQ's clip at `bits` makes an error more than 1 dB above the least possible on the histogram."""
+    histogram = statistics.histogram
+    if not statistics.count or histogram is None or statistics.min == statistics.max:
+        return False
+    one_sided = non_negative or bool(statistics.min >= 0)
+    chosen = qmath.clip_range(histogram, method="aciq", bits=bits, one_sided=one_sided)
+    return _misses(chosen, histogram, bits=bits, one_sided=one_sided)
+
+
+def _misses(chosen: qmath.ClipRange, histogram: qmath.Histogram, *, bits: int, one_sided: bool) -> bool:
+    return chosen.error > PRIOR_TOLERANCE * qmath.least_error(histogram, bits=bits, one_sided=one_sided)
 
 
 def clip_weights(plan: QuantPlan, view: GraphView, *, method: str) -> QuantPlan:

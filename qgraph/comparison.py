@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
-from qgraph.data import DataLike, Preprocessing, open_data
+from qgraph.bits_in_file import Bits, bits_in_file
+from qgraph.calibrate import prior_rejected
+from qgraph.data import DataLike, Dataset, Preprocessing, open_data
 from qgraph.errors import UsageError
-from qgraph.graph import GraphView, fused_output
+from qgraph.graph import GraphView, Layer, fused_output
+from qgraph.measure import root_name
 from qgraph.measure import sqnr_db as ratio_db
 from qgraph.model import Model, ModelLike, load, normalise
+from qgraph.observe import observe
+from qgraph.plan import MAX_BITS
 from qgraph.progress import SILENT, Progress
 from qgraph.runtime import Session
 
@@ -21,11 +27,17 @@ BATCH = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerComparison:
-    """SQNR in dB of one layer's result in every compared model (None where the model lacks the tensor, or is exact)."""
+    """SQNR in dB of one layer's result in every compared model (None where the model lacks the tensor, or is exact).
+
+    `prior_rejected` says whether, at the bits that the model gives to the layer's operand, neither of ACIQ's priors
+    describes the operand on these samples, so that `--clip aciq` takes the clip of least squared error instead; None
+    where the operand is in floating point.
+    """
 
     layer: str
     tensor: str
     sqnr_db: tuple[float | None, ...]
+    prior_rejected: tuple[bool | None, ...] = ()
 
 
 def compare(
@@ -61,11 +73,13 @@ def compare(
                 for tensor, value in session.run(batch.feeds).items():
                     sums[tensor] += float(np.sum((value.astype(np.float64) - expected[tensor]) ** 2))
             advance(batch.count)
+    rejected = _rejected_priors(base, rivals, samples, threads)
     return tuple(
         LayerComparison(
             layer=layer,
             tensor=tensor,
             sqnr_db=tuple(ratio_db(signal[tensor], sums.get(tensor, 0.0)) for sums in noise),
+            prior_rejected=tuple(of_rival.get(layer) for of_rival in rejected),
         )
         for layer, tensor in pairs
     )
@@ -80,3 +94,31 @@ def _shared(base: Model, rival: Model, tensors: list[str]) -> list[str]:
             f"whose tensors kept their names"
         )
     return shared
+
+
+def _rejected_priors(
+    base: Model, rivals: Sequence[Model], samples: Dataset, threads: int | None
+) -> list[dict[str, bool]]:
+    """Per rival, the layers whose operand it quantizes, and whether ACIQ's prior fails there at its bits."""
+    view = GraphView(base)
+    non_negative = {site.tensor: site.non_negative for site in view.activation_sites(view.layers)}
+    stored = [bits_in_file(rival) for rival in rivals]
+    bits = [
+        {layer.name: known for layer in view.layers if (known := _operand_bits(layer, of_rival)) is not None}
+        for of_rival in stored
+    ]
+    read = {layer.name: root_name(layer) for layer in view.layers if any(layer.name in known for known in bits)}
+    if not read:
+        return [{} for _ in rivals]
+    observed = observe(base, samples, tensors=dict.fromkeys(read.values()), threads=threads)
+
+    @cache
+    def rejected(tensor: str, width: int) -> bool:
+        return prior_rejected(observed[tensor], bits=width, non_negative=non_negative.get(tensor, False))
+
+    return [{layer: rejected(read[layer], width) for layer, width in known.items()} for known in bits]
+
+
+def _operand_bits(layer: Layer, stored: Mapping[str, Bits]) -> int | None:
+    found = stored.get(layer.name) or stored.get(str(layer.output.name))
+    return None if found is None or found[1] is None or found[1] > MAX_BITS else found[1]

@@ -85,7 +85,8 @@ def compare(
 ) -> None:
     """Layer by layer: where quantized models part ways with the float one, the first given.
 
-    SQNR of every layer's result, with the errors of all layers before it. With --ablation aciq, one float model
+    SQNR of every layer's result, with the errors of all layers before it; a star marks layers that read a
+    tensor which ACIQ's priors do not describe. With --ablation aciq, one float model
     and what each ingredient of the method is worth on it: all 16 combinations of clipping, bias correction, and
     bits per channel of weights and of activations.
 
@@ -131,14 +132,25 @@ def compare(
         show_json(
             {
                 "models": list(models[1:]),
-                "layers": [{"name": r.layer, "tensor": r.tensor, "sqnr_db": list(r.sqnr_db)} for r in layers],
+                "layers": [
+                    {
+                        "name": r.layer,
+                        "tensor": r.tensor,
+                        "sqnr_db": list(r.sqnr_db),
+                        "prior_rejected": list(r.prior_rejected),
+                    }
+                    for r in layers
+                ],
             }
         )
         return
     rows = table(f"SQNR against {models[0]}, dB", "layer", *models[1:])
     for row in layers:
-        rows.add_row(row.layer, *(number(value, 1) for value in row.sqnr_db))
+        cells = zip(row.sqnr_db, row.prior_rejected, strict=True)
+        rows.add_row(row.layer, *(number(value, 1) + (" *" if rejected else "") for value, rejected in cells))
     show(rows)
+    if any(any(row.prior_rejected) for row in layers):
+        show("* prior rejected: neither Laplace nor Gaussian describes what the layer reads, at these bits to 1 dB")
 
 
 def _show_ablation(result: Ablation, model: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from qgraph.bits_in_file import bits_in_file
 from qgraph.comparison import compare
 from qgraph.data import DataLike, Dataset, Preprocessing, open_data
 from qgraph.errors import DataError, UsageError
@@ -22,7 +23,6 @@ from qgraph.observe import Observations, observe
 from qgraph.pipeline import DISTILLED, Result, distilled_inputs, lower, prepare
 from qgraph.plan import KeptFloat, QuantPlan
 from qgraph.progress import SILENT, Progress
-from qgraph.report.codes import bits_in_file
 from qgraph.zeroq.allocate import Allocation
 
 OBSERVED, COMPARED, TIMED = 256, 64, 15  # samples for statistics, samples for layers, runs for the latency

@@ -91,6 +91,8 @@ def test_compare(run, digits, digits_calibration, digits_test):
     assert status == 0
     assert all(row["sqnr_db"][0] < row["sqnr_db"][1] for row in rows[1:])
     assert "classifier" in run("compare", digits, "w4.onnx", "--data", digits_test)[1]
+    rejected = [layer["prior_rejected"] for layer in json.loads(out)["layers"]]
+    assert all(isinstance(flag, bool) for flags in rejected for flag in flags)
 
 
 def test_report(run, digits, digits_calibration, digits_test, tmp_path):

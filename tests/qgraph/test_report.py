@@ -19,11 +19,11 @@ from PIL import Image
 from report_cases import allocation
 
 import qgraph
+from qgraph.bits_in_file import bits_in_file
 from qgraph.errors import PlanError, UsageError
 from qgraph.model import load
 from qgraph.report import render, report_of, report_on
 from qgraph.report.charts import WIDTH, Axis, Point, Series, chart
-from qgraph.report.codes import bits_in_file
 from qgraph.report.html import VOID, element
 from qgraph.report.pictures import contact_sheet
 

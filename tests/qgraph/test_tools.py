@@ -69,6 +69,24 @@ def test_comparison_follows_the_layers(digits, digits_calibration, digits_test, 
     assert all(row.sqnr_db[2] is None or row.sqnr_db[2] > 90 for row in rows)  # the float model against itself
 
 
+def test_comparison_says_where_the_prior_fails(model_from_text):
+    """Laplacian data follow a prior; values near +-1 alone do not, and have no clip worth 4 bits but the exact one."""
+    text = """
+    <ir_version: 8, opset_import: ["": 17]>
+    net (float[N,4] x, float[N,4] z, float[4,4] u, float[4,4] v) => (float[N,4] y) {
+      a = MatMul(x, u)
+      b = MatMul(z, v)
+      y = Add(a, b)
+    }"""
+    u, v = (RNG.standard_normal((4, 4)).astype(np.float32) for _ in range(2))
+    net = model_from_text(text, u=u, v=v)
+    two = RNG.choice([-1.0, 1.0], (4000, 4)) + 0.001 * RNG.standard_normal((4000, 4))
+    data = {"x": RNG.laplace(size=(4000, 4)).astype(np.float32), "z": two.astype(np.float32)}
+    four = as_model(qgraph.quantize(net, data, activations=4, edge_bits=4, allocate_bits="none"))
+    rows = qgraph.compare(net, [four, load(net)], data, limit=4000)
+    assert [row.prior_rejected for row in rows] == [(False, None), (True, None)]
+
+
 def test_every_layer_of_an_export_is_integer(quantized):
     found = inspect_fused(quantized)
     assert all(layer.integer for layer in found.layers), found
