@@ -106,18 +106,24 @@ def _misses(chosen: qmath.ClipRange, histogram: qmath.Histogram, *, bits: int, o
 
 
 def clip_weights(plan: QuantPlan, view: GraphView, *, method: str) -> QuantPlan:
-    """Symmetric weight grids below 8 bits span the clip that `method` chooses, per channel where the grid is.
+    """Weight grids below 8 bits span the range that `method` chooses, per channel where the grid is; about zero where
+    the grid is symmetric, else with both ends chosen.
 
     At 8 bits rounding is too fine for clipping to pay, and grids keep the full range (as ACIQ does for all weights).
     """
 
     def clip(layer: LayerQuant) -> LayerQuant:
         grid = layer.weight
-        if not grid.symmetric or min(grid.widths) == MAX_BITS:
+        if min(grid.widths) == MAX_BITS:
             return layer
-        limit = _weight_limits(weights.scaled(view.by_name[layer.name].weight_array(), grid), grid, method)
+        weight = weights.scaled(view.by_name[layer.name].weight_array(), grid)
+        if grid.symmetric:
+            high = _weight_limits(weight, grid, method)
+            low = -high
+        else:
+            low, high = _weight_ranges(weight, grid, method)
         clipped = weight_grid(
-            -limit, limit, bits=grid.bits, axis=grid.axis, symmetric=True, channel_bits=grid.channel_bits
+            low, high, bits=grid.bits, axis=grid.axis, symmetric=grid.symmetric, channel_bits=grid.channel_bits
         )
         return dataclasses.replace(layer, weight=dataclasses.replace(clipped, input_scale=grid.input_scale))
 
@@ -134,3 +140,24 @@ def _weight_limits(weight: NDArray[np.floating], grid: WeightQuant, method: str)
         alike = widths == bits
         limits[alike] = qmath.weight_clip(rows[alike], bits=bits, method=method if bits < MAX_BITS else "max", axis=0)
     return limits
+
+
+def _weight_ranges(
+    weight: NDArray[np.floating], grid: WeightQuant, method: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both ends of every channel's range on an asymmetric grid, or of the tensor's; 0..0 for a channel of zeros."""
+    rows = (
+        weight.reshape(1, -1) if grid.axis is None else np.moveaxis(weight, grid.axis, 0).reshape(len(grid.scale), -1)
+    )
+    widths = np.broadcast_to(grid.widths, len(rows))
+
+    def choose(index: int) -> tuple[float, float]:
+        row = rows[index]
+        if not row.any():
+            return 0.0, 0.0
+        bits = int(widths[index])
+        found = qmath.clip_range(row, method=method if bits < MAX_BITS else "max", bits=bits)
+        return found.low, found.high
+
+    low, high = np.array(list(in_parallel(choose, range(len(rows))))).T
+    return low, high
