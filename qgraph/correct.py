@@ -7,20 +7,32 @@ Per output channel c of a layer with weight W, its quantized W^q and operand x (
 
 ACIQ's own mean correction adds a constant to every weight of a channel, which a symmetric integer grid cannot hold; its
 effect on the output is a shift by that constant times sum_k x_k, whose expectation `shift_c` contains.
+
+`correct_outputs` measures the shift instead: what the layer's mean output lacks in the quantized network, with all
+layers before it quantized and corrected.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 import qmath
 from qgraph import weights
+from qgraph.data import Dataset
 from qgraph.graph import GraphView, Layer
 from qgraph.observe import Observations
 from qgraph.plan import LayerQuant, QuantPlan
+from qgraph.progress import SILENT, Progress
+from qgraph.runtime import Session
+from qgraph.simulate import simulate
+
+SAMPLES = 64
+BATCH = 16
 
 
 def correct_norm(plan: QuantPlan, view: GraphView) -> QuantPlan:
@@ -73,3 +85,58 @@ def output_sums(layer: Layer, weight: NDArray[np.float64], mean: NDArray[np.floa
     inner = weight if layer.output_axis == weight.ndim - 2 else np.swapaxes(weight, -1, -2)  # ... x out x in
     sums: NDArray[np.float64] = inner @ mean
     return sums if sums.ndim == 1 else sums.reshape(-1, sums.shape[-1]).mean(axis=0)
+
+
+def correct_outputs(
+    plan: QuantPlan,
+    view: GraphView,
+    data: Dataset,
+    *,
+    samples: int = SAMPLES,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> QuantPlan:
+    """Shift every layer's bias so that its mean output per channel is the float network's, on the first `samples`.
+
+    Layer by layer in graph order: shift_c = E[y_c] - E[y^q_c], where y^q comes from the network quantized so far, so
+    that each layer also makes up for what reaches it from those before. Runs the network once for every layer.
+    """
+    known = dataclasses.replace(data, limit=min(samples, data.count))
+    chosen = {quant.name for quant in plan.layers}
+    ordered = [layer for layer in view.layers if layer.name in chosen]
+    expected = _mean_outputs(view.model.ir_model, ordered, known, threads)
+    with progress.stage("correcting outputs", len(ordered)) as advance:
+        for layer, want in zip(ordered, expected, strict=True):
+            lowered = simulate(view.model, _shifted(plan, layer, ()))
+            twin = GraphView(dataclasses.replace(view.model, ir_model=lowered)).by_name[layer.name]
+            (have,) = _mean_outputs(lowered, [twin], known, threads)
+            plan = _shifted(plan, layer, tuple(float(s) for s in (want - have).astype(np.float32)))
+            advance(1, layer.name)
+    return plan
+
+
+def _shifted(plan: QuantPlan, layer: Layer, shift: tuple[float, ...]) -> QuantPlan:
+    return plan.map_layers(lambda q: dataclasses.replace(q, bias_shift=shift) if q.name == layer.name else q)
+
+
+def _mean_outputs(
+    model: ir.Model, layers: Sequence[Layer], data: Dataset, threads: int | None
+) -> list[NDArray[np.float64]]:
+    """The mean of every layer's result per output channel."""
+    session = Session(model, outputs=list(dict.fromkeys(str(layer.output.name) for layer in layers)), threads=threads)
+    sums, counts = [0.0] * len(layers), [0] * len(layers)
+    for batch in data.batches(BATCH):
+        results = session.run({name: batch.feeds[name] for name in session.input_names})
+        for index, layer in enumerate(layers):
+            result = np.asarray(batch.real(results[str(layer.output.name)]), np.float64)
+            axis = _channel_axis(layer) % result.ndim
+            sums[index] = sums[index] + result.sum(axis=tuple(i for i in range(result.ndim) if i != axis))
+            counts[index] += result.size // result.shape[axis]
+    return [np.asarray(total) / max(count, 1) for total, count in zip(sums, counts, strict=True)]
+
+
+def _channel_axis(layer: Layer) -> int:
+    """Where a layer's result has its output channels."""
+    if layer.op == "MatMul":
+        return -2 if layer.weight_index == 0 else -1
+    return 1

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph.clock import Clock
+from qgraph.correct import correct_outputs
 from qgraph.data import DataLike, Dataset, Preprocessing, open_data
 from qgraph.errors import UsageError
 from qgraph.export import export
@@ -202,6 +203,11 @@ def quantize(
         with clock.stage("search"):
             options = {"threads": threads, "folder": resume, "progress": progress}
             plan = _searched(plan, given, seed=seed, executor=executor, **options)
+    if recipe.correct_outputs:
+        if given.samples is None:
+            raise UsageError("--correct-outputs measures on samples: pass --data, a calibration file is not enough")
+        with clock.stage("correct"):
+            plan = correct_outputs(plan, given.view, given.samples, threads=threads, progress=progress)
     with clock.stage("export"):
         result = made(plan, allocation)
         _ = result.model

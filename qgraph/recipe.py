@@ -37,6 +37,7 @@ class Recipe:
 
     `clip` is the clipping method of activations, `weight_clip` that of weights (both names of `qmath.clip_methods()`);
     `clip` and `rounding` may be `qrater` too: found by measuring the task, which then also decides on bias shifts.
+    `correct_outputs` measures the shift of every layer's mean output on samples, in place of the expected one.
     `allocate_bits` says whose channels share their bits by the 2/3-power rule; None tries below 8 bits what is best.
     """
 
@@ -50,6 +51,7 @@ class Recipe:
     weight_clip: str = "mse"
     rounding: str = "nearest"
     bias_correction: bool = True
+    correct_outputs: bool = False
     allocate_bits: str | None = None
     reduce_range: bool = False
     keep: tuple[str, ...] = ()
@@ -119,6 +121,8 @@ class Recipe:
         for option, known in (("search", SEARCHES), ("direction", DIRECTIONS)):
             if getattr(self, option) not in known:
                 raise UsageError(f"{_flag(option)} must be one of {', '.join(known)}, not '{getattr(self, option)}'")
+        if self.correct_outputs and self.method == "lsqplus":
+            raise UsageError("--correct-outputs is for plans that are not trained: method 'lsqplus' learns its biases")
         if self.needs_data and not has_data and self.method not in DATA_FREE:
             raise UsageError(
                 f"method '{self.method}' needs data to quantize activations or to mix bits: pass --data, or "
@@ -128,7 +132,7 @@ class Recipe:
     @property
     def needs_data(self) -> bool:
         """Whether activations are quantized, bits mixed or the task measured: something must flow through the net."""
-        return self.activations is not None or self.mixed or bool(self.ingredients)
+        return self.activations is not None or self.mixed or bool(self.ingredients) or self.correct_outputs
 
     @property
     def undecided(self) -> bool:

@@ -36,6 +36,12 @@ from qgraph.report import render, report_of
 @recipe_options
 @mixed_options
 @format_options
+@click.option(
+    "--correct-outputs",
+    is_flag=True,
+    default=None,
+    help="Measure how mean outputs shift, layer by layer, and undo it in biases.",
+)
 @click.option("--calibration", metavar="FILE", help="Statistics file: read if it exists, else written.")
 @click.option("--seed", type=int, metavar="N", help="Seed of distilled data.  [default: 0]")
 @click.option("--resume", metavar="DIR", help="Folder for checkpoints: a job that was stopped goes on from there.")
