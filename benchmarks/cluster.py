@@ -1,19 +1,18 @@
-"""What a Dask cluster costs and gains: sensitivity and search on 1 and 2 workers, and the price of one message.
+"""What a Dask cluster costs and gains: sensitivity on 1 and 2 workers, and the price of one message.
 
-`python -m benchmarks.cluster [--model cifar10_resnet20] [--limit 64]`. Scheduler and workers are processes on this
-machine (loopback), one thread each. A message is an empty task: submitted, run, its result fetched. The results are
-compared with those of threads and must be the same.
+`python -m benchmarks.cluster [--limit 64] [--runs 3]`. Scheduler and workers are processes on
+this machine (loopback), one thread each. A message is an empty task: submitted, run, its result fetched. The results
+are compared with those of threads and must be equal.
 """
 
 from __future__ import annotations
 
 import argparse
-import pickle
-import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
-from benchmarks.common import CIFAR, arguments, images, report, shared, timed
+from benchmarks.common import CIFAR, arguments, images, in_turn, report, shared, timed
 from qgraph.executor import open_executor
 from qgraph.pipeline import measure_sensitivity
 
@@ -30,6 +29,7 @@ def main() -> None:
         __doc__,
         lambda p: p.add_argument("--model", default="cifar10_resnet20", help="one of the shared models"),
         lambda p: p.add_argument("--limit", type=int, default=64, help="samples"),
+        lambda p: p.add_argument("--runs", type=int, default=3, help="of each, after one that warms up"),
     )
     rows = [*_messages(), *_speed_up(options)]
     report("Sensitivity on a Dask cluster over loopback", rows, json_path=options.json)
@@ -59,33 +59,31 @@ def _messages() -> list[dict[str, Any]]:
 
 
 def _speed_up(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds of a sensitivity on one and two workers, and on one thread of this process."""
+    """Seconds of a sensitivity on one and two workers and on one thread of this process, in turn."""
     from distributed import LocalCluster
 
     path = shared("models", f"{options.model}.onnx")
     samples, _ = images("cifar10_train20k", options.limit)
+    seen: dict[str, list[Any]] = {}
 
-    def job(executor: str) -> Callable[[], Any]:
-        return lambda: measure_sensitivity(path, samples, preprocessing=CIFAR, threads=1, executor=executor)
+    def job(name: str, executor: str) -> Callable[[], None]:
+        def run() -> None:
+            found = measure_sensitivity(path, samples, preprocessing=CIFAR, threads=1, executor=executor)
+            seen.setdefault(name, []).append(found)
 
-    seen, seconds = {}, {}
-    for workers in (1, 2):
-        with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster:
-            run = job(f"dask:{cluster.scheduler_address}")
-            run()  # imports and compiled kernels are there
-            start = time.perf_counter()
-            seen[workers] = pickle.dumps(run().layers)
-            seconds[workers] = time.perf_counter() - start
-    start = time.perf_counter()
-    local = pickle.dumps(job("local")().layers)
-    alone = time.perf_counter() - start
-    if not local == seen[1] == seen[2]:
+        return run
+
+    with ExitStack() as clusters:
+        jobs = {"one local thread": job("one local thread", "local")}
+        for name, count in (("one worker", 1), ("two workers", 2)):
+            cluster = LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None)
+            jobs[name] = job(name, f"dask:{clusters.enter_context(cluster).scheduler_address}")
+        seconds = in_turn(jobs, runs=options.runs)
+    if any(found != seen["one worker"][0] for several in seen.values() for found in several):
         raise SystemExit("the results depend on where they were computed")
     return [
-        {"measured": f"sensitivity of {options.model}, one local thread, s", "figure": alone},
-        {"measured": "the same, one worker, s", "figure": seconds[1]},
-        {"measured": "the same, two workers, s", "figure": seconds[2]},
-        {"measured": "speed-up of two workers", "figure": seconds[1] / seconds[2]},
+        *({"measured": f"sensitivity of {options.model}, {name}, s", "figure": seconds[name]} for name in jobs),
+        {"measured": "speed-up of two workers", "figure": seconds["one worker"] / seconds["two workers"]},
     ]
 
 

@@ -168,11 +168,11 @@ def test_long_jobs_killed_at_many_moments(digits, digits_calibration, tmp_path, 
 
 def test_a_folder_that_is_read_only(digits, digits_calibration, small, tmp_path):
     """Said before any work is done, by every command that writes, and by the writing itself."""
-    if os.geteuid() == 0:
-        pytest.skip("nothing is read-only to root")
     folder = tmp_path / "closed"
     folder.mkdir()
     folder.chmod(0o555)
+    if os.access(folder, os.W_OK):
+        pytest.skip("nothing is read-only to root")
     data = str(digits_calibration)
     for command in (
         ["quantize", "--data", data],

@@ -1,0 +1,99 @@
+"""A model whose weights lie in a file of 2.5 GB beside it: what quantizing its weights takes beyond the mapped file.
+
+`python -m benchmarks.large [--layers 10] [--width 8192]`: a chain of matrix products, made, quantized weight-only in a
+process of its own, and removed again. Memory is what the process has for itself (RssAnon of Linux) above what it had
+when its imports were done; pages of the mapped file can be dropped at any time and do not count.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from benchmarks.common import arguments, report
+
+
+def main() -> None:
+    options = arguments(
+        __doc__,
+        lambda p: p.add_argument("--layers", type=int, default=10, help="matrix products"),
+        lambda p: p.add_argument("--width", type=int, default=8192, help="features of each"),
+        lambda p: p.add_argument("--folder", help="where there is room for twice the weights"),
+    )
+    layer = 4 * options.width**2
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        write_chain(folder / "model.onnx", layers=options.layers, width=options.width)
+        command = [sys.executable, "-c", f"from benchmarks.large import measure; measure({str(folder)!r})"]
+        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    rows = [
+        {"measured": "weights, MB", "figure": options.layers * layer / 2**20},
+        {"measured": "largest layer, MB", "figure": layer / 2**20},
+        {"measured": "quantized file, MB", "figure": found["bytes"] / 2**20},
+        {"measured": "seconds", "figure": found["seconds"]},
+        {"measured": "memory, MB", "figure": found["peak"] / 2**20},
+        {"measured": "memory / largest layer", "figure": found["peak"] / layer},
+    ]
+    report("Weight-only quantization of a model with external data", rows, json_path=options.json)
+
+
+def write_chain(path: Path, *, layers: int, width: int) -> None:
+    """y = x W1 W2 ... with weights in NAME.data beside the model, written one at a time."""
+    rng, nbytes = np.random.default_rng(0), 4 * width**2
+    names = ["x", *(f"t{i}" for i in range(1, layers)), "y"]
+    weights = []
+    with Path(f"{path}.data").open("wb") as file:
+        for index in range(layers):
+            rng.standard_normal((width, width), np.float32).tofile(file)
+            tensor = TensorProto(name=f"w{index}", data_type=TensorProto.FLOAT, dims=[width, width])
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", f"{path.name}.data"), ("offset", index * nbytes), ("length", nbytes)):
+                tensor.external_data.add(key=key, value=str(value))
+            weights.append(tensor)
+    nodes = [helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]], name=f"layer{i}") for i in range(layers)]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", width]) for name in "xy")
+    graph = helper.make_graph(nodes, "chain", [x], [y], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+
+
+def measure(folder: str) -> None:
+    """Quantize `folder`/model.onnx and print what it took as JSON."""
+    import qgraph
+
+    own = [_own_memory()]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            own.append(_own_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    result = qgraph.quantize(Path(folder) / "model.onnx", method="minmax", weights=8, activations=None)
+    nbytes = result.save(Path(folder) / "out.onnx")
+    seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    onnx.checker.check_model(str(Path(folder) / "out.onnx"))
+    print(json.dumps({"bytes": nbytes, "seconds": seconds, "peak": max(own) - own[0]}))
+
+
+def _own_memory() -> int:
+    """Bytes that belong to this process alone."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
+
+
+if __name__ == "__main__":
+    main()
