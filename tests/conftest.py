@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +14,8 @@ import onnx_ir as ir
 import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the benchmarks are beside the tests, not installed
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in background jobs, and their children do
 
 DEMO = Path(str(files("qgraph") / "demo_assets"))
 
