@@ -94,6 +94,7 @@ CALLS = {
     "kl_divergence": Call(lambda x: qmath.kl_divergence(x, CODES), WEIGHTS),
     "knapsack": Call(lambda x: qmath.knapsack(x, [[1, 2, 3, 4]] * 3, 8), POSITIVE),
     "laplace_clip": Call(lambda x: qmath.laplace_clip(x, 4), POSITIVE),
+    "least_error": Call(lambda x: qmath.least_error(x, bits=4), WEIGHTS),
     "lsq_gradients": Call(lambda x: qmath.lsq_gradients(np.ones(np.shape(x)), x, 0.5, bits=3), WEIGHTS),
     "lsq_quantize": Call(lambda x: qmath.lsq_quantize(x, 0.5, bits=3), WEIGHTS),
     "lsq_scale": Call(lambda x: qmath.lsq_scale(x, bits=3), WEIGHTS),
@@ -105,6 +106,7 @@ CALLS = {
     "pareto_frontier": Call(lambda x: qmath.pareto_frontier(x, [[1, 2, 3, 4]] * 3), POSITIVE),
     "prior_clip": Call(lambda x: qmath.prior_clip(qmath.Laplace(), x), np.array([2, 3, 4, 8])),
     "quantize": Call(lambda x: qmath.quantize(x, GRID), WEIGHTS, SATURATES),
+    "rectified_prior": Call(lambda x: qmath.rectified_prior(qmath.Laplace, x, 9.0), POSITIVE),
     "rounding_offset": Call(lambda x: qmath.rounding_offset(x, 0.4, 0.5, bits=3), WEIGHTS),
     "sqnr_db": Call(lambda x: qmath.sqnr_db(x, CODES), WEIGHTS),
     "weight_clip": Call(lambda x: qmath.weight_clip(x, bits=4), WEIGHTS),
@@ -281,6 +283,7 @@ OPTIONS: dict[str, Callable[..., Any]] = {
     "laplace_clip": lambda bits=4, grid="midrise": qmath.laplace_clip(1.0, bits, exact=True, grid=grid),
     "Laplace": lambda scale=1.0: qmath.Laplace(0.0, scale),
     "Gaussian": lambda scale=1.0: qmath.Gaussian(0.0, scale),
+    "least_error": lambda bits=4: qmath.least_error(WEIGHTS, bits=bits),
     "lsq_gradient_scale": lambda bits=4, configuration=4: qmath.lsq_gradient_scale(
         9, bits=bits, configuration=configuration
     ),
