@@ -11,7 +11,7 @@ Vocabulary:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -180,7 +180,7 @@ class GraphView:
         """Operators behind the last layers that compute (box decoding, softmax, sorting): they stay float."""
         nodes = {layer.node: layer.name for layer in self.layers}
         ahead = {node for node in self.model.graph if any(_reaches(v, nodes) for v in node.outputs)}
-        behind = _descendants([layer.output for layer in self.layers])
+        behind = descendants([layer.output for layer in self.layers])
         return tuple(n for n in self.model.graph if n in behind and n not in ahead and n not in nodes and _computes(n))
 
     def activation_sites(self, layers: Sequence[Layer]) -> tuple[ActivationSite, ...]:
@@ -328,7 +328,8 @@ def _reaches(value: ir.Value, nodes: dict[ir.Node, str]) -> bool:
     return False
 
 
-def _descendants(values: Sequence[ir.Value]) -> set[ir.Node]:
+def descendants(values: Iterable[ir.Value]) -> set[ir.Node]:
+    """All nodes that depend on any of the values."""
     found: set[ir.Node] = set()
     pending = list(values)
     while pending:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qgraph.folding import constant
-from qgraph.graph import GraphView, Layer, attribute
+from qgraph.graph import GraphView, Layer, attribute, descendants
 from qgraph.lowering import shift_bias
 from qgraph.model import Model
 from qgraph.plan import QuantPlan
@@ -129,7 +129,7 @@ def _bias_input(graph: ir.Graph, layer: Layer) -> tuple[ir.Value, float]:
 
 def _frontier(graph: ir.Graph, fed: set[ir.Value], originals: set[str]) -> set[str]:
     """Tensors of the original model that the nodes behind `fed` read besides, and unaffected outputs."""
-    behind = _descendants(fed)
+    behind = descendants(fed)
     pending = [v for node in behind for v in node.inputs if v is not None]
     pending += [v for v in graph.outputs if v.producer() not in behind]
     found: set[str] = set()
@@ -143,17 +143,6 @@ def _frontier(graph: ir.Graph, fed: set[ir.Value], originals: set[str]) -> set[s
         elif producer is not None:  # made by simulate: computed again from what it was made of
             behind.add(producer)
             pending.extend(v for v in producer.inputs if v is not None)
-    return found
-
-
-def _descendants(values: Iterable[ir.Value]) -> set[ir.Node]:
-    found: set[ir.Node] = set()
-    pending = list(values)
-    while pending:
-        for use in pending.pop().uses():
-            if use.node not in found:
-                found.add(use.node)
-                pending.extend(use.node.outputs)
     return found
 
 
