@@ -38,7 +38,7 @@ FREE_TARGETS = {4: 1.5, 3: 6.0}
 RECIPES = {
     4: LsqPlusConfig(epochs=6, rate=3e-3, scale_rate=3e-3, augment=True, holdout=0.05),
     3: LsqPlusConfig(epochs=10, rate=5e-3, scale_rate=5e-3, augment=True, holdout=0.05),
-    2: LsqPlusConfig(epochs=20, rate=1e-2, scale_rate=1e-2, augment=True, holdout=0.05),
+    2: LsqPlusConfig(epochs=14, rate=1e-2, scale_rate=1e-2, augment=True, holdout=0.05),
 }
 
 
