@@ -23,14 +23,15 @@ from qgraph.calibrate import clip_activations, clip_range
 from qgraph.correct import correct_norm, correct_shift
 from qgraph.data import Dataset, open_data
 from qgraph.evaluation import evaluate
+from qgraph.gathering import prepare
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
 from qgraph.measure import layer_reports
 from qgraph.model import Model, load
 from qgraph.observe import Observations, observe
-from qgraph.pipeline import lower, prepare
 from qgraph.plan import QuantPlan
 from qgraph.recipe import Recipe
+from qgraph.result import lower
 from qgraph.runtime import Session
 
 MODELS = ("resnet20", "resnet32", "relu6_dw", "silu_se")

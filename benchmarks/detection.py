@@ -21,9 +21,10 @@ import qgraph
 from benchmarks.boxes import Detections, average_precision
 from benchmarks.common import arguments, report, shared
 from qgraph.data import Preprocessing
+from qgraph.gathering import distilled_inputs
 from qgraph.graph import GraphView
 from qgraph.model import load
-from qgraph.pipeline import Result, distilled_inputs
+from qgraph.result import Result
 from qgraph.runtime import Session
 
 MODEL, SAMPLES = "face_rfb320.onnx", 32

@@ -27,9 +27,9 @@ from typing import Any
 import qgraph
 from benchmarks.common import CIFAR, images, report, shared
 from qgraph.evaluation import evaluate
+from qgraph.gathering import distilled_inputs
 from qgraph.lsqplus import LsqPlusConfig
 from qgraph.model import load
-from qgraph.pipeline import distilled_inputs
 
 FLOAT = {"resnet20": 91.73, "resnet32": 92.63, "silu_se": 88.39}
 TARGETS = {4: 0.4, 3: 1.2, 2: 4.5}
@@ -79,7 +79,7 @@ class Run:
         seconds = time.perf_counter() - start
         test = dict(zip(("images", "labels"), images("cifar10_test"), strict=True))
         top1 = {
-            name: evaluate(load(qgraph.pipeline.lower(result.net, result.plan, format=name)), test, preprocessing=CIFAR)
+            name: evaluate(load(qgraph.result.lower(result.net, result.plan, format=name)), test, preprocessing=CIFAR)
             for name in ("qdq", "float")
         }
         return {

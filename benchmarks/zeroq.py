@@ -24,9 +24,9 @@ import qmath
 from benchmarks.common import CIFAR, arguments, images, report, shared
 from qgraph.evaluation import evaluate
 from qgraph.gain import known_moments
+from qgraph.gathering import DISTILLED
 from qgraph.graph import GraphView
 from qgraph.model import Model, load, normalise
-from qgraph.pipeline import DISTILLED
 from qgraph.simulate import simulate
 from qgraph.zeroq import distill
 from qgraph.zeroq.allocate import mix
@@ -172,9 +172,9 @@ def _torch_seconds(path: Any, given: argparse.Namespace) -> Callable[[str], Any]
 
 def _menu(path: Any, given: argparse.Namespace, bits: tuple[int, ...]) -> tuple[Any, dict[str, Any], Sensitivity]:
     """The 8-bit plan, every layer at each of `bits`, and the sensitivities."""
-    from qgraph.pipeline import gather
+    from qgraph.gathering import gather
 
-    gathered = gather(path, _distilled(path, given), method="zeroq", overrides={"weights": "mixed", "bits": bits})
+    gathered = gather(path, _distilled(path, given), method="zeroq", weights="mixed", bits=bits)
     mixer = gathered.mixer()
     menu = mixer.menu()
     return gathered.plan(), menu, mixer.sensitivity(menu)

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from qgraph.finetuning import finetune as finetune
     from qgraph.lsqplus import LsqPlusConfig as LsqPlusConfig
     from qgraph.model import save as save
-    from qgraph.pipeline import Result as Result
     from qgraph.pipeline import apply as apply
     from qgraph.pipeline import quantize as quantize
     from qgraph.plan import QuantPlan as QuantPlan
     from qgraph.qrater import SearchConfig as SearchConfig
+    from qgraph.result import Result as Result
     from qgraph.search import search as search
 
 _HOMES = {
@@ -37,7 +37,7 @@ _HOMES = {
     "QuantPlan": "plan",
     "SearchConfig": "qrater",
     "search": "search",
-    "Result": "pipeline",
+    "Result": "result",
     "apply": "pipeline",
     "open_data": "data",
     "quantize": "pipeline",

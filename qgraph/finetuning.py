@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qgraph.clock import Clock
 from qgraph.data import DataLike, Dataset, Preprocessing, open_data
 from qgraph.errors import UsageError
+from qgraph.gathering import distilled_samples, prepare
 from qgraph.graph import GraphView
 from qgraph.initial import activation_grid, initial_plan
+from qgraph.job import Job
 from qgraph.lsqplus import Judgement, LsqPlusConfig, initialise, train
 from qgraph.model import Model, ModelLike, load
 from qgraph.observe import observe
-from qgraph.pipeline import Result, distilled_inputs, prepare
 from qgraph.plan import ActivationQuant, QuantPlan
 from qgraph.progress import SILENT, Progress
 from qgraph.recipe import FORMATS, Recipe
+from qgraph.result import Result
 from qgraph.simulate import simulate
 
 DISTILLED = 512  # samples distilled where none are given
@@ -72,14 +73,14 @@ def finetune(
     if format not in FORMATS:
         raise UsageError(f"unknown format '{format}': choose one of {', '.join(FORMATS)}")
     chosen = config or LsqPlusConfig()
-    clock = Clock()
+    job = Job(seed=seed, threads=threads, resume=resume, progress=progress)
     recipe = Recipe.choose("lsqplus", data is not None, **overrides)
     if recipe.mixed:
         raise UsageError(
             "fine-tuning chooses no bits: write a plan with qgraph quantize --weights mixed --plan PLAN.json, and pass "
             "it with --start PLAN.json"
         )
-    with clock.stage("load"):
+    with job.stage("load"):
         loaded = load(model)
         net = prepare(loaded, opset=opset)
         view = GraphView(net)
@@ -87,34 +88,30 @@ def finetune(
         samples = None if data is None else open_data(data, net, preprocessing=preprocessing, limit=limit)
         given = _given_plan(start, net)
     if samples is None:
-        with clock.stage("distill"):
-            folder = None if resume is None else Path(resume) / "distilled"
-            inputs = distilled_inputs(
-                loaded, count=limit or DISTILLED, seed=seed, threads=threads, resume=folder, progress=progress
-            )
-            samples = open_data(inputs, net)
+        with job.stage("distill"):
+            samples = distilled_samples(loaded, net, job, count=limit or DISTILLED)
     calibration = dataclasses.replace(samples, limit=min(samples.count, chosen.calibration))
-    with clock.stage("observe"):
+    with job.stage("observe"):
         observed = observe(net, calibration, threads=threads, progress=progress)
     full = given or initialise(initial_plan(view, recipe, observed), view, observed, config=chosen)
-    with clock.stage("train"):
+    with job.stage("train"):
         training = train(
             net, full, samples, config=chosen, seed=seed, threads=threads, resume=resume, progress=progress
         )
-    with clock.stage("export"):
+    with job.stage("export"):
         result = Finetuned(
             net=training.net,
             plan=_complete(training.net, training.plan, full, calibration, threads),
             format=format,
             data="distilled" if data is None else "calibration",
-            seconds=clock.seconds,
+            seconds=job.seconds,
             samples=samples,
             threads=threads,
             epochs=training.epochs,
             best_epoch=training.best_epoch,
         )
         _ = result.model
-    clock.finish()
+    job.finish()
     return result
 
 

@@ -6,9 +6,7 @@ takes its weight. Sensitivities say what each choice costs, `qgraph.zeroq.alloca
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -22,10 +20,10 @@ from qgraph.executor import open_executor
 from qgraph.gain import Moments
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
+from qgraph.job import Job
 from qgraph.journal import open_journal
 from qgraph.model import Model
 from qgraph.plan import LayerQuant, QuantPlan
-from qgraph.progress import SILENT, Progress
 from qgraph.recipe import DEFAULT_AVERAGE, Recipe
 from qgraph.runtime import Session
 from qgraph.simulate import simulate
@@ -45,7 +43,6 @@ from qgraph.zeroq.sensitivity import SAMPLES, Menu, Sensitivity, sensitivity
 Refine = Callable[[QuantPlan, Recipe], QuantPlan]
 Lower = Callable[[QuantPlan], ir.Model]
 Better = Callable[[QuantPlan], object]
-Stage = Callable[[str], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +61,11 @@ class Mixer:
     lower: Lower
     norms: Mapping[str, Moments] = field(default_factory=dict)
     on_better: Better | None = None
-    executor: str = "local"
-    resume: str | os.PathLike[str] | None = None
-    threads: int | None = None
-    progress: Progress = SILENT
+    job: Job = field(default_factory=Job)
 
-    def mix(self, plan: QuantPlan, stage: Stage) -> tuple[QuantPlan, Allocation]:
-        """`plan` with the bits that the recipe's budget asks for, and how they were found; stages are timed."""
+    def mix(self, plan: QuantPlan) -> tuple[QuantPlan, Allocation]:
+        """`plan` with the bits that the recipe's budget asks for, and how they were found."""
+        stage = self.job.stage
         with stage("menu"):
             menu = self.menu()
         with stage("sensitivity"):
@@ -95,15 +90,15 @@ class Mixer:
 
     def sensitivity(self, menu: Menu) -> Sensitivity:
         """Omega of the whole menu, measured and in closed form."""
-        with open_executor(self.executor, workers=self.threads) as executor:
+        with open_executor(self.job.executor, workers=self.job.threads) as executor:
             table = sensitivity(
                 self.net,
                 self.data,
                 menu,
                 direction=self.recipe.direction,
                 executor=executor,
-                resume=self.resume,
-                progress=self.progress,
+                resume=self.job.resume,
+                progress=self.job.progress,
             )
         return predict(table, GraphView(self.net), self.norms)
 
@@ -129,19 +124,19 @@ class Mixer:
 
     def _group_search(self, table: Sensitivity, menu: Menu) -> qmath.Frontier:
         reference = Reference.of(self.net, self.data, samples=SAMPLES, direction=self.recipe.direction)
-        journal = open_journal(self.resume, "groups", self.net.digest, reference.identity, dict(menu))
+        journal = open_journal(self.job.resume, "groups", self.net.digest, reference.identity, dict(menu))
         config = GroupConfig()
         names = list(menu)
         groups = -(-len(names) // config.group)
 
-        with self.progress.stage("group search", groups * config.intervals * config.candidates) as advance:
+        with self.job.progress.stage("group search", groups * config.intervals * config.candidates) as advance:
 
             def measure(choices: tuple[int, ...]) -> float:
                 key = ",".join(map(str, choices))
                 if key not in journal.done:
                     layers = tuple(menu[name][index] for name, index in zip(names, choices, strict=False))
                     part = QuantPlan(model=self.net.digest, recipe="", layers=layers)
-                    session = Session(simulate(self.net, part), threads=self.threads)
+                    session = Session(simulate(self.net, part), threads=self.job.threads)
                     journal.add(key, reference.distance(session))
                 advance(1)
                 return float(journal.done[key])
@@ -153,7 +148,7 @@ class Mixer:
     ) -> qmath.Selection:
         """Bisection along the frontier by measured accuracy; what is accepted goes to `on_better`."""
         floats = self._accuracy(self.net.ir_model)
-        journal = open_journal(self.resume, "max-drop", plan.to_json(), dict(menu), self.data.count, floats)
+        journal = open_journal(self.job.resume, "max-drop", plan.to_json(), dict(menu), self.data.count, floats)
         dropped: list[float] = []
 
         def accept(point: qmath.Selection) -> bool:
@@ -176,7 +171,7 @@ class Mixer:
 
     def _accuracy(self, model: ir.Model) -> float:
         quantized = Model(ir_model=model, source=self.net.source, nbytes=0)
-        top1 = evaluate(quantized, self.data, threads=self.threads, progress=self.progress).top1
+        top1 = evaluate(quantized, self.data, threads=self.job.threads, progress=self.job.progress).top1
         if top1 is None:
             raise ModelError(f"{self.net.source} has no output with one score per class: --max-drop cannot be measured")
         return top1

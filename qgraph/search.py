@@ -12,6 +12,7 @@ from qgraph.errors import QGraphError, UsageError
 from qgraph.executor import open_executor
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
+from qgraph.job import Job
 from qgraph.model import Model, ModelLike, load, normalise, raise_opset
 from qgraph.observe import Observations, observe
 from qgraph.plan import QuantPlan
@@ -82,10 +83,8 @@ def search(
     observed = observe(net, samples, threads=threads, progress=progress) if recipe.needs_data else None
     base = starting_plan(GraphView(net), observed, recipe, protocol=protocol, first_layer_bits=first_layer_bits)
     config = dataclasses.replace(config or SearchConfig(), fine=protocol == "deploy")
-    found = polish(
-        base, net, samples, config=config, executor=executor, threads=threads, folder=folder, progress=progress
-    )
-    return Searched(net=net, base=base, found=found)
+    job = Job(threads=threads, resume=folder, executor=executor, progress=progress)
+    return Searched(net=net, base=base, found=polish(base, net, samples, config=config, job=job))
 
 
 def polish(
@@ -94,15 +93,12 @@ def polish(
     samples: Dataset,
     *,
     config: SearchConfig,
-    executor: str = "local",
-    threads: int | None = None,
-    folder: str | Path | None = None,
-    progress: Progress = SILENT,
+    job: Job,
 ) -> Found:
     """The search over a starting plan; raises `ConstantObjective` when it had nothing to go by."""
-    where = None if folder is None else Path(folder)
-    with open_executor(executor, workers=threads) as pool:
-        found = run_search(base, net, samples, executor=pool, config=config, folder=where, progress=progress)
+    folder = None if job.resume is None else Path(job.resume)
+    with open_executor(job.executor, workers=job.threads) as pool:
+        found = run_search(base, net, samples, executor=pool, config=config, folder=folder, progress=job.progress)
     if found.constant:
         raise ConstantObjective(
             f"the objective '{found.objective}' was the same for every candidate on {found.samples} samples, so there "

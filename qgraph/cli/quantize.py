@@ -19,11 +19,11 @@ from qgraph.cli.options import (
 )
 from qgraph.errors import UsageError
 from qgraph.model import check_writable, save, write_atomically
-from qgraph.pipeline import Result
 from qgraph.pipeline import apply as apply_plan
 from qgraph.pipeline import quantize as run
 from qgraph.plan import QuantPlan
 from qgraph.report import render, report_of
+from qgraph.result import Result
 
 
 @click.command()

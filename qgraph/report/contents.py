@@ -16,13 +16,14 @@ from qgraph.comparison import compare
 from qgraph.data import DataLike, Dataset, Preprocessing, open_data
 from qgraph.errors import DataError, UsageError
 from qgraph.evaluation import Evaluation, evaluate, latency_ratio
+from qgraph.gathering import DISTILLED, distilled_inputs, prepare
 from qgraph.graph import GraphView
 from qgraph.measure import LayerReport, layer_reports
 from qgraph.model import Model, ModelLike, load
 from qgraph.observe import Observations, observe
-from qgraph.pipeline import DISTILLED, Result, distilled_inputs, lower, prepare
 from qgraph.plan import KeptFloat, QuantPlan
 from qgraph.progress import SILENT, Progress
+from qgraph.result import Result, lower
 from qgraph.zeroq.allocate import Allocation
 
 OBSERVED, COMPARED, TIMED = 256, 64, 15  # samples for statistics, samples for layers, runs for the latency

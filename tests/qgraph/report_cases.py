@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qgraph.graph import GraphView
-from qgraph.pipeline import Result
+from qgraph.result import Result
 from qgraph.zeroq.allocate import Allocation, frontier, within
 from qgraph.zeroq.sensitivity import LayerSensitivity, Sensitivity
 

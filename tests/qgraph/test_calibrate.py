@@ -7,9 +7,9 @@ import pytest
 
 from qgraph import weights
 from qgraph.calibrate import clip_weights
+from qgraph.gathering import prepare
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
-from qgraph.pipeline import prepare
 from qgraph.recipe import Recipe
 
 TEXT = """

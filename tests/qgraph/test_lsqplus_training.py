@@ -15,6 +15,7 @@ from qgraph import aciq
 from qgraph.data import Dataset, open_data
 from qgraph.errors import DataError, ModelError, QGraphError, UsageError
 from qgraph.evaluation import evaluate
+from qgraph.gathering import prepare
 from qgraph.gradient import GradientError
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
@@ -25,9 +26,9 @@ from qgraph.lsqplus.equalise import equalise
 from qgraph.lsqplus.feed import augment, open_feed
 from qgraph.model import Model, load
 from qgraph.observe import observe
-from qgraph.pipeline import lower, prepare
 from qgraph.plan import QuantPlan, Rounding
 from qgraph.recipe import Recipe
+from qgraph.result import lower
 from qgraph.runtime import Session
 from qgraph.simulate import simulate
 from qgraph.weights import quantized

@@ -10,10 +10,11 @@ import pytest
 
 import qmath
 from qgraph.errors import PlanError
+from qgraph.gathering import prepare
 from qgraph.measure import grid_error
 from qgraph.model import Model, load, normalise
-from qgraph.pipeline import lower, prepare
 from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan, WeightQuant
+from qgraph.result import lower
 from qgraph.runtime import Session
 
 BITS, SCALE, OFFSET = 3, 0.21, -0.37
