@@ -34,12 +34,7 @@ from qgraph.model import load
 FLOAT = {"resnet20": 91.73, "resnet32": 92.63, "silu_se": 88.39}
 TARGETS = {4: 0.4, 3: 1.2, 2: 4.5}
 FREE_TARGETS = {4: 1.5, 3: 6.0}
-# chosen on training images that were held out
-RECIPES = {
-    4: LsqPlusConfig(epochs=6, rate=3e-3, scale_rate=3e-3, augment=True, holdout=0.05),
-    3: LsqPlusConfig(epochs=10, rate=5e-3, scale_rate=5e-3, augment=True, holdout=0.05),
-    2: LsqPlusConfig(epochs=14, rate=1e-2, scale_rate=1e-2, augment=True, holdout=0.05),
-}
+PHOTOGRAPHS = LsqPlusConfig(augment=True, holdout=0.05)  # epochs and rates are those that everybody gets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,13 +112,13 @@ class Journal:
 
 def reach(journal: Journal, given: argparse.Namespace) -> list[dict[str, Any]]:
     networks = given.networks or ["resnet20", "resnet32"]
-    runs = [Run(network=n, bits=b, config=RECIPES[b]) for n in networks for b in given.bits or (4, 3, 2)]
+    runs = [Run(network=n, bits=b, config=PHOTOGRAPHS) for n in networks for b in given.bits or (4, 3, 2)]
     return [_reached(run, journal.result(run), TARGETS) for run in runs]
 
 
 def free(journal: Journal, given: argparse.Namespace) -> list[dict[str, Any]]:
     networks = given.networks or ["resnet20", "resnet32"]
-    config = LsqPlusConfig(epochs=40, rate=3e-3, scale_rate=3e-3, augment=True, holdout=0.05)
+    config = LsqPlusConfig(epochs=40, rate=3e-3, augment=True, holdout=0.05)
     runs = [
         Run(network=n, bits=b, config=config, images=0, distilled=1024) for n in networks for b in given.bits or (4, 3)
     ]
@@ -168,8 +163,7 @@ _NAMES = {1: "unsigned", 2: "signed", 3: "signed, offset", 4: "unsigned, offset"
 
 def _short(bits: int, *, seed: int = 0, **settings: Any) -> Run:
     """A short training of the SiLU network, the same for everything that is compared."""
-    rate = {4: 3e-3, 3: 5e-3, 2: 1e-2}[bits]
-    config = LsqPlusConfig(epochs=3, rate=rate, scale_rate=rate, holdout=0.05, **settings)
+    config = LsqPlusConfig(epochs=3, holdout=0.05, **settings)
     return Run(network="silu_se", bits=bits, config=config, seed=seed, images=4_000)
 
 

@@ -14,7 +14,7 @@ from qgraph.gathering import distilled_samples, prepare
 from qgraph.graph import GraphView
 from qgraph.initial import activation_grid, initial_plan
 from qgraph.job import Job
-from qgraph.lsqplus import Judgement, LsqPlusConfig, initialise, train
+from qgraph.lsqplus import Judgement, LsqPlusConfig, Schedule, initialise, train
 from qgraph.model import Model, ModelLike, load
 from qgraph.observe import observe
 from qgraph.plan import ActivationQuant, QuantPlan
@@ -30,6 +30,7 @@ DISTILLED = 512  # samples distilled where none are given
 class Finetuned(Result):
     """A quantized model that was trained: `net` is the trained float network, which `plan` names."""
 
+    schedule: Schedule
     epochs: tuple[Judgement, ...]
     """What was measured after every epoch; the first is the start."""
     best_epoch: int
@@ -38,7 +39,8 @@ class Finetuned(Result):
         """What `qgraph finetune --json` prints."""
         described = Result.to_dict(self, output=output, nbytes=nbytes)
         history = [dataclasses.asdict(epoch) for epoch in self.epochs]
-        return described | {"epochs": history, "best_epoch": self.best_epoch}
+        schedule = dataclasses.asdict(self.schedule)
+        return described | {"schedule": schedule, "epochs": history, "best_epoch": self.best_epoch}
 
 
 def finetune(
@@ -62,7 +64,7 @@ def finetune(
     Args:
         model: a path, `onnx.ModelProto` or onnx-ir model.
         data: training samples, with labels or without; by default distilled from the model.
-        config: settings of the training.
+        config: settings of the training; what they leave open, the fewest bits choose.
         start: a plan for this model to start from, with its grids; by default they are initialised.
         format, preprocessing, limit, opset, seed, threads, resume: as in `quantize`.
         overrides: `weights`, `activations` (4 bits by default), `keep`, ...: the fields of `Recipe`.
@@ -107,6 +109,7 @@ def finetune(
             seconds=job.seconds,
             samples=samples,
             threads=threads,
+            schedule=training.schedule,
             epochs=training.epochs,
             best_epoch=training.best_epoch,
         )

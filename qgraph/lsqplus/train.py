@@ -17,7 +17,7 @@ from qgraph.data import Batch, Dataset
 from qgraph.errors import DataError, ModelError
 from qgraph.lsqplus.absorb import absorb
 from qgraph.lsqplus.checkpoint import Checkpoint, State
-from qgraph.lsqplus.config import LsqPlusConfig
+from qgraph.lsqplus.config import LsqPlusConfig, Schedule
 from qgraph.lsqplus.feed import Feed, open_feed
 from qgraph.lsqplus.judge import Judgement, judge
 from qgraph.lsqplus.loss import one_hot, targets_of
@@ -26,7 +26,7 @@ from qgraph.lsqplus.step import TrainingStep, training_graph
 from qgraph.lsqplus.trained import Trained
 from qgraph.lsqplus.weight_quantizer import Floats
 from qgraph.model import Model
-from qgraph.plan import QuantPlan
+from qgraph.plan import MAX_BITS, QuantPlan
 from qgraph.progress import SILENT, Progress
 from qgraph.runtime import Session
 
@@ -39,6 +39,7 @@ class Training:
 
     net: Model
     plan: QuantPlan
+    schedule: Schedule
     epochs: tuple[Judgement, ...]
     best_epoch: int
 
@@ -66,8 +67,9 @@ def train(
     """
     chosen = config or LsqPlusConfig()
     feed = open_feed(data, chosen, seed=seed)
+    schedule = chosen.schedule(bits=_fewest_bits(plan), steps=feed.steps)
     trained = absorb(net, plan, chosen)
-    run = _Run(trained, net, feed, threads or os.cpu_count() or 1)
+    run = _Run(trained, net, feed, schedule, threads or os.cpu_count() or 1)
     checkpoint = None
     if resume is not None:
         identity = _identity(net, plan, chosen, seed, data)
@@ -76,19 +78,19 @@ def train(
     if state.best_epoch == 0:
         warnings.warn(
             f"training did not improve on its start in {len(state.epochs) - 1} epochs, which is kept: try a lower "
-            f"--rate (now {chosen.rate:g})",
+            f"--rate (now {schedule.rate:g})",
             stacklevel=2,
         )
     trained_net, learned = trained.release(state.best)
     epochs = tuple(Judgement(**values) for values in state.epochs)
-    return Training(net=trained_net, plan=learned, epochs=epochs, best_epoch=state.best_epoch)
+    return Training(net=trained_net, plan=learned, schedule=schedule, epochs=epochs, best_epoch=state.best_epoch)
 
 
 class _Run:
     """What all steps share."""
 
-    def __init__(self, trained: Trained, net: Model, feed: Feed, threads: int) -> None:
-        self.trained, self.net, self.feed, self.threads = trained, net, feed, threads
+    def __init__(self, trained: Trained, net: Model, feed: Feed, schedule: Schedule, threads: int) -> None:
+        self.trained, self.net, self.feed, self.schedule, self.threads = trained, net, feed, schedule, threads
         self.config = feed.config
         self.targets = targets_of(trained.net.ir_model, net.source)
         self.labelled = feed.data.labels is not None
@@ -108,7 +110,7 @@ class _Run:
 
     @property
     def total(self) -> int:
-        return self.feed.steps * self.config.passes(self.feed.steps)
+        return self.feed.steps * self.schedule.epochs
 
     def go(self, checkpoint: Checkpoint | None, progress: Progress) -> State:
         """All epochs that are left."""
@@ -153,7 +155,7 @@ class _Run:
         if not np.isfinite(loss) or not np.isfinite(gradient).all():
             raise ModelError(
                 f"training diverged in epoch {epoch + 1}, step {index + 1}: the loss is {loss}; lower --rate "
-                f"(now {self.config.rate:g}) or --scale-rate (now {self.config.scale_rate:g})"
+                f"(now {self.schedule.rate:g}) or --scale-rate (now {self.schedule.scale_rate:g})"
             )
         rate = self.rate * np.float32(cosine(state.step, self.total, warmup=self.config.warmup))
         decayed(state.values, rate, self.config.weight_decay, self.weights)
@@ -190,10 +192,15 @@ class _Run:
     def _rates(self) -> Floats:
         """The first rate of every value."""
         grids = self.trained.of_kind("scale", "weight_scale", "offset")
-        rate = np.where(grids, np.float32(self.config.scale_rate), np.float32(self.config.rate))
+        rate = np.where(grids, np.float32(self.schedule.scale_rate), np.float32(self.schedule.rate))
         if self.config.optimiser == "adam":
             rate = rate * self.trained.per_value("unit")
         return rate.astype(np.float32)
+
+
+def _fewest_bits(plan: QuantPlan) -> int:
+    grids = [layer.weight for layer in plan.layers] + list(plan.activations)
+    return min((grid.bits for grid in grids), default=MAX_BITS)
 
 
 def _identity(net: Model, plan: QuantPlan, config: LsqPlusConfig, seed: int, data: Dataset) -> str:
