@@ -7,6 +7,7 @@ whether a stride is zero; shape inference and onnxruntime divide by the one and 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,6 +125,16 @@ def _check_external(tensor: TensorProto, size: int, where: str, folder: Path | N
             f"{start}, {length:,} bytes from {offset:,}: {needed:,} are needed, and the file has "
             f"{path.stat().st_size:,}"
         )
+    if needed > _memory():
+        raise ModelError(f"{start}; it alone takes {needed:,} bytes, and this machine has {_memory():,} of memory")
+
+
+def _memory() -> int:
+    """Bytes of memory that the machine has, where the system says so."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 2**63
 
 
 def _type_name(tensor: TensorProto, where: str) -> str:

@@ -20,12 +20,15 @@ class Fate:
 
     seed: int
     outcome: str
+    kind: str
     seconds: float = 0.0
-    rss: int = 0
+    growth: int = 0
+    """Bytes by which the worker's largest memory grew."""
 
 
 def fates(first: int, last: int) -> Iterator[Fate]:
     """The fate of every mutant from `first` to before `last`."""
+    kind = "unknown"
     while first < last:
         worker = subprocess.Popen(
             [sys.executable, str(WORKER), str(first), str(last)],
@@ -36,10 +39,12 @@ def fates(first: int, last: int) -> Iterator[Fate]:
         assert worker.stdout is not None
         with worker.stdout:
             for line in worker.stdout:
-                fate = Fate(**json.loads(line))
-                first = fate.seed + 1
-                yield fate
+                row = json.loads(line)
+                kind = row["kind"]
+                if "outcome" in row:
+                    first = row["seed"] + 1
+                    yield Fate(**row)
         status = worker.wait()
         if first < last:
-            yield Fate(seed=first, outcome="hung" if status in TIMERS else f"crashed with status {status}")
+            yield Fate(seed=first, kind=kind, outcome="hung" if status in TIMERS else f"crashed with status {status}")
             first += 1

@@ -1,7 +1,7 @@
-"""Quantize mutants in a process of its own: `python mutant_worker.py FIRST LAST` prints a line of JSON for each.
+"""Quantize mutants in a process of its own: `python mutant_worker.py FIRST LAST`.
 
-The timer that ends a hang kills the process, as a crash of native code would; whoever started it sees which seed was
-next.
+It prints two lines of JSON for each, before and after. The timer that ends a hang kills the process, as a crash of
+native code would; whoever started it sees which seed was the last to begin.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 import warnings
 from pathlib import Path
 
-from mutants import write_mutant
+from mutants import Mutant, write_mutant
 
 import qgraph
 from qgraph.errors import QGraphError
@@ -30,12 +30,12 @@ def watch(event: str, arguments: tuple[object, ...]) -> None:
         opened.append(str(arguments[0]))
 
 
-def outcome(seed: int, folder: Path) -> str:
+def outcome(mutant: Mutant, seed: int) -> str:
     """quantized, refused, or what went wrong."""
-    path, feeds = write_mutant(seed, folder)
+    path, folder = mutant.path, mutant.path.parent
     before = {p.name for p in folder.iterdir()}
     opened.clear()
-    how = {"data": [feeds]} if seed % 2 else {"activations": None}
+    how = {"data": [mutant.feeds]} if seed % 2 else {"activations": None}
     try:
         qgraph.quantize(path, method="minmax", threads=1, **how).save(folder / "out.onnx")
         result = "quantized"
@@ -57,14 +57,22 @@ def main(first: int, last: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             inside = Path(folder) / "model"
             inside.mkdir()
+            mutant = write_mutant(seed, inside)
+            print(json.dumps({"seed": seed, "kind": mutant.kind}), flush=True)
+            before = memory()
             start = time.process_time()
             signal.setitimer(signal.ITIMER_PROF, HANG)
             signal.alarm(ASLEEP)
-            found = outcome(seed, inside)
+            found = outcome(mutant, seed)
             signal.alarm(0)
             signal.setitimer(signal.ITIMER_PROF, 0)
-        row = {"seed": seed, "outcome": found, "seconds": time.process_time() - start}
-        print(json.dumps(row | {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}), flush=True)
+        row = {"seed": seed, "kind": mutant.kind, "outcome": found, "seconds": time.process_time() - start}
+        print(json.dumps(row | {"growth": memory() - before}), flush=True)
+
+
+def memory() -> int:
+    """The most bytes that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from random_nets import random_net
 
 GIANT = (2**31 - 1, 2**31, 2**40, 2**62, -1, -(2**63), 0)
@@ -15,24 +17,36 @@ Bytes = Callable[[bytearray, np.random.Generator], bytes]
 Structure = Callable[[onnx.ModelProto, np.random.Generator], None]
 
 
-def write_mutant(seed: int, folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """Write the mutant of this seed as `folder`/model.onnx and what it points at; and feeds of its original."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutant:
+    """A damaged model file, what was done to it, and feeds of its original."""
+
+    path: Path
+    kind: str
+    feeds: dict[str, np.ndarray]
+
+
+def write_mutant(seed: int, folder: Path) -> Mutant:
+    """Write the mutant of this seed as `folder`/model.onnx, and what it points at."""
     rng = np.random.default_rng(seed)
     model, feeds = random_net(int(rng.integers(200)))
     path = folder / "model.onnx"
     (folder.parent / "secret.bin").write_bytes(b"?" * 4096)
     (folder / "link.bin").symlink_to("../secret.bin")
-    if rng.random() < 0.5:
-        STRUCTURES[int(rng.integers(len(STRUCTURES)))](model, rng)
-        data = model.SerializeToString()
-    else:
-        data = model.SerializeToString()
-        for _ in range(int(rng.integers(1, 4))):
-            data = DAMAGES[int(rng.integers(len(DAMAGES)))](bytearray(data), rng)
-    path.write_bytes(data)
     if rng.random() < 0.1:
         (folder / "weights.bin").write_bytes(rng.bytes(64))
-    return path, feeds
+    with (folder / "sparse.bin").open("wb") as file:
+        file.truncate(2**42)  # no byte of it is on disk
+    if rng.random() < 0.6:
+        change = STRUCTURES[int(rng.integers(len(STRUCTURES)))]
+        change(model, rng)
+        path.write_bytes(model.SerializeToString())
+        return Mutant(path=path, kind=change.__name__, feeds=feeds)
+    damage, data = DAMAGES[int(rng.integers(len(DAMAGES)))], model.SerializeToString()
+    for _ in range(int(rng.integers(1, 4))):
+        data = damage(bytearray(data), rng)
+    path.write_bytes(data)
+    return Mutant(path=path, kind=damage.__name__, feeds=feeds)
 
 
 # Damage to the bytes
@@ -156,6 +170,19 @@ def outside(model: onnx.ModelProto, rng: np.random.Generator) -> None:
         tensor.external_data.add(key="length", value=str(rng.choice([2**40, -1, 0, 4])))
 
 
+def sparse(model: onnx.ModelProto, rng: np.random.Generator) -> None:
+    """Weights in a file of terabytes that holds nothing: at a place far inside it, or as large as it."""
+    tensor = _tensor(model, rng)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    if rng.random() < 0.5:
+        tensor.dims[:] = [2**20, 2 ** int(rng.integers(17, 20))]
+    tensor.external_data.add(key="location", value="sparse.bin")
+    size = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize * math.prod(tensor.dims)
+    tensor.external_data.add(key="length", value=str(size))
+    tensor.external_data.add(key="offset", value=str(int(rng.choice([0, 2**41, 2**42 - size]))))
+
+
 def _tensor(model: onnx.ModelProto, rng: np.random.Generator) -> TensorProto:
     return model.graph.initializer[int(rng.integers(len(model.graph.initializer)))]
 
@@ -173,4 +200,5 @@ STRUCTURES: tuple[Structure, ...] = (
     short_weight,
     strange_values,
     outside,
+    sparse,
 )
