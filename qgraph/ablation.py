@@ -22,8 +22,9 @@ from qgraph.evaluation import Evaluation, evaluate
 from qgraph.export import export
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
-from qgraph.model import Model, ModelLike, load, normalise, raise_opset
+from qgraph.model import Model, ModelLike, load, normalise
 from qgraph.observe import Observations, observe
+from qgraph.opset import raise_opset
 from qgraph.plan import QuantPlan
 from qgraph.progress import SILENT, Progress
 from qgraph.recipe import FORMATS, Recipe

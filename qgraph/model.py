@@ -11,18 +11,16 @@ import hashlib
 import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
 from qgraph import runtime
@@ -34,10 +32,7 @@ ModelLike: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | ir.Model | Mo
 
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it logs failed shape inference with a traceback; we go on
 MIN_OPSET = 7
-QUANTIZED_OPSET = 13  # per-channel QuantizeLinear, Min on uint8
-_RESIZE_OPSET = 11  # the first whose Resize says how it maps coordinates
 MAX_OPSET = 26  # what onnxruntime 1.31 accepts; onnx writes higher ones by default
-_TRIED_SIZES = (1, 2, 32, 128, 224)  # of dimensions that a model leaves open, to compare two forms of it
 EXTERNAL_DATA_THRESHOLD = (
     1_800_000_000  # bytes of weights above which they go to a file of their own (protobuf stops at 2 GiB)
 )
@@ -119,7 +114,7 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
         *([fold_batch_normalization] if fold_bn else []),
         passes.RemoveUnusedNodesPass(),
         passes.TopologicalSortPass(),
-        _name_everything,
+        name_everything,
         _infer_shapes,
         fuse_matrix_product_bias,
         _drop_notes,
@@ -131,7 +126,7 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
     except QGraphError:
         raise
     except Exception as error:  # of any kind: the file promised what it does not hold
-        raise ModelError(f"{model.source} is not a valid ONNX graph: {_first_line(error)}") from error
+        raise ModelError(f"{model.source} is not a valid ONNX graph: {first_line(error)}") from error
     net.ir_version = min(max(net.ir_version, runtime.MIN_IR_VERSION), runtime.MAX_IR_VERSION)
     return Model(ir_model=net, source=model.source, nbytes=model.nbytes, digest=digest)
 
@@ -143,32 +138,6 @@ def _drop_notes(net: ir.Model) -> None:
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()
-
-
-def raise_opset(model: Model, opset: int | None = None) -> Model:
-    """The normalised model at `opset`, or at the lowest one that quantized graphs need; checked to compute the same.
-
-    Raises `ModelError` when the ONNX version converter cannot do it, or does it wrongly.
-    """
-    target = max(model.opset, QUANTIZED_OPSET, opset or 0)
-    if opset is not None and not model.opset <= opset <= MAX_OPSET:
-        raise UsageError(f"--opset {opset}: the model has opset {model.opset}; it can be raised up to {MAX_OPSET}")
-    if target == model.opset:
-        return model
-    try:
-        converted = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model.ir_model), target))
-    except Exception as error:
-        raise ModelError(
-            f"{model.source} has opset {model.opset}, quantized graphs need {QUANTIZED_OPSET}, and onnx's "
-            f"version converter "
-            f"cannot raise it: {_first_line(error)}; export the model with a newer opset"
-        ) from error
-    if model.opset < _RESIZE_OPSET <= target:
-        _keep_corners(converted)
-    _name_everything(converted)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(converted)
-    _compare_outputs(model, converted, target)
-    return replace(model, ir_model=converted)
 
 
 def save(model: ir.Model | Model, path: str | os.PathLike[str], *, source: str | None = None) -> int:
@@ -253,7 +222,7 @@ def _load_file(path: Path) -> Model:
             if size <= EXTERNAL_DATA_THRESHOLD:  # larger weights stay mapped from their file
                 ir.external_data.load_to_model(model)
         except (OSError, ValueError) as error:
-            raise ModelError(f"{path}: cannot read its external data: {_first_line(error)}") from error
+            raise ModelError(f"{path}: cannot read its external data: {first_line(error)}") from error
     return Model(ir_model=model, source=str(path), nbytes=nbytes)
 
 
@@ -261,53 +230,9 @@ def _check(model: onnx.ModelProto | str, where: str) -> None:
     try:
         onnx.checker.check_model(model, full_check=False)
     except onnx.checker.ValidationError as error:
-        raise ModelError(f"{where} is refused by the ONNX checker: {_first_line(error)}") from error
+        raise ModelError(f"{where} is refused by the ONNX checker: {first_line(error)}") from error
     except (ValueError, OSError) as error:
-        raise ModelError(f"{where} cannot be checked: {_first_line(error)}") from error
-
-
-def _keep_corners(converted: ir.Model) -> None:
-    """Resize maps coordinates as Upsample and the first Resize did; onnx's converter leaves it at the new default."""
-    for node in converted.graph.all_nodes():
-        if node.op_type == "Resize" and node.domain == "":
-            node.attributes.add(ir.AttrString("coordinate_transformation_mode", "asymmetric"))
-            node.attributes.add(ir.AttrString("nearest_mode", "floor"))
-
-
-def _compare_outputs(model: Model, converted: ir.Model, opset: int) -> None:
-    """Run both on the same noise; a version conversion that changes results must not pass silently."""
-    original, after = runtime.Session(model.ir_model), runtime.Session(converted)
-    before = feeds = None
-    for size in _TRIED_SIZES:
-        try:
-            feeds = _noise(model, size)
-            before = original.run_list(feeds)
-            break
-        except (ModelError, MemoryError, ValueError):
-            continue  # some dimension that the model leaves open must have another size
-    if before is None or feeds is None:
-        warnings.warn(f"{model.source} was raised from opset {model.opset} to {opset} unchecked", stacklevel=2)
-        return
-    for output, a, b in zip(model.graph.outputs, before, after.run_list(feeds), strict=True):
-        if isinstance(a, np.ndarray) and a.dtype.kind == "f":
-            same = a.shape == b.shape and np.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)
-            if not same:
-                raise ModelError(
-                    f"raising {model.source} from opset {model.opset} to {opset} changes output '{output.name}': "
-                    f"onnx's version converter is wrong here; export with opset {opset}"
-                )
-
-
-def _noise(model: Model, size: int) -> dict[str, NDArray[Any]]:
-    """Standard normal floats and zeros of other types, `size` where the model leaves a dimension open."""
-    generator = np.random.default_rng(0)
-    feeds = {}
-    for value in model.input_values():
-        dims = [d if isinstance(d, int) else size if i else min(size, 2) for i, d in enumerate(value.shape or ())]
-        kind = np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
-        noise = generator.standard_normal(dims) if kind.kind == "f" else np.zeros(dims)
-        feeds[str(value.name)] = np.asarray(noise, kind)
-    return feeds
+        raise ModelError(f"{where} cannot be checked: {first_line(error)}") from error
 
 
 def _check_versions(model: Model) -> None:
@@ -324,10 +249,10 @@ def _has_external_data(proto: onnx.ModelProto) -> bool:
 
 def _rename_twins(model: ir.Model) -> None:
     """Number the nodes that have a name in common: onnxruntime does not load them."""
-    _name_everything(model, also_unnamed=False)
+    name_everything(model, also_unnamed=False)
 
 
-def _name_everything(model: ir.Model, *, also_unnamed: bool = True) -> None:
+def name_everything(model: ir.Model, *, also_unnamed: bool = True) -> None:
     """Give every node a unique name: its own, else one made of its operator and first output."""
     seen: set[str] = set()
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
@@ -389,5 +314,5 @@ def _umask() -> int:
     return mask
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

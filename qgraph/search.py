@@ -13,8 +13,9 @@ from qgraph.executor import open_executor
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
 from qgraph.job import Job
-from qgraph.model import Model, ModelLike, load, normalise, raise_opset
+from qgraph.model import Model, ModelLike, load, normalise
 from qgraph.observe import Observations, observe
+from qgraph.opset import raise_opset
 from qgraph.plan import QuantPlan
 from qgraph.progress import SILENT, Progress
 from qgraph.qrater import Found, SearchConfig, paper_plan

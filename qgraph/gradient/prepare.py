@@ -11,7 +11,8 @@ from dataclasses import replace
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from qgraph.model import ModelLike, load, raise_opset
+from qgraph.model import ModelLike, load
+from qgraph.opset import raise_opset
 
 MIN_OPSET = 16  # scatter with addition
 

@@ -25,7 +25,7 @@ from qgraph.lsqplus.config import LsqPlusConfig
 from qgraph.lsqplus.loss import LOSS, Targets, append_loss
 from qgraph.lsqplus.quantizer import DOMAIN, expand, learned_quantize
 from qgraph.lsqplus.trained import Trained, TrainedGrid
-from qgraph.model import raise_opset
+from qgraph.opset import raise_opset
 from qgraph.plan import ActivationQuant, LayerQuant
 from qgraph.runtime import Session
 

@@ -13,7 +13,8 @@ from onnx_ir.passes import common as passes
 from qgraph.errors import DataError, ModelError
 from qgraph.folding import fold_batch_normalization
 from qgraph.gradient import Builder, gradient_name, gradients
-from qgraph.model import Model, normalise, raise_opset
+from qgraph.model import Model, normalise
+from qgraph.opset import raise_opset
 from qgraph.runtime import Session
 from qgraph.zeroq.assumed import assumed_targets
 from qgraph.zeroq.loss import LOSS, Per, Target, standard, target_of, with_loss

@@ -11,7 +11,8 @@ import onnxruntime as ort
 import pytest
 
 from qgraph.errors import ModelError, UsageError
-from qgraph.model import load, normalise, raise_opset, save, write_atomically
+from qgraph.model import load, normalise, save, write_atomically
+from qgraph.opset import raise_opset
 
 RNG = np.random.default_rng(1)
 
