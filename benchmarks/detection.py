@@ -20,10 +20,10 @@ from PIL import Image
 import qgraph
 from benchmarks.boxes import Detections, average_precision
 from benchmarks.common import arguments, report, shared
-from qgraph.data import Preprocessing
 from qgraph.gathering import distilled_inputs
 from qgraph.graph import GraphView
 from qgraph.model import load
+from qgraph.preprocessing import Preprocessing
 from qgraph.result import Result
 from qgraph.runtime import Session
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qgraph.comparison import compare as compare
     from qgraph.data import Dataset as Dataset
-    from qgraph.data import Preprocessing as Preprocessing
     from qgraph.data import open_data as open_data
     from qgraph.errors import DataError as DataError
     from qgraph.errors import ModelError as ModelError
@@ -22,13 +21,14 @@ if TYPE_CHECKING:
     from qgraph.pipeline import apply as apply
     from qgraph.pipeline import quantize as quantize
     from qgraph.plan import QuantPlan as QuantPlan
+    from qgraph.preprocessing import Preprocessing as Preprocessing
     from qgraph.qrater import SearchConfig as SearchConfig
     from qgraph.result import Result as Result
     from qgraph.search import search as search
 
 _HOMES = {
     "Dataset": "data",
-    "Preprocessing": "data",
+    "Preprocessing": "preprocessing",
     "DataError": "errors",
     "ModelError": "errors",
     "PlanError": "errors",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from qgraph import aciq
-from qgraph.data import DataLike, Preprocessing, open_data
+from qgraph.data import DataLike, open_data
 from qgraph.errors import UsageError
 from qgraph.evaluation import Evaluation, evaluate
 from qgraph.export import export
@@ -26,6 +26,7 @@ from qgraph.model import Model, ModelLike, load, normalise
 from qgraph.observe import Observations, observe
 from qgraph.opset import raise_opset
 from qgraph.plan import QuantPlan
+from qgraph.preprocessing import Preprocessing
 from qgraph.progress import SILENT, Progress
 from qgraph.recipe import FORMATS, Recipe
 from qgraph.simulate import simulate

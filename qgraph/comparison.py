@@ -10,7 +10,7 @@ import numpy as np
 
 from qgraph.bits_in_file import Bits, bits_in_file
 from qgraph.calibrate import prior_rejected
-from qgraph.data import DataLike, Dataset, Preprocessing, open_data
+from qgraph.data import DataLike, Dataset, open_data
 from qgraph.errors import UsageError
 from qgraph.graph import GraphView, Layer, fused_output
 from qgraph.measure import root_name
@@ -18,6 +18,7 @@ from qgraph.measure import sqnr_db as ratio_db
 from qgraph.model import Model, ModelLike, load, normalise
 from qgraph.observe import observe
 from qgraph.plan import MAX_BITS
+from qgraph.preprocessing import Preprocessing
 from qgraph.progress import SILENT, Progress
 from qgraph.runtime import Session
 

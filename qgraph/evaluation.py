@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qgraph.data import Batch, DataLike, Preprocessing, open_data
+from qgraph.data import Batch, DataLike, open_data
 from qgraph.distance import divergence, is_scores
 from qgraph.errors import DataError
 from qgraph.measure import sqnr_db as ratio_db
 from qgraph.model import Model, ModelLike, load
+from qgraph.preprocessing import Preprocessing
 from qgraph.progress import SILENT, Progress
 from qgraph.runtime import Session, in_parallel
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qgraph.data import DataLike, Dataset, Preprocessing, open_data
+from qgraph.data import DataLike, Dataset, open_data
 from qgraph.errors import UsageError
 from qgraph.gathering import distilled_samples, prepare
 from qgraph.graph import GraphView
@@ -18,6 +18,7 @@ from qgraph.lsqplus import Judgement, LsqPlusConfig, Schedule, initialise, train
 from qgraph.model import Model, ModelLike, load
 from qgraph.observe import observe
 from qgraph.plan import ActivationQuant, QuantPlan
+from qgraph.preprocessing import Preprocessing
 from qgraph.progress import SILENT, Progress
 from qgraph.recipe import FORMATS, Recipe
 from qgraph.result import Result

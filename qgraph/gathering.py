@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qgraph.data import DataLike, Dataset, Preprocessing, open_data
+from qgraph.data import DataLike, Dataset, open_data
 from qgraph.errors import UsageError
 from qgraph.gain import known_moments
 from qgraph.graph import GraphView
@@ -22,6 +22,7 @@ from qgraph.model import Model, ModelLike, load, normalise
 from qgraph.observe import Observations, observe
 from qgraph.opset import raise_opset
 from qgraph.plan import QuantPlan
+from qgraph.preprocessing import Preprocessing
 from qgraph.progress import SILENT, Progress
 from qgraph.recipe import Recipe
 from qgraph.refinement import refine

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from qgraph.correct import correct_outputs
-from qgraph.data import DataLike, Preprocessing
+from qgraph.data import DataLike
 from qgraph.errors import UsageError
 from qgraph.gathering import Gathered, gather, prepare
 from qgraph.job import Job
 from qgraph.model import Model, ModelLike
 from qgraph.plan import QuantPlan
+from qgraph.preprocessing import Preprocessing
 from qgraph.progress import SILENT, Progress
 from qgraph.qrater import SearchConfig
 from qgraph.recipe import FORMATS

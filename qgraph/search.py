@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from qgraph.data import DataLike, Dataset, Preprocessing, open_data
+from qgraph.data import DataLike, Dataset, open_data
 from qgraph.errors import QGraphError, UsageError
 from qgraph.executor import open_executor
 from qgraph.graph import GraphView
@@ -17,6 +17,7 @@ from qgraph.model import Model, ModelLike, load, normalise
 from qgraph.observe import Observations, observe
 from qgraph.opset import raise_opset
 from qgraph.plan import QuantPlan
+from qgraph.preprocessing import Preprocessing
 from qgraph.progress import SILENT, Progress
 from qgraph.qrater import Found, SearchConfig, paper_plan
 from qgraph.qrater import search as run_search

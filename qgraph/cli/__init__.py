@@ -23,7 +23,7 @@ COMMANDS = {
     "sensitivity": "qgraph.cli.sensitivity",
     "finetune": "qgraph.cli.finetune",
     "evaluate": "qgraph.cli.evaluate",
-    "compare": "qgraph.cli.evaluate",
+    "compare": "qgraph.cli.compare",
     "inspect": "qgraph.cli.inspect",
     "report": "qgraph.cli.report",
     "demo": "qgraph.cli.demo",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qgraph.bits_in_file import bits_in_file
 from qgraph.comparison import compare
-from qgraph.data import DataLike, Dataset, Preprocessing, open_data
+from qgraph.data import DataLike, Dataset, open_data
 from qgraph.errors import DataError, UsageError
 from qgraph.evaluation import Evaluation, evaluate, latency_ratio
 from qgraph.gathering import DISTILLED, distilled_inputs, prepare
@@ -22,6 +22,7 @@ from qgraph.measure import LayerReport, layer_reports
 from qgraph.model import Model, ModelLike, load
 from qgraph.observe import Observations, observe
 from qgraph.plan import KeptFloat, QuantPlan
+from qgraph.preprocessing import Preprocessing
 from qgraph.progress import SILENT, Progress
 from qgraph.result import Result, lower
 from qgraph.zeroq.allocate import Allocation

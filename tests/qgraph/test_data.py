@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qgraph.data import Preprocessing, open_data
+from qgraph.data import open_data
 from qgraph.errors import DataError
 from qgraph.model import load
+from qgraph.preprocessing import Preprocessing
 
 RNG = np.random.default_rng(4)
 IMAGES = RNG.integers(0, 256, (5, 6, 4, 3), np.uint8)

@@ -102,7 +102,8 @@ def test_observing_takes_less_than_a_gibibyte(shared, count):
     """Peak memory of the whole process while it observes test images on a network of 32 layers."""
     script = f"""
 import resource
-from qgraph.data import Preprocessing, open_data
+from qgraph.data import open_data
+from qgraph.preprocessing import Preprocessing
 from qgraph.model import load, normalise
 from qgraph.observe import observe
 net = normalise(load({str(shared / "models" / "cifar10_resnet32.onnx")!r}))

@@ -1,0 +1,103 @@
+"""`qgraph compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from qgraph.ablation import INGREDIENTS, Ablation, ablate
+from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.options import Bits, data_options, given, preprocessing, run_options
+from qgraph.comparison import SAMPLES, LayerComparison
+from qgraph.comparison import compare as run_compare
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="FLOAT.onnx MODEL...")
+@data_options(required=True)
+@click.option("--ablation", type=click.Choice(["aciq"]), help="All combinations of the method's ingredients instead.")
+@click.option(
+    "--calibration-data", "calibration", metavar="PATH", help="Samples for the statistics of --ablation (256 are read)."
+)
+@click.option("--weights", type=Bits(), help="Bits of weights in --ablation.  [default: 4]")
+@click.option("--activations", type=Bits(), help="Bits of activations in --ablation.  [default: 4]")
+@click.option("--format", type=click.Choice(["qdq", "float"]), help="Of --ablation.  [default: float]")
+@run_options
+def compare(
+    models: tuple[str, ...], data: str, ablation: str | None, as_json: bool, quiet: bool, **options: Any
+) -> None:
+    """Layer by layer: where quantized models part ways with the float one, the first given.
+
+    SQNR of every layer's result, with the errors of all layers before it; a star marks layers that read a tensor which
+    ACIQ's priors do not describe. With --ablation aciq, one float model and what each ingredient of the method is worth
+    on it: all 16 combinations of clipping, bias correction, and bits per channel of weights and of activations.
+
+    \b
+    Examples:
+      qgraph compare model.onnx small.onnx --data test.npz --limit 64
+      qgraph compare model.onnx --ablation aciq --data test.npz --calibration-data images.npz
+    """
+    if quiet:
+        silence_warnings()
+    shared = {
+        "preprocessing": preprocessing(options.pop("mean"), options.pop("std")),
+        "progress": progress(quiet or as_json),
+    }
+    only_ablation = given({name: options.pop(name) for name in ("calibration", "weights", "activations", "format")})
+    if ablation is not None:
+        if len(models) != 1:
+            raise click.UsageError("--ablation takes one float model")
+        result = ablate(models[0], data, **only_ablation, **shared, **options)
+        show_json(result.to_dict()) if as_json else _show_ablation(result, models[0])
+        return
+    if only_ablation:
+        raise click.UsageError("--calibration-data, --weights, --activations and --format belong to --ablation")
+    if len(models) < 2:
+        raise click.UsageError("compare needs the float model and at least one other")
+    options["limit"] = options["limit"] or SAMPLES
+    layers = run_compare(models[0], models[1:], data, **shared, **options)
+    show_json(_described(models, layers)) if as_json else _show_layers(models, layers)
+
+
+def _described(models: Sequence[str], layers: Sequence[LayerComparison]) -> dict[str, Any]:
+    rows = [
+        {
+            "name": row.layer,
+            "tensor": row.tensor,
+            "sqnr_db": list(row.sqnr_db),
+            "prior_rejected": list(row.prior_rejected),
+        }
+        for row in layers
+    ]
+    return {"models": list(models[1:]), "layers": rows}
+
+
+def _show_layers(models: Sequence[str], layers: Sequence[LayerComparison]) -> None:
+    rows = table(f"SQNR against {models[0]}, dB", "layer", *models[1:])
+    for row in layers:
+        cells = zip(row.sqnr_db, row.prior_rejected, strict=True)
+        rows.add_row(row.layer, *(number(value, 1) + (" *" if rejected else "") for value, rejected in cells))
+    show(rows)
+    if any(any(row.prior_rejected) for row in layers):
+        show("* prior rejected: neither Laplace nor Gaussian describes what the layer reads, at these bits to 1 dB")
+
+
+def _show_ablation(result: Ablation, model: str) -> None:
+    """The sixteen combinations, and a chart of the average effects."""
+    rows = table(f"{model}: combinations", *INGREDIENTS, "top-1 %", "SQNR dB", left=len(INGREDIENTS))
+    for combination in result.combinations:
+        marks = ("x" if used else "" for used in combination.used)
+        rows.add_row(*marks, number(combination.top1), number(combination.sqnr_db))
+    measure = "sqnr_db" if result.float_top1 is None else "top1"
+    effects = result.effects(measure)
+    unit = "dB" if measure == "sqnr_db" else "points"
+    title = f"average effect of each ingredient over the combinations without it, {unit}"
+    chart = table(title, "ingredient", "", "effect", left=2)
+    longest = max(max(map(abs, effects.values())), 1e-9)
+    for name, effect in effects.items():
+        chart.add_row(name, ("█" if effect > 0 else "░") * round(40 * abs(effect) / longest), f"{effect:+.2f}")
+    if result.float_top1 is not None:
+        show(f"float: {result.float_top1:.2f} %")
+    show(rows, chart)
