@@ -41,15 +41,13 @@ def compare(
     """
     if quiet:
         silence_warnings()
-    shared = {
-        "preprocessing": preprocessing(options.pop("mean"), options.pop("std")),
-        "progress": progress(quiet or as_json),
-    }
+    options["preprocessing"] = preprocessing(options.pop("mean"), options.pop("std"))
+    options["progress"] = progress(quiet or as_json)
     only_ablation = given({name: options.pop(name) for name in ("calibration", "weights", "activations", "format")})
     if ablation is not None:
         if len(models) != 1:
             raise click.UsageError("--ablation takes one float model")
-        result = ablate(models[0], data, **only_ablation, **shared, **options)
+        result = ablate(models[0], data, **only_ablation, **options)
         show_json(result.to_dict()) if as_json else _show_ablation(result, models[0])
         return
     if only_ablation:
@@ -57,7 +55,7 @@ def compare(
     if len(models) < 2:
         raise click.UsageError("compare needs the float model and at least one other")
     options["limit"] = options["limit"] or SAMPLES
-    layers = run_compare(models[0], models[1:], data, **shared, **options)
+    layers = run_compare(models[0], models[1:], data, **options)
     show_json(_described(models, layers)) if as_json else _show_layers(models, layers)
 
 
