@@ -21,8 +21,9 @@ from qgraph.plan import ActivationQuant, QuantPlan
 from qgraph.preprocessing import Preprocessing
 from qgraph.progress import SILENT, Progress
 from qgraph.recipe import FORMATS, Recipe
-from qgraph.result import Result
+from qgraph.result import Result, lower
 from qgraph.simulate import simulate
+from qgraph.verify import verify
 
 DISTILLED = 512  # samples distilled where none are given
 
@@ -97,6 +98,8 @@ def finetune(
     with job.stage("observe"):
         observed = observe(net, calibration, threads=threads, progress=progress)
     full = given or initialise(initial_plan(view, recipe, observed), view, observed, config=chosen)
+    with job.stage("verify"):  # what cannot be exported or run is said before the training
+        verify(lower(net, full, format=format), net, samples, threads=threads)
     with job.stage("train"):
         training = train(
             net, full, samples, config=chosen, seed=seed, threads=threads, resume=resume, progress=progress
@@ -108,13 +111,14 @@ def finetune(
             format=format,
             data="distilled" if data is None else "calibration",
             seconds=job.seconds,
+            observed=observe(training.net, calibration, threads=threads, progress=progress),
             samples=samples,
             threads=threads,
             schedule=training.schedule,
             epochs=training.epochs,
             best_epoch=training.best_epoch,
         )
-        _ = result.model
+        verify(result.model, training.net, samples, threads=threads)
     job.finish()
     return result
 

@@ -13,7 +13,7 @@ import pytest
 import qgraph
 from qgraph import aciq
 from qgraph.data import Dataset, open_data
-from qgraph.errors import DataError, ModelError, QGraphError, UsageError
+from qgraph.errors import DataError, ModelError, PlanError, QGraphError, UsageError
 from qgraph.evaluation import evaluate
 from qgraph.gathering import prepare
 from qgraph.gradient import GradientError
@@ -83,6 +83,11 @@ def test_method_of_quantize_trains(digits, few, net) -> None:
     assert result.plan.model == result.net.digest != net.digest
     assert {layer.weight_bits for layer in result.layers} == {3, 8}
     assert result.to_dict()["data"] == "calibration"
+    coarse = [layer for layer in result.layers if layer.weight_bits == 3]
+    apart = [layer.predicted_sqnr_db - layer.measured_sqnr_db for layer in coarse]
+    assert len(apart) == 5
+    assert np.abs(apart).max() < 1.5
+    assert min(layer.measured_sqnr_db for layer in result.layers) > 5.0
 
 
 def test_bytes_do_not_depend_on_threads_or_interruptions(net, few, start, tmp_path) -> None:
@@ -202,6 +207,12 @@ def test_outputs_that_are_no_classes_follow_the_float_model(model_from_text) -> 
     labelled = {"x": data, "labels": np.zeros(64, np.int64)}
     with pytest.raises(DataError, match="no output with one score per class"):
         qgraph.finetune(model, labelled, config=QUICK)
+
+
+def test_a_plan_of_other_layers_is_refused(digits, few, start) -> None:
+    other = start.map_layers(lambda layer: dataclasses.replace(layer, name=f"other/{layer.name}"))
+    with pytest.raises(PlanError, match="which is no quantizable layer"):
+        qgraph.finetune(digits, few, start=other, config=QUICK)
 
 
 def test_no_gradient_is_said_before_the_first_step(model_from_text) -> None:
