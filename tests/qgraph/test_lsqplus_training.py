@@ -120,6 +120,9 @@ def test_checkpoint_of_another_training_is_refused(net, few, start, tmp_path) ->
     train(net, start, few, config=dataclasses.replace(QUICK, epochs=1), resume=tmp_path)
     with pytest.raises(DataError, match="belongs to a training of another model"):
         train(net, start, few, config=QUICK, resume=tmp_path)
+    trained = train(net, start, few, config=dataclasses.replace(QUICK, epochs=1))
+    with pytest.raises(DataError, match="belongs to a training of another model"):
+        train(trained.net, trained.plan, few, config=dataclasses.replace(QUICK, epochs=1), resume=tmp_path)
     (tmp_path / "training.npz").write_bytes(b"no zip")
     with pytest.raises(DataError, match="no checkpoint"):
         train(net, start, few, config=QUICK, resume=tmp_path)
