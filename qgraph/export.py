@@ -101,15 +101,6 @@ def stored_bytes(shape: tuple[int, ...], grid: WeightQuant) -> int:
     return sum(weight_bytes((share * count,), bits) for bits, count in Counter(grid.channel_bits).items())
 
 
-def _finer(bits: int) -> int:
-    """How much finer the grid is on which narrow weights are unpacked: as much as 7 bits allow, at no cost.
-
-    Integer kernels round biases to multiples of the operand's scale times the weight's, which few bits make coarse.
-    The eighth bit is left out for CPUs whose 16-bit sums would overflow (see `--reduce-range`).
-    """
-    return 1 << max(7 - bits, 0)
-
-
 def _is_row(bias: NDArray[Any], layer: Layer) -> bool:
     """Whether the bias has one value per output channel (Gemm also takes matrices, columns and single numbers)."""
     return bool(bias.shape in ((channels := layer.weight_array().shape[layer.output_axis],), (1, channels)))
@@ -128,7 +119,7 @@ class _QdqEmitter:
         grid = quant.weight
         codes = weights.codes(layer.weight_array(), grid)
         stem = str(layer.weight.name)
-        finer = tuple(1 if operand is None else _finer(bits) for bits in grid.widths)
+        finer = tuple(1 if operand is None else weights.finer(bits) for bits in grid.widths)
         integers = self._stored(stem, codes, grid, finer)
         scale = (self._scale(layer, grid) / np.asarray(finer)).astype(np.float32)
         per_channel = scale.size > 1
@@ -157,8 +148,7 @@ class _QdqEmitter:
         plain = attribute(layer.node, "beta", 1.0) == attribute(layer.node, "alpha", 1.0) == 1.0
         if layer.op != "Gemm" or operand is None or floats is None or not plain or not _is_row(floats, layer):
             return None
-        finer = np.asarray([_finer(bits) for bits in quant.weight.widths], np.float32)
-        scale = np.float32(operand.scale) * weights.dequantization_scale(quant.weight) / finer
+        scale = weights.accumulator_scale(quant.weight, operand)
         codes = np.rint(floats.reshape(-1) / scale.astype(np.float64))
         if any(quant.weight.zero_point) or np.abs(codes).max(initial=0) >= 2**31:
             return None

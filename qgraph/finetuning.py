@@ -14,7 +14,7 @@ from qgraph.gathering import distilled_samples, prepare
 from qgraph.graph import GraphView
 from qgraph.initial import activation_grid, initial_plan
 from qgraph.job import Job
-from qgraph.lsqplus import Judgement, LsqPlusConfig, Schedule, initialise, train
+from qgraph.lsqplus import Judgement, LsqPlusConfig, Schedule, initialise, settle_biases, train
 from qgraph.model import Model, ModelLike, load
 from qgraph.observe import observe
 from qgraph.plan import ActivationQuant, QuantPlan
@@ -105,20 +105,22 @@ def finetune(
             net, full, samples, config=chosen, seed=seed, threads=threads, resume=resume, progress=progress
         )
     with job.stage("export"):
+        complete = _complete(training.net, training.plan, full, calibration, threads)
+        trained, plan = settle_biases(training.net, complete)
         result = Finetuned(
-            net=training.net,
-            plan=_complete(training.net, training.plan, full, calibration, threads),
+            net=trained,
+            plan=plan,
             format=format,
             data="distilled" if data is None else "calibration",
             seconds=job.seconds,
-            observed=observe(training.net, calibration, threads=threads, progress=progress),
+            observed=observe(trained, calibration, threads=threads, progress=progress),
             samples=samples,
             threads=threads,
             schedule=training.schedule,
             epochs=training.epochs,
             best_epoch=training.best_epoch,
         )
-        verify(result.model, training.net, samples, threads=threads)
+        verify(result.model, trained, samples, threads=threads)
     job.finish()
     return result
 

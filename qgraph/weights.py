@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgraph.errors import PlanError
-from qgraph.plan import WeightQuant
+from qgraph.plan import ActivationQuant, WeightQuant
 from qgraph.rounding import rounding_table
 
 
@@ -51,6 +51,22 @@ def quantized(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.fl
 def dequantization_scale(quant: WeightQuant) -> NDArray[np.float32]:
     """scale * gain in float32, one per channel (or one)."""
     return (np.asarray(quant.scale) * np.asarray(quant.gain)).astype(np.float32)
+
+
+def finer(bits: int) -> int:
+    """How much finer the grid is on which narrow weights are unpacked: as much as 7 bits allow, at no cost.
+
+    Integer kernels round biases to multiples of the operand's scale times the weight's, which few bits make coarse.
+    The eighth bit is left out for CPUs whose 16-bit sums would overflow (see `--reduce-range`).
+    """
+    return 1 << max(7 - bits, 0)
+
+
+def accumulator_scale(quant: WeightQuant, operand: ActivationQuant) -> NDArray[np.float32]:
+    """The unit of an integer kernel's sums, one per channel (or one): biases are whole multiples of it."""
+    narrow = np.asarray([finer(bits) for bits in quant.widths], np.float32)
+    scale: NDArray[np.float32] = np.float32(operand.scale) * dequantization_scale(quant) / narrow
+    return scale
 
 
 def _along(per_channel: Sequence[float] | NDArray[np.floating], quant: WeightQuant, rank: int) -> NDArray[Any]:

@@ -1,8 +1,9 @@
 """LSQ+: scales, offsets and weights learned on the quantized network (Bhalgat et al., 2020)."""
 
+from qgraph.lsqplus.biases import settle_biases
 from qgraph.lsqplus.config import LsqPlusConfig, Schedule
 from qgraph.lsqplus.initialise import initialise
 from qgraph.lsqplus.judge import Judgement
 from qgraph.lsqplus.train import Training, train
 
-__all__ = ["Judgement", "LsqPlusConfig", "Schedule", "Training", "initialise", "train"]
+__all__ = ["Judgement", "LsqPlusConfig", "Schedule", "Training", "initialise", "settle_biases", "train"]

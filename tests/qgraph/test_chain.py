@@ -31,7 +31,7 @@ def test_distilled_clipped_searched_trained_and_packed(digits, digits_calibratio
         for m in (lower(trained.net, trained.plan, format="float"), searched.model, trained.model, path)
     )
     assert packed == end
-    assert abs(packed.top1 - floats.top1) <= 0.1
+    assert packed.top1 == floats.top1
     assert packed.kl < 0.85 * start.kl
 
 
