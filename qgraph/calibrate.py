@@ -133,7 +133,9 @@ def clip_weights(plan: QuantPlan, view: GraphView, *, method: str) -> QuantPlan:
 def _weight_limits(weight: NDArray[np.floating], grid: WeightQuant, method: str) -> NDArray[np.float64]:
     """The clip of every channel at its own width, or one for the tensor."""
     if not grid.channel_bits:
-        return np.atleast_1d(qmath.weight_clip(weight, bits=grid.bits, method=method, axis=grid.axis))
+        parts = weights.channel_blocks(weight, grid.axis)
+        clips = [qmath.weight_clip(part, bits=grid.bits, method=method, axis=grid.axis) for part in parts]
+        return np.concatenate([np.atleast_1d(clip) for clip in clips])
     rows = np.moveaxis(weight, grid.axis or 0, 0)
     widths, limits = np.asarray(grid.channel_bits), np.empty(len(rows))
     for bits in sorted(set(grid.channel_bits)):

@@ -20,7 +20,7 @@ as well.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ from qgraph.correct import output_sums
 from qgraph.errors import PlanError
 from qgraph.folding import add_initializer, append_node, constant
 from qgraph.graph import GraphView, Layer, attribute, pads
+from qgraph.later import Later
 from qgraph.lowering import lower
 from qgraph.model import Model
 from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan, Rounding, WeightQuant
@@ -42,6 +43,7 @@ from qgraph.rounding import lookup, staircase
 _MOVES_INTEGERS = frozenset(  # transparent operators that onnxruntime has uint8 kernels for
     {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Pad", "Expand", "Resize"}
 )
+_BLOCK = 2**14  # bytes of a bit plane that are packed at a time
 
 
 def export(model: Model, plan: QuantPlan) -> ir.Model:
@@ -81,10 +83,14 @@ def pack_bits(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
     width = -(-flat.size // 8)
     padded = np.zeros(8 * width, np.uint8)
     padded[: flat.size] = flat.view(np.uint8)
-    lanes = padded.reshape(8, 1, width)
-    planes = (lanes >> np.arange(bits, dtype=np.uint8).reshape(1, -1, 1)) & 1
+    lanes, result = padded.reshape(8, 1, width), np.empty((bits, width), np.uint8)
+    places = np.arange(bits, dtype=np.uint8).reshape(1, -1, 1)
     shifts = np.arange(8, dtype=np.uint8).reshape(8, 1, 1)
-    return np.bitwise_or.reduce(planes << shifts, axis=0)
+    for start in range(0, width, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        planes = (lanes[:, :, block] >> places) & 1
+        np.bitwise_or.reduce(planes << shifts, axis=0, out=result[:, block])
+    return result
 
 
 def weight_bytes(shape: tuple[int, ...], bits: int) -> int:
@@ -99,6 +105,14 @@ def stored_bytes(shape: tuple[int, ...], grid: WeightQuant) -> int:
         return weight_bytes(shape, grid.bits)
     share = int(np.prod(shape)) // len(grid.channel_bits)
     return sum(weight_bytes((share * count,), bits) for bits, count in Counter(grid.channel_bits).items())
+
+
+def _chosen(
+    mask: NDArray[np.bool_], shape: tuple[int, ...], axis: int
+) -> tuple[Callable[[NDArray[Any]], NDArray[Any]], tuple[int, ...]]:
+    """What takes the channels of a mask out of a weight of this shape, and the shape of what is taken."""
+    taken = tuple(int(mask.sum()) if i == axis else size for i, size in enumerate(shape))
+    return lambda codes: np.compress(mask, codes, axis=axis), taken
 
 
 def _is_row(bias: NDArray[Any], layer: Layer) -> bool:
@@ -117,7 +131,8 @@ class _QdqEmitter:
 
     def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
         grid = quant.weight
-        codes = weights.codes(layer.weight_array(), grid)
+        weight = layer.weight_array()
+        codes = Later.of(layer.weight, lambda: weights.codes(weight, grid), np.int8)
         stem = str(layer.weight.name)
         finer = tuple(1 if operand is None else weights.finer(bits) for bits in grid.widths)
         integers = self._stored(stem, codes, grid, finer)
@@ -129,7 +144,7 @@ class _QdqEmitter:
             shape = scale.shape if per_channel else ()
             inputs = [self._constant(f"{stem}.s", scale.reshape(shape)), self._shared(zero.reshape(shape))]
             return self._op("DequantizeLinear", integers, *inputs, **({"axis": grid.axis} if per_channel else {}))
-        return self._float_weight(stem, integers, scale, grid, codes.ndim)
+        return self._float_weight(stem, integers, scale, grid, weight.ndim)
 
     def _scale(self, layer: Layer, grid: WeightQuant) -> NDArray[np.float32]:
         scale = weights.dequantization_scale(grid)
@@ -257,14 +272,14 @@ class _QdqEmitter:
         scale = factor.reshape(shape)
         return self._op("Mul", real, self._constant(f"{stem}.s", scale))
 
-    def _stored(self, stem: str, codes: NDArray[np.int8], grid: WeightQuant, finer: tuple[int, ...]) -> ir.Value:
+    def _stored(self, stem: str, codes: Later, grid: WeightQuant, finer: tuple[int, ...]) -> ir.Value:
         """Codes times `finer`; channels of one width are packed together, then gathered back into their order."""
         if not grid.channel_bits:
             return self._packed(stem, codes, grid.bits, finer[0])
         axis, widths = grid.axis or 0, np.asarray(grid.channel_bits)
         parts, order = [], np.argsort(widths, kind="stable")
         for bits, factor in sorted(set(zip(grid.channel_bits, finer, strict=True))):
-            alike = np.compress(widths == bits, codes, axis=axis)
+            alike = codes.map(*_chosen(widths == bits, codes.shape, axis), np.int8)
             parts.append(self._packed(f"{stem}.{bits}", alike, bits, factor))
         together = parts[0] if len(parts) == 1 else self._op("Concat", *parts, axis=axis)
         if (order == np.arange(order.size)).all():
@@ -273,14 +288,15 @@ class _QdqEmitter:
         indices = self._op("Cast", self._constant(f"{stem}.order", places), to=ir.DataType.INT64)
         return self._op("Gather", together, indices, axis=axis)
 
-    def _packed(self, stem: str, codes: NDArray[np.int8], bits: int, finer: int) -> ir.Value:
+    def _packed(self, stem: str, codes: Later, bits: int, finer: int) -> ir.Value:
         return self._unpack(stem, codes, bits, finer) if bits < 8 else self._constant(f"{stem}.q", codes)
 
-    def _unpack(self, stem: str, codes: NDArray[np.int8], bits: int, finer: int) -> ir.Value:
+    def _unpack(self, stem: str, codes: Later, bits: int, finer: int) -> ir.Value:
         """Codes from planes, times `finer`: shift bit j to the top, then to the bottom, and weigh planes by 1, 2, ...,
         -2^(bits-1).
         """
-        planes = self._constant(f"{stem}.q", pack_bits(codes, bits))
+        width = -(-codes.size // 8)
+        planes = self._constant(f"{stem}.q", codes.map(lambda c: pack_bits(c, bits), (bits, width), np.uint8))
         lanes = self._shared(np.arange(7, -1, -1, dtype=np.uint8).reshape(8, 1, 1))
         top = self._op("BitShift", planes, lanes, direction="LEFT")
         bit = self._op("BitShift", top, self._shared(np.uint8(7)), direction="RIGHT")
@@ -310,8 +326,10 @@ class _QdqEmitter:
             self.shared[name] = add_initializer(self.graph, name, data)
         return self.shared[name]
 
-    def _constant(self, name: str, array: NDArray[Any] | np.generic) -> ir.Value:
-        return add_initializer(self.graph, name, np.ascontiguousarray(array) if array.ndim else array)
+    def _constant(self, name: str, array: NDArray[Any] | np.generic | Later) -> ir.Value:
+        if not isinstance(array, Later) and array.ndim:
+            array = np.ascontiguousarray(array)
+        return add_initializer(self.graph, name, array)
 
     def _op(self, op_type: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
         return append_node(self.graph, op_type, inputs, attributes).outputs[0]

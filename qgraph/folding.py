@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qgraph import runtime
 from qgraph.errors import ModelError
+from qgraph.later import Later
 
 LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _NAMES = "qgraph: names in use"
@@ -267,12 +268,12 @@ def scale_output_channels(
     return weight.astype(np.float64) * aligned
 
 
-def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any] | np.generic) -> ir.Value:
+def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any] | np.generic | Later) -> ir.Value:
     """Register a constant under `name`, or under `name` with a number where that is taken."""
-    array = np.asarray(array)
     unique = unique_name(graph, name)
-    value = ir.Value(name=unique, shape=ir.Shape(array.shape), const_value=ir.tensor(array, name=unique))
-    value.dtype = ir.DataType.from_numpy(array.dtype)
+    tensor = array.tensor(unique) if isinstance(array, Later) else ir.tensor(np.asarray(array), name=unique)
+    value = ir.Value(name=unique, shape=ir.Shape(tensor.shape.numpy()), const_value=tensor)
+    value.dtype = tensor.dtype
     graph.register_initializer(value)
     return value
 

@@ -18,7 +18,6 @@ from typing import TypeAlias
 
 import numpy as np
 import onnx
-import onnx.version_converter
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes import common as passes
@@ -33,9 +32,6 @@ ModelLike: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | ir.Model | Mo
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it logs failed shape inference with a traceback; we go on
 MIN_OPSET = 7
 MAX_OPSET = 26  # what onnxruntime 1.31 accepts; onnx writes higher ones by default
-EXTERNAL_DATA_THRESHOLD = (
-    1_800_000_000  # bytes of weights above which they go to a file of their own (protobuf stops at 2 GiB)
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +85,11 @@ def load(model: ModelLike) -> Model:
     elif isinstance(model, ir.Model):
         proto = ir.to_proto(model)
         _check(proto, "the given model")
-        loaded = Model(ir_model=model.clone(), source="<onnx_ir.Model>", nbytes=proto.ByteSize())
+        given = model.clone()
+        for value in given.graph.initializers.values():
+            if isinstance(value.const_value, ir.LazyTensor):
+                value.const_value = ir.tensor(value.const_value.numpy(), dtype=value.const_value.dtype)
+        loaded = Model(ir_model=given, source="<onnx_ir.Model>", nbytes=proto.ByteSize())
     else:
         loaded = _load_file(Path(model))
     _check_versions(loaded)
@@ -150,7 +150,7 @@ def save(model: ir.Model | Model, path: str | os.PathLike[str], *, source: str |
     check_writable(target, source=source)
     model = model.ir_model if isinstance(model, Model) else model
     try:
-        if not fits_one_file(model):
+        if not runtime.fits_one_file(model):
             return _save_with_external_data(model, target)
         data = ir.to_proto(model).SerializeToString(deterministic=True)
         write_atomically(target, data)
@@ -172,11 +172,6 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
-
-
-def fits_one_file(model: ir.Model) -> bool:
-    """Whether the weights fit one protobuf, with no data file beside it."""
-    return _weight_bytes(model) <= EXTERNAL_DATA_THRESHOLD
 
 
 def check_writable(path: str | os.PathLike[str], *, source: str | None = None) -> None:
@@ -219,7 +214,7 @@ def _load_file(path: Path) -> Model:
         size = sum(t.nbytes for t in external)
         nbytes += size
         try:
-            if size <= EXTERNAL_DATA_THRESHOLD:  # larger weights stay mapped from their file
+            if size <= runtime.PROTOBUF_LIMIT:  # larger weights stay mapped from their file
                 ir.external_data.load_to_model(model)
         except (OSError, ValueError) as error:
             raise ModelError(f"{path}: cannot read its external data: {first_line(error)}") from error
@@ -285,7 +280,7 @@ def _digest(model: ir.Model) -> str:
             tensor = graph.initializers[name].const_value
             if tensor is not None:
                 digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
-                digest.update(np.ascontiguousarray(tensor.numpy()).tobytes() if tensor.size else b"")
+                digest.update(_content(tensor))
         for node in graph:
             proto = ir.to_proto(node)
             proto.ClearField("doc_string")
@@ -294,18 +289,34 @@ def _digest(model: ir.Model) -> str:
     return digest.hexdigest()
 
 
+def _content(tensor: ir.TensorProtocol) -> bytes | memoryview:
+    """The numbers of a tensor, not copied; of texts their bytes with their lengths."""
+    if isinstance(tensor, ir.StringTensor):
+        return repr(list(tensor.string_data())).encode()
+    array = np.ascontiguousarray(tensor.numpy()).reshape(-1)
+    return array.view(np.uint8).data if tensor.size else b""
+
+
 def _save_with_external_data(model: ir.Model, target: Path) -> int:
-    data_name = f"{target.name}.data"
+    """Write weights one after the other into NAME.data, so that no more than one of them is in memory."""
+    data = target.with_name(f"{target.name}.data")
+    mapped = [v.const_value for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)]
+    if data.exists() and (not target.exists() or any(os.path.samefile(tensor.path, data) for tensor in mapped)):
+        raise UsageError(f"cannot write {data}: it holds the weights of another model; choose another name with -o")
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-        partial = Path(folder) / target.name
-        ir.save(model, partial, external_data=data_name)
-        os.replace(Path(folder) / data_name, target.parent / data_name)
+        partial, partial_data = Path(folder) / target.name, Path(folder) / data.name
+        ir.save(model, partial, external_data=data.name)
+        for path in (partial_data, partial):
+            _flush(path)
+        os.replace(partial_data, data)
         os.replace(partial, target)
-    return target.stat().st_size + (target.parent / data_name).stat().st_size
+    return target.stat().st_size + data.stat().st_size
 
 
-def _weight_bytes(model: ir.Model) -> int:
-    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+def _flush(path: Path) -> None:
+    """Bring what was written to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _umask() -> int:

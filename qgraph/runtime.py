@@ -28,7 +28,7 @@ R = TypeVar("R")
 
 MIN_IR_VERSION = 4  # the first whose initializers need not be listed among the inputs
 MAX_IR_VERSION = 13  # the newest that onnxruntime 1.31 loads
-_PROTOBUF_LIMIT = 1_900_000_000
+PROTOBUF_LIMIT = 1_800_000_000  # bytes of weights that one file holds (protobuf stops at 2 GiB)
 _WEIGHT_FUSIONS = [
     "ConvAddFusion",
     "ConvMulFusion",
@@ -160,8 +160,7 @@ def _create(model: ir.Model | str | Path, options: ort.SessionOptions) -> ort.In
     try:
         if not isinstance(model, ir.Model):
             return ort.InferenceSession(str(model), options, providers=providers)
-        weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-        if weights < _PROTOBUF_LIMIT:
+        if fits_one_file(model):
             return ort.InferenceSession(_serialize(model), options, providers=providers)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
@@ -171,6 +170,28 @@ def _create(model: ir.Model | str | Path, options: ort.SessionOptions) -> ort.In
         raise
     except Exception as error:
         raise ModelError(f"onnxruntime cannot load the model: {_reason(error)}") from error
+
+
+def fits_one_file(model: ir.Model) -> bool:
+    """Whether all weights are at hand and fit one protobuf.
+
+    Others stay mapped from their file, or are computed when they are written, and need a data file of their own.
+    """
+    weights = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    at_hand = not any(isinstance(tensor, ir.ExternalTensor | ir.LazyTensor) for tensor in weights)
+    return at_hand and sum(tensor.nbytes for tensor in weights) <= PROTOBUF_LIMIT
+
+
+def without_weights(model: ir.Model) -> ir.Model:
+    """The graph with every constant that is not at hand as an input: what can be loaded without its weights."""
+    graph = model.clone()
+    for name, value in list(graph.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None and (isinstance(tensor, ir.ExternalTensor | ir.LazyTensor)):
+            value.shape, value.dtype, value.const_value = ir.Shape(tensor.shape.numpy()), tensor.dtype, None
+            del graph.graph.initializers[name]
+            graph.graph.inputs.append(value)
+    return graph
 
 
 def _serialize(model: ir.Model) -> bytes:

@@ -17,6 +17,7 @@ from qgraph import weights
 from qgraph.errors import PlanError
 from qgraph.folding import add_initializer, append_node
 from qgraph.graph import Layer
+from qgraph.later import Later
 from qgraph.lowering import lower
 from qgraph.model import Model
 from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan, Rounding
@@ -36,7 +37,8 @@ class FloatEmitter:
         self.scalars: dict[str, ir.Value] = {}
 
     def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
-        array = weights.quantized(layer.weight_array(), quant.weight)
+        weight = layer.weight_array()
+        array = Later.of(layer.weight, lambda: weights.quantized(weight, quant.weight), np.float32)
         return add_initializer(self.graph, f"{layer.weight.name}/quantized", array)
 
     def bias(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> None:

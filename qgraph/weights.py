@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from qgraph.errors import PlanError
 from qgraph.plan import ActivationQuant, WeightQuant
 from qgraph.rounding import rounding_table
+
+_BLOCK = 2**20  # values at a time
 
 
 def codes(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.int8]:
@@ -21,20 +24,14 @@ def codes(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.int8]:
         scales = quant.scale[0] if quant.axis is None or len(quant.scale) == 1 else quant.scale
         axis = None if np.ndim(scales) == 0 else quant.axis
         return np.asarray(table.quantize(weight, scales, axis=axis), np.int8)
-    scale = _along(quant.scale, quant, weight.ndim).astype(np.float32)
-    zero_point = _along(quant.zero_point, quant, weight.ndim)
-    shifted = np.rint(weight / scale) + zero_point
-    low, high = (_along(ends, quant, weight.ndim) for ends in zip(*quant.limits, strict=True))
-    return np.clip(shifted, low, high).astype(np.int8)
+    return _in_blocks(_rounded, weight, np.dtype(np.int8), *_grid(quant, weight.ndim))
 
 
 def values(integer: NDArray[np.integer], quant: WeightQuant) -> NDArray[np.float32]:
     """gain * scale * (code - zero_point), computed as DequantizeLinear does: one float32 product (with `input_scale`
     inside).
     """
-    zero_point = _along(quant.zero_point, quant, integer.ndim)
-    scale = _along(dequantization_scale(quant), quant, integer.ndim)
-    return (integer.astype(np.float32) - zero_point.astype(np.float32)) * scale
+    return _in_blocks(_real, integer, np.dtype(np.float32), *_levels(quant, integer.ndim))
 
 
 def scaled(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.floating]:
@@ -44,8 +41,23 @@ def scaled(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.float
 
 def quantized(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.float32]:
     """The weight as the quantized layer sees it."""
-    result = values(codes(weight, quant), quant)
-    return result / _over_inputs(quant, weight.shape) if quant.input_scale else result
+    if quant.rounding is not None or quant.input_scale:
+        result = values(codes(weight, quant), quant)
+        return result / _over_inputs(quant, weight.shape) if quant.input_scale else result
+
+    def through(block: NDArray[Any], *grid: NDArray[Any]) -> NDArray[Any]:
+        return _real(_rounded(block, *grid[:4]), *grid[4:])
+
+    grid = *_grid(quant, weight.ndim), *_levels(quant, weight.ndim)
+    return _in_blocks(through, weight, np.dtype(np.float32), *grid)
+
+
+def channel_blocks(array: NDArray[Any], axis: int | None) -> Iterator[NDArray[Any]]:
+    """The channels along `axis` some at a time, as views; the array itself without one."""
+    if axis is None:
+        return iter([array])
+    moved = np.moveaxis(array, axis, 0)
+    return (np.moveaxis(moved[rows], 0, axis) for rows in _blocks(moved.shape))
 
 
 def dequantization_scale(quant: WeightQuant) -> NDArray[np.float32]:
@@ -74,6 +86,45 @@ def _along(per_channel: Sequence[float] | NDArray[np.floating], quant: WeightQua
     if quant.axis is None or array.size == 1:
         return array.reshape((1,) * rank)
     return array.reshape([-1 if i == quant.axis else 1 for i in range(rank)])
+
+
+def _grid(quant: WeightQuant, rank: int) -> tuple[NDArray[Any], ...]:
+    """Scale, zero point, lowest and highest code, laid along a weight of this rank."""
+    low, high = zip(*quant.limits, strict=True)
+    scale = _along(quant.scale, quant, rank).astype(np.float32)
+    return scale, *(_along(numbers, quant, rank) for numbers in (quant.zero_point, low, high))
+
+
+def _levels(quant: WeightQuant, rank: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Zero point and the scale of DequantizeLinear, laid along a weight of this rank."""
+    zero_point = _along(quant.zero_point, quant, rank).astype(np.float32)
+    return zero_point, _along(dequantization_scale(quant), quant, rank)
+
+
+def _rounded(
+    weight: NDArray[Any], scale: NDArray[Any], zero_point: NDArray[Any], low: NDArray[Any], high: NDArray[Any]
+) -> NDArray[Any]:
+    return np.clip(np.rint(weight / scale) + zero_point, low, high)
+
+
+def _real(integer: NDArray[Any], zero_point: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    return (integer.astype(np.float32) - zero_point) * scale
+
+
+def _in_blocks(
+    function: Callable[..., NDArray[Any]], weight: NDArray[Any], kind: np.dtype[Any], *grid: NDArray[Any]
+) -> NDArray[Any]:
+    """A function of a weight and of arrays along it, computed for some rows at a time."""
+    result = np.empty(weight.shape, kind)
+    for rows in _blocks(weight.shape):
+        result[rows] = function(weight[rows], *(part if part.shape[0] == 1 else part[rows] for part in grid))
+    return result
+
+
+def _blocks(shape: Sequence[int]) -> Iterator[slice]:
+    """The rows of a weight, some at a time: what is computed on the way to integers is several times as large."""
+    rows = max(1, _BLOCK // max(1, math.prod(shape[1:])))
+    return (slice(start, start + rows) for start in range(0, shape[0], rows))
 
 
 def _over_inputs(quant: WeightQuant, shape: tuple[int, ...]) -> NDArray[np.float32]:
