@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph.folding import constant
-from qgraph.graph import LAYER_OPS, TRANSPARENT_OPS
+from qgraph.graph import LAYER_OPS, TRANSPARENT_OPS, attribute
 from qgraph.model import Model
 from qgraph.runtime import evaluate_constants
 
@@ -20,9 +20,9 @@ _SCALING_OPS = frozenset({"Mul", "Sub", "Add", "Reshape", "Transpose"})  # betwe
 def bits_in_file(model: Model) -> dict[str, Bits]:
     """Bits of weight and of operand per layer, None for floating point; by node name, and by name of the result.
 
-    Weights count the bits that span their codes in units of their common step, so that 4-bit codes stored as int8 are
-    4 bits, multiples of 8 as well; operands count those of the largest code that a Min behind their QuantizeLinear lets
-    through, or of the type.
+    Weights count the bits that span the codes of a channel in units of their common step, so that 4-bit codes stored as
+    int8 are 4 bits, multiples of 8 as well, wherever each channel has its zero. Operands count those of the largest
+    code that a Min behind their QuantizeLinear lets through, or of the type.
     """
     nodes = [n for n in model.graph if n.op_type in LAYER_OPS and n.domain == "" and len(n.inputs) > 1]
     sources = [(_weight_codes(n.inputs[1]), _operand_bits(n.inputs[0])) for n in nodes]
@@ -30,7 +30,7 @@ def bits_in_file(model: Model) -> dict[str, Bits]:
     arrays = dict(zip(wanted, evaluate_constants(model.ir_model, wanted) if wanted else [], strict=True))
     found: dict[str, Bits] = {}
     for node, (codes, operand) in zip(nodes, sources, strict=True):
-        bits = (None if codes is None else _span(arrays[codes]), operand)
+        bits = (None if codes is None else _span(arrays[codes], _channel_axis(codes)), operand)
         for name in (node.outputs[0].name, node.name):
             if name:
                 found[name] = bits
@@ -60,9 +60,20 @@ def _operand_bits(value: ir.Value | None) -> int | None:
     return None
 
 
-def _span(codes: NDArray[np.generic] | None) -> int | None:
+def _channel_axis(codes: ir.Value) -> int | None:
+    """The axis along which a DequantizeLinear has a scale for every channel of these codes."""
+    for use in codes.uses():
+        if use.node.op_type == "DequantizeLinear" and use.idx == 0:
+            scale = constant(use.node.inputs[1])
+            return int(attribute(use.node, "axis", 1)) if scale is not None and scale.ndim == 1 else None
+    return None
+
+
+def _span(codes: NDArray[np.generic] | None, axis: int | None) -> int | None:
     if codes is None or codes.dtype.kind not in "iu" or not codes.size:
         return None
-    above = codes.astype(np.int64).ravel() - int(codes.min())
-    step = max(int(np.gcd.reduce(above)), 1)
+    wide = codes.astype(np.int64)
+    rows = wide.reshape(1, -1) if axis is None else np.moveaxis(wide, axis, 0).reshape(wide.shape[axis], -1)
+    above = rows - rows.min(axis=1, keepdims=True)
+    step = max(int(np.gcd.reduce(above, axis=None)), 1)
     return max(1, math.ceil(math.log2(int(above.max()) // step + 1)))

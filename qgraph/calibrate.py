@@ -117,11 +117,7 @@ def clip_weights(plan: QuantPlan, view: GraphView, *, method: str) -> QuantPlan:
         if min(grid.widths) == MAX_BITS:
             return layer
         weight = weights.scaled(view.by_name[layer.name].weight_array(), grid)
-        if grid.symmetric:
-            high = _weight_limits(weight, grid, method)
-            low = -high
-        else:
-            low, high = _weight_ranges(weight, grid, method)
+        low, high = weight_ends(weight, grid, method)
         clipped = weight_grid(
             low, high, bits=grid.bits, axis=grid.axis, symmetric=grid.symmetric, channel_bits=grid.channel_bits
         )
@@ -130,36 +126,25 @@ def clip_weights(plan: QuantPlan, view: GraphView, *, method: str) -> QuantPlan:
     return plan.map_layers(clip)
 
 
-def _weight_limits(weight: NDArray[np.floating], grid: WeightQuant, method: str) -> NDArray[np.float64]:
-    """The clip of every channel at its own width, or one for the tensor."""
-    if not grid.channel_bits:
-        parts = weights.channel_blocks(weight, grid.axis)
-        clips = [qmath.weight_clip(part, bits=grid.bits, method=method, axis=grid.axis) for part in parts]
-        return np.concatenate([np.atleast_1d(clip) for clip in clips])
-    rows = np.moveaxis(weight, grid.axis or 0, 0)
-    widths, limits = np.asarray(grid.channel_bits), np.empty(len(rows))
-    for bits in sorted(set(grid.channel_bits)):
-        alike = widths == bits
-        limits[alike] = qmath.weight_clip(rows[alike], bits=bits, method=method if bits < MAX_BITS else "max", axis=0)
-    return limits
-
-
-def _weight_ranges(
+def weight_ends(
     weight: NDArray[np.floating], grid: WeightQuant, method: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both ends of every channel's range on an asymmetric grid, or of the tensor's; 0..0 for a channel of zeros."""
-    rows = (
-        weight.reshape(1, -1) if grid.axis is None else np.moveaxis(weight, grid.axis, 0).reshape(len(grid.scale), -1)
-    )
-    widths = np.broadcast_to(grid.widths, len(rows))
+    """Both ends of every channel's range at its own width, or of the tensor's, on a grid of this shape."""
 
-    def choose(index: int) -> tuple[float, float]:
-        row = rows[index]
-        if not row.any():
-            return 0.0, 0.0
-        bits = int(widths[index])
-        found = qmath.clip_range(row, method=method if bits < MAX_BITS else "max", bits=bits)
-        return found.low, found.high
+    def choose(values: NDArray[np.floating], bits: int, axis: int | None) -> tuple[Any, Any]:
+        how = method if bits < MAX_BITS else "max"
+        if not grid.symmetric:
+            return qmath.weight_range(values, bits=bits, method=how, axis=axis)
+        limit = qmath.weight_clip(values, bits=bits, method=how, axis=axis)
+        return -limit, limit
 
-    low, high = np.array(list(in_parallel(choose, range(len(rows))))).T
+    if not grid.channel_bits:
+        parts = [choose(part, grid.bits, grid.axis) for part in weights.channel_blocks(weight, grid.axis)]
+        low, high = (np.concatenate([np.atleast_1d(end) for end in ends]) for ends in zip(*parts, strict=True))
+        return low, high
+    rows, widths = np.moveaxis(weight, grid.axis or 0, 0), np.asarray(grid.channel_bits)
+    low, high = np.empty(len(rows)), np.empty(len(rows))
+    for bits in sorted(set(grid.channel_bits)):
+        alike = widths == bits
+        low[alike], high[alike] = choose(rows[alike], bits, 0)
     return low, high

@@ -24,7 +24,7 @@ from qgraph.folding import constant
 from qgraph.graph import GraphView, Layer, fused_output, is_non_negative
 from qgraph.initial import weight_grid
 from qgraph.observe import Observations
-from qgraph.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan, WeightQuant
+from qgraph.plan import MAX_BITS, MAX_SHIFTED_BITS, ActivationQuant, LayerQuant, QuantPlan, WeightQuant
 
 FAINTEST = 2.0**-8  # the range of a channel that never fires, relative to the strongest
 
@@ -47,17 +47,19 @@ def allocate_weights(plan: QuantPlan, view: GraphView) -> QuantPlan:
     """Bits per output channel by the 2/3-power rule on the channels' ranges, in the same memory (ACIQ, Eq. 10).
 
     The quota is the sum of bits, kept exactly, so that the weight takes as many bytes as with equal widths.
+    Asymmetric grids are widened only as far as integer kernels need no zero point.
     """
 
     def allocate(layer: LayerQuant) -> LayerQuant:
         grid = layer.weight
-        if grid.axis is None or grid.bits == MAX_BITS or not grid.symmetric:
+        widest = MAX_BITS if grid.symmetric else MAX_SHIFTED_BITS
+        if grid.axis is None or grid.bits >= widest:
             return layer
-        limit = _channel_limits(view.by_name[layer.name], grid)
-        if not limit.any():
+        low, high = _channel_ends(view.by_name[layer.name], grid)
+        if not (high - low).any():
             return layer
-        bits = qmath.allocate_bits(limit, bits=grid.bits, max_bits=MAX_BITS, measure="bits")
-        return dataclasses.replace(layer, weight=_spanned(grid, limit, tuple(int(b) for b in bits)))
+        bits = qmath.allocate_bits(high - low, bits=grid.bits, max_bits=widest, measure="bits")
+        return dataclasses.replace(layer, weight=_spanned(grid, low, high, tuple(int(b) for b in bits)))
 
     return plan.map_layers(allocate)
 
@@ -202,20 +204,26 @@ def _with_input_scales(plan: QuantPlan, view: GraphView) -> QuantPlan:
         if mine is None:
             return quant
         grid = dataclasses.replace(quant.weight, input_scale=mine)
-        return dataclasses.replace(quant, weight=_spanned(grid, _channel_limits(layer, grid), grid.channel_bits))
+        return dataclasses.replace(quant, weight=_spanned(grid, *_channel_ends(layer, grid), grid.channel_bits))
 
     return plan.map_layers(carry)
 
 
-def _channel_limits(layer: Layer, grid: WeightQuant) -> NDArray[np.float64]:
-    """The largest magnitude of every output channel (or of all) of what is rounded."""
-    weight = np.abs(weights.scaled(layer.weight_array(), grid))
+def _channel_ends(layer: Layer, grid: WeightQuant) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both ends of every output channel (or of all) of what is rounded; about zero where the grid is."""
+    weight = weights.scaled(layer.weight_array(), grid)
     over = tuple(i for i in range(weight.ndim) if i != grid.axis)
-    return np.atleast_1d(weight.max(axis=over)).astype(np.float64)
+    low, high = (np.atleast_1d(end(weight, axis=over)).astype(np.float64) for end in (np.min, np.max))
+    limit = np.maximum(-low, high)
+    return (-limit, limit) if grid.symmetric else (np.minimum(low, 0.0), np.maximum(high, 0.0))
 
 
-def _spanned(grid: WeightQuant, limit: NDArray[np.float64], channel_bits: tuple[int, ...]) -> WeightQuant:
-    spanned = weight_grid(-limit, limit, bits=grid.bits, axis=grid.axis, symmetric=True, channel_bits=channel_bits)
+def _spanned(
+    grid: WeightQuant, low: NDArray[np.float64], high: NDArray[np.float64], channel_bits: tuple[int, ...]
+) -> WeightQuant:
+    spanned = weight_grid(
+        low, high, bits=grid.bits, axis=grid.axis, symmetric=grid.symmetric, channel_bits=channel_bits
+    )
     return dataclasses.replace(spanned, input_scale=grid.input_scale)
 
 
@@ -245,8 +253,8 @@ def _obstacle(value: ir.Value, grid: ActivationQuant, readers: list[Layer], plan
         or fused_output(source.outputs[0]) is not value
     ):
         return "no quantized convolution writes it"
-    if quantized[name].axis != 0 or not all(quantized[layer.name].symmetric for layer in readers):
-        return "the weights around it have no symmetric scale per channel"
+    if quantized[name].axis != 0:
+        return "the weights before it have no scale per channel"
     return ""
 
 

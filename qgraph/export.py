@@ -3,7 +3,8 @@
 The rules under which onnxruntime turns the result into integer kernels:
 
 * activations are uint8; a grid below 8 bits is QuantizeLinear -> Min(qmax) -> DequantizeLinear, which still fuses;
-* weights are int8 behind DequantizeLinear, per output channel and symmetric;
+* weights are int8 behind DequantizeLinear, per output channel and without zero points: those of narrow grids are
+  subtracted while unpacking;
 * a grid is restated behind operators that only move values;
 * the offset of a grid is folded into the bias of every layer that reads the tensor without padding it (LSQ+, Eq. 5).
   Padding is with zeros, which carry no offset: layers that pad, and operators that are not layers, read the tensor with
@@ -134,13 +135,15 @@ class _QdqEmitter:
         weight = layer.weight_array()
         codes = Later.of(layer.weight, lambda: weights.codes(weight, grid), np.int8)
         stem = str(layer.weight.name)
-        finer = tuple(1 if operand is None else weights.finer(bits) for bits in grid.widths)
-        integers = self._stored(stem, codes, grid, finer)
+        shifted = operand is not None and weights.is_shifted(grid)
+        finer = weights.finer(grid) if operand is not None else (1,) * len(grid.widths)
+        integers = self._stored(stem, codes, grid, finer, shifted=shifted)
         scale = (self._scale(layer, grid) / np.asarray(finer)).astype(np.float32)
         per_channel = scale.size > 1
         if operand is not None:
             # without a zero point onnxruntime folds the pair to floats and requantizes them on a grid of its own
-            zero = np.broadcast_to((np.asarray(finer) * grid.zero_point).astype(np.int8), scale.shape)
+            points = (np.asarray(finer) * grid.zero_point).astype(np.int8)
+            zero = np.zeros(scale.shape, np.int8) if shifted else np.broadcast_to(points, scale.shape)
             shape = scale.shape if per_channel else ()
             inputs = [self._constant(f"{stem}.s", scale.reshape(shape)), self._shared(zero.reshape(shape))]
             return self._op("DequantizeLinear", integers, *inputs, **({"axis": grid.axis} if per_channel else {}))
@@ -165,7 +168,8 @@ class _QdqEmitter:
             return None
         scale = weights.accumulator_scale(quant.weight, operand)
         codes = np.rint(floats.reshape(-1) / scale.astype(np.float64))
-        if any(quant.weight.zero_point) or np.abs(codes).max(initial=0) >= 2**31:
+        shifted = weights.is_shifted(quant.weight) or not any(quant.weight.zero_point)
+        if not shifted or np.abs(codes).max(initial=0) >= 2**31:
             return None
         stem = str(layer.bias.name if layer.bias is not None else layer.name)
         per_channel = scale.size > 1
@@ -272,15 +276,20 @@ class _QdqEmitter:
         scale = factor.reshape(shape)
         return self._op("Mul", real, self._constant(f"{stem}.s", scale))
 
-    def _stored(self, stem: str, codes: Later, grid: WeightQuant, finer: tuple[int, ...]) -> ir.Value:
-        """Codes times `finer`; channels of one width are packed together, then gathered back into their order."""
-        if not grid.channel_bits:
-            return self._packed(stem, codes, grid.bits, finer[0])
+    def _stored(self, stem: str, codes: Later, grid: WeightQuant, finer: tuple[int, ...], *, shifted: bool) -> ir.Value:
+        """Codes times `finer`, less their zero points where `shifted`; channels of one width are packed together, then
+        gathered back into their order.
+        """
         axis, widths = grid.axis or 0, np.asarray(grid.channel_bits)
+        zero = np.asarray(grid.zero_point, np.int8) if shifted else np.zeros(1, np.int8)
+        zero = zero.reshape([-1 if i == grid.axis else 1 for i in range(len(codes.shape))]) if zero.size > 1 else zero
+        if not grid.channel_bits:
+            return self._packed(stem, codes, zero, grid.bits, finer[0])
         parts, order = [], np.argsort(widths, kind="stable")
         for bits, factor in sorted(set(zip(grid.channel_bits, finer, strict=True))):
             alike = codes.map(*_chosen(widths == bits, codes.shape, axis), np.int8)
-            parts.append(self._packed(f"{stem}.{bits}", alike, bits, factor))
+            points = np.compress(widths == bits, zero, axis=axis) if zero.size > 1 else zero
+            parts.append(self._packed(f"{stem}.{bits}", alike, points, bits, factor))
         together = parts[0] if len(parts) == 1 else self._op("Concat", *parts, axis=axis)
         if (order == np.arange(order.size)).all():
             return together
@@ -288,12 +297,12 @@ class _QdqEmitter:
         indices = self._op("Cast", self._constant(f"{stem}.order", places), to=ir.DataType.INT64)
         return self._op("Gather", together, indices, axis=axis)
 
-    def _packed(self, stem: str, codes: Later, bits: int, finer: int) -> ir.Value:
-        return self._unpack(stem, codes, bits, finer) if bits < 8 else self._constant(f"{stem}.q", codes)
+    def _packed(self, stem: str, codes: Later, zero: NDArray[np.int8], bits: int, finer: int) -> ir.Value:
+        return self._unpack(stem, codes, zero, bits, finer) if bits < 8 else self._constant(f"{stem}.q", codes)
 
-    def _unpack(self, stem: str, codes: Later, bits: int, finer: int) -> ir.Value:
-        """Codes from planes, times `finer`: shift bit j to the top, then to the bottom, and weigh planes by 1, 2, ...,
-        -2^(bits-1).
+    def _unpack(self, stem: str, codes: Later, zero: NDArray[np.int8], bits: int, finer: int) -> ir.Value:
+        """Codes from planes, less `zero`, times `finer`: shift bit j to the top, then to the bottom, and weigh planes
+        by 1, 2, ..., -2^(bits-1).
         """
         width = -(-codes.size // 8)
         planes = self._constant(f"{stem}.q", codes.map(lambda c: pack_bits(c, bits), (bits, width), np.uint8))
@@ -304,9 +313,12 @@ class _QdqEmitter:
         flat = self._op("MatMulInteger", self._shared(worth), bit)
         if codes.size % 8:
             flat = self._op("Reshape", flat, self._shared(np.array([-1], np.int64)))
-            zero, size = self._shared(np.array([0], np.int64)), self._shared(np.array([codes.size], np.int64))
-            flat = self._op("Slice", flat, zero, size)
+            start, size = self._shared(np.array([0], np.int64)), self._shared(np.array([codes.size], np.int64))
+            flat = self._op("Slice", flat, start, size)
         shaped = self._op("Reshape", flat, self._shared(np.array(codes.shape, np.int64)))
+        if zero.any():
+            points = self._op("Cast", self._constant(f"{stem}.z", zero * np.int8(finer)), to=ir.DataType.INT32)
+            shaped = self._op("Sub", shaped, points)
         return self._op("Cast", shaped, to=ir.DataType.INT8)
 
     def _grid(self, quant: ActivationQuant) -> tuple[ir.Value, ir.Value]:

@@ -52,7 +52,8 @@ def _layer_grid(layer: Layer, recipe: Recipe, view: GraphView) -> LayerQuant:
     axis = layer.scale_axis if recipe.per_channel else None
     over = tuple(i for i in range(weight.ndim) if i != axis)
     low, high = weight.min(axis=over), weight.max(axis=over)
-    grid = weight_grid(low, high, bits=recipe.bits_of(layer, view.edge_layers), axis=axis, symmetric=recipe.symmetric)
+    bits = recipe.bits_of(layer, view.edge_layers)
+    grid = weight_grid(low, high, bits=bits, axis=axis, symmetric=recipe.symmetric_at(bits))
     return LayerQuant(name=layer.name, op=layer.op, weight=grid)
 
 

@@ -25,6 +25,7 @@ from qgraph.errors import PlanError
 
 SCHEMA = 1
 MIN_BITS, MAX_BITS = 2, 8
+MAX_SHIFTED_BITS = 7  # of weights whose code - zero_point fits into int8
 _NUMBERS = re.compile(r"\[\n([-+.\deE,\s]*)\]")  # a list of numbers goes on one line
 
 

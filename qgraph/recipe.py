@@ -12,6 +12,7 @@ import qmath
 from qgraph.distance import DIRECTIONS, Direction
 from qgraph.errors import ModelError, UsageError
 from qgraph.graph import GraphView, Layer
+from qgraph.plan import MAX_SHIFTED_BITS
 
 Method = Literal["minmax", "aciq", "zeroq", "qrater", "lsqplus"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -35,6 +36,9 @@ class Recipe:
     size that loses at most `max_drop` points of accuracy. `search` adds up sensitivities ("frontier") or measures
     combinations ("groups"). The edges are mixed as well unless `edge_bits` is given.
 
+    `symmetric` says whether weight grids lie about zero; None: those of 8 bits, and those that are searched. Narrower
+    ones gain from both ends, and files hold them without zero points.
+
     `clip` is the clipping method of activations, `weight_clip` that of weights (both names of `qmath.clip_methods()`);
     `clip` and `rounding` may be `qrater` too: found by measuring the task, which then also decides on bias shifts.
     `correct_outputs` measures the shift of every layer's mean output on samples, in place of the expected one.
@@ -46,7 +50,7 @@ class Recipe:
     activations: int | None = 8
     edge_bits: int | None = None
     per_channel: bool = True
-    symmetric: bool = True
+    symmetric: bool | None = None
     clip: str = "aciq"
     weight_clip: str = "mse"
     rounding: str = "nearest"
@@ -121,6 +125,10 @@ class Recipe:
         for option, known in (("search", SEARCHES), ("direction", DIRECTIONS)):
             if getattr(self, option) not in known:
                 raise UsageError(f"{_flag(option)} must be one of {', '.join(known)}, not '{getattr(self, option)}'")
+        if self.symmetric is False and self.method == "lsqplus":
+            raise UsageError(
+                "--asymmetric is for grids that are not trained: LSQ+ learns weight grids with --symmetric"
+            )
         if self.correct_outputs and self.method == "lsqplus":
             raise UsageError("--correct-outputs is for plans that are not trained: method 'lsqplus' learns its biases")
         if self.needs_data and not has_data and self.method not in DATA_FREE:
@@ -144,6 +152,12 @@ class Recipe:
     def mixed(self) -> bool:
         """Whether every layer gets bits of its own."""
         return self.weights == "mixed"
+
+    def symmetric_at(self, bits: int) -> bool:
+        """Whether a weight grid of this width lies about zero."""
+        if self.symmetric is not None:
+            return self.symmetric
+        return bits > MAX_SHIFTED_BITS - self.reduce_range or bool(self.ingredients)
 
     def at(self, bits: int) -> Recipe:
         """The same with all weights at `bits`; the edges too, unless they have theirs."""
@@ -192,11 +206,24 @@ class Recipe:
 
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "minmax": {"clip": "max", "weight_clip": "max", "bias_correction": False, "allocate_bits": "none"},
+    "minmax": {
+        "symmetric": True,
+        "clip": "max",
+        "weight_clip": "max",
+        "bias_correction": False,
+        "allocate_bits": "none",
+    },
     "aciq": {},
-    "lsqplus": {"weights": 4, "activations": 4, "clip": "max", "weight_clip": "max", "bias_correction": False},
+    "lsqplus": {
+        "weights": 4,
+        "activations": 4,
+        "symmetric": True,
+        "clip": "max",
+        "weight_clip": "max",
+        "bias_correction": False,
+    },
     "zeroq": {},  # the grids of ACIQ, on distilled data
-    "qrater": {"clip": SEARCHED, "rounding": SEARCHED},
+    "qrater": {"symmetric": True, "clip": SEARCHED, "rounding": SEARCHED},
 }
 
 

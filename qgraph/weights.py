@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgraph.errors import PlanError
-from qgraph.plan import ActivationQuant, WeightQuant
+from qgraph.plan import MAX_SHIFTED_BITS, ActivationQuant, WeightQuant
 from qgraph.rounding import rounding_table
 
 _BLOCK = 2**20  # values at a time
@@ -65,18 +65,24 @@ def dequantization_scale(quant: WeightQuant) -> NDArray[np.float32]:
     return (np.asarray(quant.scale) * np.asarray(quant.gain)).astype(np.float32)
 
 
-def finer(bits: int) -> int:
-    """How much finer the grid is on which narrow weights are unpacked: as much as 7 bits allow, at no cost.
+def is_shifted(quant: WeightQuant) -> bool:
+    """Whether files hold code - zero_point as int8, which integer kernels take without a zero point."""
+    return not quant.symmetric and max(quant.widths) <= MAX_SHIFTED_BITS
+
+
+def finer(quant: WeightQuant) -> tuple[int, ...]:
+    """How much finer the grid is on which narrow weights are unpacked, for every channel or for all: as much as 7 bits
+    allow, at no cost.
 
     Integer kernels round biases to multiples of the operand's scale times the weight's, which few bits make coarse.
     The eighth bit is left out for CPUs whose 16-bit sums would overflow (see `--reduce-range`).
     """
-    return 1 << max(7 - bits, 0)
+    return tuple(1 << max(7 - is_shifted(quant) - bits, 0) for bits in quant.widths)
 
 
 def accumulator_scale(quant: WeightQuant, operand: ActivationQuant) -> NDArray[np.float32]:
     """The unit of an integer kernel's sums, one per channel (or one): biases are whole multiples of it."""
-    narrow = np.asarray([finer(bits) for bits in quant.widths], np.float32)
+    narrow = np.asarray(finer(quant), np.float32)
     scale: NDArray[np.float32] = np.float32(operand.scale) * dequantization_scale(quant) / narrow
     return scale
 

@@ -140,3 +140,36 @@ def near_least_error(above, below, energy, levels, symmetric):
         else:
             low = left
     return least
+
+
+@njit(cache=True, nogil=True)
+def best_ranges(start, stop, rows, levels, gap, low, high):
+    """The ends of `best_step`'s affine grid for rows start..stop (C-contiguous); 0..0 for a row of zeros."""
+    for i in range(start, stop):
+        up, down = np.sort(rows[i][rows[i] > 0]), np.sort(-rows[i][rows[i] < 0])
+        energy = (np.sum(up.astype(np.float64) ** 2) + np.sum(down.astype(np.float64) ** 2)) / rows.shape[1]
+        low[i], high[i] = 0.0, 0.0
+        if energy > 0.0:
+            above, below = _side_of(up, rows.shape[1]), _side_of(down, rows.shape[1])
+            step, m, n = best_step(above, below, energy, levels, False, gap)
+            low[i], high[i] = 0.0 - step * n, step * m
+
+
+@njit(cache=True, nogil=True)
+def _side_of(values, count):
+    """`stop_loss.Side.arrays` of ascending positive values, each with the weight 1 / count."""
+    size = values.size + 1
+    knots, excess, mass = np.zeros(size), np.zeros(size), np.zeros(size)
+    for j in range(1, size):
+        knots[j] = values[j - 1]
+    for j in range(size - 2, -1, -1):
+        mass[j] = mass[j + 1] + 1.0 / count
+        excess[j] = excess[j + 1] + mass[j] * (knots[j + 1] - knots[j])
+    lookup = np.zeros(2 * size, np.int64)
+    j = 0
+    for slot in range(1, lookup.size):
+        start = knots[size - 1] * slot / lookup.size
+        while j + 1 < size and knots[j + 1] <= start:
+            j += 1
+        lookup[slot] = max(j - 1, 0)
+    return knots, excess, mass, np.zeros(size), lookup

@@ -113,7 +113,11 @@ def recipe_options(f: F) -> F:
         click.option(
             "--per-channel/--per-tensor", default=None, help="One scale per output channel (default), or one."
         ),
-        click.option("--symmetric/--asymmetric", default=None, help="Weight grids around zero (default), or min..max."),
+        click.option(
+            "--symmetric/--asymmetric",
+            default=None,
+            help="Weight grids around zero (default at 8 bits), or with both ends chosen.",
+        ),
         click.option("--clip", metavar="METHOD", help="Activation clipping: max, percentile, mse, kl, aciq or qrater."),
         click.option("--weight-clip", metavar="METHOD", help="Weight clipping: max, percentile, mse, kl or aciq."),
         click.option("--rounding", metavar="METHOD", help="Rounding: nearest, or qrater (searched)."),

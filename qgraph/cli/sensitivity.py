@@ -33,7 +33,11 @@ _SHADES = ("green", "yellow", "dark_orange", "red")  # a quarter of the range of
 @click.option("--method", metavar="NAME", help="How weights are quantized: minmax, aciq or zeroq.")
 @data_options()
 @click.option("--per-channel/--per-tensor", default=None, help="One scale per output channel (default), or one.")
-@click.option("--symmetric/--asymmetric", default=None, help="Weight grids around zero (default), or min..max.")
+@click.option(
+    "--symmetric/--asymmetric",
+    default=None,
+    help="Weight grids around zero (default at 8 bits), or with both ends chosen.",
+)
 @click.option("--weight-clip", metavar="METHOD", help="Weight clipping: max, percentile, mse, kl or aciq.")
 @click.option("--keep", multiple=True, metavar="NAME", help="Leave a layer in float (glob; repeatable).")
 @direction_option

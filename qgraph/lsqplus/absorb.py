@@ -10,7 +10,7 @@ import numpy as np
 
 import qmath
 from qgraph import weights
-from qgraph.errors import UsageError
+from qgraph.calibrate import weight_ends
 from qgraph.folding import add_initializer, constant
 from qgraph.graph import GraphView, Layer, is_non_negative, root
 from qgraph.lowering import shift_bias
@@ -30,7 +30,8 @@ def absorb(net: Model, plan: QuantPlan, config: LsqPlusConfig) -> Trained:
     example) is left out, to be measured again behind the training; and so are inputs in 8 bits, whose range is known.
 
     Rounding schemes are dropped: weights begin as the values of their codes, which rounding to nearest keeps. Steps per
-    channel of activations become weights (`equalise`). Raises `UsageError` for weights with zero points.
+    channel of activations become weights (`equalise`). Weights with zero points begin anew, on the grid around zero
+    with the least squared error.
     """
     net, plan = equalise(net, plan)
     net = _with_biases(net, plan)
@@ -86,9 +87,12 @@ def _outputs(layer: Layer) -> int:
 def _plain(quant: LayerQuant, layer: Layer) -> tuple[LayerQuant, Floats]:
     """The layer's grid and weight with the grid's gain in both: the same codes, the same values."""
     grid = quant.weight
-    if any(grid.zero_point):
-        raise UsageError(f"the weight of '{quant.name}' has zero points: LSQ+ learns symmetric grids, use --symmetric")
     weight = layer.weight_array()
+    if any(grid.zero_point):
+        around_zero = dataclasses.replace(grid, zero_point=(0,), gain=(1.0,), symmetric=True)
+        half = 2.0 ** (np.asarray(grid.widths) - 1) - 1
+        scales = weight_ends(weight, around_zero, "mse")[1] / half
+        grid = dataclasses.replace(around_zero, scale=tuple(float(s) for s in scales.astype(np.float32)))
     if grid.rounding is not None:
         weight = weights.quantized(weight, dataclasses.replace(grid, gain=(1.0,)))
     shape = [-1 if axis == grid.axis else 1 for axis in range(weight.ndim)]

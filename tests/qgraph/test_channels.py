@@ -25,6 +25,13 @@ from qgraph.simulate import simulate
 
 RNG = np.random.default_rng(5)
 
+
+@pytest.fixture(autouse=True)
+def same_numbers():
+    """Every test draws the same, whatever ran before it."""
+    RNG.bit_generator.state = np.random.default_rng(5).bit_generator.state
+
+
 NET = """
 <ir_version: 8, opset_import: ["": 17]>
 net (float[N,3,10,10] x, float[8,3,3,3] w1, float[8] b1, float[8,1,3,3] w2, float[8] b2, float[8,4,3,3] w3,
@@ -64,24 +71,28 @@ def start(net, **options):
     return view, observed, initial_plan(view, recipe, observed), x
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [3, 4, 6])
-def test_weight_bits_fill_their_quota(net, bits):
-    view, _, plan, _ = start(net, weights=bits, activations=4)
+def test_weight_bits_fill_their_quota(net, bits, symmetric):
+    view, _, plan, _ = start(net, weights=bits, activations=4, symmetric=symmetric)
     allocated = allocate_weights(plan, view)
     for before, quant in zip(plan.layers, allocated.layers, strict=True):
         widths = quant.weight.channel_bits
         if before.weight.bits == bits:
             assert sum(widths) == bits * len(widths)
             assert len(set(widths)) > 1
-    ranges = np.abs(view.by_name[allocated.layers[1].name].weight_array()).reshape(8, -1).max(axis=1)
+            assert max(widths) <= (8 if symmetric else 7)
+    weight = view.by_name[allocated.layers[1].name].weight_array().reshape(8, -1)
+    ranges = np.abs(weight).max(axis=1) if symmetric else np.ptp(np.c_[weight, np.zeros(8)], axis=1)
     widths = np.asarray(allocated.layers[1].weight.channel_bits)
     assert (np.diff(widths[np.argsort(ranges)]) >= 0).all()
 
 
 @pytest.mark.parametrize("allocate", [False, True])
+@pytest.mark.parametrize("weight_bits", [4, 8])
 @pytest.mark.parametrize("clip", ["aciq", "max"])
-def test_factors_cancel_in_the_deployed_file(net, allocate, clip):
-    view, observed, plan, x = start(net, weights=8, activations=4)
+def test_factors_cancel_in_the_deployed_file(net, allocate, clip, weight_bits):
+    view, observed, plan, x = start(net, weights=weight_bits, activations=4)
     config = ChannelConfig(clip=clip, allocate=allocate)
     scaled = scale_channels(plan, view, observed, config=config)
     factors = {a.tensor: a.channel_scale for a in scaled.activations if a.channel_scale}
@@ -121,20 +132,25 @@ def test_a_clip_from_above_zero_lets_no_factor_through(model_from_text):
     assert any("does not start at zero" in note for note in scaled.notes)
 
 
-def test_steps_per_channel_lose_less_than_one_step(net):
-    """Ranges that differ by a factor of 20 between channels, four bits."""
-    view, observed, plan, x = start(net, weights=8, activations=4)
-    exact = Session(net.ir_model).run({"x": x})["y"]
-    noise = {}
-    for name, config in {
-        "tensor": AciqConfig(channel_activations=False),
-        "channel": AciqConfig(channel_activations=True),
-        "simulated": AciqConfig(channel_activations=True, deployable=False),
-    }.items():
-        got = Session(simulate(net, refine(plan, view, observed, config=config))).run({"x": x})["y"]
-        noise[name] = float(np.mean((got - exact) ** 2))
-    assert noise["channel"] < noise["tensor"]
-    assert noise["simulated"] < noise["tensor"]
+def test_steps_per_channel_lose_less_than_one_step(model_from_text):
+    """Ranges that differ by a factor of 20 between channels, four bits: on average over networks."""
+    ratios = []
+    for _ in range(6):
+        net = network(model_from_text, "Clip(c2, zero, six)")
+        view, observed, plan, x = start(net, weights=8, activations=4)
+        exact = Session(net.ir_model).run({"x": x})["y"]
+        noise = []
+        for config in (
+            AciqConfig(channel_activations=False),
+            AciqConfig(channel_activations=True),
+            AciqConfig(channel_activations=True, deployable=False),
+        ):
+            got = Session(simulate(net, refine(plan, view, observed, config=config))).run({"x": x})["y"]
+            noise.append(float(np.mean((got - exact) ** 2)))
+        ratios.append(np.array(noise) / noise[0])
+    _, channel, simulated = np.mean(ratios, axis=0)
+    assert channel < 1
+    assert simulated < 1
 
 
 def test_predicted_error_of_channels(model_from_text):

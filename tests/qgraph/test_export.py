@@ -11,16 +11,24 @@ import pytest
 from onnx_ir.passes.common import ShapeInferencePass
 
 from qgraph import weights
+from qgraph.bits_in_file import bits_in_file
 from qgraph.errors import PlanError
 from qgraph.export import export, pack_bits, stored_bytes, weight_bytes
+from qgraph.fused import inspect_fused
 from qgraph.graph import GraphView
 from qgraph.initial import activation_grid, weight_grid
-from qgraph.model import load, normalise
+from qgraph.model import Model, load, normalise
 from qgraph.plan import LayerQuant, QuantPlan
 from qgraph.runtime import Session
 from qgraph.simulate import simulate
 
 RNG = np.random.default_rng(3)
+
+
+@pytest.fixture(autouse=True)
+def same_numbers():
+    """Every test draws the same, whatever ran before it."""
+    RNG.bit_generator.state = np.random.default_rng(3).bit_generator.state
 
 
 def array(*shape):
@@ -92,9 +100,11 @@ def test_weight_only_files_compute_what_the_plan_says(model_from_text, kind, bit
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("activation_bits", [4, 8])
 @pytest.mark.parametrize("shift", [True, False])
-def test_quantized_activations_agree_to_one_step(model_from_text, kind, activation_bits, shift):
+@pytest.mark.parametrize(("bits", "symmetric"), [(8, True), (8, False), (7, False), (3, False)])
+def test_quantized_activations_agree_to_one_step(model_from_text, kind, activation_bits, shift, bits, symmetric):
     net, feeds = one_layer(model_from_text, kind)
-    plan = full_range_plan(net, feeds, bits=8, activation_bits=activation_bits, shift=shift)
+    options = {"bits": bits, "symmetric": symmetric, "activation_bits": activation_bits}
+    plan = full_range_plan(net, feeds, shift=shift, **options)
     floats = Session(simulate(net, plan)).run(feeds)["y"]
     integers = Session(export(net, plan)).run(feeds)["y"]
     scales = {a.tensor: a.scale for a in plan.activations}
@@ -104,6 +114,16 @@ def test_quantized_activations_agree_to_one_step(model_from_text, kind, activati
     if shift and "gemm" in kind:
         return  # its bias is rounded to the accumulator's grid
     assert np.mean(np.abs(floats - integers) > 1e-4 + 1e-4 * np.abs(floats)) < 0.02  # ties of rounding alone
+
+
+@pytest.mark.parametrize("bits", [2, 4, 7])
+def test_narrow_asymmetric_weights_need_no_zero_point(model_from_text, bits):
+    net, feeds = residual(model_from_text)
+    plan = full_range_plan(net, feeds, bits=bits, symmetric=False)
+    assert any(any(quant.weight.zero_point) for quant in plan.layers)
+    model = Model(ir_model=export(net, plan), source="net", nbytes=0)
+    assert all(layer.integer for layer in inspect_fused(model).layers)
+    assert {found[0] for found in bits_in_file(model).values()} <= set(range(2, bits + 1))
 
 
 @pytest.mark.parametrize("bits", range(2, 8))
@@ -220,17 +240,20 @@ def test_plans_that_do_not_fit_are_refused(model_from_text):
 
 @pytest.mark.parametrize("kind", ["conv2d", "depthwise", "transposed", "gemm", "gemm transposed", "matmul"])
 @pytest.mark.parametrize("activation_bits", [None, 8])
-def test_channels_of_different_widths(model_from_text, kind, activation_bits):
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_channels_of_different_widths(model_from_text, kind, activation_bits, symmetric):
     net, feeds = one_layer(model_from_text, kind)
     plan = full_range_plan(net, feeds, bits=4, activation_bits=activation_bits)
     layer, weight = plan.layers[0], GraphView(net).layers[0].weight_array()
     axis = layer.weight.axis
-    widths = tuple([5, 2, 8, 4, 5, 3][: weight.shape[axis]])
+    widths = tuple([5, 2, 8 if symmetric else 7, 4, 5, 3][: weight.shape[axis]])
     over = tuple(i for i in range(weight.ndim) if i != axis)
-    grid = weight_grid(weight.min(over), weight.max(over), bits=4, axis=axis, symmetric=True, channel_bits=widths)
+    low, high = weight.min(over), weight.max(over)
+    grid = weight_grid(low, high, bits=4, axis=axis, symmetric=symmetric, channel_bits=widths)
     mixed = plan.map_layers(lambda quant: dataclasses.replace(quant, weight=grid))
-    codes = np.abs(np.moveaxis(weights.codes(weight, grid), axis, 0)).reshape(weight.shape[axis], -1)
-    assert codes.max(axis=1).tolist() == [2 ** (b - 1) - 1 for b in widths]
+    codes = np.moveaxis(weights.codes(weight, grid), axis, 0).reshape(weight.shape[axis], -1)
+    reach = np.abs(codes).max(axis=1) if symmetric else np.maximum(codes.max(axis=1), -1 - codes.min(axis=1))
+    assert reach.tolist() == [2 ** (b - 1) - 1 for b in widths]
     quantized = export(net, mixed)
     expected = Session(simulate(net, mixed)).run(feeds)["y"]
     step = 1.01 * max((a.scale for a in plan.activations), default=1e-5)

@@ -132,7 +132,7 @@ def test_checkpoint_of_another_training_is_refused(net, few, start, tmp_path) ->
 def test_plan_with_corrections_is_where_training_starts(net, few) -> None:
     """ACIQ's gain goes into weights and scales, its shift into biases: the same function."""
     view, observed = GraphView(net), observe(net, few)
-    recipe = Recipe.choose("aciq", True, weights=4, activations=4)
+    recipe = Recipe.choose("aciq", True, weights=4, activations=4, symmetric=True)
     plan = aciq.refine(initial_plan(view, recipe, observed), view, observed)
     assert any(layer.bias_shift for layer in plan.layers)
     assert any(g != 1.0 for layer in plan.layers for g in layer.weight.gain)
@@ -143,6 +143,19 @@ def test_plan_with_corrections_is_where_training_starts(net, few) -> None:
     expected = Session(simulate(net, kept), threads=1).run_list(feeds)[0]
     found = Session(simulate(*parameters.release(parameters.start)), threads=1).run_list(feeds)[0]
     np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
+
+
+def test_weights_with_zero_points_begin_around_zero(net, few) -> None:
+    view = GraphView(net)
+    plan = initial_plan(view, Recipe.choose("aciq", False, weights=3, activations=None), None)
+    assert any(any(layer.weight.zero_point) for layer in plan.layers)
+    parameters = absorb(net, plan, QUICK)
+    for layer in parameters.release(parameters.start)[1].layers:
+        exact = view.by_name[layer.name].weight_array()
+        assert not any(layer.weight.zero_point)
+        error = np.mean((quantized(exact, layer.weight) - exact) ** 2)
+        full = np.abs(exact).max() / (2 ** (layer.weight.bits - 1) - 1)  # one step over the full range
+        assert error < np.mean((np.rint(exact / full) * full - exact) ** 2)
 
 
 def test_rounded_weights_begin_as_their_codes(net, few, start) -> None:

@@ -110,6 +110,7 @@ CALLS = {
     "rounding_offset": Call(lambda x: qmath.rounding_offset(x, 0.4, 0.5, bits=3), WEIGHTS),
     "sqnr_db": Call(lambda x: qmath.sqnr_db(x, CODES), WEIGHTS),
     "weight_clip": Call(lambda x: qmath.weight_clip(x, bits=4), WEIGHTS),
+    "weight_range": Call(lambda x: qmath.weight_range(x, bits=4), WEIGHTS),
 }
 METHODS = {
     "Grid.affine": Call(lambda x: qmath.Grid.affine(x, 5.0, bits=4, axis=0), WEIGHTS[0]),
@@ -311,6 +312,9 @@ OPTIONS: dict[str, Callable[..., Any]] = {
         gamma_n, gamma_s, bits=bits, exponent=exponent
     ),
     "weight_clip": lambda bits=4, axis=0, method="mse": qmath.weight_clip(WEIGHTS, bits=bits, axis=axis, method=method),
+    "weight_range": lambda bits=4, axis=0, method="mse": qmath.weight_range(
+        WEIGHTS, bits=bits, axis=axis, method=method
+    ),
 }
 WRONG_OPTIONS = [
     (name, option, value)

@@ -211,6 +211,36 @@ def test_weight_clip_on_a_few_values_beats_a_fine_grid_of_steps(values, bits) ->
     assert errors[-1] <= errors.min() + 1e-12
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+@pytest.mark.parametrize("columns", [1, 9, 100])
+def test_weight_range_is_the_least_squared_error_of_each_channel(bits, columns) -> None:
+    w = np.random.default_rng(bits).normal(0.3, 1.0, (12, columns)).astype(np.float32)
+    w[3], w[4], w[5, :] = 0.0, np.abs(w[4]), np.round(w[5])
+    low, high = qmath.weight_range(w, bits=bits)
+    assert low.shape == high.shape == (12,)
+    assert (low[3], high[3]) == (0.0, 0.0)
+    for row, ends in zip(w, zip(low, high, strict=True), strict=True):
+        if row.any():
+            best = qmath.clip_range(row, method="mse", bits=bits)
+            step = (ends[1] - ends[0]) / (2**bits - 1)
+            codes = np.clip(np.rint(row / step), np.rint(ends[0] / step), np.rint(ends[1] / step))
+            error = float(np.mean((row.astype(np.float64) - codes * step) ** 2))
+            assert error <= best.error * (1 + 1e-6) + 1e-12
+
+
+@pytest.mark.parametrize("method", ["mse", "max", "percentile", "kl"])
+def test_weight_range_along_any_axis(method) -> None:
+    w = np.random.default_rng(2).normal(0.2, 1.0, (3, 40, 5))
+    for axis in range(3):
+        low, high = qmath.weight_range(w, bits=4, method=method, axis=axis)
+        row = np.moveaxis(w, axis, 0)[1]
+        alone = qmath.weight_range(row, bits=4, method=method, axis=None)
+        assert (low[1], high[1]) == pytest.approx(tuple(map(float, alone)), rel=1e-9)
+    if method == "max":
+        np.testing.assert_array_equal(low, w.min((0, 1)))
+        np.testing.assert_array_equal(high, w.max((0, 1)))
+
+
 @pytest.mark.parametrize("method", qmath.clip_methods())
 def test_weight_clip_along_any_axis(method) -> None:
     w = np.random.default_rng(0).normal(size=(4, 5, 6))
