@@ -47,7 +47,7 @@ def fold_constants(model: ir.Model) -> None:
     grow (Expand, Tile, ConstantOfShape).
     """
     _resolve_cast_like(model.graph)
-    foldable = _constant_nodes(model.graph)
+    foldable = constant_nodes(model.graph)
     if not foldable:
         return
     inner = set(foldable)
@@ -130,7 +130,8 @@ def _fuse_bias(graph: ir.Graph, product: ir.Node, add: ir.Node, bias: NDArray[An
     new.name, new.shape, new.type = name, shape, dtype
 
 
-def _constant_nodes(graph: ir.Graph) -> list[ir.Node]:
+def constant_nodes(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes that can be computed from initializers alone."""
     known: set[ir.Value] = {v for v in graph.initializers.values() if not v.is_graph_input()}
     nodes = []
     for node in graph:

@@ -23,8 +23,15 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes import common as passes
 
 from qgraph import runtime
+from qgraph.bounds import GROWING_OPS, check_bounds
 from qgraph.errors import ModelError, QGraphError, UsageError
-from qgraph.folding import bypass_identities, fold_batch_normalization, fold_constants, fuse_matrix_product_bias
+from qgraph.folding import (
+    bypass_identities,
+    constant_nodes,
+    fold_batch_normalization,
+    fold_constants,
+    fuse_matrix_product_bias,
+)
 from qgraph.sanity import check_content
 
 ModelLike: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | ir.Model | Model"
@@ -110,12 +117,14 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
         passes.RemoveInitializersFromInputsPass(),
         _rename_twins,
         bypass_identities,
+        _check_constants,
         fold_constants,
         *([fold_batch_normalization] if fold_bn else []),
         passes.RemoveUnusedNodesPass(),
         passes.TopologicalSortPass(),
         name_everything,
         _infer_shapes,
+        check_bounds,
         fuse_matrix_product_bias,
         _drop_notes,
     ]
@@ -268,6 +277,13 @@ def _infer_shapes(model: ir.Model) -> None:
     passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
     for output, (kind, shape) in zip(model.graph.outputs, declared, strict=True):
         output.type, output.shape = kind, shape
+
+
+def _check_constants(model: ir.Model) -> None:
+    """Before constants are computed, where they may be much larger than what they are computed from."""
+    if any(node.op_type in GROWING_OPS for node in constant_nodes(model.graph)):
+        _infer_shapes(model)
+        check_bounds(model)
 
 
 def _digest(model: ir.Model) -> str:

@@ -125,11 +125,11 @@ def _check_external(tensor: TensorProto, size: int, where: str, folder: Path | N
             f"{start}, {length:,} bytes from {offset:,}: {needed:,} are needed, and the file has "
             f"{path.stat().st_size:,}"
         )
-    if needed > _memory():
-        raise ModelError(f"{start}; it alone takes {needed:,} bytes, and this machine has {_memory():,} of memory")
+    if needed > memory():
+        raise ModelError(f"{start}; it alone takes {needed:,} bytes, and this machine has {memory():,} of memory")
 
 
-def _memory() -> int:
+def memory() -> int:
     """Bytes of memory that the machine has, where the system says so."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

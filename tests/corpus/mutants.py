@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from random_nets import random_net
 
 GIANT = (2**31 - 1, 2**31, 2**40, 2**62, -1, -(2**63), 0)
@@ -109,12 +109,45 @@ def giant_attribute(model: onnx.ModelProto, rng: np.random.Generator) -> None:
 
 
 def giant_constant(model: onnx.ModelProto, rng: np.random.Generator) -> None:
-    """A graph that computes terabytes out of a few bytes."""
-    shape = onnx.numpy_helper.from_array(np.array([2**20, 2 ** int(rng.integers(4, 22))], np.int64), "huge/shape")
-    model.graph.initializer.append(shape)
-    model.graph.node.insert(0, onnx.helper.make_node("ConstantOfShape", ["huge/shape"], ["huge"]))
-    model.graph.node.append(onnx.helper.make_node("Identity", ["huge"], ["huge/out"]))
-    model.graph.output.append(onnx.helper.make_tensor_value_info("huge/out", TensorProto.FLOAT, None))
+    """A graph that computes giga- or terabytes out of a few bytes."""
+    shape = np.array([2**20, 2 ** int(rng.integers(6, 22))], np.int64)
+    model.graph.initializer.append(numpy_helper.from_array(shape, "huge/shape"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((1, 1), np.float32), "huge/one"))
+    how = [
+        helper.make_node("ConstantOfShape", ["huge/shape"], ["huge"]),
+        helper.make_node("Expand", ["huge/one", "huge/shape"], ["huge"]),
+        helper.make_node("Tile", ["huge/one", "huge/shape"], ["huge"]),
+    ]
+    model.graph.node.insert(0, how[int(rng.integers(len(how)))])
+    model.graph.node.append(helper.make_node("Neg" if rng.random() < 0.5 else "Identity", ["huge"], ["huge/out"]))
+    model.graph.output.append(helper.make_tensor_value_info("huge/out", TensorProto.FLOAT, ["a", "b"]))
+
+
+def giant_padding(model: onnx.ModelProto, rng: np.random.Generator) -> None:
+    value = model.graph.input[0]
+    rank, name = len(value.type.tensor_type.shape.dim), value.name
+    pads = np.zeros(2 * rank, np.int64)
+    pads[int(rng.integers(2 * rank))] = 2 ** int(rng.integers(24, 40))
+    for node in model.graph.node:
+        node.input[:] = ["padded" if i == name else i for i in node.input]
+    model.graph.initializer.append(numpy_helper.from_array(pads, "padding"))
+    model.graph.node.insert(0, helper.make_node("Pad", [name, "padding"], ["padded"]))
+
+
+def endless_loop(model: onnx.ModelProto, rng: np.random.Generator) -> None:
+    """A loop whose condition stays true, with a trip count of billions or none."""
+    flag = helper.make_tensor_value_info("go", TensorProto.BOOL, [])
+    number = helper.make_tensor_value_info("round", TensorProto.INT64, [])
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("before", "after")]
+    went_on = helper.make_tensor_value_info("goes on", TensorProto.BOOL, [])
+    nodes = [helper.make_node("Neg", ["before"], ["after"]), helper.make_node("Identity", ["go"], ["goes on"])]
+    body = helper.make_graph(nodes, "body", [number, flag, values[0]], [went_on, values[1]])
+    model.graph.initializer.append(numpy_helper.from_array(np.array(2**62), "trips"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), "first"))
+    trips, condition = [("", "yes"), ("trips", "yes"), ("trips", "")][int(rng.integers(3))]
+    model.graph.node.append(helper.make_node("Loop", [trips, condition, "first"], ["last"], body=body))
+    model.graph.output.append(helper.make_tensor_value_info("last", TensorProto.FLOAT, [1]))
 
 
 def cycle(model: onnx.ModelProto, rng: np.random.Generator) -> None:
@@ -192,6 +225,8 @@ STRUCTURES: tuple[Structure, ...] = (
     giant_input,
     giant_attribute,
     giant_constant,
+    giant_padding,
+    endless_loop,
     cycle,
     same_name_twice,
     missing_tensor,
