@@ -1,24 +1,35 @@
-"""What damage does: mutants of model files, by kind and outcome.
+"""What damage does: mutants of model files by kind and outcome, and long jobs that are killed.
 
-`python -m benchmarks.faults [--count 20000]`. Every mutant is a random network with its bytes or its meaning damaged
-(tests/corpus/mutants.py), quantized in a worker process that many share and that is replaced where one brings it down.
-Anything but quantized, or refused with a reason, is named on stderr, and then the exit status is 1. The first mutant of
-a worker pays for what it compiles and imports.
+`python -m benchmarks.faults [mutants] [--count 20000]`: every mutant is a random network with its bytes or its meaning
+damaged (tests/corpus/mutants.py), quantized in a worker process that many share and that is replaced where one brings
+it down. Anything but quantized, or refused with a reason, is named on stderr, and then the exit status is 1. The first
+mutant of a worker pays for what it compiles and imports.
+
+`python -m benchmarks.faults kills [--count 50]`: quantize with mixed bits, search and finetune of the demo network,
+each killed (SIGKILL) at that many random moments, two to a run, and resumed. All must write what a job left alone does.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from benchmarks.common import arguments, report
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "corpus"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "cli"))
+from kills import LONG_JOBS, LongJob
 from mutant_runs import Fate, fates
+
+DEMO = Path(str(files("qgraph") / "demo_assets"))
 
 CHUNK = 500
 FINE = ("quantized", "refused")
@@ -27,13 +38,36 @@ FINE = ("quantized", "refused")
 def main() -> None:
     options = arguments(
         __doc__,
-        lambda p: p.add_argument("--count", type=int, default=20_000, help="mutants"),
-        lambda p: p.add_argument("--first", type=int, default=0, help="seed of the first"),
+        lambda p: p.add_argument("part", nargs="?", default="mutants", choices=("mutants", "kills")),
+        lambda p: p.add_argument("--count", type=int, help="mutants, or kills of each job"),
+        lambda p: p.add_argument("--first", type=int, default=0, help="seed of the first mutant"),
     )
-    seen = mutants(options.first, options.first + options.count, workers=options.threads or 2)
+    if options.part == "kills":
+        rows = [kills(name, options.count or 50) for name in LONG_JOBS]
+        report("Jobs killed and resumed", rows, json_path=options.json)
+        raise SystemExit(any(row["other bytes"] for row in rows))
+    seen = mutants(options.first, options.first + (options.count or 20_000), workers=options.threads or 2)
     report(f"{len(seen):,} mutants of model files", _table(seen), json_path=options.json)
-    if any(fate.outcome not in FINE for fate in seen):
-        raise SystemExit(1)
+    raise SystemExit(any(fate.outcome not in FINE for fate in seen))
+
+
+def kills(name: str, count: int) -> dict[str, Any]:
+    """What became of a long job that was killed `count` times."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = LongJob(name, DEMO / "digits.onnx", DEMO / "digits_calibration.npz", Path(folder))
+        moments = np.random.default_rng(0).uniform(0, job.seconds, (-(-count // 2), 2)).reshape(-1)[:count].tolist()
+        seen = []
+        for start in range(0, count, 2):
+            seen += job.kill(start, moments[start : start + 2])
+            print(f"{name}: {len(seen)} of {count} kills", file=sys.stderr, flush=True)
+    return {
+        "job": name,
+        "seconds": job.seconds,
+        "kills": count,
+        "while it ran": sum(kill.hit for kill in seen),
+        "same bytes": sum(kill.same for kill in seen),
+        "other bytes": sum(not kill.same for kill in seen),
+    }
 
 
 def mutants(first: int, last: int, *, workers: int) -> list[Fate]:

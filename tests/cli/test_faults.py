@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,19 +13,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from kills import LONG_JOBS, LongJob, start, wait_for
 
 import qgraph
 from qgraph.cli import main
 from qgraph.errors import ModelError
 
-ROOT = Path(__file__).resolve().parents[2]
 DISTILL = ("--steps", "100", "--count", "32", "--seed", "3", "--threads", "1", "--quiet")
-
-
-def start(*arguments: object) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "qgraph", *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 @contextmanager
@@ -100,7 +92,7 @@ def test_termination_leaves_nothing_behind(digits, tmp_path):
     """SIGTERM in the middle of distilling: status 143, as the shell has it, and no file of any kind but checkpoints."""
     checkpoints = tmp_path / "checkpoints"
     job = start("quantize", digits, "-o", tmp_path / "out.onnx", "--resume", checkpoints)
-    _wait_for(lambda: checkpoints.exists(), job)
+    wait_for(lambda: checkpoints.exists(), job)
     job.send_signal(signal.SIGTERM)
     assert job.wait(60) == 143
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoints"]
@@ -111,7 +103,7 @@ def kill_and_resume(digits: Path, folder: Path, moments: list[float], expected: 
     out, checkpoints = folder / "data.npz", folder / "checkpoints"
     for seconds in moments:
         job = start("distill", digits, "-o", out, "--resume", checkpoints, *DISTILL)
-        _wait_for(lambda: checkpoints.exists(), job)
+        wait_for(lambda: checkpoints.exists(), job)
         time.sleep(seconds)
         job.kill()
         job.wait()
@@ -135,35 +127,15 @@ def test_killed_at_many_moments(digits, tmp_path):
         kill_and_resume(digits, folder, moments[index : index + 2], _content(tmp_path / "whole.npz"))
 
 
-LONG_JOBS = {
-    "mixed": ("quantize", "--weights", "mixed", "--average-bits", "4", "--limit", "64"),
-    "search": ("search", "--weights", "3", "--activations", "4", "--ingredients", "bias,clip", "--limit", "48"),
-    "finetune": ("finetune", "--weights", "3", "--epochs", "3", "--batch", "32", "--limit", "160"),
-}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LONG_JOBS)
 def test_long_jobs_killed_at_many_moments(digits, digits_calibration, tmp_path, name):
     """Killed twice each time, at moments from the first checkpoint to beyond the end: the same bytes as undisturbed."""
-    verb, *options = LONG_JOBS[name]
-    command = [verb, digits, "--data", digits_calibration, *options, "--threads", "1", "--quiet"]
-    whole = tmp_path / "whole"
-    began = time.monotonic()
-    assert start(*command, "-o", whole, "--resume", tmp_path / "undisturbed").wait() == 0
-    moments = np.random.default_rng(0).uniform(0, time.monotonic() - began, (10, 2))
-    killed = 0
-    for index, pair in enumerate(moments):
-        out, checkpoints = tmp_path / f"{index}.out", tmp_path / f"{index}.checkpoints"
-        for seconds in pair:
-            job = start(*command, "-o", out, "--resume", checkpoints)
-            _wait_for(lambda folder=checkpoints: folder.exists() and any(folder.iterdir()), job)
-            time.sleep(seconds)
-            job.kill()
-            killed += job.wait() == -signal.SIGKILL
-        assert start(*command, "-o", out, "--resume", checkpoints).wait() == 0
-        assert out.read_bytes() == whole.read_bytes()
-    assert killed > 0
+    job = LongJob(name, digits, digits_calibration, tmp_path)
+    moments = np.random.default_rng(0).uniform(0, job.seconds, (10, 2)).tolist()
+    kills = [kill for label, pair in enumerate(moments) for kill in job.kill(label, pair)]
+    assert all(kill.same for kill in kills)
+    assert any(kill.hit for kill in kills)
 
 
 def test_a_folder_that_is_read_only(digits, digits_calibration, small, tmp_path):
@@ -215,10 +187,3 @@ def _content(archive: Path) -> bytes:
     """The arrays of an .npz; the archive itself carries the time of writing."""
     with np.load(archive) as arrays:
         return b"".join(name.encode() + arrays[name].tobytes() for name in sorted(arrays))
-
-
-def _wait_for(condition, job: subprocess.Popen[bytes], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and job.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert condition(), f"the job ended with {job.poll()} before it came so far"
