@@ -5,6 +5,9 @@
 Both sides: forward with quantized weights and activations, loss with labels and given logits of the float model,
 gradients of weights, biases and scales, one update by Adam. They run in turn in one process, on the same threads.
 
+Beside them stands what a step cannot do without: the float model's forward pass in onnxruntime, three times that (a
+backward pass has two convolutions for each one of the forward pass), and a step whose activations stay floats.
+
 The gradients of weights are compared, for the targets of other images, which make them large: they are those of the
 same function, except where a value lies within rounding of a threshold, and every layer multiplies such cases.
 """
@@ -12,6 +15,7 @@ same function, except where a value lies within rounding of a threshold, and eve
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -33,10 +37,12 @@ from qgraph.lsqplus.step import TrainingStep, trainable_graph, training_graph
 from qgraph.lsqplus.trained import Trained
 from qgraph.model import Model
 from qgraph.observe import observe
+from qgraph.plan import QuantPlan
 from qgraph.recipe import Recipe
 from qgraph.runtime import Session
 
 CONFIG = LsqPlusConfig()
+FLOATS, FORWARD = "qgraph, activations in floats", "forward alone"
 
 
 def main() -> None:
@@ -50,20 +56,31 @@ def main() -> None:
     threads = given.threads or 2
     torch.set_num_threads(threads)
     net = prepare(shared("models", f"cifar10_{given.network}.onnx"))
-    trained, batch = _problem(net, given)
+    plan, batch = _problem(net, given)
+    trained = absorb(net, plan, CONFIG)
     ours, theirs = _ours(net, trained, batch, threads), _torch(trained, batch)
     apart = _difference(ours(), theirs())
-    seconds = in_turn({"qgraph": ours, "torch": theirs}, runs=given.rounds, warmup=3)
+    forward = Session(net.ir_model, threads=threads)
+    feeds = {name: batch[name] for name in forward.input_names}
+    floats = _ours(net, absorb(net, dataclasses.replace(plan, activations=()), CONFIG), batch, threads)
+    engines = {"qgraph": ours, "torch": theirs, FLOATS: floats, FORWARD: lambda: forward.run(feeds)}
+    seconds = in_turn(engines, runs=given.rounds, warmup=3)
+    seconds["3 x forward"] = 3 * seconds[FORWARD]
     rows = [
-        {"engine": name, "ms": 1e3 * time, "torch / this": seconds["torch"] / time, "largest difference": difference}
-        for (name, time), difference in zip(seconds.items(), (f"{apart:.1e}", ""), strict=True)
+        {
+            "engine": name,
+            "ms": 1e3 * time,
+            "torch / this": seconds["torch"] / time,
+            "largest difference": f"{apart:.1e}" if name == "qgraph" else "",
+        }
+        for name, time in seconds.items()
     ]
     title = f"{given.network}, W{given.bits}A{given.bits}: one training step, batch {given.batch}, {threads} threads"
     report(title, rows, json_path=given.json)
 
 
-def _problem(net: Model, given: argparse.Namespace) -> tuple[Trained, dict[str, Any]]:
-    """The parameters to start from, and one batch with its labels and the float model's logits."""
+def _problem(net: Model, given: argparse.Namespace) -> tuple[QuantPlan, dict[str, Any]]:
+    """The plan to start from, and one batch with its labels and the float model's logits."""
     pictures, labels = images("cifar10_train20k", given.batch)
     data = open_data({"images": pictures, "labels": labels}, net, preprocessing=CIFAR)
     view, observed = GraphView(net), observe(net, data)
@@ -72,7 +89,7 @@ def _problem(net: Model, given: argparse.Namespace) -> tuple[Trained, dict[str, 
     feeds = next(data.batches(given.batch)).feeds
     logits = Session(net.ir_model).run(feeds)["logits"]
     wrong = {"labels": one_hot(np.roll(labels, 1), 10), "float:logits": np.roll(logits, 1, axis=0)}
-    return absorb(net, plan, CONFIG), {**feeds, **wrong}
+    return plan, {**feeds, **wrong}
 
 
 def _ours(net: Model, trained: Trained, batch: dict[str, Any], threads: int) -> Callable[[], dict[str, Any]]:
