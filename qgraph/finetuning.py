@@ -10,12 +10,13 @@ from typing import Any
 
 from qgraph.data import DataLike, Dataset, open_data
 from qgraph.errors import UsageError
+from qgraph.gain import known_moments
 from qgraph.gathering import distilled_samples, prepare
 from qgraph.graph import GraphView
 from qgraph.initial import activation_grid, initial_plan
 from qgraph.job import Job
 from qgraph.lsqplus import Judgement, LsqPlusConfig, Schedule, initialise, settle_biases, train
-from qgraph.model import Model, ModelLike, load
+from qgraph.model import Model, ModelLike, load, normalise
 from qgraph.observe import observe
 from qgraph.plan import ActivationQuant, QuantPlan
 from qgraph.preprocessing import Preprocessing
@@ -91,6 +92,9 @@ def finetune(
         recipe.choose_layers(view)
         samples = None if data is None else open_data(data, net, preprocessing=preprocessing, limit=limit)
         given = _given_plan(start, net)
+        batch_norms = known_moments(normalise(loaded, fold_bn=False)).keys()
+    if chosen.keep_bn and not batch_norms:
+        raise UsageError(f"{net.source} has no BatchNormalization to keep: it was folded away when it was exported")
     if samples is None:
         with job.stage("distill"):
             samples = distilled_samples(loaded, net, job, count=limit or DISTILLED)
@@ -102,7 +106,15 @@ def finetune(
         verify(lower(net, full, format=format), net, samples, threads=threads)
     with job.stage("train"):
         training = train(
-            net, full, samples, config=chosen, seed=seed, threads=threads, resume=resume, progress=progress
+            net,
+            full,
+            samples,
+            config=chosen,
+            batch_norms=batch_norms,
+            seed=seed,
+            threads=threads,
+            resume=resume,
+            progress=progress,
         )
     with job.stage("export"):
         complete = _complete(training.net, training.plan, full, calibration, threads)

@@ -54,6 +54,7 @@ def _setting(name: str, kind: Any, text: str) -> Any:
     default=None,
     help="Mirror and shift images (default: not): right for photographs, wrong for digits and text.",
 )
+@click.option("--keep-bn/--fold-bn", default=None, help="Normalise by the batch while training (default: fold first).")
 @click.option("--start", metavar="PLAN.json", help="Begin with the grids of a plan for MODEL.")
 @format_options
 @click.option("--seed", type=int, metavar="N", help="Of order, augmentation and distilled data.  [default: 0]")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import accumulate
 
 import numpy as np
@@ -11,9 +11,11 @@ import numpy as np
 import qmath
 from qgraph import weights
 from qgraph.calibrate import weight_ends
+from qgraph.errors import UsageError
 from qgraph.folding import add_initializer, constant
 from qgraph.graph import GraphView, Layer, is_non_negative, root
 from qgraph.lowering import shift_bias
+from qgraph.lsqplus.batch_norm import EPSILON
 from qgraph.lsqplus.config import LsqPlusConfig
 from qgraph.lsqplus.configurations import configuration_of, offset_kind
 from qgraph.lsqplus.equalise import equalise
@@ -23,11 +25,14 @@ from qgraph.model import Model, normalise
 from qgraph.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan
 
 
-def absorb(net: Model, plan: QuantPlan, config: LsqPlusConfig) -> Trained:
+def absorb(net: Model, plan: QuantPlan, config: LsqPlusConfig, batch_norms: Collection[str] = ()) -> Trained:
     """Everything that `plan` quantizes, as parameters: weights with their `gain`, biases with their `bias_shift`.
 
     Trained activation grids are those that layers read. What is kept in 8 bits between layers for others (sums, for
     example) is left out, to be measured again behind the training; and so are inputs in 8 bits, whose range is known.
+
+    `batch_norms` are tensors: convolutions that write them get a batch normalization that does nothing yet
+    (see `batch_norm`).
 
     Rounding schemes are dropped: weights begin as the values of their codes, which rounding to nearest keeps. Steps per
     channel of activations become weights (`equalise`). Weights with zero points begin anew, on the grid around zero
@@ -45,7 +50,8 @@ def absorb(net: Model, plan: QuantPlan, config: LsqPlusConfig) -> Trained:
     described = [_trained_grid(view, grid, read[grid.tensor, grid.role], config) for grid in grids]
     parts: list[tuple[str, Kind, Floats, float, float]] = []
     for quant, weight in layers:
-        parts += _layer_parts(quant, weight, view.by_name[quant.name])
+        layer = view.by_name[quant.name]
+        parts += _layer_parts(quant, weight, layer, normalised=str(layer.output.name) in batch_norms)
     for grid, made in zip(grids, described, strict=True):
         parts += _grid_parts(view, grid, made)
     stops = list(accumulate(int(array.size) for _, _, array, _, _ in parts))
@@ -132,8 +138,10 @@ def _trained_grid(view: GraphView, grid: ActivationQuant, readers: list[Layer], 
     )
 
 
-def _layer_parts(quant: LayerQuant, weight: Floats, layer: Layer) -> list[tuple[str, Kind, Floats, float, float]]:
-    """(name, kind, start, unit, factor) of a layer's weight, scales and bias."""
+def _layer_parts(
+    quant: LayerQuant, weight: Floats, layer: Layer, *, normalised: bool
+) -> list[tuple[str, Kind, Floats, float, float]]:
+    """(name, kind, start, unit, factor) of a layer's weight, scales, and bias or normalization."""
     scale = np.asarray(quant.weight.scale, np.float32)
     spread = _rms(weight)
     factor = qmath.lsq_gradient_scale(weight.size // scale.size, bits=quant.weight.bits, configuration=2)
@@ -142,7 +150,19 @@ def _layer_parts(quant: LayerQuant, weight: Floats, layer: Layer) -> list[tuple[
         (f"weight_scale:{quant.name}", "weight_scale", scale, float(scale.mean()), factor),
     ]
     bias = constant(layer.bias)
-    if bias is not None:
+    if normalised and layer.op == "Conv" and not layer.output.is_graph_output():
+        if scale.size < weight.shape[0]:
+            raise UsageError(
+                f"--keep-bn folds a factor per channel into the scales of '{quant.name}': use --per-channel"
+            )
+        ones, zeros = np.ones(scale.size, np.float32), np.zeros(scale.size, np.float32)
+        parts += [
+            (f"gain:{quant.name}", "gain", np.sqrt(ones + EPSILON), 1.0, 1.0),
+            (f"shift:{quant.name}", "bias", zeros, 1.0, 1.0),
+            (f"mean:{quant.name}", "statistic", zeros, 0.0, 0.0),
+            (f"variance:{quant.name}", "statistic", ones, 0.0, 0.0),
+        ]
+    elif bias is not None:
         parts.append((f"bias:{quant.name}", "bias", bias.astype(np.float32), max(_rms(bias), spread), 1.0))
     return parts
 

@@ -6,7 +6,7 @@ A batch is split into shards that run side by side, each on one thread; gradient
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
@@ -20,6 +20,7 @@ from onnx_ir.passes import common as passes
 from qgraph.gradient import Deferred, deferred_gradients, gradient_name, weight_gradients
 from qgraph.graph import Layer
 from qgraph.lowering import lower
+from qgraph.lsqplus.batch_norm import normalise_results
 from qgraph.lsqplus.blocked import blocked
 from qgraph.lsqplus.config import LsqPlusConfig
 from qgraph.lsqplus.loss import LOSS, Targets, append_loss
@@ -39,8 +40,9 @@ def trainable_graph(trained: Trained, *, batch: int) -> ir.Model:
     net = replace(net, ir_model=net.ir_model.clone())
     _fix_batch(net.ir_model, batch)
     by_key: dict[tuple[str, str], TrainedGrid] = {(grid.tensor, grid.role): grid for grid in trained.grids}
-    graph = lower(net, trained.plan, lambda graph: _Emitter(graph, by_key))
+    graph = lower(net, trained.plan, lambda graph: _Emitter(graph, by_key, trained.normalised))
     graph.opset_imports[DOMAIN] = 1
+    graph.graph.outputs.extend(normalise_results(graph, trained.normalised))
     return graph
 
 
@@ -52,7 +54,9 @@ def training_graph(
     Raises `GradientError` for an operator that cannot be differentiated.
     """
     graph = trainable_graph(trained, batch=batch)
+    values = ir.convenience.create_value_mapping(graph.graph)
     append_loss(graph, targets, config, batch=batch, labelled=labelled)
+    graph.graph.outputs.extend(values[name] for name in trained.of_batches)
     step = deferred_gradients(graph, LOSS, wanted_gradients(trained))
     expand(step.model)
     return step
@@ -61,7 +65,7 @@ def training_graph(
 def wanted_gradients(trained: Trained) -> list[str]:
     """The inputs of the training graph that gradients are needed for."""
     names = [f"weight:{layer}" for layer in trained.weights]
-    names += [slot.name for slot in trained.slots.values() if slot.kind in ("bias", "scale", "offset")]
+    names += [slot.name for slot in trained.slots.values() if slot.kind in ("bias", "scale", "offset", "gain")]
     return names
 
 
@@ -74,6 +78,7 @@ class TrainingStep:
         model = graph.model if self._blocked is None else self._blocked.model
         self._session = Session(model, threads=1, fuse_integers=False, optimize=self._blocked is None)
         self._wrt = [str(v.name) for v in graph.wrt]
+        self._statistics = [str(v.name) for v in graph.outputs if v.name != LOSS]
         self._contractions = [(str(c.weight.name), str(c.x.name), str(c.dy.name), c) for c in graph.contractions]
         self._teacher = teacher
         self._inputs = set(self._session.input_names)
@@ -88,7 +93,7 @@ class TrainingStep:
         self._pool.shutdown(cancel_futures=True)
 
     def __call__(self, parameters: Arrays, shards: Sequence[Arrays]) -> tuple[float, dict[str, NDArray[np.float32]]]:
-        """The loss and the gradients by the name of their input, summed over all samples."""
+        """The loss and the gradients by the name of their input, summed over all samples; the mean of statistics."""
         if self._blocked is not None:
             parameters = {**parameters, **self._blocked.feeds(parameters)}
         jobs = [self._pool.submit(self._run, parameters, shard) for shard in shards]
@@ -98,7 +103,7 @@ class TrainingStep:
             part, found = job.result()
             loss += part
             total = {name: total[name] + g for name, g in found.items()} if total else found
-        return loss, total
+        return loss, total | {name: total[name] / np.float32(len(shards)) for name in self._statistics}
 
     def _run(self, parameters: Arrays, shard: Arrays) -> tuple[float, dict[str, NDArray[np.float32]]]:
         feeds = {**parameters, **shard}
@@ -107,6 +112,7 @@ class TrainingStep:
             feeds |= {f"float:{name}": x for name, x in self._teacher.run(samples).items()}
         values = {**feeds, **self._session.run({name: x for name, x in feeds.items() if name in self._inputs})}
         found = {name: values[key] for name in self._wrt if (key := gradient_name(name)) in values}
+        found |= {name: values[name] for name in self._statistics}
         operands = [(values[x], values[dy], c.correlation) for _, x, dy, c in self._contractions]
         for (name, *_), term in zip(self._contractions, weight_gradients(operands), strict=True):
             found[name] = found[name] + term if name in found else term
@@ -116,16 +122,19 @@ class TrainingStep:
 class _Emitter:
     """Inputs in the place of weights and biases, learned quantizers in the place of grids."""
 
-    def __init__(self, graph: ir.Graph, grids: Mapping[tuple[str, str], TrainedGrid]) -> None:
+    def __init__(
+        self, graph: ir.Graph, grids: Mapping[tuple[str, str], TrainedGrid], constant_biases: Collection[str]
+    ) -> None:
         self.graph = graph
         self.grids = grids
+        self.constant_biases = constant_biases
         self.inputs: dict[str, ir.Value] = {}
 
     def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
         return self._input(f"weight:{layer.name}", layer.weight_array().shape)
 
     def bias(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value | None:
-        if layer.bias is None or layer.bias.const_value is None:
+        if layer.bias is None or layer.bias.const_value is None or layer.name in self.constant_biases:
             return None
         return self._input(f"bias:{layer.name}", tuple(layer.bias.const_value.shape.numpy()))
 

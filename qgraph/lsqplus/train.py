@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from qgraph.lsqplus.feed import Feed, open_feed
 from qgraph.lsqplus.judge import Judgement, judge
 from qgraph.lsqplus.loss import one_hot, targets_of
 from qgraph.lsqplus.optimise import Adam, Optimiser, Sgd, cosine, decayed
+from qgraph.lsqplus.statistics import with_statistics
 from qgraph.lsqplus.step import TrainingStep, training_graph
 from qgraph.lsqplus.trained import Trained
 from qgraph.lsqplus.weight_quantizer import Floats
@@ -50,12 +51,15 @@ def train(
     data: Dataset,
     *,
     config: LsqPlusConfig | None = None,
+    batch_norms: Collection[str] = (),
     seed: int = 0,
     threads: int | None = None,
     resume: str | os.PathLike[str] | None = None,
     progress: Progress = SILENT,
 ) -> Training:
     """Learn the scales and offsets of `plan`, and the weights of `net`, from samples with labels or without.
+
+    With `keep_bn` the tensors `batch_norms` are normalised by the batch while training (see `batch_norm`).
 
     The same arguments give the same bytes on any number of threads. The plan that returns has no grids for tensors that
     no layer reads (see `absorb`).
@@ -68,7 +72,9 @@ def train(
     chosen = config or LsqPlusConfig()
     feed = open_feed(data, chosen, seed=seed)
     schedule = chosen.schedule(bits=_fewest_bits(plan), steps=feed.steps)
-    trained = absorb(net, plan, chosen)
+    trained = absorb(net, plan, chosen, batch_norms if chosen.keep_bn else ())
+    first = replace(data, limit=min(data.count, chosen.calibration))
+    trained = with_statistics(trained, first, threads=threads)
     run = _Run(trained, net, feed, schedule, threads or os.cpu_count() or 1)
     checkpoint = None
     if resume is not None:
@@ -161,6 +167,7 @@ class _Run:
         decayed(state.values, rate, self.config.weight_decay, self.weights)
         optimiser.update(state.values, gradient, rate, state.step + 1)
         self.trained.constrain(state.values)
+        self.trained.track(state.values, found)
         state.step += 1
         state.losses.append(loss)
         return loss

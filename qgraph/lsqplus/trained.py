@@ -16,13 +16,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qgraph.folding import add_initializer
+from qgraph.folding import add_initializer, constant
 from qgraph.graph import GraphView, Layer
+from qgraph.lsqplus.batch_norm import factor, tracked
 from qgraph.lsqplus.weight_quantizer import Floats, WeightGrid
 from qgraph.model import Model, normalise
 from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
 
-Kind = Literal["weight", "bias", "weight_scale", "scale", "offset"]
+Kind = Literal["weight", "bias", "weight_scale", "scale", "offset", "gain", "statistic"]
+_PLAIN = ("bias", "gain", "shift")  # of a layer, and fed as they are
 _SMALLEST = np.float32(1e-3)  # share of its initial value below which a scale does not fall
 
 
@@ -84,6 +86,28 @@ class Trained:
         slot = self.slots[name]
         return values[slot.start : slot.stop].reshape(slot.shape)
 
+    @cached_property
+    def normalised(self) -> tuple[str, ...]:
+        """The layers whose results are normalised by the batch (see `batch_norm`)."""
+        return tuple(layer for layer in self.weights if f"gain:{layer}" in self.slots)
+
+    def track(self, values: Floats, batch: Mapping[str, Floats]) -> None:
+        """Let the running statistics follow those of a batch, in place."""
+        for name in self.of_batches:
+            view = self.view(values, name)
+            view[...] = tracked(view, batch[name])
+
+    @cached_property
+    def of_batches(self) -> tuple[str, ...]:
+        """The names of the statistics."""
+        return tuple(slot.name for slot in self.slots.values() if slot.kind == "statistic")
+
+    def _plain(self, layer: str) -> list[str]:
+        return [name for kind in _PLAIN if (name := f"{kind}:{layer}") in self.slots]
+
+    def _folded(self, values: Floats, layer: str) -> Floats:
+        return factor(self.view(values, f"gain:{layer}"), self.view(values, f"variance:{layer}"))
+
     def per_value(self, attribute: Literal["unit", "factor"]) -> Floats:
         """A property of the slots, spread over the flat vector."""
         spread = np.empty(self.size, np.float32)
@@ -104,8 +128,7 @@ class Trained:
             found[f"weight:{layer}"] = grid.quantize(
                 self.view(values, f"weight:{layer}"), self.view(values, f"weight_scale:{layer}")
             )
-            if f"bias:{layer}" in self.slots:
-                found[f"bias:{layer}"] = self.view(values, f"bias:{layer}")
+            found |= {name: self.view(values, name) for name in self._plain(layer)}
         for grid_ in self.grids:
             scale, zero_point, offset = self.grid_values(values, grid_)
             moved = offset if grid_.offset == "real" else np.float32(0.0)
@@ -135,8 +158,8 @@ class Trained:
             by_weight, by_scale = grid.gradients(found[f"weight:{layer}"], weight, scale)
             self.view(flat, f"weight:{layer}")[...] = by_weight
             self.view(flat, f"weight_scale:{layer}")[...] = by_scale
-            if f"bias:{layer}" in self.slots:
-                self.view(flat, f"bias:{layer}")[...] = found[f"bias:{layer}"]
+            for name in self._plain(layer):
+                self.view(flat, name)[...] = found[name]
         for grid_ in self.grids:
             scale_gradient = found[f"scale:{grid_.key}"]
             if grid_.offset != "none":
@@ -150,9 +173,9 @@ class Trained:
         return flat
 
     def constrain(self, values: Floats) -> None:
-        """Keep every scale positive, in place."""
+        """Keep every scale and gain positive, in place."""
         for slot in self.slots.values():
-            if slot.kind in ("scale", "weight_scale"):
+            if slot.kind in ("scale", "weight_scale", "gain"):
                 part = slice(slot.start, slot.stop)
                 np.maximum(values[part], _SMALLEST * self.start[part], out=values[part])
 
@@ -161,7 +184,13 @@ class Trained:
         net = self.net.ir_model.clone()
         view = GraphView(dataclasses.replace(self.net, ir_model=net))
         for layer in view.layers:
-            if layer.name in self.weights:
+            if layer.name in self.normalised:
+                k = self._folded(values, layer.name)
+                gap = np.asarray(constant(layer.bias)) - self.view(values, f"mean:{layer.name}")
+                weight = self.view(values, f"weight:{layer.name}")
+                put(net.graph, layer, layer.weight_index, weight * k.reshape(-1, *[1] * (weight.ndim - 1)))
+                put(net.graph, layer, 2, k * gap + self.view(values, f"shift:{layer.name}"))
+            elif layer.name in self.weights:
                 put(net.graph, layer, layer.weight_index, self.view(values, f"weight:{layer.name}"))
                 if f"bias:{layer.name}" in self.slots:
                     put(net.graph, layer, 2, self.view(values, f"bias:{layer.name}"))
@@ -169,7 +198,10 @@ class Trained:
         grids = {(g.tensor, g.role): g for g in self.grids}
 
         def learned_layer(quant: LayerQuant) -> LayerQuant:
-            scale = tuple(float(s) for s in self.view(values, f"weight_scale:{quant.name}").reshape(-1))
+            scales = self.view(values, f"weight_scale:{quant.name}").reshape(-1)
+            if quant.name in self.normalised:
+                scales = scales * self._folded(values, quant.name)
+            scale = tuple(float(s) for s in scales)
             return dataclasses.replace(quant, weight=dataclasses.replace(quant.weight, scale=scale))
 
         def learned(a: ActivationQuant) -> ActivationQuant:
