@@ -2,8 +2,8 @@
 
 Weights become the float values of their codes; an activation grid becomes
 scale * (clip(round(x / scale) + zero_point, 0, qmax) - zero_point) in Div, Round, Clip and Mul, with the grid's offset
-subtracted before and added after. A rounding of its own is a Where per threshold, or a Gather by the k-ths of a step
-that it is defined on.
+subtracted before and added after. A rounding of its own is the number of thresholds reached, or a Gather by the k-ths
+of a step that it is defined on.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import onnx_ir as ir
 from qgraph import weights
 from qgraph.errors import PlanError
 from qgraph.folding import add_initializer, append_node
-from qgraph.graph import Layer
+from qgraph.graph import Layer, is_non_negative
 from qgraph.later import Later
 from qgraph.lowering import lower
 from qgraph.model import Model
 from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan, Rounding
 from qgraph.rounding import lookup, staircase
+
+
+_ADDS_BYTES = 14  # the opset from which Add takes uint8, in which counting costs least
 
 
 def simulate(model: Model, plan: QuantPlan) -> ir.Model:
@@ -72,12 +75,21 @@ class FloatEmitter:
             index = self.op("Add", self.op("Clip", fine, low, high), self._scalar(quant.zero_point * k))
             table = add_initializer(self.graph, f"{value.name}/levels", reals)
             return self.op("Gather", table, self.op("Cast", index, to=ir.DataType.INT32))
-        thresholds, levels = staircase(quant)
-        values = [self._scalar(level * scale) for level in levels - quant.zero_point]
-        result = values[0]
-        for threshold, level in zip(thresholds, values[1:], strict=True):
-            result = self.op("Where", self.op("GreaterOrEqual", value, self._scalar(threshold)), level, result)
-        return result if len(values) > 1 else self.op("Mul", value, self._scalar(0.0))
+        thresholds, codes = staircase(quant)
+        if is_non_negative(value):  # what lies below zero is never asked for
+            below = int((thresholds <= 0).sum())
+            thresholds, codes = thresholds[below:], codes[below:]
+        base = int(codes[0]) - quant.zero_point
+        if not thresholds.size:
+            return self.op("Add", self.op("Mul", value, self._scalar(0.0)), self._scalar(base * scale))
+        codes_type = ir.DataType.UINT8 if self.graph.opset_imports.get("", 1) >= _ADDS_BYTES else ir.DataType.INT32
+        total = None
+        for threshold, height in zip(thresholds, np.diff(codes), strict=True):
+            step = self.op("Cast", self.op("GreaterOrEqual", value, self._scalar(threshold)), to=codes_type)
+            for _ in range(int(height)):
+                total = step if total is None else self.op("Add", total, step)
+        steps = self.op("Cast", total, to=ir.DataType.FLOAT)
+        return self.op("Mul", self.op("Add", steps, self._scalar(base)) if base else steps, self._scalar(scale))
 
     def fold_offset(self, layer: Layer, quant: LayerQuant) -> None:
         return None  # the offset is there already

@@ -86,9 +86,11 @@ class Ingredients(click.ParamType):
 )
 @click.option("--confidence", type=float, default=0.99, show_default=True, help="Of the test that ends a candidate.")
 @click.option(
-    "--survivors", type=float, default=0.33, show_default=True, help="Share of candidates that a round keeps at most."
+    "--survivors", type=float, default=0.5, show_default=True, help="Share of candidates that a round keeps at most."
 )
-@click.option("--tolerance", type=float, help="Difference of the objective that does not matter.")
+@click.option(
+    "--tolerance", type=float, default=0.002, show_default=True, help="Share of the objective that does not matter."
+)
 @click.option(
     "--race/--no-race", default=True, help="Drop candidates that lose on few samples (default), or measure all on all."
 )

@@ -34,7 +34,7 @@ class SearchConfig:
     `race`: candidates are measured on `first` samples, then on twice as many, and so on; those that lose to the leader
     at `confidence` (a paired one-sided test) drop out, and so do all but the best share `keep` (1: the test alone).
     Every race takes the samples in an order of its own. It is over when nobody left can be better by more than
-    `tolerance` (None: 0.01 for accuracy, else 0.0005). `reuse`: candidates that compute the same are measured once.
+    the share `tolerance` of the leader's objective. `reuse`: candidates that compute the same are measured once.
     `cache`: what the layers before compute is kept, up to `cache_bytes` in memory and beyond that on disk. `reuse` and
     `cache` change no result.
 
@@ -55,8 +55,8 @@ class SearchConfig:
     race: bool = True
     first: int = 32
     confidence: float = 0.99
-    keep: float = 1 / 3
-    tolerance: float | None = None
+    keep: float = 0.5
+    tolerance: float = 0.002
     reuse: bool = True
     cache: bool = True
     cache_bytes: int = 2**30
@@ -77,6 +77,8 @@ class SearchConfig:
             raise UsageError(f"clips are shares of the largest value, in (0, 1], not {self.clips}")
         if not (0.5 < self.confidence < 1 and 0 < self.keep <= 1):
             raise UsageError(f"need 0.5 < confidence < 1 and 0 < keep <= 1, not {self.confidence} and {self.keep}")
+        if not self.tolerance >= 0:
+            raise UsageError(f"the tolerance is a share of the objective, not {self.tolerance}")
         if self.first < 2 or self.passes < 1 or self.further < 0:
             raise UsageError(
                 f"need first >= 2, passes >= 1, further >= 0, not {self.first}, {self.passes}, {self.further}"
@@ -98,8 +100,8 @@ class SearchConfig:
         return sides * (stages + further) + 2 * ("bias" in self.ingredients)
 
     def identity(self) -> dict[str, object]:
-        """Everything that a result depends on, for the journal."""
+        """Everything that a choice depends on, for the journal; a finished search goes on with more `passes`."""
         found = dataclasses.asdict(self)
-        for name in ("reuse", "cache", "cache_bytes"):
+        for name in ("passes", "reuse", "cache", "cache_bytes"):
             del found[name]
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -16,11 +16,11 @@ Measure = Callable[[Sequence[int], int, int], Sequence[Scores]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """When a candidate is out: the paired test's confidence, and the difference that does not matter.
+    """When a candidate is out: the paired test's confidence, and the share of the objective that does not matter.
 
     `unit` is the smallest difference that a sample can make, where there is one: the test then counts one more sample
     that differs by it, so that a few equal answers do not pass for certainty. At most the share `keep` of the
-    candidates goes on to the next round, the best ones; 1 leaves it to the test.
+    candidates goes on to the next round, the best ones, but at least two; 1 leaves it to the test.
     """
 
     confidence: float
@@ -31,6 +31,10 @@ class Rules:
     @property
     def deviations(self) -> float:
         return NormalDist().inv_cdf(self.confidence)
+
+    def margin(self, leader: Scores) -> float:
+        """The difference of means that does not matter beside the leader's."""
+        return self.tolerance * abs(float(leader.mean()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +52,14 @@ class Outcome:
         return float(self.scores.mean())
 
 
-def race(count: int, blocks: Sequence[int], measure: Measure, rules: Rules) -> Outcome:
+def race(
+    count: int, blocks: Sequence[int], measure: Measure, rules: Rules, *, defended: Collection[int] = ()
+) -> Outcome:
     """The best of `count` candidates: all on the first `blocks[0]` blocks of samples, the undecided on more.
 
     Candidate c is out when mean(s_leader - s_c) > z stderr: a paired test, one-sided, for the samples seen. The race
-    ends when one is left, when nobody left can be better than the leader by more than the tolerance, or after the last
-    block. The leader is the first of the best.
+    ends when one is left, when nobody left can be better than the leader by more than the tolerance times the leader's
+    mean, or after the last block. The leader is the first of the best. What is `defended` drops out by the test alone.
     """
     alive = list(range(count))
     scores: dict[int, Scores] = {c: np.empty(0) for c in alive}
@@ -65,13 +71,14 @@ def race(count: int, blocks: Sequence[int], measure: Measure, rules: Rules) -> O
         leader = max(alive, key=lambda c: (scores[c].mean(), -c))
         bounds = {c: _bounds(scores[leader], scores[c], rules) for c in alive if c != leader}
         alive = [c for c in alive if c == leader or bounds[c][0] <= 0]
-        going_on = max(1, int(np.ceil(rules.keep * before)))
-        alive = sorted(sorted(alive, key=lambda c: (-scores[c].mean(), c))[:going_on])
-        if all(bounds[c][1] < rules.tolerance for c in alive if c != leader):
+        going_on = max(2, int(np.ceil(rules.keep * before)))
+        ranked = sorted(alive, key=lambda c: (-scores[c].mean(), c))
+        alive = sorted({*ranked[:going_on], *(c for c in alive if c in defended)})
+        if all(bounds[c][1] <= rules.margin(scores[leader]) for c in alive if c != leader):
             break
     best = scores[leader]
     means = tuple(float(best.mean() - (best[: s.size] - s).mean()) for s in scores.values())
-    return Outcome(winner=leader, scores=best, means=means, decided=max(means) - min(means) > rules.tolerance)
+    return Outcome(winner=leader, scores=best, means=means, decided=max(means) - min(means) > rules.margin(best))
 
 
 def _bounds(leader: Scores, other: Scores, rules: Rules) -> tuple[float, float]:

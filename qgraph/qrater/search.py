@@ -36,7 +36,6 @@ from qgraph.qrater.race import Outcome, Rules, Scores, race
 from qgraph.qrater.space import Stage, can_clip, can_round, clip_stage, round_stage, weight_limits
 from qgraph.qrater.tensors import Tensors
 
-TOLERANCE = {"accuracy": 0.01, "loss": 5e-4, "kl": 5e-4, "mse": 5e-4}
 BEST = "best.plan.json"
 CORRECTED_ON = 128  # samples that give the shift of a candidate
 
@@ -108,10 +107,9 @@ class _Search:
         self.history: list[tuple[str, float]] = []
         self.varied = False
         objective = samples.scorer.objective
-        tolerance = TOLERANCE[objective] if config.tolerance is None else config.tolerance
         self.rules = Rules(
             confidence=config.confidence,
-            tolerance=tolerance,
+            tolerance=config.tolerance,
             unit=1.0 if objective == "accuracy" else 0.0,
             keep=config.keep,
         )
@@ -288,9 +286,9 @@ class _Layer:
 
     def _search_stage(self, stage: Stage, order: Sequence[int]) -> tuple[Candidate, Outcome]:
         """The grid, then (`bo`) further points where a Gaussian process expects more, each against the best so far."""
-        config, started = self.config, [] if stage.current is None else [stage.current]
+        config, started = self.config, self._started(stage)
         candidates = [*started, *(self._corrected(stage.at(point), stage) for point in stage.grid)]
-        outcome = self._race(candidates, order)
+        outcome = self._race(candidates, order, defended=len(started[:1]))
         best, further = candidates[outcome.winner], config.further if stage.bounds and config.search == "bo" else 0
         if not further or not outcome.decided:
             self.spent.asked += stage.asked + further
@@ -308,13 +306,18 @@ class _Layer:
         self.spent.asked += stage.asked + further
         return best, outcome
 
+    def _started(self, stage: Stage) -> list[Candidate]:
+        """What the layer has now, with the shift that it has and with its own."""
+        return [] if stage.current is None else [stage.current, self._corrected(stage.current, stage)]
+
     def _corrected(self, candidate: Candidate, stage: Stage) -> Candidate:
         """The candidate with its own shift, where the search looks for shifts at all."""
         if not self.config.corrected or "bias" not in self.config.ingredients or not stage.bounds:
             return candidate
         return dataclasses.replace(candidate, shift=self._expected_shift(candidate, CORRECTED_ON))
 
-    def _race(self, candidates: Sequence[Candidate], order: Sequence[int]) -> Outcome:
+    def _race(self, candidates: Sequence[Candidate], order: Sequence[int], defended: int = 0) -> Outcome:
+        """The best of these; the first ones, `defended`, stay unless the test is sure that they lose."""
         keys = [self.bench.key(candidate) for candidate in candidates]
         unique = list(dict.fromkeys(keys))
         numbers = [keys.index(key) for key in unique]
@@ -328,7 +331,7 @@ class _Layer:
                 wanted += [(f"{key}#{i}", candidates[i]) for i, key in again]
             return self._measure(wanted, order[first:end])[: len(chosen)]
 
-        outcome = race(len(unique), self.owner.blocks, measured, self.owner.rules)
+        outcome = race(len(unique), self.owner.blocks, measured, self.owner.rules, defended=range(defended))
         means = tuple(outcome.means[unique.index(key)] for key in keys)
         return dataclasses.replace(outcome, winner=numbers[outcome.winner], means=means)
 
