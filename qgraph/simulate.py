@@ -23,7 +23,6 @@ from qgraph.model import Model
 from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan, Rounding
 from qgraph.rounding import lookup, staircase
 
-
 _ADDS_BYTES = 14  # the opset from which Add takes uint8, in which counting costs least
 
 
