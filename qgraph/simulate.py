@@ -8,6 +8,7 @@ of a step that it is defined on.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -82,12 +83,12 @@ class FloatEmitter:
         if not thresholds.size:
             return self.op("Add", self.op("Mul", value, self._scalar(0.0)), self._scalar(base * scale))
         codes_type = ir.DataType.UINT8 if self.graph.opset_imports.get("", 1) >= _ADDS_BYTES else ir.DataType.INT32
-        total = None
+        risers: list[ir.Value] = []
         for threshold, height in zip(thresholds, np.diff(codes), strict=True):
-            step = self.op("Cast", self.op("GreaterOrEqual", value, self._scalar(threshold)), to=codes_type)
-            for _ in range(int(height)):
-                total = step if total is None else self.op("Add", total, step)
-        steps = self.op("Cast", total, to=ir.DataType.FLOAT)
+            reached = self.op("GreaterOrEqual", value, self._scalar(threshold))
+            risers += [self.op("Cast", reached, to=codes_type)] * int(height)
+        count = functools.reduce(lambda total, riser: self.op("Add", total, riser), risers)
+        steps = self.op("Cast", count, to=ir.DataType.FLOAT)
         return self.op("Mul", self.op("Add", steps, self._scalar(base)) if base else steps, self._scalar(scale))
 
     def fold_offset(self, layer: Layer, quant: LayerQuant) -> None:
