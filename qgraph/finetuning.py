@@ -15,7 +15,7 @@ from qgraph.gathering import distilled_samples, prepare
 from qgraph.graph import GraphView
 from qgraph.initial import activation_grid, initial_plan
 from qgraph.job import Job
-from qgraph.lsqplus import Judgement, LsqPlusConfig, Schedule, initialise, settle_biases, train
+from qgraph.lsqplus import Judgement, LsqPlusConfig, Schedule, check_trainable, initialise, settle_biases, train
 from qgraph.model import Model, ModelLike, load, normalise
 from qgraph.observe import observe
 from qgraph.plan import ActivationQuant, QuantPlan
@@ -89,13 +89,14 @@ def finetune(
         loaded = load(model)
         net = prepare(loaded, opset=opset)
         view = GraphView(net)
-        recipe.choose_layers(view)
+        layers, _ = recipe.choose_layers(view)
         samples = None if data is None else open_data(data, net, preprocessing=preprocessing, limit=limit)
         given = _given_plan(start, net)
         batch_norms = known_moments(normalise(loaded, fold_bn=False)).keys()
     if chosen.keep_bn and not batch_norms:
         raise UsageError(f"{net.source} has no BatchNormalization to keep: it was folded away when it was exported")
     if samples is None:
+        check_trainable(net, layers, chosen)
         with job.stage("distill"):
             samples = distilled_samples(loaded, net, job, count=limit or DISTILLED)
     calibration = dataclasses.replace(samples, limit=min(samples.count, chosen.calibration))

@@ -23,9 +23,10 @@ from qgraph.lowering import lower
 from qgraph.lsqplus.batch_norm import normalise_results
 from qgraph.lsqplus.blocked import blocked
 from qgraph.lsqplus.config import LsqPlusConfig
-from qgraph.lsqplus.loss import LOSS, Targets, append_loss
+from qgraph.lsqplus.loss import LOSS, Targets, append_loss, targets_of
 from qgraph.lsqplus.quantizer import DOMAIN, expand, learned_quantize
 from qgraph.lsqplus.trained import Trained, TrainedGrid
+from qgraph.model import Model
 from qgraph.opset import raise_opset
 from qgraph.plan import ActivationQuant, LayerQuant
 from qgraph.runtime import Session
@@ -60,6 +61,14 @@ def training_graph(
     step = deferred_gradients(graph, LOSS, wanted_gradients(trained))
     expand(step.model)
     return step
+
+
+def check_trainable(net: Model, layers: Sequence[Layer], config: LsqPlusConfig) -> None:
+    """Raise `GradientError` where the weights of `layers` cannot be trained: before hours go into making data."""
+    graph = raise_opset(net, max(net.opset, _GRADIENT_OPSET)).ir_model.clone()
+    _fix_batch(graph, config.shard)
+    append_loss(graph, targets_of(graph, net.source), config, batch=config.shard, labelled=False)
+    deferred_gradients(graph, LOSS, [str(layer.weight.name) for layer in layers])
 
 
 def wanted_gradients(trained: Trained) -> list[str]:

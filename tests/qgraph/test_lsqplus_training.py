@@ -239,6 +239,8 @@ def test_no_gradient_is_said_before_the_first_step(model_from_text) -> None:
     model = model_from_text(text, w=rng.normal(size=(4, 5)).astype(np.float32), v=np.ones((5, 3), np.float32))
     with pytest.raises(GradientError, match="Hardmax"):
         qgraph.finetune(model, rng.normal(size=(64, 4)).astype(np.float32), config=QUICK)
+    with pytest.raises(GradientError, match="Hardmax"):
+        qgraph.finetune(model, config=QUICK, progress=_Stopping(0))  # before anything is distilled
 
 
 @pytest.mark.parametrize(
