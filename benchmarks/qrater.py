@@ -1,7 +1,9 @@
 """Q-Rater's Tables 1, 2 and 3 for ResNet-32, and a depthwise network: ingredients alone and together, beside the paper.
 
 Every cell is a search whose choices are kept under benchmarks/results/qrater; a cell that is there is replayed, and a
-search that was stopped goes on. Training images choose, test images measure.
+search that was stopped goes on. Training images choose, test images measure. `images` says how many chose; the best of
+the paper's row stands beside `ours`. The paper searches by accuracy on all training images; all cells here go by the
+distance of the logits from the float network's (`--objective`), in races.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from qgraph.qrater import search as run_search
 from qgraph.qrater.journal import compact
 from qgraph.simulate import simulate
 
+IMAGES, IMAGES_OURS = 512, 1024
 RESULTS = Path(__file__).parent / "results"
 BASELINES = ("mse", "aciq", "kl")
 AS_WRITTEN = SearchConfig(base=False, corrected=False)
@@ -64,14 +67,16 @@ class Bench:
     net: Model
     options: argparse.Namespace
 
-    @property
-    def samples(self) -> Any:
-        pictures, labels = images("cifar10_train20k", self.options.first_image + self.options.samples)
+    def samples(self, count: int) -> Any:
+        pictures, labels = images("cifar10_train20k", self.options.first_image + count)
         first = self.options.first_image
         return open_data({"input": pictures[first:], "labels": labels[first:]}, self.net, preprocessing=CIFAR)
 
-    def start(self, bits: int, clip: str) -> QuantPlan:
-        observed = observe(self.net, self.samples)
+    def count(self, name: str) -> int:
+        return int(self.options.samples or (IMAGES if name in CELLS and name != "ours" else IMAGES_OURS))
+
+    def start(self, bits: int, clip: str, count: int) -> QuantPlan:
+        observed = observe(self.net, self.samples(count))
         return paper_plan(GraphView(self.net), observed, weights=bits, activations=bits, clip=clip)
 
     def accuracy(self, plan: QuantPlan) -> float:
@@ -82,23 +87,30 @@ class Bench:
 
     def cell(self, bits: int, name: str) -> dict[str, Any]:
         """One number of a table: by a clip alone, or by a search."""
+        printed = PAPER.get(bits, {}) if self.name == "resnet32" else {}
+        paper = max(printed.values(), default=None) if name == "ours" else printed.get(name)
         row: dict[str, Any] = {"model": self.name, "W/A": f"{bits}/{bits}", "cell": name}
+        row |= {"images": self.count(name), "top-1": None, "paper": paper}
+        row |= {"fewer image-forwards": None, "evaluations": None, "seconds": None}
+        if self.options.kept and name in CELLS and not packed(self.label(bits, name)).exists():
+            return row
         start = time.perf_counter()
         if name in BASELINES:
-            plan, cost = self.start(bits, name), {}
+            plan, cost = self.start(bits, name, self.count(name)), {}
         else:
             plan, cost = self.search(bits, name)
         seconds = round(time.perf_counter() - start, 1)
-        paper = PAPER.get(bits, {}).get(name) if self.name == "resnet32" else None
-        row |= {"top-1": self.accuracy(plan), "paper": paper, "fewer image-forwards": None, "evaluations": None}
-        return row | cost | {"seconds": seconds}
+        return row | {"top-1": self.accuracy(plan)} | cost | {"seconds": seconds}
+
+    def label(self, bits: int, name: str) -> str:
+        """What the journal of a cell is called."""
+        return f"{self.name}_{bits}_{name.replace(': ', '_').replace('+', '_')}_{self.options.seed}"
 
     def search(self, bits: int, name: str) -> tuple[QuantPlan, dict[str, Any]]:
         """The plan of a cell, from its journal as far as that goes."""
         config = replace(CELLS[name], objective=self.options.objective, seed=self.options.seed)
-        label = f"{self.name}_{bits}_{name.replace(': ', '_').replace('+', '_')}_{self.options.seed}"
-        with journal(label) as folder, open_executor(self.options.executor) as executor:
-            base, samples = self.start(bits, "mse"), self.samples
+        with journal(self.label(bits, name)) as folder, open_executor(self.options.executor) as executor:
+            base, samples = self.start(bits, "mse", self.count(name)), self.samples(self.count(name))
             shown = progress(False)
             found = run_search(base, self.net, samples, executor=executor, config=config, folder=folder, progress=shown)
         if name == "ours" and self.options.seed == 0:
@@ -108,17 +120,22 @@ class Bench:
         return found.plan, {"fewer image-forwards": saving, "evaluations": found.cost.run}
 
 
+def packed(label: str) -> Path:
+    """Where the journal of a finished cell is kept."""
+    return RESULTS / "qrater" / f"{label}.sqlite.gz"
+
+
 @contextmanager
 def journal(label: str) -> Iterator[Path]:
     """A folder with the journal of a cell: unpacked from the results, and packed there when the search is done."""
-    packed, folder = RESULTS / "qrater" / f"{label}.sqlite.gz", RESULTS / "qrater" / label
+    kept, folder = packed(label), RESULTS / "qrater" / label
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "journal.sqlite"
-    if packed.exists() and not file.exists():
-        file.write_bytes(gzip.decompress(packed.read_bytes()))
+    if kept.exists() and not file.exists():
+        file.write_bytes(gzip.decompress(kept.read_bytes()))
     yield folder
     compact(file)
-    write_atomically(packed, gzip.compress(file.read_bytes(), mtime=0))
+    write_atomically(kept, gzip.compress(file.read_bytes(), mtime=0))
     shutil.rmtree(folder)
 
 
@@ -127,7 +144,10 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="resnet32", help="resnet32 or relu6_dw")
     parser.add_argument("--bits", type=int, nargs="+", default=[5, 4, 3])
     parser.add_argument("--cells", nargs="+", default=list(known), choices=known)
-    parser.add_argument("--samples", type=int, default=1024, help="training images that choose")
+    parser.add_argument(
+        "--samples", type=int, help=f"training images that choose (default: {IMAGES_OURS} for ours, else {IMAGES})"
+    )
+    parser.add_argument("--kept", action="store_true", help="only cells whose journal is there; others are shown empty")
     parser.add_argument("--first-image", type=int, default=0, help="the first of them")
     parser.add_argument("--test", type=int, default=10_000, help="test images that measure")
     parser.add_argument("--objective", default="mse", help="accuracy, loss, kl or mse")

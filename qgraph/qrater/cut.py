@@ -69,6 +69,7 @@ def cut(model: Model, plan: QuantPlan, name: str) -> Cut:
     fed = _input(BIAS, bias)
     bias.replace_all_uses_with(fed)
     suffix.graph.inputs.extend((operand, weight, fed))
+    suffix.graph.sort()  # a MatMul's shift is an Add at the end
     frontier = _frontier(suffix.graph, {operand, weight, fed}, originals)
     alone = _alone(suffix, layer)
     return Cut(

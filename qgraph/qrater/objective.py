@@ -42,13 +42,14 @@ class Scorer:
         if self.objective == "mse":
             return -np.sum([_distance(a, b, p) for a, b, p in zip(outputs, reference, self.power, strict=True)], axis=0)
         scores = self._logits(outputs[self.scores])
+        scores = np.where(np.isfinite(scores).all(axis=1, keepdims=True), scores, np.nan)
         if self.objective == "kl":
             return -_divergence(self._logits(reference[self.scores]), scores)
         if labels is None:
             raise DataError(f"the objective '{self.objective}' needs labels: choose kl or mse")
         if self.objective == "accuracy":
             correct = (scores.argmax(axis=1) == labels).astype(np.float64)
-            return np.where(np.isfinite(scores).all(axis=1), correct, np.nan)
+            return np.where(np.isnan(scores[:, 0]), np.nan, correct)
         return scores[np.arange(len(labels)), labels] - _log_sum_exp(scores)
 
     def _logits(self, scores: NDArray[Any]) -> NDArray[np.float64]:
@@ -103,7 +104,7 @@ def _distance(output: NDArray[Any], reference: NDArray[Any], power: float) -> ND
 
 
 def _divergence(expected: NDArray[np.float64], produced: NDArray[np.float64]) -> NDArray[np.float64]:
-    finite = np.isfinite(produced).all(axis=1)
+    finite = ~np.isnan(produced).any(axis=1)
     values = np.full(len(produced), np.nan)
     if finite.any():
         values[finite] = qmath.kl_divergence(expected[finite], produced[finite], axis=-1)

@@ -214,6 +214,24 @@ def test_another_searchs_journal_is_refused_by_name(base, net, samples, tmp_path
         find(one, net, other, quick, folder=tmp_path)
 
 
+def test_a_journal_of_another_model_or_version_is_refused_by_name(base, net, samples, tmp_path):
+    quick = dataclasses.replace(COARSE, ingredients=("bias",))
+    find(base, net, samples, quick, folder=tmp_path)
+    for name in ("model", "plan", "version"):
+        with sqlite3.connect(tmp_path / "journal.sqlite") as file:
+            kept = file.execute("SELECT value FROM header WHERE name = ?", (name,)).fetchone()[0]
+            file.execute("UPDATE header SET value = ? WHERE name = ?", ('"another"', name))
+        file.close()
+        with pytest.raises(JournalError, match=f"another search: its {name} is"):
+            find(base, net, samples, quick, folder=tmp_path)
+        with sqlite3.connect(tmp_path / "journal.sqlite") as file:
+            file.execute("UPDATE header SET value = ? WHERE name = ?", (kept, name))
+        file.close()
+    before = rows(tmp_path)
+    find(base, net, samples, quick, folder=tmp_path)
+    assert rows(tmp_path) == before > 0
+
+
 def test_a_full_disk_stops_cleanly_and_what_was_written_stays_usable(base, net, samples, found, tmp_path, monkeypatch):
     real = sqlite3.connect
 
