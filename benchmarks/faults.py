@@ -5,7 +5,7 @@ damaged (tests/corpus/mutants.py), quantized in a worker process that many share
 it down. Anything but quantized, or refused with a reason, is named on stderr, and then the exit status is 1. The first
 mutant of a worker pays for what it compiles and imports.
 
-`python -m benchmarks.faults kills [--count 50]`: quantize with mixed bits, search and finetune of the demo network,
+`python -m benchmarks.faults kills [--count 18]`: quantize with mixed bits, search and finetune of the demo network,
 each killed (SIGKILL) at that many random moments, two to a run, and resumed. All must write what a job left alone does.
 """
 
@@ -43,7 +43,7 @@ def main() -> None:
         lambda p: p.add_argument("--first", type=int, default=0, help="seed of the first mutant"),
     )
     if options.part == "kills":
-        rows = [kills(name, options.count or 50) for name in LONG_JOBS]
+        rows = [kills(name, options.count or 18) for name in LONG_JOBS]
         report("Jobs killed and resumed", rows, json_path=options.json)
         raise SystemExit(any(row["other bytes"] for row in rows))
     seen = mutants(options.first, options.first + (options.count or 20_000), workers=options.threads or 2)

@@ -192,4 +192,8 @@ def _gathered(parts: Sequence[Mapping[str, Any]], name: str, places: list[tuple[
     if len(parts) == 1 and isinstance(parts[0][name], np.ndarray):
         return parts[0][name][[position for _, position in places]]
     samples = [parts[part][name][position] for part, position in places]
-    return samples if isinstance(samples[0], Path) else np.stack(samples)
+    if isinstance(samples[0], Path):
+        return samples
+    if len({np.shape(sample) for sample in samples}) > 1:
+        raise DataError(f"input '{name}': samples of different sizes cannot form a batch")
+    return np.stack(samples)

@@ -124,7 +124,6 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
         passes.TopologicalSortPass(),
         name_everything,
         _infer_shapes,
-        check_bounds,
         fuse_matrix_product_bias,
         _drop_notes,
     ]
@@ -272,9 +271,10 @@ def name_everything(model: ir.Model, *, also_unnamed: bool = True) -> None:
 
 
 def _infer_shapes(model: ir.Model) -> None:
-    """Shapes of inner tensors; the outputs stay as their author declared them."""
+    """Shapes of inner tensors, none of them out of bounds; the outputs stay as their author declared them."""
     declared = [(v.type, v.shape) for v in model.graph.outputs]
     passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    check_bounds(model)
     for output, (kind, shape) in zip(model.graph.outputs, declared, strict=True):
         output.type, output.shape = kind, shape
 
@@ -283,7 +283,6 @@ def _check_constants(model: ir.Model) -> None:
     """Before constants are computed, where they may be much larger than what they are computed from."""
     if any(node.op_type in GROWING_OPS for node in constant_nodes(model.graph)):
         _infer_shapes(model)
-        check_bounds(model)
 
 
 def _digest(model: ir.Model) -> str:

@@ -68,12 +68,12 @@ def test_a_tensor_out_of_all_proportion(model_from_text, node):
     build(model_from_text, GROWS % node, shape=np.array([16, 16]))
 
 
-@pytest.mark.parametrize("place", [0, 1])
-def test_padding_out_of_all_proportion(model_from_text, place):
+@pytest.mark.parametrize(("place", "words"), [(0, "values along one axis"), (1, "makes a tensor of")])
+def test_padding_out_of_all_proportion(model_from_text, place, words):
     """Along the batch, whose size is not known, as well as along an axis of known size."""
     text = f"{HEAD} g (float[N, 4] x, int64[4] pads) => (float[A, B] y) {{ y = Pad(x, pads) }}"
     pads = np.zeros(4, np.int64)
     pads[place] = 2**30
-    with pytest.raises(ModelError, match=r"Pad '.*' (adds|makes a tensor)"):
+    with pytest.raises(ModelError, match=words):
         build(model_from_text, text, pads=pads)
     build(model_from_text, text, pads=np.minimum(pads, 100))
