@@ -288,6 +288,7 @@ def test_settings_of_a_training(words, settings):
         ("at least one ingredient", {"ingredients": ()}),
         ("shares of the largest value", {"clips": (2.0,)}),
         ("need 0.5 <", {"confidence": 0.4}),
+        ("the tolerance is a share", {"tolerance": -1.0}),
         ("need first >=", {"first": 1}),
     ],
 )
