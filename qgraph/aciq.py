@@ -12,7 +12,7 @@ from qgraph.channels import ChannelConfig, allocate_weights, scale_channels
 from qgraph.correct import correct_norm, correct_shift
 from qgraph.graph import GraphView
 from qgraph.observe import Observations
-from qgraph.plan import MAX_BITS, QuantPlan
+from qgraph.plan import MAX_BITS, LayerQuant, QuantPlan
 
 Allocation = Literal["none", "weights", "activations", "both"]
 
@@ -39,24 +39,43 @@ def refine(
     """Clip every activation at its optimum, every weight channel at its own, then correct norm and expected output."""
     chosen = config or AciqConfig()
     if observed is not None:
-        plan = clip_activations(plan, view, observed, method=chosen.clip)
-    return _refine_clipped(plan, view, observed, chosen)
+        plan = _scaled(clip_activations(plan, view, observed, method=chosen.clip), view, observed, chosen)
+    return _Weights(view, observed, chosen).refine(plan, chosen.allocate_bits in ("weights", "both"))
 
 
-def _refine_clipped(plan: QuantPlan, view: GraphView, observed: Observations | None, chosen: AciqConfig) -> QuantPlan:
-    if observed is not None and chosen.channel_activations and chosen.clip in ("aciq", "max"):
-        allocate = chosen.allocate_bits in ("activations", "both")
-        channels = ChannelConfig(clip=chosen.clip, allocate=allocate, deployable=chosen.deployable)
-        plan = scale_channels(plan, view, observed, config=channels)
-    if chosen.allocate_bits in ("weights", "both"):
-        plan = allocate_weights(plan, view)
-    if chosen.weight_clip != "max":
-        plan = clip_weights(plan, view, method=chosen.weight_clip)
-    if chosen.bias_correction:
-        plan = correct_norm(plan, view)
-        if observed is not None:
-            plan = correct_shift(plan, view, observed)
-    return plan
+def _scaled(plan: QuantPlan, view: GraphView, observed: Observations, config: AciqConfig) -> QuantPlan:
+    """Steps, and perhaps bits, per channel of activations, where these are wanted."""
+    if not config.channel_activations or config.clip not in ("aciq", "max"):
+        return plan
+    allocate = config.allocate_bits in ("activations", "both")
+    channels = ChannelConfig(clip=config.clip, allocate=allocate, deployable=config.deployable)
+    return scale_channels(plan, view, observed, config=channels)
+
+
+class _Weights:
+    """Clips and corrections of weights; layers that several plans have in common are worked on once."""
+
+    def __init__(self, view: GraphView, observed: Observations | None, config: AciqConfig) -> None:
+        self.view, self.observed, self.config = view, observed, config
+        self.known: dict[LayerQuant, LayerQuant] = {}
+
+    def refine(self, plan: QuantPlan, allocate: bool) -> QuantPlan:
+        """The plan with its weights clipped and corrected, and with bits per channel if they are to be allocated."""
+        if allocate:
+            plan = allocate_weights(plan, self.view)
+        fresh = tuple(quant for quant in plan.layers if quant not in self.known)
+        part = self._finished(dataclasses.replace(plan, layers=fresh))
+        self.known.update(zip(fresh, part.layers, strict=True))
+        return plan.map_layers(self.known.__getitem__)
+
+    def _finished(self, plan: QuantPlan) -> QuantPlan:
+        if self.config.weight_clip != "max":
+            plan = clip_weights(plan, self.view, method=self.config.weight_clip)
+        if self.config.bias_correction:
+            plan = correct_norm(plan, self.view)
+            if self.observed is not None:
+                plan = correct_shift(plan, self.view, self.observed)
+        return plan
 
 
 def choose(
@@ -74,23 +93,18 @@ def choose(
     labels. The 2/3-power rule minimises the noise of a layer, and where channels differ in what they mean to later
     layers that may not be the noise of the network.
     """
+    weights = _Weights(view, observed, config)
     plan = clip_activations(plan, view, observed, method=config.clip)
-    best = _refine_clipped(plan, view, observed, config)
-    least = loss(best)
-    narrow = any(a.bits < MAX_BITS for a in plan.activations), any(q.weight.bits < MAX_BITS for q in plan.layers)
-    chosen = config
-    for wanted, changes in (
-        (narrow[0], {"channel_activations": True}),
-        (narrow[0], {"channel_activations": True, "allocate_bits": "activations"}),
-        (narrow[1], {"allocate_bits": "weights"}),
-    ):
-        if not wanted:
-            continue
-        variant = dataclasses.replace(chosen, **changes)
-        if {chosen.allocate_bits, variant.allocate_bits} == {"activations", "weights"}:
-            variant = dataclasses.replace(variant, allocate_bits="both")
-        candidate = _refine_clipped(plan, view, observed, variant)
-        reached = loss(candidate)
-        if reached < least:
-            best, least, chosen = candidate, reached, variant
+    variants = [plan]
+    if any(a.bits < MAX_BITS for a in plan.activations):
+        scaled = dataclasses.replace(config, channel_activations=True)
+        for allocate in ("none", "activations"):
+            variants.append(_scaled(plan, view, observed, dataclasses.replace(scaled, allocate_bits=allocate)))
+    variants = [v for i, v in enumerate(variants) if v.activations not in [u.activations for u in variants[:i]]]
+    tried = [(loss(done), done, first) for first in variants for done in [weights.refine(first, False)]]
+    least, best, first = min(tried, key=lambda one: one[0])
+    if any(quant.weight.bits < MAX_BITS for quant in plan.layers):
+        candidate = weights.refine(first, True)
+        if loss(candidate) < least:
+            return candidate
     return best

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +29,12 @@ class CalibrationWarning(UserWarning):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clipped:
-    """The range chosen for one tensor, the method that chose it, and the energy beyond it (a share of E[x^2])."""
+    """The range chosen for one tensor, its mean squared error, and the method that chose it."""
 
     low: float
     high: float
+    error: float
     method: str
-    lost: float
 
 
 def clip_activations(
@@ -46,63 +47,85 @@ def clip_activations(
     """
     non_negative = {site.tensor: site.non_negative for site in view.activation_sites(view.layers)}
 
-    def choose(activation: ActivationQuant) -> Clipped | None:
-        statistics = observed[activation.tensor]
-        histogram = statistics.histogram
-        if not statistics.count or histogram is None or statistics.min == statistics.max:
-            return None
-        one_sided = non_negative.get(activation.tensor, False) or statistics.min >= 0
-        return clip_range(histogram, method=method, bits=activation.bits, one_sided=one_sided, **options)
-
-    ranges = dict(zip(plan.activations, in_parallel(choose, plan.activations), strict=True))
+    asked = [a for a in plan.activations if _has_spread(observed[a.tensor])]
+    one_sided = [non_negative.get(a.tensor, False) or bool(observed[a.tensor].min >= 0) for a in asked]
+    histograms = [observed[a.tensor].histogram for a in asked]
+    bits = [a.bits for a in asked]
+    found = clip_ranges(histograms, method=method, bits=bits, one_sided=one_sided, **options)
+    ranges = dict(zip(asked, found, strict=True))
 
     def clip(activation: ActivationQuant) -> ActivationQuant:
-        statistics, chosen = observed[activation.tensor], ranges[activation]
+        statistics, chosen = observed[activation.tensor], ranges.get(activation)
         if chosen is None:
             return activation
         low, high = chosen.low, chosen.high
         if chosen.method != "mse":  # whose best step may end beyond the data
             low, high = max(low, float(statistics.min)), min(high, float(statistics.max))
-        if chosen.lost > MAX_ENERGY_LOSS:
-            warnings.warn(
-                f"clip method '{chosen.method}' cuts {chosen.lost:.0%} of the energy of '{activation.tensor}' "
-                f"({statistics.min:.4g}..{statistics.max:.4g} becomes {low:.4g}..{high:.4g}); try --clip mse",
-                CalibrationWarning,
-                stacklevel=2,
-            )
+        if chosen.error > MAX_ENERGY_LOSS * (statistics.variance + statistics.mean**2):
+            _warn_of_loss(statistics, chosen, activation.tensor)
         return activation_grid(activation.tensor, low, high, bits=activation.bits, role=activation.role)
 
     return plan.map_activations(clip)
 
 
-def clip_range(histogram: qmath.Histogram, *, method: str, bits: int, one_sided: bool, **options: Any) -> Clipped:
-    """The range that a method chooses; the exact least-squares one where ACIQ's prior does not describe the data.
+def clip_ranges(
+    histograms: Sequence[qmath.Histogram],
+    *,
+    method: str,
+    bits: Sequence[int],
+    one_sided: Sequence[bool],
+    **options: Any,
+) -> list[Clipped]:
+    """The range that a method chooses for each; the exact least-squares one where ACIQ's prior does not describe the
+    data.
 
     The prior is rejected when its range makes an error more than 1 dB above the least possible on the histogram (at 8
-    bits that is the rule: the optimum then lies far in the tails, where Laplace and Gaussian laws are least true).
+    bits that is common: the optimum then lies far in the tails, where Laplace and Gaussian laws are least true).
     """
-    chosen = qmath.clip_range(histogram, method=method, bits=bits, one_sided=one_sided, **options)
-    if method == "aciq" and _misses(chosen, histogram, bits=bits, one_sided=one_sided):
-        chosen, method = qmath.clip_range(histogram, method="mse", bits=bits, one_sided=one_sided), "mse"
-    low, high = float(chosen.low), float(chosen.high)
-    beyond = histogram.centers - np.clip(histogram.centers, low, high)
-    total = float((histogram.counts * histogram.centers**2).sum())
-    lost = float((histogram.counts * beyond**2).sum()) / total if total else 0.0
-    return Clipped(low=low, high=high, method=method, lost=lost)
+
+    def choose(index: int, method: str, **options: Any) -> Clipped:
+        shape = {"bits": bits[index], "one_sided": one_sided[index]}
+        found = qmath.clip_range(histograms[index], method=method, **shape, **options)
+        return Clipped(low=found.low, high=found.high, error=found.error, method=method)
+
+    if method != "aciq" or options or not histograms:
+        return list(in_parallel(lambda index: choose(index, method, **options), range(len(histograms))))
+    prior = qmath.prior_ranges(histograms, bits=bits, one_sided=one_sided)
+    accepted = prior.error <= PRIOR_TOLERANCE * prior.least
+    columns = zip(prior.low.tolist(), prior.high.tolist(), prior.error.tolist(), strict=True)
+    chosen = [Clipped(low=low, high=high, error=error, method=method) for low, high, error in columns]
+    rejected = np.flatnonzero(~accepted).tolist()
+    for index, exact in zip(rejected, in_parallel(lambda index: choose(index, "mse"), rejected), strict=True):
+        chosen[index] = exact
+    return chosen
 
 
 def prior_rejected(statistics: qmath.Statistics, *, bits: int, non_negative: bool = False) -> bool:
     """Whether ACIQ's clip at `bits` makes an error more than 1 dB above the least possible on the histogram."""
-    histogram = statistics.histogram
-    if not statistics.count or histogram is None or statistics.min == statistics.max:
+    if not _has_spread(statistics):
         return False
     one_sided = non_negative or bool(statistics.min >= 0)
-    chosen = qmath.clip_range(histogram, method="aciq", bits=bits, one_sided=one_sided)
-    return _misses(chosen, histogram, bits=bits, one_sided=one_sided)
+    prior = qmath.prior_ranges([statistics.histogram], bits=bits, one_sided=one_sided)
+    return bool(prior.error[0] > PRIOR_TOLERANCE * prior.least[0])
 
 
-def _misses(chosen: qmath.ClipRange, histogram: qmath.Histogram, *, bits: int, one_sided: bool) -> bool:
-    return chosen.error > PRIOR_TOLERANCE * qmath.least_error(histogram, bits=bits, one_sided=one_sided)
+def _has_spread(statistics: qmath.Statistics) -> bool:
+    return bool(statistics.count and statistics.histogram is not None and statistics.min < statistics.max)
+
+
+def _warn_of_loss(statistics: qmath.Statistics, chosen: Clipped, tensor: str) -> None:
+    histogram = statistics.histogram
+    if histogram is None:
+        return
+    beyond = histogram.centers - np.clip(histogram.centers, chosen.low, chosen.high)
+    lost = (histogram.counts * beyond**2).sum() / (histogram.counts * histogram.centers**2).sum()
+    if lost > MAX_ENERGY_LOSS:
+        warnings.warn(
+            f"clip method '{chosen.method}' cuts {lost:.0%} of the energy of '{tensor}' ({statistics.min:.4g}.."
+            f"{statistics.max:.4g} becomes {chosen.low:.4g}..{chosen.high:.4g}); try --clip mse",
+            CalibrationWarning,
+            stacklevel=4,
+        )
 
 
 def clip_weights(plan: QuantPlan, view: GraphView, *, method: str) -> QuantPlan:

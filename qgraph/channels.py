@@ -98,7 +98,9 @@ def producers(plan: QuantPlan, view: GraphView) -> Mapping[str, ActivationQuant]
     return found
 
 
-def channel_errors(grid: ActivationQuant, statistics: qmath.Statistics) -> NDArray[np.float64]:
+def channel_errors(
+    grid: ActivationQuant, statistics: qmath.Statistics, prior: ChannelPrior | None = None
+) -> NDArray[np.float64]:
     """Expected squared error of every channel of a grid with a step per channel, from its moments (A.18, A.19).
 
     A channel that never reached the end of its grid has rounding alone. What a Clip holds at its bound is not in the
@@ -106,7 +108,7 @@ def channel_errors(grid: ActivationQuant, statistics: qmath.Statistics) -> NDArr
     """
     step = grid.scale * np.asarray(grid.channel_scale)
     bits = np.asarray(grid.channel_bits or grid.bits)
-    prior = channel_prior(statistics)
+    prior = prior or channel_prior(statistics)
     rounding = step**2 / 12 * np.where(prior.heavy, prior.laplace.positive_mass, prior.gaussian.positive_mass)
     reached = statistics.channels.max > step * (2.0**bits - 0.5)
     return np.where(reached, prior.errors(step * 2.0**bits, bits), rounding)
@@ -146,17 +148,18 @@ def channel_prior(statistics: qmath.Statistics) -> ChannelPrior:
 
 
 def _channel_grid(grid: ActivationQuant, statistics: qmath.Statistics, config: ChannelConfig) -> ActivationQuant:
-    ranges = _ranges(statistics, grid.bits, config.clip)
+    prior = channel_prior(statistics)
+    ranges = _ranges(statistics, prior, grid.bits, config.clip)
     bits = np.full(ranges.size, grid.bits)
     if config.allocate:
         bits = qmath.allocate_bits(ranges, bits=grid.bits, max_bits=MAX_BITS)
-        ranges = _ranges(statistics, bits, config.clip)
+        ranges = _ranges(statistics, prior, bits, config.clip)
     steps = ranges / (2.0**bits - 1)
     factors = steps / steps.max()
     if config.deployable:
         factors = np.sqrt(factors)
     factors = factors.astype(np.float32)
-    scale = float(np.float32(_best_scale(grid, statistics, factors, bits, steps, config)))
+    scale = float(np.float32(_best_scale(grid, statistics, prior, factors, bits, steps, config)))
     return dataclasses.replace(
         grid,
         scale=scale,
@@ -165,16 +168,19 @@ def _channel_grid(grid: ActivationQuant, statistics: qmath.Statistics, config: C
     )
 
 
-def _ranges(statistics: qmath.Statistics, bits: int | NDArray[np.int64], clip: str) -> NDArray[np.float64]:
+def _ranges(
+    statistics: qmath.Statistics, prior: ChannelPrior, bits: int | NDArray[np.int64], clip: str
+) -> NDArray[np.float64]:
     highest = np.asarray(statistics.channels.max, np.float64)
     if clip != "max":
-        highest = np.minimum(channel_prior(statistics).clips(bits), highest)
+        highest = np.minimum(prior.clips(bits), highest)
     return np.maximum(highest, FAINTEST * highest.max())
 
 
 def _best_scale(
     grid: ActivationQuant,
     statistics: qmath.Statistics,
+    prior: ChannelPrior,
     factors: NDArray[np.float32],
     bits: NDArray[np.int64],
     steps: NDArray[np.float64],
@@ -187,7 +193,8 @@ def _best_scale(
     shaped = dataclasses.replace(grid, channel_scale=tuple(factors.tolist()), channel_bits=tuple(bits.tolist()))
 
     def loss(log_scale: float) -> float:
-        return float(channel_errors(dataclasses.replace(shaped, scale=float(np.exp(log_scale))), statistics).sum())
+        scaled = dataclasses.replace(shaped, scale=float(np.exp(log_scale)))
+        return float(channel_errors(scaled, statistics, prior).sum())
 
     low, high = np.log(needed.min()), np.log(needed.max())
     found = optimize.minimize_scalar(loss, bounds=(low - 1e-3, high + 1e-3), method="bounded")

@@ -272,7 +272,7 @@ def scale_output_channels(
 def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any] | np.generic | Later) -> ir.Value:
     """Register a constant under `name`, or under `name` with a number where that is taken."""
     unique = unique_name(graph, name)
-    tensor = array.tensor(unique) if isinstance(array, Later) else ir.tensor(np.asarray(array), name=unique)
+    tensor = array.tensor(unique) if isinstance(array, Later) else ir.Tensor(np.asarray(array), name=unique)
     value = ir.Value(name=unique, shape=ir.Shape(tensor.shape.numpy()), const_value=tensor)
     value.dtype = tensor.dtype
     graph.register_initializer(value)

@@ -42,6 +42,7 @@ _HOMES = {
         "minmax_parameters",
     ),
     "learned_mse": ("mse_parameters",),
+    "prior_clipping": ("PriorRanges", "prior_ranges"),
     "priors": ("Gaussian", "Laplace", "Prior"),
     "rounding": ("Exponent", "rounding_offset", "rounding_table"),
     "staircase": ("RoundingTable",),

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from qmath._threads import over_threads
 from qmath._validation import as_axis, as_bit_count, as_data, check_choice, check_finite
 from qmath.clipping import prior_clip
-from qmath.fitting import goodness_of_fit
+from qmath.prior_clipping import FAMILIES, Moments, candidates
 from qmath.priors import Floats, Gaussian, Laplace, Prior
 from qmath.sample import Sample, sample_of
 from qmath.stop_loss import RELATIVE_GAP, StopLoss
@@ -99,7 +99,8 @@ def clip_range(
       1e-9. The ends are levels of that grid and may lie a little beyond the data: moving them in would change its step.
     * "kl": the window of bins with the least KL divergence to its quantized form (Migacz, 2017), both ends in turn
       when affine.
-    * "aciq": the analytic optimum of the nearest prior, `family` "laplace", "gaussian" or None for the better fit.
+    * "aciq": the analytic optimum of a prior with the data's moments (`qmath.prior_clipping`), `family` "laplace",
+      "gaussian" or None for the one with the smaller error.
 
     Raises ValueError for empty, non-finite or all-zero data, an unknown method or option, or bits outside 1..16.
     """
@@ -297,26 +298,17 @@ def _aciq(sample: Sample, shape: GridShape, *, family: str | None = None) -> tup
     families: dict[str | None, tuple[type[Prior], ...]] = {
         "laplace": (Laplace,),
         "gaussian": (Gaussian,),
-        None: (Laplace, Gaussian),
+        None: FAMILIES,
     }
     if family not in families:
         raise ValueError(f"family must be 'laplace', 'gaussian' or None, found {family!r}")
-    rectified = shape.one_sided or sample.low >= 0
-    if shape.one_sided:
-        sample = sample.rectified()
-    if shape.symmetric and rectified:  # only the upper half of the grid is used
-        prior = _nearest_prior(sample, families[family], (True,), None)
-        clip = float(prior_clip(prior, shape.bits - 1))
-    else:
-        sides = (True,) if shape.one_sided else (False, True) if rectified else (False,)
-        prior = _nearest_prior(sample, families[family], sides, 0.0 if shape.symmetric else None)
-        clip = float(prior_clip(prior, shape.bits))
-    centre = 0.0 if prior.one_sided else float(prior.loc)
-    return max(centre - clip, sample.low), min(centre + clip, sample.high)
-
-
-def _nearest_prior(
-    sample: Sample, families: tuple[type[Prior], ...], sides: tuple[bool, ...], loc: float | None
-) -> Prior:
-    fits = [family.fit(sample, one_sided=side, loc=loc) for family in families for side in sides]
-    return min(fits, key=lambda prior: goodness_of_fit(prior, sample))
+    stop_loss = StopLoss.of(sample)
+    if shape.symmetric and sample.low < 0:
+        scales = {Laplace: stop_loss.above.excess[0] + stop_loss.below.excess[0], Gaussian: np.sqrt(stop_loss.energy)}
+        clips = [prior_clip(kind(0.0, scales[kind]), shape.bits) for kind in families[family]]
+        ends = [(-float(clip), float(clip)) for clip in clips]
+    else:  # a symmetric grid uses only its upper half
+        bits, one_sided = np.array([shape.bits - shape.symmetric]), np.array([shape.symmetric or shape.one_sided])
+        low, high = candidates(Moments.of(stop_loss), bits, one_sided, families[family])
+        ends = list(zip(low[0].tolist(), high[0].tolist(), strict=True))
+    return min(ends, key=lambda pair: stop_loss.error(*shape.split(*_spanning(shape, *pair))))

@@ -8,8 +8,8 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True)
-def _excess(t, side):
-    """T(t) for t >= 0."""
+def excess_above(t, side):
+    """T(t) = E[(X - t)_+] for t >= 0."""
     knots, excess, mass, density, lookup = side
     last = knots.size - 1
     end = knots[last]
@@ -27,7 +27,7 @@ def gain_of_levels(step, levels, side):
     """sum_{k < levels} T((k + 1/2) step)."""
     total = 0.0
     for k in range(levels):
-        t = _excess((k + 0.5) * step, side)
+        t = excess_above((k + 0.5) * step, side)
         if t == 0.0:
             break
         total += t
@@ -42,16 +42,16 @@ def _best_split(step, levels, symmetric, above, below):
         gain = gain_of_levels(step, half, above) + gain_of_levels(step, half, below)
         return gain, half, half
     m, n, gain = 0, 0, 0.0
-    up, down = _excess(0.5 * step, above), _excess(0.5 * step, below)
+    up, down = excess_above(0.5 * step, above), excess_above(0.5 * step, below)
     while m + n < levels and (up > 0.0 or down > 0.0):
         if up >= down:
             gain += up
             m += 1
-            up = _excess((m + 0.5) * step, above)
+            up = excess_above((m + 0.5) * step, above)
         else:
             gain += down
             n += 1
-            down = _excess((n + 0.5) * step, below)
+            down = excess_above((n + 0.5) * step, below)
     return gain, levels - n, n
 
 
@@ -173,3 +173,71 @@ def _side_of(values, count):
             j += 1
         lookup[slot] = max(j - 1, 0)
     return knots, excess, mass, np.zeros(size), lookup
+
+
+@njit(cache=True, nogil=True)
+def _sides_of_bins(counts, width):
+    """`stop_loss.Side.arrays` above and below zero, and their energies, of counts in bins centred on zero.
+
+    The bin that starts at zero counts as zero.
+    """
+    half = counts.size // 2
+    total = counts.sum()
+    above, up = _side_of_bins(counts[half:], width, total, True)
+    below, down = _side_of_bins(counts[:half][::-1], width, total, False)
+    return above, below, up, down
+
+
+@njit(cache=True, nogil=True)
+def _side_of_bins(counts, width, total, atom):
+    filled = 0
+    for j in range(counts.size):
+        if counts[j] > 0:
+            filled = j + 1
+    size = filled + 1
+    knots, excess, mass, density = np.zeros(size), np.zeros(size), np.zeros(size), np.zeros(size)
+    energy = 0.0
+    for j in range(filled, -1, -1):
+        knots[j] = j * width
+        if j < filled:
+            share = 0.0 if atom and j == 0 else counts[j] / total
+            density[j] = share / width
+            mass[j] = mass[j + 1] + share
+            excess[j] = excess[j + 1] + (mass[j] - share / 2) * width
+            energy += share * (j * j + j + 1 / 3) * width * width
+    lookup = np.maximum(np.arange(max(filled, 1)) - 1, 0)
+    return (knots, excess, mass, density, lookup), energy
+
+
+@njit(cache=True, nogil=True)
+def histogram_moments(start, stop, counts, widths, moments):
+    """Per row: mean, mean square and mean distance from the mean; lower and upper end; mean and mean square above
+    zero.
+    """
+    for i in range(start, stop):
+        above, below, up, down = _sides_of_bins(counts[i], widths[i])
+        mean = above[1][0] - below[1][0]
+        moments[i, 0] = mean
+        moments[i, 1] = up + down
+        moments[i, 2] = 2 * (excess_above(mean, above) if mean >= 0 else excess_above(-mean, below))
+        moments[i, 3] = -below[0][-1]
+        moments[i, 4] = above[0][-1]
+        moments[i, 5] = above[1][0]
+        moments[i, 6] = up
+
+
+@njit(cache=True, nogil=True)
+def judge_ranges(start, stop, counts, widths, levels, one_sided, low, high, errors, least):
+    """Per row: the error of every range (columns of `low` and `high`), and `near_least_error`."""
+    for i in range(start, stop):
+        above, below, up, down = _sides_of_bins(counts[i], widths[i])
+        for k in range(low.shape[1]):
+            step = (high[i, k] - low[i, k]) / levels[i]
+            n = int(np.rint(-low[i, k] / step))
+            gain = gain_of_levels(step, levels[i] - n, above) + gain_of_levels(step, n, below)
+            errors[i, k] = max(up + down - 2 * step * gain, 0.0)
+        if one_sided[i]:
+            nothing = (np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1, np.int64))
+            least[i] = near_least_error(above, nothing, up, levels[i], False) + down
+        else:
+            least[i] = near_least_error(above, below, up + down, levels[i], False)

@@ -24,7 +24,7 @@ def test_average_effects_are_over_the_combinations_without_an_ingredient():
 
 
 def test_ingredients_raise_the_fidelity_of_the_digits_network(digits, digits_test, digits_calibration):
-    options = {"calibration": digits_calibration, "weights": 3, "activations": 3, "limit": 100}
+    options = {"calibration": digits_calibration, "weights": 3, "activations": 3}
     result = ablate(digits, digits_test, format="float", **options)
     assert len({c.used for c in result.combinations}) == 16
     assert len({c.sqnr_db for c in result.combinations}) == 16

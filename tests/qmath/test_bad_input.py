@@ -25,6 +25,7 @@ NOT_CALLED = {
         "LsqConfiguration",
         "LsqGradients",
         "PriorFit",
+        "PriorRanges",
         "Selection",
         "Statistics",
     },
@@ -105,6 +106,10 @@ CALLS = {
     "output_shift": Call(lambda x: qmath.output_shift(x, CODES / 2, np.ones(4)), WEIGHTS),
     "pareto_frontier": Call(lambda x: qmath.pareto_frontier(x, [[1, 2, 3, 4]] * 3), POSITIVE),
     "prior_clip": Call(lambda x: qmath.prior_clip(qmath.Laplace(), x), np.array([2, 3, 4, 8])),
+    "prior_ranges": Call(
+        lambda x: qmath.prior_ranges([qmath.Histogram(counts=x, exponent=0)], bits=4, one_sided=False).high,
+        np.array([1, 0, 3, 2]),
+    ),
     "quantize": Call(lambda x: qmath.quantize(x, GRID), WEIGHTS, SATURATES),
     "rectified_prior": Call(lambda x: qmath.rectified_prior(qmath.Laplace, x, 9.0), POSITIVE),
     "rounding_offset": Call(lambda x: qmath.rounding_offset(x, 0.4, 0.5, bits=3), WEIGHTS),
@@ -304,6 +309,7 @@ OPTIONS: dict[str, Callable[..., Any]] = {
         WEIGHTS, bits=bits, configuration=configuration
     ),
     "prior_clip": lambda bits=4: qmath.prior_clip(qmath.Laplace(), bits),
+    "prior_ranges": lambda bits=4: qmath.prior_ranges([qmath.Histogram.of(WEIGHTS)], bits=bits, one_sided=False),
     "quantize": lambda rounding="half_up": qmath.quantize(WEIGHTS, GRID, rounding=rounding),
     "rounding_offset": lambda bits=4, gamma_n=0.5, gamma_s=0.5, exponent="printed": qmath.rounding_offset(
         1.0, gamma_n, gamma_s, bits=bits, exponent=exponent

@@ -1,0 +1,115 @@
+"""ACIQ's range from moments, for many data sets at once (ACIQ, sections 2 and A.1-A.4).
+
+Candidates are the laws with the moments of the data, Laplace and Gaussian:
+
+* one-sided grids: the rectified law max(loc + scale U, 0) with the mean and the mean square of max(X, 0);
+* other grids: the law about the mean (scale E|X - mean|, or the standard deviation), and the same rectified law above
+  the smallest value in place of zero, for data that end there abruptly (after SiLU or HardSwish).
+
+Each is clipped at its analytic optimum. The candidate whose range makes the least error on the data is taken: one
+evaluation each, exact but for the width of a bin (`qmath.stop_loss`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from qmath._threads import over_threads
+from qmath._validation import as_bits
+from qmath.clipping import gauss_clip, laplace_clip, prior_clip
+from qmath.fitting import rectified_prior
+from qmath.histogram import Histogram
+from qmath.priors import Floats, Gaussian, Laplace, Prior
+from qmath.stop_loss import StopLoss
+
+FAMILIES: tuple[type[Prior], ...] = (Laplace, Gaussian)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class PriorRanges:
+    """Arrays of shape (n,): the ranges low..high, their mean squared errors, and about the least error that any range
+    has (units of x, squared).
+    """
+
+    low: Floats
+    high: Floats
+    error: Floats
+    least: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Moments:
+    """Arrays of shape (n,) in the units of x: mean, mean square, mean distance from the mean, smallest and largest
+    value; and the first two of max(X, 0).
+    """
+
+    mean: Floats
+    square: Floats
+    spread: Floats
+    low: Floats
+    high: Floats
+    positive_mean: Floats
+    positive_square: Floats
+
+    @classmethod
+    def of(cls, stop_loss: StopLoss) -> Moments:
+        """Those of one data set, as arrays of shape (1,)."""
+        from qmath import stop_loss_kernels as kernels
+
+        above, below = stop_loss.above, stop_loss.below
+        mean = float(above.excess[0] - below.excess[0])
+        side = above if mean >= 0 else below
+        spread = 2 * kernels.excess_above(abs(mean), side.arrays)
+        numbers = mean, stop_loss.energy, spread, -below.knots[-1], above.knots[-1], above.excess[0], above.energy
+        return cls(**{name: np.array([float(v)]) for name, v in zip(cls.__slots__, numbers, strict=True)})
+
+
+def prior_ranges(histograms: Sequence[Histogram], *, bits: ArrayLike, one_sided: ArrayLike) -> PriorRanges:
+    """The range that ACIQ chooses for each histogram, what it costs, and about the least that any range would.
+
+    `bits` and `one_sided` (ranges 0..c with 2^bits levels, else affine ones) are one for all or one for each. The
+    histograms have equal numbers of bins. Raises ValueError for histograms without spread, or without a positive
+    value where ranges are one-sided.
+    """
+    from qmath import stop_loss_kernels as kernels
+
+    counts = np.stack([histogram.counts for histogram in histograms])
+    n, widths = len(counts), np.array([histogram.width for histogram in histograms])
+    bits = np.broadcast_to(as_bits(bits), n)
+    sides = np.broadcast_to(np.asarray(one_sided, bool), n)
+    table = np.empty((n, 7))
+    over_threads(kernels.histogram_moments, n, 8, counts, widths, table)
+    moments = Moments(**dict(zip(Moments.__slots__, table.T, strict=True)))
+    low, high = candidates(moments, bits, sides, FAMILIES)
+    errors, least = np.empty(low.shape), np.empty(n)
+    levels = (2**bits - 1).astype(np.int64)
+    over_threads(kernels.judge_ranges, n, 8, counts, widths, levels, sides, low, high, errors, least)
+    best = np.arange(n), errors.argmin(axis=1)
+    return PriorRanges(low=low[best], high=high[best], error=errors[best], least=least)
+
+
+def candidates(
+    moments: Moments, bits: NDArray[np.floating], one_sided: NDArray[np.bool_], families: Sequence[type[Prior]]
+) -> tuple[Floats, Floats]:
+    """(low, high) of shape (n, candidates), zero inside; for one-sided grids all candidates of a family are alike."""
+    floor = np.where(one_sided, 0.0, moments.low)
+    mean = np.where(one_sided, moments.positive_mean, moments.mean - floor)
+    square = np.where(one_sided, moments.positive_square, moments.square - floor * (2 * moments.mean - floor))
+    if not (mean > 0).all():
+        raise ValueError("no positive value, or no spread: there is no range to choose")
+    std = np.sqrt(np.maximum(moments.square - moments.mean**2, 0.0))
+    low, high = [], []
+    for family in families:
+        clip = prior_clip(rectified_prior(family, mean, np.maximum(square, mean**2)), bits)
+        low.append(floor)
+        high.append(np.minimum(floor + clip, moments.high))
+        if not one_sided.all():
+            scale = np.where(one_sided, 1.0, moments.spread if family is Laplace else std)
+            clip = (laplace_clip if family is Laplace else gauss_clip)(scale, bits)
+            low.append(np.where(one_sided, low[-1], np.maximum(moments.mean - clip, moments.low)))
+            high.append(np.where(one_sided, high[-1], np.minimum(moments.mean + clip, moments.high)))
+    return np.minimum(np.stack(low, axis=1), 0.0), np.maximum(np.stack(high, axis=1), 0.0)
