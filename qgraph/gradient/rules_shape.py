@@ -61,9 +61,9 @@ def tile(n: Node) -> Gradient:  # y seen as repeats x size along every axis, sum
 
 @rule("Pad")
 def pad(n: Node) -> Gradient:  # constant: crop what was padded, which is padding by the negated amounts
-    if n.attribute("mode", "constant") != "constant":
-        return _scattered(n)
     axes = n.inputs[3] if n.has(3) else None
+    if n.attribute("mode", "constant") != "constant":
+        return _scattered(n, n.input(1), *([None, axes] if n.has(3) else []))  # a fill may be given, and is not read
     g = op.Pad(n.g, -n.input(1), None, axes)
     if not n.has(2):
         return g
@@ -157,12 +157,15 @@ def gather_nd(n: Node) -> Gradient:
     return op.ScatterND(full(0.0, n.x), n.input(1), n.g, reduction="add"), None
 
 
-def _scattered(n: Node) -> Expr:
-    """The gradient of any operator that only moves elements: move their positions the same way, add back to those."""
+def _scattered(n: Node, *others: Expr | None) -> Expr:
+    """The gradient of any operator that only moves elements: move their positions the same way, add back to those.
+
+    `others` are the inputs behind the first, where they are not the node's own.
+    """
     everything = op.Size(n.x)
     positions = op.Range(constant(np.array(0)), everything, constant(np.array(1)))
     attributes = {name: a.value for name, a in n.ir.attributes.items()}
-    moved = call(n.op, op.Reshape(positions, shape(n.x)), *n.inputs[1:], **attributes)[0]
+    moved = call(n.op, op.Reshape(positions, shape(n.x)), *(others or n.inputs[1:]), **attributes)[0]
     flat = constant([-1])
     zeros = op.Reshape(full(0.0, n.x), flat)
     g = op.ScatterElements(zeros, op.Reshape(moved, flat), op.Reshape(n.g, flat), axis=0, reduction="add")

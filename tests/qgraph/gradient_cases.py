@@ -224,6 +224,12 @@ SHAPE = [
     Case("Pad", 'y = Pad<mode = "reflect">(x, p)', {"x": (3, 4)}, "int64[4] p = {1, 2, 2, 0}"),
     Case("Pad", 'y = Pad<mode = "edge">(x, p)', {"x": (3, 4)}, "int64[4] p = {1, 2, 2, 0}"),
     Case(
+        "Pad",
+        'y = Pad<mode = "edge">(x, p, f, a)',
+        {"x": (3, 4)},
+        "int64[2] p = {1, 2}, double f = {3}, int64[1] a = {-1}",
+    ),
+    Case(
         "Slice",
         "y = Slice(x, s, e, a, t)",
         {"x": (5, 7)},
