@@ -6,6 +6,8 @@ import pytest
 from judge import Unsound, judge
 from random_nets import random_net
 
+import qgraph
+
 PER_TEST = 60
 
 
@@ -43,3 +45,15 @@ def test_eight_bits(part):
 def test_other_requests(options):
     """At fewer bits closeness is another test's; here that nothing escapes and that the result runs."""
     assert holds(range(1000, 1020), **options) >= 18
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # some have nothing to distil from, and say so
+def test_without_data():
+    """Judged on the samples that the networks' own statistics describe: other data may lie outside of them."""
+    quantized = 0
+    for seed in (1001, 1002, 1009, 1013, 1039):
+        model, _ = random_net(seed)
+        result = qgraph.quantize(model, method="zeroq", threads=1)
+        samples = next(result.samples.batches(8)).feeds
+        quantized += judge(model, samples, method="zeroq", data=None).quantized
+    assert quantized == 5
