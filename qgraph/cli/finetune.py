@@ -44,7 +44,7 @@ def _setting(name: str, kind: Any, text: str) -> Any:
 @_setting("weight_decay", float, "Times the rate, in every step.")
 @_setting("label_weight", float, "Share of the labels in the loss; the float model's outputs have the rest.")
 @_setting("temperature", float, "Of the float model's outputs.")
-@_setting("holdout", float, "Share of the data that chooses the best epoch.")
+@_setting("holdout", float, "Share of the data that chooses the epoch.")
 @click.option("--config", "configuration", type=click.IntRange(1, 4), help="Row of LSQ+'s Table 1, for all tensors.")
 @click.option(
     "--init", "initialisation", type=click.Choice(["lsqplus", "lsq", "minmax"]), help="Initial scales and offsets."

@@ -36,7 +36,7 @@ class LsqPlusConfig:
 
     The loss is label_weight CE(labels) + (1 - label_weight) T^2 KL(float || quantized) at temperature T; without labels
     the second term alone. A `batch` is computed in shards of `shard` samples, whose gradients are added in order, so
-    that results do not depend on the number of threads. `holdout` is the share of samples that choose the best epoch.
+    that results do not depend on the number of threads. `holdout` is the share of samples that choose the epoch.
     With `keep_bn`, convolutions whose BatchNormalization was folded are normalised by the statistics of a shard.
     `configuration` is a row of Table 1 for every tensor below 8 bits; None chooses per tensor.
     """

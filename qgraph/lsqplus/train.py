@@ -19,7 +19,7 @@ from qgraph.lsqplus.absorb import absorb
 from qgraph.lsqplus.checkpoint import Checkpoint, State
 from qgraph.lsqplus.config import LsqPlusConfig, Schedule
 from qgraph.lsqplus.feed import Feed, open_feed
-from qgraph.lsqplus.judge import Judgement, judge
+from qgraph.lsqplus.judge import Judgement, is_kept, judge
 from qgraph.lsqplus.loss import one_hot, targets_of
 from qgraph.lsqplus.optimise import Adam, Optimiser, Sgd, cosine, decayed
 from qgraph.lsqplus.statistics import with_statistics
@@ -176,8 +176,7 @@ class _Run:
         judged = self._judge(state)
         state.losses = []
         state.epochs.append(asdict(judged))
-        held_out = len(self.feed.held_out) > 0
-        if not held_out or judged.better_than(Judgement(**state.epochs[state.best_epoch])):
+        if is_kept([Judgement(**epoch) for epoch in state.epochs]):
             state.best, state.best_epoch = state.values.copy(), len(state.epochs) - 1
 
     def _judge(self, state: State) -> Judgement:

@@ -38,7 +38,7 @@ def test_json_tells_the_history(digits, digits_calibration, tmp_path, capsys) ->
     assert main([str(w) for w in [*words, "--weights", 4, "--plan", tmp_path / "plan.json", "--quiet"]]) == 0
     assert main([str(w) for w in command]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert [set(epoch) for epoch in printed["epochs"]] == [{"loss", "distance", "top1"}] * 2
+    assert [set(epoch) for epoch in printed["epochs"]] == [{"loss", "distance", "top1", "error"}] * 2
     assert printed["bytes"] == (tmp_path / "out.onnx").stat().st_size
     assert {layer["weight_bits"] for layer in printed["layers"]} == {4, 8}
     assert printed["schedule"] == {"epochs": 1, "rate": 3e-3, "scale_rate": 3e-3}

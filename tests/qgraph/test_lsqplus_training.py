@@ -19,11 +19,12 @@ from qgraph.gathering import prepare
 from qgraph.gradient import GradientError
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
-from qgraph.lsqplus import LsqPlusConfig, Training, initialise, train
+from qgraph.lsqplus import Judgement, LsqPlusConfig, Training, initialise, train
 from qgraph.lsqplus.absorb import absorb
 from qgraph.lsqplus.configurations import configuration_of
 from qgraph.lsqplus.equalise import equalise
 from qgraph.lsqplus.feed import augment, open_feed
+from qgraph.lsqplus.judge import is_kept
 from qgraph.model import Model, load
 from qgraph.observe import observe
 from qgraph.plan import QuantPlan, Rounding
@@ -191,7 +192,7 @@ def test_steps_per_channel_become_weights(net, few) -> None:
 
 
 def test_start_from_a_plan(digits, few, net) -> None:
-    plan = qgraph.quantize(digits, few, method="aciq", weights=3, activations=3).plan
+    plan = qgraph.quantize(digits, few, method="aciq", weights=2, activations=2).plan
     config = dataclasses.replace(QUICK, initialisation="plan")
     result = qgraph.finetune(digits, few, config=config, start=plan)
     assert result.epochs[result.best_epoch].distance < result.epochs[0].distance
@@ -266,6 +267,23 @@ def test_training_that_does_not_help_keeps_its_start(net, few, start) -> None:
     with pytest.warns(UserWarning, match="did not improve on its start"):
         trained = train(net, start, few, config=careful)
     assert trained.best_epoch == 0
+
+
+@pytest.mark.parametrize(
+    ("distances", "kept"),
+    [
+        ([0.9, 0.5], True),
+        ([0.9, 0.5, 0.55], True),  # not worse than the best by more than its error
+        ([0.9, 0.5, 0.55, 0.62], False),
+        ([0.9, 0.5, 0.62, 0.58], True),
+        ([0.4, 0.45], False),  # but worse than the start
+        ([0.9, np.nan], False),
+        ([0.9, np.nan, 0.5], True),
+        ([None, None], True),
+    ],
+)
+def test_which_epoch_is_kept(distances, kept) -> None:
+    assert is_kept([Judgement(loss=None, distance=d, top1=None, error=0.1) for d in distances]) == kept
 
 
 @pytest.mark.parametrize(
