@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,16 @@ from qgraph.gathering import distilled_samples, prepare
 from qgraph.graph import GraphView
 from qgraph.initial import activation_grid, initial_plan
 from qgraph.job import Job
-from qgraph.lsqplus import Judgement, LsqPlusConfig, Schedule, check_trainable, initialise, settle_biases, train
+from qgraph.lsqplus import (
+    Judgement,
+    LsqPlusConfig,
+    Schedule,
+    Training,
+    check_trainable,
+    initialise,
+    settle_biases,
+    train,
+)
 from qgraph.model import Model, ModelLike, load, normalise
 from qgraph.observe import observe
 from qgraph.plan import ActivationQuant, QuantPlan
@@ -88,27 +97,24 @@ def finetune(
     with job.stage("load"):
         loaded = load(model)
         net = prepare(loaded, opset=opset)
-        view = GraphView(net)
-        layers, _ = recipe.choose_layers(view)
         samples = None if data is None else open_data(data, net, preprocessing=preprocessing, limit=limit)
         given = _given_plan(start, net)
         batch_norms = known_moments(normalise(loaded, fold_bn=False)).keys()
-    if chosen.keep_bn and not batch_norms:
-        raise UsageError(f"{net.source} has no BatchNormalization to keep: it was folded away when it was exported")
+        _check(net, recipe, chosen, batch_norms, distilling=samples is None)
     if samples is None:
-        check_trainable(net, layers, chosen)
         with job.stage("distill"):
             samples = distilled_samples(loaded, net, job, count=limit or DISTILLED)
     calibration = dataclasses.replace(samples, limit=min(samples.count, chosen.calibration))
     with job.stage("observe"):
         observed = observe(net, calibration, threads=threads, progress=progress)
-    full = given or initialise(initial_plan(view, recipe, observed), view, observed, config=chosen)
+    view = GraphView(net)
+    plan = given or initialise(initial_plan(view, recipe, observed), view, observed, config=chosen)
     with job.stage("verify"):  # what cannot be exported or run is said before the training
-        verify(lower(net, full, format=format), net, samples, threads=threads)
+        verify(lower(net, plan, format=format), net, samples, threads=threads)
     with job.stage("train"):
         training = train(
             net,
-            full,
+            plan,
             samples,
             config=chosen,
             batch_norms=batch_norms,
@@ -118,24 +124,48 @@ def finetune(
             progress=progress,
         )
     with job.stage("export"):
-        complete = _complete(training.net, training.plan, full, calibration, threads)
-        trained, plan = settle_biases(training.net, complete)
-        result = Finetuned(
-            net=trained,
-            plan=plan,
-            format=format,
-            data="distilled" if data is None else "calibration",
-            seconds=job.seconds,
-            observed=observe(trained, calibration, threads=threads, progress=progress),
-            samples=samples,
-            threads=threads,
-            schedule=training.schedule,
-            epochs=training.epochs,
-            best_epoch=training.best_epoch,
-        )
-        verify(result.model, trained, samples, threads=threads)
+        result = _trained(training, plan, samples, calibration, job, format=format, distilled=data is None)
+        verify(result.model, result.net, samples, threads=threads)
     job.finish()
     return result
+
+
+def _check(
+    net: Model, recipe: Recipe, config: LsqPlusConfig, batch_norms: Collection[str], *, distilling: bool
+) -> None:
+    """Say what cannot be done before the work begins."""
+    layers, _ = recipe.choose_layers(GraphView(net))
+    if config.keep_bn and not batch_norms:
+        raise UsageError(f"{net.source} has no BatchNormalization to keep: it was folded away when it was exported")
+    if distilling:
+        check_trainable(net, layers, config)
+
+
+def _trained(
+    training: Training,
+    before: QuantPlan,
+    samples: Dataset,
+    calibration: Dataset,
+    job: Job,
+    *,
+    format: str,
+    distilled: bool,
+) -> Finetuned:
+    """The result of a training that started with the plan `before`."""
+    net, plan = settle_biases(training.net, _complete(training, before, calibration, job.threads))
+    return Finetuned(
+        net=net,
+        plan=plan,
+        format=format,
+        data="distilled" if distilled else "calibration",
+        seconds=job.seconds,
+        observed=observe(net, calibration, threads=job.threads, progress=job.progress),
+        samples=samples,
+        threads=job.threads,
+        schedule=training.schedule,
+        epochs=training.epochs,
+        best_epoch=training.best_epoch,
+    )
 
 
 def _given_plan(start: QuantPlan | str | Path | None, net: Model) -> QuantPlan | None:
@@ -146,10 +176,9 @@ def _given_plan(start: QuantPlan | str | Path | None, net: Model) -> QuantPlan |
     return plan
 
 
-def _complete(
-    net: Model, learned: QuantPlan, before: QuantPlan, calibration: Dataset, threads: int | None
-) -> QuantPlan:
+def _complete(training: Training, before: QuantPlan, calibration: Dataset, threads: int | None) -> QuantPlan:
     """The learned plan with the grids that no layer reads, which span what the trained network now computes there."""
+    net, learned = training.net, training.plan
     trained: Mapping[tuple[str, str], ActivationQuant] = {(a.tensor, a.role): a for a in learned.activations}
     missing = [a for a in before.activations if (a.tensor, a.role) not in trained]
     quantized = dataclasses.replace(net, ir_model=simulate(net, learned))
