@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qgraph.preprocessing import Preprocessing as Preprocessing
     from qgraph.qrater import SearchConfig as SearchConfig
     from qgraph.result import Result as Result
-    from qgraph.search import search as search
+    from qgraph.searching import search as search
 
 _HOMES = {
     "Dataset": "data",
@@ -36,7 +36,7 @@ _HOMES = {
     "UsageError": "errors",
     "QuantPlan": "plan",
     "SearchConfig": "qrater",
-    "search": "search",
+    "search": "searching",
     "Result": "result",
     "apply": "pipeline",
     "open_data": "data",

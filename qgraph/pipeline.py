@@ -150,7 +150,7 @@ def _trained(model: ModelLike, data: DataLike | None, **options: Any) -> Result:
 
 def _searched(plan: QuantPlan, given: Gathered) -> QuantPlan:
     """What Q-Rater finds from `plan`, with its default settings; `qgraph.search` has all of them."""
-    from qgraph.search import polish  # a sampler that nothing else needs
+    from qgraph.searching import polish  # a sampler that nothing else needs
 
     samples = given.need_samples("a search measures the task on samples")
     config = SearchConfig(ingredients=given.recipe.ingredients, fine=True, seed=given.job.seed)

@@ -63,6 +63,14 @@ def test_files_stay_small(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 420
 
 
+def test_no_module_takes_the_name_of_a_function():
+    """Once it is imported, `qgraph.NAME` would be the module."""
+    import qgraph
+
+    modules = {p.stem for p in (ROOT / "qgraph").iterdir()}
+    assert not modules & set(qgraph.__all__)
+
+
 def test_public_names_have_docstrings():
     import qgraph
     import qmath

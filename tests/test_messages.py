@@ -31,7 +31,7 @@ from qgraph.qrater import SearchConfig
 from qgraph.qrater.journal import Journal
 from qgraph.qrater.objective import choose_scorer
 from qgraph.recipe import Recipe
-from qgraph.search import search
+from qgraph.searching import search
 from qgraph.simulate import simulate
 from qgraph.zeroq import distill
 

@@ -24,8 +24,8 @@ from qgraph.model import check_writable, write_atomically
 from qgraph.plan import Rounding
 from qgraph.qrater import SearchConfig
 from qgraph.qrater.config import INGREDIENTS, OBJECTIVES, SEARCHES
-from qgraph.search import PROTOCOLS, Searched
-from qgraph.search import search as run
+from qgraph.searching import PROTOCOLS, Searched
+from qgraph.searching import search as run
 
 
 class Ingredients(click.ParamType):

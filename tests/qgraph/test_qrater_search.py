@@ -25,8 +25,8 @@ from qgraph.observe import observe
 from qgraph.plan import QuantPlan
 from qgraph.qrater import JournalError, SearchConfig, paper_plan
 from qgraph.qrater import search as run_search
-from qgraph.search import ConstantObjective
-from qgraph.search import search as search_file
+from qgraph.searching import ConstantObjective
+from qgraph.searching import search as search_file
 from qgraph.simulate import simulate
 
 COARSE = SearchConfig(clips=(0.4, 0.7, 1.0), gamma_n=(-0.8, 0.0, 0.8), gamma_s=(0.25,), objective="kl", first=32)
