@@ -94,9 +94,10 @@ class Bench:
         row |= {"fewer image-forwards": None, "evaluations": None, "seconds": None}
         if self.options.kept and name in CELLS and not packed(self.label(bits, name)).exists():
             return row
+        cost: dict[str, Any] = {}
         start = time.perf_counter()
         if name in BASELINES:
-            plan, cost = self.start(bits, name, self.count(name)), {}
+            plan = self.start(bits, name, self.count(name))
         else:
             plan, cost = self.search(bits, name)
         seconds = round(time.perf_counter() - start, 1)

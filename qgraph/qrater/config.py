@@ -25,8 +25,9 @@ class SearchConfig:
     """Algorithm 1 with the grids of section 5.4, and what makes it cheap.
 
     `ingredients`: clip, round, bias, in any number. `search`: `grid`, or `bo`, which adds `further` points of Bayesian
-    optimisation to the grid's. `objective` (None: mse, whose value on one sample says most about the others, so that
-    races are safe and what they find holds on new data). `gamma_s` empty: first order. `exponent`: reading of Eq. 6.
+    optimisation to the grid's, fewer where `patience` of them in a row are no better. `objective` (None: mse, whose
+    value on one sample says most about the others, so that races are safe and what they find holds on new data).
+    `gamma_s` empty: first order. `exponent`: reading of Eq. 6.
     `base`: also try what the starting plan has, not in the paper. `corrected`: every candidate is measured with its own
     shift of the bias (Eq. 7), so that the choice is not between errors that a shift would undo; Algorithm 1 looks at
     shifts last. `passes`: how often the layers are gone through; from the second on, all other layers are quantized.
@@ -49,6 +50,7 @@ class SearchConfig:
     gamma_s: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     exponent: Literal["distance", "printed"] = "distance"
     further: int = 50
+    patience: int = 10
     base: bool = True
     corrected: bool = True
     passes: int = 1
@@ -79,9 +81,10 @@ class SearchConfig:
             raise UsageError(f"need 0.5 < confidence < 1 and 0 < keep <= 1, not {self.confidence} and {self.keep}")
         if not self.tolerance >= 0:
             raise UsageError(f"the tolerance is a share of the objective, not {self.tolerance}")
-        if self.first < 2 or self.passes < 1 or self.further < 0:
+        if self.first < 2 or self.passes < 1 or min(self.further, self.patience) < 0:
             raise UsageError(
-                f"need first >= 2, passes >= 1, further >= 0, not {self.first}, {self.passes}, {self.further}"
+                f"need first >= 2, passes >= 1, further >= 0, patience >= 0, not {self.first}, {self.passes}, "
+                f"{self.further}, {self.patience}"
             )
 
     @property
@@ -102,6 +105,7 @@ class SearchConfig:
     def identity(self) -> dict[str, object]:
         """Everything that a choice depends on, for the journal; a finished search goes on with more `passes`."""
         found = dataclasses.asdict(self)
-        for name in ("passes", "reuse", "cache", "cache_bytes"):
+        unused = ("further", "patience") if self.search == "grid" else ()
+        for name in ("passes", "reuse", "cache", "cache_bytes", *unused):
             del found[name]
         return found

@@ -20,13 +20,14 @@ class Rules:
 
     `unit` is the smallest difference that a sample can make, where there is one: the test then counts one more sample
     that differs by it, so that a few equal answers do not pass for certainty. At most the share `keep` of the
-    candidates goes on to the next round, the best ones, but at least two; 1 leaves it to the test.
+    candidates goes on to the next round, the best ones, but `least` of them; a share of 1 leaves it to the test.
     """
 
     confidence: float
     tolerance: float
     unit: float = 0.0
     keep: float = 1.0
+    least: int = 2
 
     @property
     def deviations(self) -> float:
@@ -71,7 +72,7 @@ def race(
         leader = max(alive, key=lambda c: (scores[c].mean(), -c))
         bounds = {c: _bounds(scores[leader], scores[c], rules) for c in alive if c != leader}
         alive = [c for c in alive if c == leader or bounds[c][0] <= 0]
-        going_on = max(2, int(np.ceil(rules.keep * before)))
+        going_on = max(rules.least, int(np.ceil(rules.keep * before)))
         ranked = sorted(alive, key=lambda c: (-scores[c].mean(), c))
         alive = sorted({*ranked[:going_on], *(c for c in alive if c in defended)})
         if all(bounds[c][1] <= rules.margin(scores[leader]) for c in alive if c != leader):

@@ -290,20 +290,29 @@ class _Layer:
         candidates = [*started, *(self._corrected(stage.at(point), stage) for point in stage.grid)]
         outcome = self._race(candidates, order, defended=len(started[:1]))
         best, further = candidates[outcome.winner], config.further if stage.bounds and config.search == "bo" else 0
+        self.spent.asked += stage.asked + further
         if not further or not outcome.decided:
-            self.spent.asked += stage.asked + further
             return best, outcome
         optimizer = Optimizer(stage.bounds, seed=config.seed)
         for point, mean in zip(stage.grid, outcome.means[len(started) :], strict=True):
             optimizer.tell(point, mean)
-        for _ in range(further):
-            point = optimizer.ask()
+        return self._optimise(stage, optimizer, best, outcome, order)
+
+    def _optimise(
+        self, stage: Stage, optimizer: Optimizer, best: Candidate, outcome: Outcome, order: Sequence[int]
+    ) -> tuple[Candidate, Outcome]:
+        """Points of Bayesian optimisation, until they are all made, known, or `patience` in a row were in vain."""
+        in_vain = 0
+        for _ in range(self.config.further):
+            point = optimizer.ask() if in_vain < self.config.patience else None
+            if point is None:
+                break
             challenger = self._corrected(stage.at(point), stage)
-            trial = self._race([best, challenger], order)
+            trial = self._race([best, challenger], order, defended=1, least=1)
             optimizer.tell(point, trial.means[1])
+            in_vain += 1
             if trial.winner == 1:
-                best, outcome = challenger, dataclasses.replace(trial, means=(*outcome.means, *trial.means))
-        self.spent.asked += stage.asked + further
+                best, outcome, in_vain = challenger, dataclasses.replace(trial, means=(*outcome.means, *trial.means)), 0
         return best, outcome
 
     def _started(self, stage: Stage) -> list[Candidate]:
@@ -316,8 +325,13 @@ class _Layer:
             return candidate
         return dataclasses.replace(candidate, shift=self._expected_shift(candidate, CORRECTED_ON))
 
-    def _race(self, candidates: Sequence[Candidate], order: Sequence[int], defended: int = 0) -> Outcome:
-        """The best of these; the first ones, `defended`, stay unless the test is sure that they lose."""
+    def _race(
+        self, candidates: Sequence[Candidate], order: Sequence[int], *, defended: int = 0, least: int = 2
+    ) -> Outcome:
+        """The best of these; the first ones, `defended`, stay unless the test is sure that they lose.
+
+        With `least` 1, a challenger of what is defended must lead after every round.
+        """
         keys = [self.bench.key(candidate) for candidate in candidates]
         unique = list(dict.fromkeys(keys))
         numbers = [keys.index(key) for key in unique]
@@ -331,7 +345,8 @@ class _Layer:
                 wanted += [(f"{key}#{i}", candidates[i]) for i, key in again]
             return self._measure(wanted, order[first:end])[: len(chosen)]
 
-        outcome = race(len(unique), self.owner.blocks, measured, self.owner.rules, defended=range(defended))
+        rules = dataclasses.replace(self.owner.rules, least=least)
+        outcome = race(len(unique), self.owner.blocks, measured, rules, defended=range(defended))
         means = tuple(outcome.means[unique.index(key)] for key in keys)
         return dataclasses.replace(outcome, winner=numbers[outcome.winner], means=means)
 

@@ -264,6 +264,17 @@ def test_bayesian_optimisation_adds_points_and_is_never_worse_on_its_samples(bas
     assert more.cost.asked == plain.cost.asked + 12
 
 
+def test_bayesian_optimisation_adds_at_most_half_of_the_grids_cost(base, net, samples, capfd):
+    one = dataclasses.replace(base, layers=base.layers[:1])
+    grid = SearchConfig(ingredients=("clip", "round"))
+    plain = find(one, net, samples, grid)
+    more = find(one, net, samples, dataclasses.replace(grid, search="bo"))
+    assert more.cost.run > plain.cost.run
+    assert more.cost.samples < 1.5 * plain.cost.samples
+    assert more.history[0][1] > plain.history[0][1]
+    assert capfd.readouterr().out == ""  # bayes_opt prints where points repeat
+
+
 def test_objectives_that_cannot_be_measured(digits, net, base, digits_calibration):
     with np.load(digits_calibration) as archive:
         images = archive["images"][:40]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -74,6 +76,19 @@ def test_what_is_defended_drops_out_by_the_test_alone():
     lost, field = run(scores, defended=(0,))
     assert lost.winner != 0
     assert field.asked < 8 * 32 + 8 * 512
+
+
+def test_a_challenger_must_lead_after_every_round():
+    """Candidate 1 is behind on the first block only: not sure to lose, but not worth more samples."""
+    scores = noisy([-1.0, -1.0], 0, spread=0.1)
+    scores[1] += 0.2
+    scores[1, :32] = scores[0, :32] - np.where(np.arange(32) % 2, 0.2, -0.15)
+    duel = dataclasses.replace(RULES, least=1)
+    assert run(scores)[0].winner == 1
+    outcome, field = run(scores, duel, defended=(0,))
+    assert (outcome.winner, field.asked) == (0, 2 * 32)
+    scores[1, :32] = scores[0, :32] + 0.01
+    assert run(scores, duel, defended=(0,))[0].winner == 1
 
 
 def test_equal_candidates_end_a_race_at_once():
