@@ -265,7 +265,7 @@ def test_bayesian_optimisation_adds_points_and_is_never_worse_on_its_samples(bas
 
 
 def test_bayesian_optimisation_adds_at_most_half_of_the_grids_cost(base, net, samples, capfd):
-    one = dataclasses.replace(base, layers=base.layers[:1])
+    one = dataclasses.replace(base, layers=base.layers[:1], activations=())
     grid = SearchConfig(ingredients=("clip", "round"))
     plain = find(one, net, samples, grid)
     more = find(one, net, samples, dataclasses.replace(grid, search="bo"))
