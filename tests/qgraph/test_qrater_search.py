@@ -271,7 +271,7 @@ def test_bayesian_optimisation_adds_at_most_half_of_the_grids_cost(base, net, sa
     more = find(one, net, samples, dataclasses.replace(grid, search="bo"))
     assert more.cost.run > plain.cost.run
     assert more.cost.samples < 1.5 * plain.cost.samples
-    assert more.history[0][1] > plain.history[0][1]
+    assert more.history[0][1] >= plain.history[0][1]
     assert capfd.readouterr().out == ""  # bayes_opt prints where points repeat
 
 
