@@ -135,8 +135,11 @@ def _check(
 ) -> None:
     """Say what cannot be done before the work begins."""
     layers, _ = recipe.choose_layers(GraphView(net))
-    if config.keep_bn and not batch_norms:
-        raise UsageError(f"{net.source} has no BatchNormalization to keep: it was folded away when it was exported")
+    if config.keep_bn and not any(layer.op == "Conv" and layer.output.name in batch_norms for layer in layers):
+        raise UsageError(
+            f"{net.source} has no BatchNormalization to keep behind a convolution that is quantized: most exporters "
+            f"fold it away"
+        )
     if distilling:
         check_trainable(net, layers, config)
 
