@@ -131,19 +131,22 @@ class ChannelPrior:
         return np.where(self.heavy, *both)
 
 
-def channel_prior(statistics: qmath.Statistics) -> ChannelPrior:
+def channel_prior(statistics: qmath.Statistics, *, floor: float = 0.0, faintest: float = FAINTEST) -> ChannelPrior:
     """Laws with each channel's mean and variance, of the family whose expected largest value is nearest the one seen.
 
     Of n values one is expected above the largest: n P(X > max) = 1. The family of the whole tensor would mislead: a
-    mixture of Gaussians of many widths has Laplace's tails.
+    mixture of Gaussians of many widths has Laplace's tails. The laws are those of X - `floor`. Channels
+    whose mean is below `faintest` of the tensor's count as that.
     """
     channels = statistics.channels
     if channels is None:
         raise ValueError("statistics per channel are needed")
-    mean = np.maximum(channels.mean, FAINTEST * max(statistics.mean, 1e-30))
-    second = np.maximum(np.square(channels.mean) + channels.variance, mean**2)
+    mean = np.maximum(channels.mean - floor, faintest * max(statistics.mean - floor, 1e-30))
+    second = np.maximum(np.square(channels.mean - floor) + channels.variance, mean**2)
     laplace, gaussian = (qmath.rectified_prior(family, mean, second) for family in (qmath.Laplace, qmath.Gaussian))
-    beyond = [np.log(np.maximum(channels.count * prior.sf(channels.max), 1e-300)) for prior in (laplace, gaussian)]
+    beyond = [
+        np.log(np.maximum(channels.count * prior.sf(channels.max - floor), 1e-300)) for prior in (laplace, gaussian)
+    ]
     return ChannelPrior(laplace=laplace, gaussian=gaussian, heavy=np.abs(beyond[0]) < np.abs(beyond[1]))
 
 

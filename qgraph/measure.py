@@ -6,6 +6,8 @@ compared with the float layer's. Predicted noise power of output channel c, with
 (exact under the observed histogram or prior), weight error D = W^q - W, and operand mean m and variance v per channel:
 
     noise_c = sum_k (W^q_ck)^2 e^2 + sum_k D_ck^2 v_k + (sum_k D_ck m_k + shift_c)^2
+
+where e has a mean, and where layers pad, as `operand_noise` says.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ from numpy.typing import NDArray
 import qmath
 from qgraph import weights
 from qgraph.channels import channel_errors
-from qgraph.correct import output_sums
 from qgraph.data import Dataset
 from qgraph.export import stored_bytes
 from qgraph.folding import append_node
 from qgraph.graph import GraphView, Layer, root
 from qgraph.lowering import shift_bias
 from qgraph.observe import Observations
+from qgraph.operand_noise import FINEST, channel_noise, coverage, tap_sums
 from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
 from qgraph.rounding import activation_table
 from qgraph.runtime import Session
@@ -125,21 +127,35 @@ def _predict(layer: Layer, quant: LayerQuant, grids: Mapping[str, ActivationQuan
     if channels is None:
         return float("nan")
     mean, variance = np.asarray(channels.mean), np.asarray(channels.variance)
-    operand_error: NDArray[np.float64] | float = 0.0
+    error, square = np.zeros(mean.size), np.zeros(mean.size)
     if grid is not None:
-        of_tensor = observed[grid.tensor]
-        operand_error = channel_errors(grid, of_tensor) if grid.channel_scale else grid_error(of_tensor, grid)
-        if not grid.channel_scale and grid.zero_point == 0 and np.any(mean > 0) and grid.rounding is None:
-            alike = dataclasses.replace(grid, channel_scale=(1.0,) * mean.size)
-            shares = channel_errors(alike, dataclasses.replace(of_tensor, channels=channels))
-            operand_error = operand_error * shares / shares.mean()  # whose sum is that of the histogram
-    shift = np.asarray(quant.bias_shift) if quant.bias_shift else 0.0
-    noise = (
-        output_sums(layer, rounded**2, np.broadcast_to(operand_error, mean.shape))
-        + output_sums(layer, difference**2, variance)
-        + (output_sums(layer, difference, mean) + shift) ** 2
-    )
+        error, square = _operand_error(grid, observed[grid.tensor], channels)
+    shared = tap_sums(layer, rounded, error) + tap_sums(layer, difference, mean)
+    random = tap_sums(layer, rounded**2, square - error**2) + tap_sums(layer, difference**2, variance)
+    shift = np.asarray(quant.bias_shift) if quant.bias_shift else np.zeros(len(shared))
+    inside = coverage(layer)
+    together = np.einsum("ct,tu,cu->c", shared, inside, shared)
+    reached = np.diagonal(inside)
+    noise = together + 2 * shift * (shared @ reached) + shift**2 + random @ reached
     return float(np.mean(noise))
+
+
+def _operand_error(
+    grid: ActivationQuant, of_tensor: qmath.Statistics, channels: qmath.Statistics
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and mean square of every channel's error; where the tensor's histogram tells the sum of squares, that sum.
+
+    Grids of many bits, and those that no law is integrated over, have the same error in all channels, and no mean.
+    """
+    size = np.size(channels.mean)
+    if grid.rounding is not None or grid.offset or grid.bits > FINEST or not of_tensor.min < of_tensor.max:
+        alike = channel_errors(grid, of_tensor) if grid.channel_scale else grid_error(of_tensor, grid)
+        return np.zeros(size), np.broadcast_to(np.asarray(alike, np.float64), size)
+    error, square = channel_noise(grid, dataclasses.replace(of_tensor, channels=channels))
+    if grid.channel_scale or of_tensor.histogram is None:
+        return error, square
+    square = np.maximum(square * grid_error(of_tensor, grid) / square.mean(), error**2)
+    return error, square
 
 
 def grid_error(statistics: qmath.Statistics, grid: ActivationQuant) -> float:
