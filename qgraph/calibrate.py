@@ -109,6 +109,21 @@ def prior_rejected(statistics: qmath.Statistics, *, bits: int, non_negative: boo
     return bool(prior.error[0] > PRIOR_TOLERANCE * prior.least[0])
 
 
+def rejected_priors(view: GraphView, observed: Observations, grids: Sequence[ActivationQuant]) -> dict[str, bool]:
+    """`prior_rejected` of every grid's tensor at its bits, by name; those without a histogram are left out."""
+    non_negative = {site.tensor: site.non_negative for site in view.activation_sites(view.layers)}
+    asked = [grid for grid in grids if grid.tensor in observed.tensors and _has_spread(observed[grid.tensor])]
+    if not asked:
+        return {}
+    prior = qmath.prior_ranges(
+        [histogram for grid in asked if (histogram := observed[grid.tensor].histogram) is not None],
+        bits=[grid.bits for grid in asked],
+        one_sided=[non_negative.get(grid.tensor, False) or observed[grid.tensor].min >= 0 for grid in asked],
+    )
+    failed = prior.error > PRIOR_TOLERANCE * prior.least
+    return {grid.tensor: bool(no) for grid, no in zip(asked, failed, strict=True)}
+
+
 def _has_spread(statistics: qmath.Statistics) -> bool:
     return bool(statistics.count and statistics.histogram is not None and statistics.min < statistics.max)
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 import qmath
 from qgraph import weights
+from qgraph.calibrate import rejected_priors
 from qgraph.channels import channel_errors
 from qgraph.data import Dataset
 from qgraph.export import stored_bytes
@@ -40,7 +41,11 @@ SAMPLES = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerReport:
-    """What became of one layer; the errors are None where there was nothing to measure them on."""
+    """What became of one layer; the errors are None where there was nothing to measure them on.
+
+    `prior_rejected`: neither of ACIQ's priors describes what the layer reads at its bits (see `calibrate`); None where
+    there is no histogram to tell.
+    """
 
     name: str
     op: str
@@ -49,6 +54,7 @@ class LayerReport:
     weight_bytes: int
     predicted_sqnr_db: float | None = None
     measured_sqnr_db: float | None = None
+    prior_rejected: bool | None = None
 
 
 def layer_reports(
@@ -63,6 +69,7 @@ def layer_reports(
     power = measured_power(view, plan, data, threads=threads) if data is not None else {}
     predicted = predicted_noise(view, plan, observed) if observed is not None else {}
     grids = operand_grids(plan)
+    rejected = {} if observed is None else rejected_priors(view, observed, list(grids.values()))
     reports = []
     for quant in plan.layers:
         layer = view.by_name[quant.name]
@@ -77,6 +84,7 @@ def layer_reports(
                 weight_bytes=stored_bytes(layer.weight_array().shape, quant.weight),
                 predicted_sqnr_db=sqnr_db(signal, predicted.get(quant.name, 0.0)),
                 measured_sqnr_db=sqnr_db(signal, noise),
+                prior_rejected=None if grid is None else rejected.get(grid.tensor),
             )
         )
     return tuple(reports)

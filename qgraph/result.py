@@ -71,6 +71,7 @@ class Result:
                     "activation_bits": layer.activation_bits,
                     "predicted_sqnr_db": layer.predicted_sqnr_db,
                     "measured_sqnr_db": layer.measured_sqnr_db,
+                    "prior_rejected": layer.prior_rejected,
                 }
                 for layer in self.layers
             ],

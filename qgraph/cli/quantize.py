@@ -126,11 +126,15 @@ def _show(result: Result, output: str, nbytes: int) -> None:
             layer.name,
             layer.op,
             str(layer.weight_bits),
-            "float" if layer.activation_bits is None else str(layer.activation_bits),
+            "float"
+            if layer.activation_bits is None
+            else f"{layer.activation_bits}{' *' if layer.prior_rejected else ''}",
             number(layer.predicted_sqnr_db, 1),
             number(layer.measured_sqnr_db, 1),
         )
     show(layers)
+    if any(layer.prior_rejected for layer in result.layers):
+        show("* prior rejected: neither Laplace nor Gaussian describes what the layer reads, at these bits to 1 dB")
     if result.plan.kept_float:
         kept = table("kept in floating point", "layer", "why", left=2)
         for entry in result.plan.kept_float:

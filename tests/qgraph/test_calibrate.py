@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 
 from qgraph import weights
+from qgraph.aciq import refine
 from qgraph.calibrate import clip_weights
+from qgraph.data import open_data
 from qgraph.gathering import prepare
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
+from qgraph.measure import layer_reports
+from qgraph.observe import observe
 from qgraph.recipe import Recipe
 
 TEXT = """
@@ -38,3 +42,19 @@ def test_the_least_squares_clip_of_weights(model_from_text, symmetric, per_chann
     clipped = clip_weights(full, view, method="percentile").layers[0].weight
     assert clipped.symmetric == symmetric
     assert max(clipped.scale[:5]) < max(full.layers[0].weight.scale[:5])
+
+
+def test_priors_are_rejected_where_the_data_have_two_peaks(model_from_text):
+    rng = np.random.default_rng(0)
+    net = prepare(model_from_text(TEXT, w=rng.standard_normal((4, 6)).astype(np.float32)))
+    view = GraphView(net)
+    recipe = Recipe.choose("aciq", True, activations=3, edge_bits=3)
+    for peaks, rejected in ((0.0, False), (30.0, True)):
+        x = rng.normal(0, 1, (500, 4)) + peaks * rng.choice([-1, 1], (500, 4))
+        data = open_data(x.astype(np.float32), net)
+        observed = observe(net, data)
+        plan = refine(initial_plan(view, recipe, observed), view, observed)
+        reports = layer_reports(view, plan, observed, data)
+        assert [report.prior_rejected for report in reports] == [rejected]
+        bare = observe(net, data, histograms=False)
+        assert [report.prior_rejected for report in layer_reports(view, plan, bare, data)] == [None]

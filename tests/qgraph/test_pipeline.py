@@ -178,6 +178,7 @@ def test_json_follows_the_contract(w4a8):
         "activation_bits",
         "predicted_sqnr_db",
         "measured_sqnr_db",
+        "prior_rejected",
     }
     shapes = {layer.name: layer.weight_array().shape for layer in qgraph_layers(w4a8)}
     bits = {layer.name: layer.weight_bits for layer in w4a8.layers}
