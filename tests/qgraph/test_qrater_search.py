@@ -322,6 +322,7 @@ def test_what_is_deployed_is_what_was_measured(digits, digits_calibration):
         model = qgraph.apply(digits, plan, format=form)
         kl[name] = evaluate(model, digits_calibration, against=digits, limit=64).kl
     assert kl["found"] < 0.8 * kl["base"]
+    assert kl["float"] == pytest.approx(-searched.found.history[-1][1], rel=1e-3)
     assert kl["float"] == pytest.approx(kl["found"], rel=0.3)  # integer kernels round sums to 8 bits once more
 
 
