@@ -12,12 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from kills import LONG_JOBS, LongJob, start, wait_for
 
 import qgraph
 from qgraph.cli import main
 from qgraph.errors import ModelError
+from qgraph.pipeline import measure_sensitivity
+from qgraph.zeroq import DistillConfig, distill
 
 DISTILL = ("--steps", "100", "--count", "32", "--seed", "3", "--threads", "1", "--quiet")
 
@@ -174,12 +177,36 @@ def test_two_processes_write_one_output(digits, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "out.onnx"]
 
 
-def test_the_same_bytes_on_any_number_of_threads(digits, digits_calibration, tmp_path):
+def quantized(model, data, threads):
+    return qgraph.quantize(model, data, limit=64, weights=4, threads=threads).model
+
+
+def distilled(model, data, threads):
+    samples = distill(model, count=8, config=DistillConfig(steps=20), seed=1, threads=threads).inputs
+    return b"".join(array.tobytes() for array in samples.values())
+
+
+def compared(model, data, threads):
+    return measure_sensitivity(model, data, limit=16, bits=(2, 4), threads=threads).to_json().encode()
+
+
+def searched(model, data, threads):
+    config = qgraph.SearchConfig(ingredients=("bias",), seed=1)
+    found = qgraph.search(model, data, limit=32, weights=3, activations=4, config=config, threads=threads)
+    return found.plan.to_json().encode()
+
+
+def finetuned(model, data, threads):
+    config = qgraph.LsqPlusConfig(epochs=1, batch=32, calibration=32)
+    return qgraph.finetune(model, data, limit=96, weights=3, config=config, seed=1, threads=threads).model
+
+
+@pytest.mark.parametrize("job", [quantized, distilled, compared, searched, finetuned], ids=lambda job: job.__name__)
+def test_the_same_bytes_on_any_number_of_threads(digits, digits_calibration, job):
     seen = set()
-    for run, threads in enumerate((1, 2, 1, 2, 1)):
-        out = tmp_path / f"{run}.onnx"
-        qgraph.quantize(digits, data=digits_calibration, limit=64, weights=4, threads=threads).save(out)
-        seen.add(out.read_bytes())
+    for threads in (1, 2, 1, 2, 1):
+        made = job(digits, digits_calibration, threads)
+        seen.add(made if isinstance(made, bytes) else ir.to_proto(made).SerializeToString(deterministic=True))
     assert len(seen) == 1
 
 
