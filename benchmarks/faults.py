@@ -59,7 +59,8 @@ def kills(name: str, count: int) -> dict[str, Any]:
         seen = []
         for start in range(0, count, 2):
             seen += job.kill(start, moments[start : start + 2])
-            print(f"{name}: {len(seen)} of {count} kills", file=sys.stderr, flush=True)
+            same = sum(kill.same for kill in seen)
+            print(f"{name}: {len(seen)} of {count} kills, {same} with the same bytes", file=sys.stderr, flush=True)
     return {
         "job": name,
         "seconds": job.seconds,

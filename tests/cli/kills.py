@@ -69,10 +69,10 @@ class LongJob:
         return start(*self.command, "-o", out, "--resume", checkpoints)
 
 
-def wait_for(condition: Callable[[], bool], job: subprocess.Popen[bytes], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], job: subprocess.Popen[bytes], seconds: float = 600) -> None:
     """Wait until the condition holds, which it must before the job ends."""
     deadline = time.monotonic() + seconds
     while not condition() and job.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     if not condition():
-        raise RuntimeError(f"the job ended with {job.poll()} before it came so far")
+        raise RuntimeError(f"the job (status {job.poll()}) did not come so far")
