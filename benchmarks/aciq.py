@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -158,7 +159,7 @@ def predictions(case: Case) -> Rows:
         }
         predicted = predicted_noise(case.view, plan, case.observed)
         measured = measured_power(case.view, plan, case.data, samples=case.data.count)
-        gaps = {name: abs(10 * np.log10(predicted[name] / noise)) for name, (_, noise) in measured.items()}
+        gaps = {name: abs(10 * math.log10(predicted[name] / noise)) for name, (_, noise) in measured.items()}
         of = {layer.name: str(layer.input.name) for layer in case.view.layers}
         off = {name: gap for name, gap in gaps.items() if of[name] in accepted}
         rows.append(
