@@ -179,7 +179,7 @@ def predictions(case: Case) -> Rows:
 def means(case: Case) -> Rows:
     """Eq. 13's mean of weights: left out, in an asymmetric zero point, or through the expected input in the bias."""
     options = {"weights": 4, "activations": 8}
-    symmetric = case.start(**options)
+    symmetric = case.start(symmetric=True, **options)
     variants = {
         "norm alone": correct_norm(symmetric, case.view),
         "zero point (asymmetric weights)": correct_norm(case.start(symmetric=False, **options), case.view),
@@ -189,6 +189,16 @@ def means(case: Case) -> Rows:
         ),
     }
     return [{"model": case.name, "mean term": name, "top-1": case.worth(plan)} for name, plan in variants.items()]
+
+
+def nodata(case: Case) -> Rows:
+    """W4A4 from 256 training images, and from samples distilled from the model alone."""
+    with_data = qgraph.quantize(case.net.ir_model, case.data, weights=4, activations=4)
+    path = shared("models", f"cifar10_{case.name}.onnx")
+    without = qgraph.quantize(path, method="zeroq", weights=4, activations=4)
+    best = case.top1(case.net)
+    drops = [best - case.worth(result.plan) for result in (with_data, without)]
+    return [{"model": case.name, "drop, images": drops[0], "drop, no data": drops[1], "more": drops[1] - drops[0]}]
 
 
 def ablation(name: str, limit: int | None, format: str) -> Rows:
@@ -215,6 +225,7 @@ PARTS: dict[str, Callable[[Case], Rows]] = {
     "clips": clips,
     "predictions": predictions,
     "means": means,
+    "nodata": nodata,
 }
 
 
