@@ -24,12 +24,12 @@ from qgraph.calibrate import clip_activations, clip_ranges, prior_rejected
 from qgraph.correct import correct_norm, correct_shift
 from qgraph.data import Dataset, open_data
 from qgraph.evaluation import evaluate
-from qgraph.gathering import prepare
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
 from qgraph.measure import measured_power, predicted_noise
 from qgraph.model import Model, load
 from qgraph.observe import Observations, observe
+from qgraph.opset import prepare
 from qgraph.plan import QuantPlan
 from qgraph.recipe import Recipe
 from qgraph.result import lower

@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from benchmarks import torch_net
 from benchmarks.common import CIFAR, arguments, images, in_turn, report, shared
 from qgraph.data import open_data
-from qgraph.gathering import prepare
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
 from qgraph.lsqplus import LsqPlusConfig, initialise
@@ -37,6 +36,7 @@ from qgraph.lsqplus.step import TrainingStep, trainable_graph, training_graph
 from qgraph.lsqplus.trained import Trained
 from qgraph.model import Model
 from qgraph.observe import observe
+from qgraph.opset import prepare
 from qgraph.plan import QuantPlan
 from qgraph.recipe import Recipe
 from qgraph.runtime import Session

@@ -17,19 +17,17 @@ import numpy as np
 
 from qgraph import aciq
 from qgraph.data import DataLike, open_data
-from qgraph.errors import UsageError
 from qgraph.evaluation import Evaluation, evaluate
-from qgraph.export import export
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
-from qgraph.model import Model, ModelLike, load, normalise
+from qgraph.model import Model, ModelLike
 from qgraph.observe import Observations, observe
-from qgraph.opset import raise_opset
+from qgraph.opset import prepare
 from qgraph.plan import QuantPlan
 from qgraph.preprocessing import Preprocessing
 from qgraph.progress import SILENT, Progress
-from qgraph.recipe import FORMATS, Recipe
-from qgraph.simulate import simulate
+from qgraph.recipe import Recipe, check_format
+from qgraph.result import lower
 
 INGREDIENTS = ("clipping", "bias correction", "weight bits", "activation bits")
 CALIBRATING = 256
@@ -95,10 +93,8 @@ def ablate(
     not looked at. `format` "float" simulates a step per channel for every activation, as the paper has it; "qdq" is
     what can be deployed, where only tensors between convolutions have one.
     """
-    if format not in FORMATS:
-        raise UsageError(f"unknown format '{format}': choose one of {', '.join(FORMATS)}")
-    original = load(model)
-    net = raise_opset(normalise(original), None)
+    check_format(format)
+    net = prepare(model)
     samples = open_data(data, net, preprocessing=preprocessing, limit=limit)
     source = data if calibration is None else calibration
     given = open_data(source, net, preprocessing=preprocessing, limit=CALIBRATING)
@@ -106,8 +102,7 @@ def ablate(
     reference = evaluate(net, samples, against=net, threads=threads)
 
     def measured(plan: QuantPlan) -> Evaluation:
-        lowered = export(net, plan) if format == "qdq" else simulate(net, plan)
-        quantized = dataclasses.replace(net, ir_model=lowered)
+        quantized = dataclasses.replace(net, ir_model=lower(net, plan, format=format))
         return evaluate(quantized, samples, against=net, threads=threads)
 
     combinations = []

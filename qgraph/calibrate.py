@@ -45,10 +45,9 @@ def clip_activations(
     Tensors that the graph guarantees to be non-negative are clipped from above only. Warns, per tensor, when the clip
     cuts more than half of the energy. `options` are those of the method (`percentile` of "percentile", ...).
     """
-    non_negative = {site.tensor: site.non_negative for site in view.activation_sites(view.layers)}
 
     asked = [a for a in plan.activations if _has_spread(observed[a.tensor])]
-    one_sided = [non_negative.get(a.tensor, False) or bool(observed[a.tensor].min >= 0) for a in asked]
+    one_sided = [view.non_negative.get(a.tensor, False) or bool(observed[a.tensor].min >= 0) for a in asked]
     histograms = [observed[a.tensor].histogram for a in asked]
     bits = [a.bits for a in asked]
     found = clip_ranges(histograms, method=method, bits=bits, one_sided=one_sided, **options)
@@ -91,10 +90,9 @@ def clip_ranges(
     if method != "aciq" or options or not histograms:
         return list(in_parallel(lambda index: choose(index, method, **options), range(len(histograms))))
     prior = qmath.prior_ranges(histograms, bits=bits, one_sided=one_sided)
-    accepted = prior.error <= PRIOR_TOLERANCE * prior.least
     columns = zip(prior.low.tolist(), prior.high.tolist(), prior.error.tolist(), strict=True)
     chosen = [Clipped(low=low, high=high, error=error, method=method) for low, high, error in columns]
-    rejected = np.flatnonzero(~accepted).tolist()
+    rejected = np.flatnonzero(_fails(prior)).tolist()
     for index, exact in zip(rejected, in_parallel(lambda index: choose(index, "mse"), rejected), strict=True):
         chosen[index] = exact
     return chosen
@@ -106,22 +104,24 @@ def prior_rejected(statistics: qmath.Statistics, *, bits: int, non_negative: boo
         return False
     one_sided = non_negative or bool(statistics.min >= 0)
     prior = qmath.prior_ranges([statistics.histogram], bits=bits, one_sided=one_sided)
-    return bool(prior.error[0] > PRIOR_TOLERANCE * prior.least[0])
+    return bool(_fails(prior)[0])
 
 
 def rejected_priors(view: GraphView, observed: Observations, grids: Sequence[ActivationQuant]) -> dict[str, bool]:
     """`prior_rejected` of every grid's tensor at its bits, by name; those without a histogram are left out."""
-    non_negative = {site.tensor: site.non_negative for site in view.activation_sites(view.layers)}
     asked = [grid for grid in grids if grid.tensor in observed.tensors and _has_spread(observed[grid.tensor])]
     if not asked:
         return {}
     prior = qmath.prior_ranges(
         [histogram for grid in asked if (histogram := observed[grid.tensor].histogram) is not None],
         bits=[grid.bits for grid in asked],
-        one_sided=[non_negative.get(grid.tensor, False) or observed[grid.tensor].min >= 0 for grid in asked],
+        one_sided=[view.non_negative.get(grid.tensor, False) or observed[grid.tensor].min >= 0 for grid in asked],
     )
-    failed = prior.error > PRIOR_TOLERANCE * prior.least
-    return {grid.tensor: bool(no) for grid, no in zip(asked, failed, strict=True)}
+    return {grid.tensor: bool(failed) for grid, failed in zip(asked, _fails(prior), strict=True)}
+
+
+def _fails(prior: qmath.PriorRanges) -> NDArray[np.bool_]:
+    return ~(prior.error <= PRIOR_TOLERANCE * prior.least)
 
 
 def _has_spread(statistics: qmath.Statistics) -> bool:

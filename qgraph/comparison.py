@@ -102,7 +102,6 @@ def _rejected_priors(
 ) -> list[dict[str, bool]]:
     """Per rival, the layers whose operand it quantizes, and whether ACIQ's prior fails there at its bits."""
     view = GraphView(base)
-    non_negative = {site.tensor: site.non_negative for site in view.activation_sites(view.layers)}
     stored = [bits_in_file(rival) for rival in rivals]
     bits = [
         {layer.name: known for layer in view.layers if (known := _operand_bits(layer, of_rival)) is not None}
@@ -115,7 +114,7 @@ def _rejected_priors(
 
     @cache
     def rejected(tensor: str, width: int) -> bool:
-        return prior_rejected(observed[tensor], bits=width, non_negative=non_negative.get(tensor, False))
+        return prior_rejected(observed[tensor], bits=width, non_negative=view.non_negative.get(tensor, False))
 
     return [{layer: rejected(read[layer], width) for layer, width in known.items()} for known in bits]
 

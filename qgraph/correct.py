@@ -89,6 +89,12 @@ def output_sums(layer: Layer, weight: NDArray[np.float64], mean: NDArray[np.floa
     return sums if sums.ndim == 1 else sums.reshape(-1, sums.shape[-1]).mean(axis=0)
 
 
+def offset_sums(layer: Layer, quant: LayerQuant, offset: float) -> NDArray[np.float64]:
+    """What the offset of a layer's operand adds to each output channel: offset sum(W^q) (LSQ+, Eq. 5)."""
+    weight = weights.quantized(layer.weight_array(), quant.weight).astype(np.float64)
+    return output_sums(layer, weight, np.full(layer.input_channels, offset))
+
+
 def correct_outputs(
     plan: QuantPlan,
     view: GraphView,
@@ -131,14 +137,7 @@ def _mean_outputs(
         results = session.run({name: batch.feeds[name] for name in session.input_names})
         for index, layer in enumerate(layers):
             result = np.asarray(batch.real(results[str(layer.output.name)]), np.float64)
-            axis = _channel_axis(layer) % result.ndim
+            axis = layer.result_axis % result.ndim
             sums[index] = sums[index] + result.sum(axis=tuple(i for i in range(result.ndim) if i != axis))
             counts[index] += result.size // result.shape[axis]
     return [np.asarray(total) / max(count, 1) for total, count in zip(sums, counts, strict=True)]
-
-
-def _channel_axis(layer: Layer) -> int:
-    """Where a layer's result has its output channels."""
-    if layer.op == "MatMul":
-        return -2 if layer.weight_index == 0 else -1
-    return 1

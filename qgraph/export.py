@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from qgraph import weights
 from qgraph.channels import producers, upper_bound
 from qgraph.compact import compact
-from qgraph.correct import output_sums
+from qgraph.correct import offset_sums
 from qgraph.errors import PlanError
 from qgraph.folding import add_initializer, append_node, constant
 from qgraph.graph import GraphView, Layer, attribute, pads
@@ -217,9 +217,7 @@ class _QdqEmitter:
         if layer.input not in self.offsets or pads(layer):
             return None
         plain, offset = self.offsets[layer.input]
-        weight = weights.quantized(layer.weight_array(), quant.weight).astype(np.float64)
-        channels = weight.shape[1 - layer.output_axis] * layer.groups
-        return plain, output_sums(layer, weight, np.full(channels, offset))
+        return plain, offset_sums(layer, quant, offset)
 
     def _highest(self, value: ir.Value, quant: ActivationQuant) -> tuple[int, ...]:
         """The highest code of every channel, or of all. A Clip whose bound would differ by channel becomes a ReLU: the

@@ -11,7 +11,7 @@ from typing import Any
 from qgraph.data import DataLike, Dataset, open_data
 from qgraph.errors import UsageError
 from qgraph.gain import known_moments
-from qgraph.gathering import distilled_samples, prepare
+from qgraph.gathering import distilled_samples
 from qgraph.graph import GraphView
 from qgraph.initial import activation_grid, initial_plan
 from qgraph.job import Job
@@ -27,10 +27,11 @@ from qgraph.lsqplus import (
 )
 from qgraph.model import Model, ModelLike, load, normalise
 from qgraph.observe import observe
+from qgraph.opset import prepare
 from qgraph.plan import ActivationQuant, QuantPlan
 from qgraph.preprocessing import Preprocessing
 from qgraph.progress import SILENT, Progress
-from qgraph.recipe import FORMATS, Recipe
+from qgraph.recipe import Recipe, check_format
 from qgraph.result import Result, lower
 from qgraph.simulate import simulate
 from qgraph.verify import verify
@@ -84,8 +85,7 @@ def finetune(
     Raises:
         QGraphError: with a message that says what to do, for anything wrong with model, data or options.
     """
-    if format not in FORMATS:
-        raise UsageError(f"unknown format '{format}': choose one of {', '.join(FORMATS)}")
+    check_format(format)
     chosen = config or LsqPlusConfig()
     job = Job(seed=seed, threads=threads, resume=resume, progress=progress)
     recipe = Recipe.choose("lsqplus", data is not None, **overrides)

@@ -20,7 +20,7 @@ from qgraph.job import Job
 from qgraph.mixed import Better, Mixer
 from qgraph.model import Model, ModelLike, load, normalise
 from qgraph.observe import Observations, observe
-from qgraph.opset import raise_opset
+from qgraph.opset import prepare
 from qgraph.plan import QuantPlan
 from qgraph.preprocessing import Preprocessing
 from qgraph.progress import SILENT, Progress
@@ -110,11 +110,6 @@ def gather(
         source=source,
         job=job,
     )
-
-
-def prepare(model: ModelLike, *, opset: int | None = None, fold_bn: bool = True) -> Model:
-    """Load and normalise, at the opset that quantized graphs need or a higher one asked for."""
-    return raise_opset(normalise(load(model), fold_bn=fold_bn), opset)
 
 
 def distilled_samples(loaded: Model, net: Model, job: Job, *, count: int) -> Dataset:

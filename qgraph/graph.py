@@ -164,6 +164,11 @@ class GraphView:
         return {layer.name: layer for layer in self.layers}
 
     @cached_property
+    def non_negative(self) -> dict[str, bool]:
+        """Whether the graph keeps a tensor from being negative, for every tensor that can be quantized."""
+        return {site.tensor: site.non_negative for site in self.activation_sites(self.layers)}
+
+    @cached_property
     def values(self) -> dict[str, ir.Value]:
         return {str(name): value for name, value in ir.convenience.create_value_mapping(self.model.graph).items()}
 

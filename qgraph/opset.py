@@ -1,4 +1,4 @@
-"""Raising the opset of a model as far as quantized graphs need, checked to compute the same."""
+"""Models at the opset that quantized graphs need: raised as far as that, and checked to compute the same."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnx_ir.passes import common as passes
 
 from qgraph import runtime
 from qgraph.errors import ModelError, UsageError
-from qgraph.model import MAX_OPSET, Model, first_line, name_everything
+from qgraph.model import MAX_OPSET, Model, ModelLike, first_line, load, name_everything, normalise
 
 QUANTIZED_OPSET = 13  # per-channel QuantizeLinear, Min on uint8
 _RESIZE_OPSET = 11  # the first whose Resize says how it maps coordinates
@@ -90,3 +90,8 @@ def _noise(model: Model, size: int) -> dict[str, NDArray[Any]]:
         noise = generator.standard_normal(dims) if kind.kind == "f" else np.zeros(dims)
         feeds[str(value.name)] = np.asarray(noise, kind)
     return feeds
+
+
+def prepare(model: ModelLike, *, opset: int | None = None, fold_bn: bool = True) -> Model:
+    """Load and normalise, at the opset that quantized graphs need or a higher one asked for."""
+    return raise_opset(normalise(load(model), fold_bn=fold_bn), opset)

@@ -8,15 +8,15 @@ from typing import Any
 
 from qgraph.correct import correct_outputs
 from qgraph.data import DataLike
-from qgraph.errors import UsageError
-from qgraph.gathering import Gathered, gather, prepare
+from qgraph.gathering import Gathered, gather
 from qgraph.job import Job
 from qgraph.model import Model, ModelLike
+from qgraph.opset import prepare
 from qgraph.plan import QuantPlan
 from qgraph.preprocessing import Preprocessing
 from qgraph.progress import SILENT, Progress
 from qgraph.qrater import SearchConfig
-from qgraph.recipe import FORMATS
+from qgraph.recipe import check_format
 from qgraph.result import Result, lower
 from qgraph.verify import verify
 from qgraph.zeroq.allocate import Allocation
@@ -64,8 +64,7 @@ def quantize(
     Raises:
         QGraphError: with a message that says what to do, for anything wrong with model, data or options.
     """
-    if format not in FORMATS:
-        raise UsageError(f"unknown format '{format}': choose one of {', '.join(FORMATS)}")
+    check_format(format)
     source: dict[str, Any] = {"preprocessing": preprocessing, "limit": limit, "opset": opset}
     if method == "lsqplus":
         run = {"seed": seed, "threads": threads, "resume": resume, "progress": progress}

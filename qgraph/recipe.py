@@ -234,3 +234,9 @@ def _flag(option: str) -> str:
 def _hint(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[:3]
     return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def check_format(format: str) -> None:
+    """Raise `UsageError` for a format that plans are not turned into."""
+    if format not in FORMATS:
+        raise UsageError(f"unknown format '{format}': choose one of {', '.join(FORMATS)}")

@@ -7,13 +7,12 @@ import dataclasses
 from qgraph import aciq
 from qgraph.data import Dataset
 from qgraph.distance import Reference
-from qgraph.export import export
 from qgraph.graph import GraphView
 from qgraph.observe import Observations
 from qgraph.plan import QuantPlan
 from qgraph.recipe import SEARCHED, Recipe
+from qgraph.result import lower
 from qgraph.runtime import Session
-from qgraph.simulate import simulate
 
 TRIED = 64  # samples on which variants are compared, by their outputs alone
 
@@ -43,7 +42,6 @@ def refine(
     reference = dataclasses.replace(known, kinds=dict.fromkeys(known.kinds, "nse"))
 
     def loss(candidate: QuantPlan) -> float:
-        lowered = export(view.model, candidate) if format == "qdq" else simulate(view.model, candidate)
-        return reference.distance(Session(lowered))
+        return reference.distance(Session(lower(view.model, candidate, format=format)))
 
     return aciq.choose(plan, view, observed, config=config, loss=loss)

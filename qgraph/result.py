@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -17,7 +17,9 @@ from qgraph.model import Model, save
 from qgraph.observe import Observations
 from qgraph.plan import QuantPlan
 from qgraph.simulate import simulate
-from qgraph.zeroq.allocate import Allocation
+
+if TYPE_CHECKING:
+    from qgraph.zeroq.allocate import Allocation
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

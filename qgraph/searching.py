@@ -13,9 +13,9 @@ from qgraph.executor import open_executor
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
 from qgraph.job import Job
-from qgraph.model import Model, ModelLike, load, normalise
+from qgraph.model import Model, ModelLike
 from qgraph.observe import Observations, observe
-from qgraph.opset import raise_opset
+from qgraph.opset import prepare
 from qgraph.plan import QuantPlan
 from qgraph.preprocessing import Preprocessing
 from qgraph.progress import SILENT, Progress
@@ -80,7 +80,7 @@ def search(
     if protocol not in PROTOCOLS:
         raise UsageError(f"unknown protocol '{protocol}': choose {' or '.join(PROTOCOLS)}")
     recipe = Recipe.choose("qrater", True, **overrides)
-    net = raise_opset(normalise(load(model), fold_bn=protocol == "deploy"), opset)
+    net = prepare(model, opset=opset, fold_bn=protocol == "deploy")
     samples = open_data(data, net, preprocessing=preprocessing, limit=limit)
     observed = observe(net, samples, threads=threads, progress=progress) if recipe.needs_data else None
     base = starting_plan(GraphView(net), observed, recipe, protocol=protocol, first_layer_bits=first_layer_bits)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from qgraph.ablation import INGREDIENTS, Ablation, ablate
-from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.console import PRIOR_REJECTED, number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.options import Bits, data_options, given, preprocessing, run_options
 from qgraph.comparison import SAMPLES, LayerComparison
 from qgraph.comparison import compare as run_compare
@@ -79,7 +79,7 @@ def _show_layers(models: Sequence[str], layers: Sequence[LayerComparison]) -> No
         rows.add_row(row.layer, *(number(value, 1) + (" *" if rejected else "") for value, rejected in cells))
     show(rows)
     if any(any(row.prior_rejected) for row in layers):
-        show("* prior rejected: neither Laplace nor Gaussian describes what the layer reads, at these bits to 1 dB")
+        show(PRIOR_REJECTED)
 
 
 def _show_ablation(result: Ablation, model: str) -> None:

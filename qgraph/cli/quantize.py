@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.console import PRIOR_REJECTED, number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.options import (
     data_options,
     format_options,
@@ -134,7 +134,7 @@ def _show(result: Result, output: str, nbytes: int) -> None:
         )
     show(layers)
     if any(layer.prior_rejected for layer in result.layers):
-        show("* prior rejected: neither Laplace nor Gaussian describes what the layer reads, at these bits to 1 dB")
+        show(PRIOR_REJECTED)
     if result.plan.kept_float:
         kept = table("kept in floating point", "layer", "why", left=2)
         for entry in result.plan.kept_float:

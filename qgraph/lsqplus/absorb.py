@@ -143,7 +143,7 @@ def _layer_parts(
 ) -> list[tuple[str, Kind, Floats, float, float]]:
     """(name, kind, start, unit, factor) of a layer's weight, scales, and bias or normalization."""
     scale = np.asarray(quant.weight.scale, np.float32)
-    spread = _rms(weight)
+    spread = rms(weight)
     factor = qmath.lsq_gradient_scale(weight.size // scale.size, bits=quant.weight.bits, configuration=2)
     parts: list[tuple[str, Kind, Floats, float, float]] = [
         (f"weight:{quant.name}", "weight", weight, spread, 1.0),
@@ -163,7 +163,7 @@ def _layer_parts(
             (f"variance:{quant.name}", "statistic", ones, 0.0, 0.0),
         ]
     elif bias is not None:
-        parts.append((f"bias:{quant.name}", "bias", bias.astype(np.float32), max(_rms(bias), spread), 1.0))
+        parts.append((f"bias:{quant.name}", "bias", bias.astype(np.float32), max(rms(bias), spread), 1.0))
     return parts
 
 
@@ -182,5 +182,6 @@ def _grid_parts(
     return parts
 
 
-def _rms(array: Floats) -> float:
+def rms(array: Floats) -> float:
+    """Root of the mean square; 1 for zeros."""
     return float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))) or 1.0

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgraph import weights
-from qgraph.correct import output_sums
+from qgraph.correct import offset_sums
 from qgraph.folding import constant
 from qgraph.graph import GraphView, Layer, pads
 from qgraph.lsqplus.trained import put
@@ -48,6 +48,4 @@ def _shift(layer: Layer, quant: LayerQuant, operand: ActivationQuant) -> NDArray
     """What export adds to the bias for the operand's offset."""
     if not operand.offset or pads(layer):
         return 0.0
-    weight = weights.quantized(layer.weight_array(), quant.weight).astype(np.float64)
-    channels = weight.shape[1 - layer.output_axis] * layer.groups
-    return output_sums(layer, weight, np.full(channels, operand.offset))
+    return offset_sums(layer, quant, operand.offset)

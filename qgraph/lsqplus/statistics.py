@@ -8,9 +8,9 @@ import numpy as np
 
 from qgraph.data import Dataset
 from qgraph.graph import GraphView
+from qgraph.lsqplus.absorb import rms
 from qgraph.lsqplus.batch_norm import EPSILON
 from qgraph.lsqplus.trained import Trained
-from qgraph.lsqplus.weight_quantizer import Floats
 from qgraph.observe import observe
 from qgraph.simulate import simulate
 
@@ -34,9 +34,5 @@ def with_statistics(trained: Trained, samples: Dataset, *, threads: int | None) 
         for kind, values in (("mean", mean), ("variance", variance), ("shift", mean), ("gain", gain)):
             trained.view(start, f"{kind}:{layer}")[...] = values
         for name in (f"gain:{layer}", f"shift:{layer}"):
-            slots[name] = dataclasses.replace(slots[name], unit=_rms(gain))
+            slots[name] = dataclasses.replace(slots[name], unit=rms(gain))
     return dataclasses.replace(trained, slots=slots, start=start)
-
-
-def _rms(values: Floats) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))

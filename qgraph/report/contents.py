@@ -16,11 +16,12 @@ from qgraph.comparison import compare
 from qgraph.data import DataLike, Dataset, open_data
 from qgraph.errors import DataError, UsageError
 from qgraph.evaluation import Evaluation, evaluate, latency_ratio
-from qgraph.gathering import DISTILLED, distilled_inputs, prepare
+from qgraph.gathering import DISTILLED, distilled_inputs
 from qgraph.graph import GraphView
 from qgraph.measure import LayerReport, layer_reports
 from qgraph.model import Model, ModelLike, load
 from qgraph.observe import Observations, observe
+from qgraph.opset import prepare
 from qgraph.plan import KeptFloat, QuantPlan
 from qgraph.preprocessing import Preprocessing
 from qgraph.progress import SILENT, Progress

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from qgraph.cli import main
-from qgraph.gathering import prepare
 from qgraph.model import load
+from qgraph.opset import prepare
 from qgraph.plan import QuantPlan
 
 

@@ -9,11 +9,11 @@ from qgraph import weights
 from qgraph.aciq import refine
 from qgraph.calibrate import clip_weights
 from qgraph.data import open_data
-from qgraph.gathering import prepare
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
 from qgraph.measure import layer_reports
 from qgraph.observe import observe
+from qgraph.opset import prepare
 from qgraph.recipe import Recipe
 
 TEXT = """

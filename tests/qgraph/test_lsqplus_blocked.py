@@ -7,7 +7,6 @@ import onnx_ir as ir
 import pytest
 
 from qgraph.data import open_data
-from qgraph.gathering import prepare
 from qgraph.gradient import deferred_gradients
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
@@ -17,6 +16,7 @@ from qgraph.lsqplus.blocked import DOMAIN, blocked
 from qgraph.lsqplus.loss import targets_of
 from qgraph.lsqplus.step import training_graph
 from qgraph.observe import observe
+from qgraph.opset import prepare
 from qgraph.recipe import Recipe
 from qgraph.runtime import Session
 

@@ -15,7 +15,6 @@ from qgraph import aciq
 from qgraph.data import Dataset, open_data
 from qgraph.errors import DataError, ModelError, PlanError, QGraphError, UsageError
 from qgraph.evaluation import evaluate
-from qgraph.gathering import prepare
 from qgraph.gradient import GradientError
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
@@ -27,6 +26,7 @@ from qgraph.lsqplus.feed import augment, open_feed
 from qgraph.lsqplus.judge import is_kept
 from qgraph.model import Model, load
 from qgraph.observe import observe
+from qgraph.opset import prepare
 from qgraph.plan import QuantPlan, Rounding
 from qgraph.recipe import Recipe
 from qgraph.result import lower

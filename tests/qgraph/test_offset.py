@@ -10,9 +10,9 @@ import pytest
 
 import qmath
 from qgraph.errors import PlanError
-from qgraph.gathering import prepare
 from qgraph.measure import grid_error
 from qgraph.model import Model, load, normalise
+from qgraph.opset import prepare
 from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan, WeightQuant
 from qgraph.result import lower
 from qgraph.runtime import Session

@@ -9,10 +9,10 @@ from qgraph import aciq
 from qgraph.cli import main
 from qgraph.data import open_data
 from qgraph.errors import UsageError
-from qgraph.gathering import prepare
 from qgraph.graph import GraphView
 from qgraph.initial import initial_plan
 from qgraph.observe import observe
+from qgraph.opset import prepare
 from qgraph.recipe import Recipe
 
 
