@@ -47,12 +47,15 @@ _MOVES_INTEGERS = frozenset(  # transparent operators that onnxruntime has uint8
 _BLOCK = 2**14  # bytes of a bit plane that are packed at a time
 
 
-def export(model: Model, plan: QuantPlan) -> ir.Model:
-    """The deployable model: integers where onnxruntime has kernels for them, with the interface of `model`."""
+def export(model: Model, plan: QuantPlan, *, packed: bool = True) -> ir.Model:
+    """The deployable model: integers where onnxruntime has kernels for them, with the interface of `model`.
+
+    Without `packed`, weights of few bits take a byte each: the same numbers, in a graph that is made and loaded sooner.
+    """
     view = GraphView(model)
     plan.check_model(model.digest, model.source)
     _check_factors(plan, view)
-    net = lower(model, plan, lambda graph: _QdqEmitter(graph, producers(plan, view)))
+    net = lower(model, plan, lambda graph: _QdqEmitter(graph, producers(plan, view), packed=packed))
     compact(net, known=[*view.values, *(str(node.name) for node in model.graph)])
     return net
 
@@ -122,8 +125,9 @@ def _is_row(bias: NDArray[Any], layer: Layer) -> bool:
 
 
 class _QdqEmitter:
-    def __init__(self, graph: ir.Graph, producers: Mapping[str, ActivationQuant]) -> None:
+    def __init__(self, graph: ir.Graph, producers: Mapping[str, ActivationQuant], *, packed: bool) -> None:
         self.graph = graph
+        self.packed = packed
         self.producers = producers  # layers that divide their result by the factors of its channels
         self.grids: dict[tuple[float, int], tuple[ir.Value, ir.Value]] = {}
         self.shared: dict[str, ir.Value] = {}
@@ -282,12 +286,12 @@ class _QdqEmitter:
         zero = np.asarray(grid.zero_point, np.int8) if shifted else np.zeros(1, np.int8)
         zero = zero.reshape([-1 if i == grid.axis else 1 for i in range(len(codes.shape))]) if zero.size > 1 else zero
         if not grid.channel_bits:
-            return self._packed(stem, codes, zero, grid.bits, finer[0])
+            return self._integers(stem, codes, zero, grid.bits, finer[0])
         parts, order = [], np.argsort(widths, kind="stable")
         for bits, factor in sorted(set(zip(grid.channel_bits, finer, strict=True))):
             alike = codes.map(*_chosen(widths == bits, codes.shape, axis), np.int8)
             points = np.compress(widths == bits, zero, axis=axis) if zero.size > 1 else zero
-            parts.append(self._packed(f"{stem}.{bits}", alike, points, bits, factor))
+            parts.append(self._integers(f"{stem}.{bits}", alike, points, bits, factor))
         together = parts[0] if len(parts) == 1 else self._op("Concat", *parts, axis=axis)
         if (order == np.arange(order.size)).all():
             return together
@@ -295,8 +299,13 @@ class _QdqEmitter:
         indices = self._op("Cast", self._constant(f"{stem}.order", places), to=ir.DataType.INT64)
         return self._op("Gather", together, indices, axis=axis)
 
-    def _packed(self, stem: str, codes: Later, zero: NDArray[np.int8], bits: int, finer: int) -> ir.Value:
-        return self._unpack(stem, codes, zero, bits, finer) if bits < 8 else self._constant(f"{stem}.q", codes)
+    def _integers(self, stem: str, codes: Later, zero: NDArray[np.int8], bits: int, finer: int) -> ir.Value:
+        """Codes less `zero`, times `finer`; 8-bit ones have neither."""
+        if bits == 8:
+            return self._constant(f"{stem}.q", codes)
+        if self.packed:
+            return self._unpack(stem, codes, zero, bits, finer)
+        return self._constant(f"{stem}.q", codes.map(lambda c: (c - zero) * np.int8(finer), codes.shape, np.int8))
 
     def _unpack(self, stem: str, codes: Later, zero: NDArray[np.int8], bits: int, finer: int) -> ir.Value:
         """Codes from planes, less `zero`, times `finer`: shift bit j to the top, then to the bottom, and weigh planes

@@ -42,6 +42,6 @@ def refine(
     reference = dataclasses.replace(known, kinds=dict.fromkeys(known.kinds, "nse"))
 
     def loss(candidate: QuantPlan) -> float:
-        return reference.distance(Session(lower(view.model, candidate, format=format)))
+        return reference.distance(Session(lower(view.model, candidate, format=format, packed=False)))
 
     return aciq.choose(plan, view, observed, config=config, loss=loss)

@@ -81,6 +81,6 @@ class Result:
         }
 
 
-def lower(net: Model, plan: QuantPlan, *, format: str) -> ir.Model:
-    """The plan turned into nodes, in the format asked for."""
-    return export(net, plan) if format == "qdq" else simulate(net, plan)
+def lower(net: Model, plan: QuantPlan, *, format: str, packed: bool = True) -> ir.Model:
+    """The plan turned into nodes, in the format asked for; `packed` as for `export`."""
+    return export(net, plan, packed=packed) if format == "qdq" else simulate(net, plan)

@@ -107,6 +107,7 @@ def test_quantized_activations_agree_to_one_step(model_from_text, kind, activati
     plan = full_range_plan(net, feeds, shift=shift, **options)
     floats = Session(simulate(net, plan)).run(feeds)["y"]
     integers = Session(export(net, plan)).run(feeds)["y"]
+    np.testing.assert_array_equal(Session(export(net, plan, packed=False)).run(feeds)["y"], integers)
     scales = {a.tensor: a.scale for a in plan.activations}
     accumulator = scales.get("x", 1e-3) * max(plan.layers[0].weight.scale)  # the step of an int32 bias
     step = scales.get("y", max(accumulator, 1e-5))
