@@ -19,7 +19,7 @@ from qgraph.observe import Observations
 from qgraph.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan, WeightQuant
 from qgraph.runtime import in_parallel
 
-PRIOR_TOLERANCE = 10**0.1  # 1 dB
+PRIOR_TOLERANCE = 10**0.025  # 0.25 dB: beyond, networks lose by it
 MAX_ENERGY_LOSS = 0.5  # share of a tensor's energy that a clip may cut before it is reported
 
 
@@ -78,8 +78,8 @@ def clip_ranges(
     """The range that a method chooses for each; the exact least-squares one where ACIQ's prior does not describe the
     data.
 
-    The prior is rejected when its range makes an error more than 1 dB above the least possible on the histogram (at 8
-    bits that is common: the optimum then lies far in the tails, where Laplace and Gaussian laws are least true).
+    The prior is rejected when its range makes an error more than 0.25 dB above the least possible on the histogram (at
+    8 bits that is common: the optimum then lies far in the tails, where Laplace and Gaussian laws are least true).
     """
 
     def choose(index: int, method: str, **options: Any) -> Clipped:
@@ -99,7 +99,7 @@ def clip_ranges(
 
 
 def prior_rejected(statistics: qmath.Statistics, *, bits: int, non_negative: bool = False) -> bool:
-    """Whether ACIQ's clip at `bits` makes an error more than 1 dB above the least possible on the histogram."""
+    """Whether ACIQ's clip at `bits` makes an error more than 0.25 dB above the least on the histogram."""
     if not _has_spread(statistics):
         return False
     one_sided = non_negative or bool(statistics.min >= 0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -14,13 +15,15 @@ from numpy.typing import NDArray
 from qgraph.data import Batch, DataLike, open_data
 from qgraph.distance import divergence, is_scores
 from qgraph.errors import DataError
+from qgraph.executor import LOCAL, Executor, open_executor
 from qgraph.measure import sqnr_db as ratio_db
 from qgraph.model import Model, ModelLike, load
 from qgraph.preprocessing import Preprocessing
 from qgraph.progress import SILENT, Progress
-from qgraph.runtime import Session, in_parallel
+from qgraph.runtime import Session
 
 BATCH = 32
+AHEAD = 64  # batches under way, in memory all of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +55,13 @@ def evaluate(
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
     threads: int | None = None,
+    executor: str = LOCAL,
     progress: Progress = SILENT,
 ) -> Evaluation:
     """Accuracy with labels; divergence and signal-to-noise ratio against another model.
 
-    `top1` and `kl` are of the first output with one score per class. Raises `DataError` when there is nothing to
-    measure.
+    `top1` and `kl` are of the first output with one score per class. `executor` says where batches run, `local` or
+    `dask:ADDRESS`; the result is the same. Raises `DataError` when there is nothing to measure.
     """
     net = load(model)
     samples = open_data(data, net, preprocessing=preprocessing, limit=limit)
@@ -69,19 +73,48 @@ def evaluate(
         )
     if reference is not None:
         _check_interface(net, reference)
-    session = Session(net.ir_model, threads=1)
-    twin = Session(reference.ir_model, threads=1) if reference is not None else None
-    tally = _Tally(session.output_names)
+    job = _Job(net, reference)
+    _ = job.sessions  # before threads ask for them; and a model that does not load is refused here
+    names = [str(value.name) for value in net.graph.outputs]
+    total = _Tally(len(names))
+    with progress.stage("evaluating", samples.count) as advance, open_executor(executor, workers=threads) as pool:
+        for tally in _in_order(pool, job, samples.batches(BATCH)):
+            total += tally
+            advance(tally.count)
+    return total.result(names)
 
-    def run(batch: Batch) -> tuple[Batch, list[NDArray[Any]], list[NDArray[Any]] | None]:
-        expected = [batch.real(o) for o in twin.run_list(batch.feeds)] if twin is not None else None
-        return batch, [batch.real(o) for o in session.run_list(batch.feeds)], expected
 
-    with progress.stage("evaluating", samples.count) as advance:
-        for batch, produced, expected in in_parallel(run, samples.batches(BATCH), workers=threads):
-            tally.add(produced, expected, batch)
-            advance(batch.count)
-    return tally.result()
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What all batches share; sessions stay where they were made."""
+
+    model: Model
+    reference: Model | None
+
+    @cached_property
+    def sessions(self) -> tuple[Session, Session | None]:
+        twin = None if self.reference is None else Session(self.reference.ir_model, threads=1)
+        return Session(self.model.ir_model, threads=1), twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model, "reference": self.reference}
+
+
+def _measured(job: _Job, batch: Batch) -> _Tally:
+    session, twin = job.sessions
+    produced = [batch.real(o) for o in session.run_list(batch.feeds)]
+    expected = None if twin is None else [batch.real(o) for o in twin.run_list(batch.feeds)]
+    return _Tally.of(produced, expected, batch)
+
+
+def _in_order(pool: Executor, job: _Job, batches: Iterator[Batch]) -> Iterator[_Tally]:
+    """The tallies of batches, in their order: sums do not depend on who was done first."""
+    done, following = {}, 0
+    for index, tally in pool.run(_measured, job, batches, ahead=AHEAD):
+        done[index] = tally
+        while following in done:
+            yield done.pop(following)
+            following += 1
 
 
 def latency_ratio(
@@ -104,35 +137,42 @@ def latency_ratio(
 
 
 class _Tally:
-    """Running sums of everything an `Evaluation` reports."""
+    """Sums of everything an `Evaluation` reports, over one batch or several."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
-        self.signal = np.zeros(len(names))
-        self.noise = np.zeros(len(names))
+    def __init__(self, outputs: int) -> None:
+        self.signal = np.zeros(outputs)
+        self.noise = np.zeros(outputs)
         self.count = self.labelled = self.correct = 0
         self.kl, self.compared = 0.0, 0
 
-    def add(self, produced: list[NDArray[Any]], expected: list[NDArray[Any]] | None, batch: Batch) -> None:
-        self.count += batch.count
+    @classmethod
+    def of(cls, produced: list[NDArray[Any]], expected: list[NDArray[Any]] | None, batch: Batch) -> _Tally:
+        tally = cls(len(produced))
+        tally.count = batch.count
         scores = _scores(produced)
         if batch.labels is not None and scores is not None:
             labels = _class_labels(batch.labels, produced[scores].shape[1])
-            self.correct += int((produced[scores].argmax(axis=1) == labels).sum())
-            self.labelled += batch.count
+            tally.correct = int((produced[scores].argmax(axis=1) == labels).sum())
+            tally.labelled = batch.count
         if expected is None:
-            return
+            return tally
         if scores is not None:
-            self.kl += float(np.sum(divergence(expected[scores], produced[scores])))
-            self.compared += batch.count
+            tally.kl = float(np.sum(divergence(expected[scores], produced[scores])))
+            tally.compared = batch.count
         for index, (have, want) in enumerate(zip(produced, expected, strict=True)):
             if have.dtype.kind == "f" and have.shape == want.shape:
                 difference = have.astype(np.float64) - want
-                self.signal[index] += float(np.sum(want.astype(np.float64) ** 2))
-                self.noise[index] += float(np.sum(difference**2))
+                tally.signal[index] = float(np.sum(want.astype(np.float64) ** 2))
+                tally.noise[index] = float(np.sum(difference**2))
+        return tally
 
-    def result(self) -> Evaluation:
-        measured = {n: ratio_db(s, e) for n, s, e in zip(self.names, self.signal, self.noise, strict=True) if s > 0}
+    def __iadd__(self, other: _Tally) -> _Tally:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+        return self
+
+    def result(self, names: Sequence[str]) -> Evaluation:
+        measured = {n: ratio_db(s, e) for n, s, e in zip(names, self.signal, self.noise, strict=True) if s > 0}
         return Evaluation(
             count=self.count,
             top1=100.0 * self.correct / self.labelled if self.labelled else None,

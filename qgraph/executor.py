@@ -15,10 +15,11 @@ import os
 import pickle
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from qgraph.errors import ExecutorError, UsageError
@@ -34,8 +35,13 @@ _CONNECT_SECONDS = 10
 class Executor(Protocol):
     """Runs jobs; made by `open_executor`."""
 
-    def run(self, job: Callable[[S, T], R], shared: S, tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
-        """(index, job(shared, tasks[index])) for every task, as they are completed; a job's exception is raised."""
+    def run(
+        self, job: Callable[[S, T], R], shared: S, tasks: Iterable[T], *, ahead: int | None = None
+    ) -> Iterator[tuple[int, R]]:
+        """(index, job(shared, task)) for every task, as they are completed; a job's exception is raised.
+
+        No more than `ahead` tasks are taken from `tasks` before one of them is completed; None: all at once.
+        """
 
 
 @contextmanager
@@ -65,12 +71,22 @@ def open_executor(where: str = LOCAL, *, workers: int | None = None) -> Iterator
 class _Threads:
     workers: int
 
-    def run(self, job: Callable[[S, T], R], shared: S, tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
+    def run(
+        self, job: Callable[[S, T], R], shared: S, tasks: Iterable[T], *, ahead: int | None = None
+    ) -> Iterator[tuple[int, R]]:
+        numbered = enumerate(tasks)
         with ThreadPoolExecutor(self.workers) as pool:
-            futures = {pool.submit(job, shared, task): index for index, task in enumerate(tasks)}
+            futures: dict[Future[R], int] = {}
+
+            def submit(count: int | None) -> None:
+                futures.update((pool.submit(job, shared, task), index) for index, task in islice(numbered, count))
+
             try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
+                submit(ahead)
+                while futures:
+                    for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                        yield futures.pop(future), future.result()
+                        submit(1)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
@@ -79,19 +95,29 @@ class _Threads:
 class _Dask:
     client: Any
 
-    def run(self, job: Callable[[S, T], R], shared: S, tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
+    def run(
+        self, job: Callable[[S, T], R], shared: S, tasks: Iterable[T], *, ahead: int | None = None
+    ) -> Iterator[tuple[int, R]]:
         from distributed import KilledWorker, as_completed
 
+        numbered, under_way = enumerate(tasks), as_completed(loop=self.client.loop)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sending large graph", UserWarning)  # a model is large, and sent once
             # a task rather than scattered data: it is computed again where the worker that held it is lost
             everywhere = self.client.submit(_Unpickled, pickle.dumps(shared), pure=False)
-            futures = {
-                self.client.submit(_run, job, everywhere, task, pure=False): index for index, task in enumerate(tasks)
-            }
+        futures = {}
+
+        def submit(count: int | None) -> None:
+            for index, task in islice(numbered, count):
+                future = self.client.submit(_run, job, everywhere, task, pure=False)
+                futures[future] = index
+                under_way.add(future)
+
         try:
-            for future in as_completed(futures, loop=self.client.loop):
-                yield futures[future], future.result()
+            submit(ahead)
+            for future in under_way:
+                yield futures.pop(future), future.result()
+                submit(1)
         except KilledWorker as error:
             raise ExecutorError(f"the Dask cluster lost its worker again and again on the same task: {error}") from None
         except ModuleNotFoundError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
@@ -43,6 +44,14 @@ def digits_calibration() -> Path:
 @pytest.fixture(scope="session")
 def digits_test() -> Path:
     return DEMO / "digits_test.npz"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """`dask:ADDRESS` of a cluster of two processes, each of one thread."""
+    distributed = pytest.importorskip("distributed", reason='needs the extra: pip install ".[dask]"')
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as running:
+        yield f"dask:{running.scheduler_address}"
 
 
 @pytest.fixture

@@ -450,6 +450,19 @@ def test_objectives():
         choose_scorer("mse", [[scores * np.nan]], None)
 
 
+class Completed:
+    """Futures, of which the first to be completed has an error."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def add(self, future):
+        pass
+
+    def __iter__(self):
+        raise self.error
+
+
 class Client:
     """A cluster whose tasks all end in one way."""
 
@@ -469,15 +482,11 @@ def test_clusters(monkeypatch):
     distributed = pytest.importorskip("distributed", reason='needs the extra: pip install ".[dask]"')
     lost = distributed.KilledWorker("task", distributed.scheduler.WorkerState, 3)
     for words, error in (("lost its worker", lost), ("lacks a module", ModuleNotFoundError("qgraph"))):
-
-        def completed(futures, loop, error=error):
-            raise error
-
-        monkeypatch.setattr(distributed, "as_completed", completed)
+        monkeypatch.setattr(distributed, "as_completed", lambda loop, error=error: Completed(error))
         with pytest.raises(ExecutorError, match=words):
             list(_Dask(client=Client(error)).run(len, (), [1]))
     monkeypatch.setattr("qgraph.executor._CONNECT_SECONDS", 0.5)
-    with distributed.LocalCluster(n_workers=0, dashboard_address=None, processes=False) as cluster:
+    with distributed.LocalCluster(n_workers=0, dashboard_address=":0", processes=False) as cluster:
         where = f"dask:{cluster.scheduler_address}"
         with pytest.raises(ExecutorError, match="has no workers"), open_executor(where):
             pass

@@ -17,7 +17,9 @@ from rich.table import Table
 from qgraph.progress import SILENT, Advance, Progress
 
 ERRORS = Console(stderr=True)
-PRIOR_REJECTED = "* prior rejected: neither Laplace nor Gaussian describes what the layer reads, at these bits to 1 dB"
+PRIOR_REJECTED = (
+    "* prior rejected: neither Laplace nor Gaussian describes what the layer reads, at these bits to 0.25 dB"
+)
 
 
 class _Output(Console):

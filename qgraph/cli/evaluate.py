@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
-from qgraph.cli.options import data_options, preprocessing, run_options
+from qgraph.cli.options import data_options, executor_option, preprocessing, run_options
 from qgraph.evaluation import evaluate as run_evaluate
 
 
@@ -15,6 +15,7 @@ from qgraph.evaluation import evaluate as run_evaluate
 @click.argument("model")
 @data_options(required=True)
 @click.option("--against", metavar="FLOAT.onnx", help="Also compare outputs with this model's.")
+@executor_option
 @run_options
 def evaluate(
     model: str,

@@ -38,6 +38,7 @@ def thread_name(shared: None, task: int) -> str:
 def test_threads_run_every_task_once():
     with open_executor("local", workers=3) as executor:
         results = dict(executor.run(scaled, {"factor": 0.5}, range(20)))
+        assert taken(range(9), executor, 3) == [3, 4, 5, 6, 7, 8, 9, 9, 9]
     assert results == {i: 0.5 * i for i in range(20)}
 
 
@@ -58,30 +59,42 @@ def test_no_tasks_no_results():
         assert list(executor.run(scaled, {"factor": 1.0}, [])) == []
 
 
+def taken(tasks, executor, ahead):
+    """How many tasks were taken when each result came."""
+    seen = []
+
+    def counted():
+        for task in tasks:
+            seen.append(task)
+            yield task
+
+    return [len(seen) for _ in executor.run(scaled, {"factor": 1.0}, counted(), ahead=ahead)]
+
+
+def test_tasks_are_taken_no_further_ahead_than_asked():
+    with open_executor(workers=2) as executor:
+        assert taken(range(9), executor, 3) == [3, 4, 5, 6, 7, 8, 9, 9, 9]
+        assert taken(range(9), executor, None) == [9] * 9
+
+
 @pytest.mark.parametrize("where", ["", "cluster", "local:4", "dask:", "daskx:tcp://a:1"])
 def test_an_unknown_executor_is_refused(where):
     with pytest.raises(UsageError, match="choose local"), open_executor(where):
         pass
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    distributed = pytest.importorskip("distributed", reason='needs the extra: pip install ".[dask]"')
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as running:
-        yield running
-
-
 def test_a_cluster_runs_the_same(cluster):
-    with open_executor(f"dask:{cluster.scheduler_address}") as executor:
+    with open_executor(cluster) as executor:
         results = dict(executor.run(scaled, {"factor": 0.5}, range(20)))
         with pytest.raises(ValueError, match="task 3"):
             list(executor.run(failing, None, range(6)))
+        assert taken(range(9), executor, 3) == [3, 4, 5, 6, 7, 8, 9, 9, 9]
     assert results == {i: 0.5 * i for i in range(20)}
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_tasks_of_a_lost_worker_are_redone(cluster, tmp_path, caplog):
-    with open_executor(f"dask:{cluster.scheduler_address}") as executor:
+    with open_executor(cluster) as executor:
         results = dict(executor.run(deadly_once, str(tmp_path), range(6)))
     assert (tmp_path / "died").exists()
     assert results == {i: i * i for i in range(6)}

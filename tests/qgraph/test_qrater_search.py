@@ -100,13 +100,10 @@ def test_workers_change_nothing(base, net, samples, found):
     assert find(base, net, samples, workers=1).plan == found.plan
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_cluster_changes_nothing(base, net, samples):
-    pytest.importorskip("distributed")
+def test_a_cluster_changes_nothing(base, net, samples, cluster):
     short = dataclasses.replace(base, layers=base.layers[:1])
     quick = dataclasses.replace(COARSE, ingredients=("clip",))
-    assert find(short, net, samples, quick, where="dask").plan == find(short, net, samples, quick).plan
+    assert find(short, net, samples, quick, where=cluster).plan == find(short, net, samples, quick).plan
 
 
 def test_a_finished_search_replays_from_its_journal(base, net, samples, found, tmp_path):

@@ -82,10 +82,9 @@ def test_more_bits_hurt_less(measured):
         assert row.nbytes == tuple(k * -(-row.weights // 8) for k in BITS)
 
 
-def test_threads_and_clusters_give_the_same(net, data, measured):
-    pytest.importorskip("distributed", reason='needs the extra: pip install ".[dask]"')
+def test_threads_and_clusters_give_the_same(net, data, measured, cluster):
     assert sensitivity(net, data, menu_of(net), threads=1) == measured
-    with open_executor("dask", workers=2) as executor:
+    with open_executor(cluster) as executor:
         assert sensitivity(net, data, menu_of(net), executor=executor) == measured
 
 
