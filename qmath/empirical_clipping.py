@@ -304,7 +304,7 @@ def _aciq(sample: Sample, shape: GridShape, *, family: str | None = None) -> tup
         raise ValueError(f"family must be 'laplace', 'gaussian' or None, found {family!r}")
     stop_loss = StopLoss.of(sample)
     if shape.symmetric and sample.low < 0:
-        scales = {Laplace: stop_loss.above.excess[0] + stop_loss.below.excess[0], Gaussian: np.sqrt(stop_loss.energy)}
+        scales = {Laplace: stop_loss.above.mean + stop_loss.below.mean, Gaussian: np.sqrt(stop_loss.energy)}
         clips = [prior_clip(kind(0.0, scales[kind]), shape.bits) for kind in families[family]]
         ends = [(-float(clip), float(clip)) for clip in clips]
     else:  # a symmetric grid uses only its upper half

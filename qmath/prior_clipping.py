@@ -61,10 +61,10 @@ class Moments:
         from qmath import stop_loss_kernels as kernels
 
         above, below = stop_loss.above, stop_loss.below
-        mean = float(above.excess[0] - below.excess[0])
+        mean = above.mean - below.mean
         side = above if mean >= 0 else below
-        spread = 2 * kernels.excess_above(abs(mean), side.arrays)
-        numbers = mean, stop_loss.energy, spread, -below.knots[-1], above.knots[-1], above.excess[0], above.energy
+        spread = 2 * kernels.excess_above(abs(mean), *side.arrays)
+        numbers = mean, stop_loss.energy, spread, -below.end, above.end, above.mean, above.energy
         return cls(**{name: np.array([float(v)]) for name, v in zip(cls.__slots__, numbers, strict=True)})
 
 

@@ -26,22 +26,30 @@ RELATIVE_GAP = 1e-9  # the error returned is within this share of the least one
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """T on t >= 0 as a piecewise parabola: at knots, its value, minus its slope P(X > t), and the density after the
-    knot.
+    """T on t >= 0 as a piecewise parabola.
 
-    `lookup` maps equal slices of [0, knots[-1]] to the knot at or before their start; `energy` is E[X^2; X > 0].
+    `table` has a row for every knot: the knot, T there, minus its slope P(X > t), and the density behind it. One
+    array: Numba's calls pay for each that they are given, here more than they compute. `lookup` maps equal slices of
+    0..end to the knot at or before their start; `energy` is E[X^2; X > 0].
     """
 
-    knots: Floats
-    excess: Floats
-    mass: Floats
-    density: Floats
+    table: Floats
     lookup: NDArray[np.int64]
     energy: float
 
     @property
-    def arrays(self) -> tuple[NDArray[np.generic], ...]:
-        return self.knots, self.excess, self.mass, self.density, self.lookup
+    def end(self) -> float:
+        """The last knot: T is zero from there on."""
+        return float(self.table[-1, 0])
+
+    @property
+    def mean(self) -> float:
+        """E[X_+] = T(0)."""
+        return float(self.table[0, 1])
+
+    @property
+    def arrays(self) -> tuple[Floats, NDArray[np.int64]]:
+        return self.table, self.lookup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +89,8 @@ class StopLoss:
         """Mean squared error on the grid of `step` with that many levels above and below zero."""
         from qmath import stop_loss_kernels as kernels
 
-        gain = kernels.gain_of_levels(step, above, self.above.arrays)
-        gain += kernels.gain_of_levels(step, below, self.below.arrays)
+        gain = kernels.gain_of_levels(step, above, *self.above.arrays)
+        gain += kernels.gain_of_levels(step, below, *self.below.arrays)
         return max(self.energy - 2 * step * gain, 0.0)
 
     def best_grid(self, levels: int, *, symmetric: bool, one_sided: bool) -> tuple[float, int, int]:
@@ -142,7 +150,8 @@ def _side(knots: Floats, mass: Floats, density: Floats, energy: float) -> Side:
     excess = _suffix_sums(pieces)
     starts = np.linspace(0.0, knots[-1], 2 * knots.size, endpoint=False)
     lookup = np.searchsorted(knots, starts, side="right") - 1
-    return Side(knots=knots, excess=excess, mass=mass, density=density, lookup=np.maximum(lookup - 1, 0), energy=energy)
+    table = np.ascontiguousarray(np.stack((knots, excess, mass, density), axis=1))
+    return Side(table=table, lookup=np.maximum(lookup - 1, 0), energy=energy)
 
 
 def _split_at_zero(edges: Floats, weight: Floats) -> tuple[Floats, Floats]:

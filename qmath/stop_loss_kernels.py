@@ -8,50 +8,64 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True)
-def excess_above(t, side):
-    """T(t) = E[(X - t)_+] for t >= 0."""
-    knots, excess, mass, density, lookup = side
-    last = knots.size - 1
-    end = knots[last]
-    if t >= end:
-        return 0.0
-    j = lookup[min(int(t / end * lookup.size), lookup.size - 1)]
-    while knots[j + 1] <= t:
-        j += 1
-    d = t - knots[j]
-    return max(excess[j] - d * (mass[j] - 0.5 * d * density[j]), 0.0)
+def excess_above(t, table, lookup):
+    """T(t) = E[(X - t)_+] for t >= 0; see `stop_loss.Side`."""
+    end = table[-1, 0]
+    return _excess(t, table, lookup, lookup.size / end) if t < end else 0.0
 
 
 @njit(cache=True, nogil=True)
-def gain_of_levels(step, levels, side):
+def _excess(t, table, lookup, slices):
+    """T(t) for t before the last knot, of which there are as many `slices` to a unit as `lookup` has places."""
+    j = lookup[min(int(t * slices), lookup.size - 1)]
+    while table[j + 1, 0] <= t:
+        j += 1
+    d = t - table[j, 0]
+    return max(table[j, 1] - d * (table[j, 2] - 0.5 * d * table[j, 3]), 0.0)
+
+
+@njit(cache=True, nogil=True)
+def gain_of_levels(step, levels, table, lookup):
     """sum_{k < levels} T((k + 1/2) step)."""
-    total = 0.0
+    end = table[-1, 0]
+    if end == 0.0:
+        return 0.0
+    total, slices = 0.0, lookup.size / end
     for k in range(levels):
-        t = excess_above((k + 0.5) * step, side)
-        if t == 0.0:
+        t = (k + 0.5) * step
+        if t >= end:
             break
-        total += t
+        total += _excess(t, table, lookup, slices)
     return total
 
 
 @njit(cache=True, nogil=True)
 def _best_split(step, levels, symmetric, above, below):
     """(gain, levels above zero, levels below zero) of the best split of `levels`; unused levels go above."""
+    up_table, up_lookup = above
+    down_table, down_lookup = below
     if symmetric:
         half = levels // 2
-        gain = gain_of_levels(step, half, above) + gain_of_levels(step, half, below)
+        gain = gain_of_levels(step, half, up_table, up_lookup) + gain_of_levels(step, half, down_table, down_lookup)
         return gain, half, half
+    up_end, down_end = up_table[-1, 0], down_table[-1, 0]
+    up_slices = up_lookup.size / up_end if up_end > 0.0 else 0.0
+    down_slices = down_lookup.size / down_end if down_end > 0.0 else 0.0
     m, n, gain = 0, 0, 0.0
-    up, down = excess_above(0.5 * step, above), excess_above(0.5 * step, below)
+    t = 0.5 * step
+    up = _excess(t, up_table, up_lookup, up_slices) if t < up_end else 0.0
+    down = _excess(t, down_table, down_lookup, down_slices) if t < down_end else 0.0
     while m + n < levels and (up > 0.0 or down > 0.0):
         if up >= down:
             gain += up
             m += 1
-            up = excess_above((m + 0.5) * step, above)
+            t = (m + 0.5) * step
+            up = _excess(t, up_table, up_lookup, up_slices) if t < up_end else 0.0
         else:
             gain += down
             n += 1
-            down = excess_above((n + 0.5) * step, below)
+            t = (n + 0.5) * step
+            down = _excess(t, down_table, down_lookup, down_slices) if t < down_end else 0.0
     return gain, levels - n, n
 
 
@@ -75,7 +89,7 @@ def best_step(above, below, energy, levels, symmetric, gap):
     Of equally good steps the one that just spans the data wins. Intervals whose bound cannot beat the best error by
     more than `gap` of it are dropped, the others halved.
     """
-    reach = max(above[0][-1], below[0][-1])
+    reach = max(above[0][-1, 0], below[0][-1, 0])
     floor = 0.02 * reach / levels
     points = int(np.ceil(np.log(2 * reach / floor) / 0.1)) + 2
     s = np.empty(points)
@@ -121,7 +135,7 @@ def near_least_error(above, below, energy, levels, symmetric):
 
     The grid that just spans the data, where the error of bounded data has its kink, is one of the steps.
     """
-    up, down = above[0][-1], below[0][-1]
+    up, down = above[0][-1, 0], below[0][-1, 0]
     spanning = max(up, down) / (levels // 2) if symmetric else (up + down) / levels
     least, at = np.inf, spanning
     for i in range(-7, 38):
@@ -159,20 +173,20 @@ def best_ranges(start, stop, rows, levels, gap, low, high):
 def _side_of(values, count):
     """`stop_loss.Side.arrays` of ascending positive values, each with the weight 1 / count."""
     size = values.size + 1
-    knots, excess, mass = np.zeros(size), np.zeros(size), np.zeros(size)
+    table = np.zeros((size, 4))
     for j in range(1, size):
-        knots[j] = values[j - 1]
+        table[j, 0] = values[j - 1]
     for j in range(size - 2, -1, -1):
-        mass[j] = mass[j + 1] + 1.0 / count
-        excess[j] = excess[j + 1] + mass[j] * (knots[j + 1] - knots[j])
+        table[j, 2] = table[j + 1, 2] + 1.0 / count
+        table[j, 1] = table[j + 1, 1] + table[j, 2] * (table[j + 1, 0] - table[j, 0])
     lookup = np.zeros(2 * size, np.int64)
     j = 0
     for slot in range(1, lookup.size):
-        start = knots[size - 1] * slot / lookup.size
-        while j + 1 < size and knots[j + 1] <= start:
+        start = table[-1, 0] * slot / lookup.size
+        while j + 1 < size and table[j + 1, 0] <= start:
             j += 1
         lookup[slot] = max(j - 1, 0)
-    return knots, excess, mass, np.zeros(size), lookup
+    return table, lookup
 
 
 @njit(cache=True, nogil=True)
@@ -194,19 +208,18 @@ def _side_of_bins(counts, width, total, atom):
     for j in range(counts.size):
         if counts[j] > 0:
             filled = j + 1
-    size = filled + 1
-    knots, excess, mass, density = np.zeros(size), np.zeros(size), np.zeros(size), np.zeros(size)
+    table = np.zeros((filled + 1, 4))
     energy = 0.0
     for j in range(filled, -1, -1):
-        knots[j] = j * width
+        table[j, 0] = j * width
         if j < filled:
             share = 0.0 if atom and j == 0 else counts[j] / total
-            density[j] = share / width
-            mass[j] = mass[j + 1] + share
-            excess[j] = excess[j + 1] + (mass[j] - share / 2) * width
+            table[j, 3] = share / width
+            table[j, 2] = table[j + 1, 2] + share
+            table[j, 1] = table[j + 1, 1] + (table[j, 2] - share / 2) * width
             energy += share * (j * j + j + 1 / 3) * width * width
     lookup = np.maximum(np.arange(max(filled, 1)) - 1, 0)
-    return (knots, excess, mass, density, lookup), energy
+    return (table, lookup), energy
 
 
 @njit(cache=True, nogil=True)
@@ -216,13 +229,14 @@ def histogram_moments(start, stop, counts, widths, moments):
     """
     for i in range(start, stop):
         above, below, up, down = _sides_of_bins(counts[i], widths[i])
-        mean = above[1][0] - below[1][0]
+        mean = above[0][0, 1] - below[0][0, 1]
+        table, lookup = above if mean >= 0 else below
         moments[i, 0] = mean
         moments[i, 1] = up + down
-        moments[i, 2] = 2 * (excess_above(mean, above) if mean >= 0 else excess_above(-mean, below))
-        moments[i, 3] = -below[0][-1]
-        moments[i, 4] = above[0][-1]
-        moments[i, 5] = above[1][0]
+        moments[i, 2] = 2 * excess_above(abs(mean), table, lookup)
+        moments[i, 3] = -below[0][-1, 0]
+        moments[i, 4] = above[0][-1, 0]
+        moments[i, 5] = above[0][0, 1]
         moments[i, 6] = up
 
 
@@ -234,10 +248,10 @@ def judge_ranges(start, stop, counts, widths, levels, one_sided, low, high, erro
         for k in range(low.shape[1]):
             step = (high[i, k] - low[i, k]) / levels[i]
             n = int(np.rint(-low[i, k] / step))
-            gain = gain_of_levels(step, levels[i] - n, above) + gain_of_levels(step, n, below)
+            gain = gain_of_levels(step, levels[i] - n, above[0], above[1]) + gain_of_levels(step, n, below[0], below[1])
             errors[i, k] = max(up + down - 2 * step * gain, 0.0)
         if one_sided[i]:
-            nothing = (np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1, np.int64))
+            nothing = (np.zeros((1, 4)), np.zeros(1, np.int64))
             least[i] = near_least_error(above, nothing, up, levels[i], False) + down
         else:
             least[i] = near_least_error(above, below, up + down, levels[i], False)
