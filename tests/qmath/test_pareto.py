@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 
@@ -61,6 +61,7 @@ def test_the_frontier_is_that_of_brute_force(seed, whole) -> None:
 
 
 @given(seed=st.integers(0, 10_000), whole=st.booleans(), share=st.floats(0, 1))
+@example(seed=972, whole=False, share=0.9999999999999999)  # a budget within rounding of the largest size
 @settings(max_examples=80, deadline=None)
 def test_the_knapsack_is_that_of_brute_force(seed, whole, share) -> None:
     costs, sizes = random_tables(seed, whole=whole)
@@ -70,7 +71,8 @@ def test_the_knapsack_is_that_of_brute_force(seed, whole, share) -> None:
     check_is_made_of_its_choices(found, costs, sizes)
     assert found.size <= budget * (1 + 1e-9)
     assert found.gap == 0
-    assert found.cost == pytest.approx(cost[size <= budget].min(), abs=1e-9)
+    assert found.cost <= cost[size <= budget].min() + 1e-9
+    assert found.cost >= cost[size <= budget * (1 + 1e-9)].min() - 1e-9
 
 
 @given(seed=st.integers(0, 10_000), steps=st.integers(1, 12))
