@@ -23,17 +23,33 @@ _ROUNDS = 100
 Pairs = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def mse_parameters(data: ArrayLike | Histogram, *, bits: int, configuration: int = 4) -> tuple[float, float]:
+def mse_parameters(
+    data: ArrayLike | Histogram, *, bits: int, configuration: int = 4, low: float | None = None
+) -> tuple[float, float]:
     """(scale, offset) minimising the mean of (x_hat - x)^2 over an array or a `Histogram` (LSQ+, Eq. 8).
 
-    The offset is 0 in configurations 1 and 2. More than 4096 values are counted in a histogram first, whose bins stand
-    for their centres. The minimum is the best of 8 local ones, sought from 400 ranges within that of the data: close to
-    the least error, but not proved to be it.
-    Raises ValueError for NaN, infinite or missing values, and for data that are all zero.
+    The offset is 0 in configurations 1 and 2. In 3 and 4 the lowest level may be held at `low` (units of x; Table 6 has
+    the data's minimum), and the scale alone is sought. More than 4096 values are counted in a histogram first, whose
+    bins stand for their centres. The minimum is the best of 8 local ones, sought from 400 ranges within that of the
+    data: close to the least error, but not proved to be it.
+    Raises ValueError for NaN, infinite or missing values, for data that are all zero (or `low`), and for `low` in
+    configurations without an offset.
     """
     chosen = lsq_configuration(configuration)
-    n, p = chosen.code_range(bits)
     points, weights = _points(data)
+    if low is None:
+        return _least_squares(points, weights, bits, configuration)
+    if not chosen.offset:
+        raise ValueError(f"low: configuration {configuration} has no offset that could hold a level there")
+    scale, _ = _least_squares(points - low, weights, bits, 1)  # codes that count up from the lowest level
+    return scale, low - chosen.code_range(bits)[0] * scale
+
+
+def _least_squares(
+    points: NDArray[np.float64], weights: NDArray[np.float64], bits: int, configuration: int
+) -> tuple[float, float]:
+    chosen = lsq_configuration(configuration)
+    n, p = chosen.code_range(bits)
     if not points.any():
         raise ValueError("data: expected some values that are not zero, found none")
     scale, offset = minmax_parameters(*_starts(points, chosen.offset), bits=bits, configuration=configuration)

@@ -61,16 +61,20 @@ def _activation(
     if grid.bits == MAX_BITS or not statistics.count or statistics.min == statistics.max:
         return grid
     configuration = configuration_of(view.values[grid.tensor], grid.bits, config.configuration)
-    scale, offset = _parameters(statistics, grid.bits, configuration, config.initialisation)
-    if config.offsets == "minimum" and configuration in (3, 4):
-        low = qmath.lsq_configuration(configuration).code_range(grid.bits)[0]
-        offset = float(statistics.min) - low * scale
-    base = -qmath.lsq_configuration(configuration).code_range(grid.bits)[0]
-    return dataclasses.replace(grid, scale=float(np.float32(scale)), zero_point=base, offset=float(np.float32(offset)))
+    lowest = qmath.lsq_configuration(configuration).code_range(grid.bits)[0]
+    held = float(statistics.min) if config.offsets == "minimum" and configuration in (3, 4) else None
+    scale, offset = _parameters(statistics, grid.bits, configuration, config.initialisation, held)
+    if held is not None:
+        offset = held - lowest * scale
+    return dataclasses.replace(
+        grid, scale=float(np.float32(scale)), zero_point=-lowest, offset=float(np.float32(offset))
+    )
 
 
-def _parameters(statistics: qmath.Statistics, bits: int, configuration: int, method: str) -> tuple[float, float]:
-    """(scale, offset) by one of the three initialisations."""
+def _parameters(
+    statistics: qmath.Statistics, bits: int, configuration: int, method: str, held: float | None
+) -> tuple[float, float]:
+    """(scale, offset) by one of the three initialisations; `held` is where the lowest level must stay."""
     if method == "minmax":
         scale, offset = qmath.minmax_parameters(statistics.min, statistics.max, bits=bits, configuration=configuration)
         return float(scale), float(offset)
@@ -81,4 +85,4 @@ def _parameters(statistics: qmath.Statistics, bits: int, configuration: int, met
         mean = float((histogram.counts * np.abs(histogram.centers)).sum() / histogram.total)
         p = qmath.lsq_configuration(configuration).code_range(bits)[1]
         return 2.0 * mean / np.sqrt(p), 0.0
-    return qmath.mse_parameters(histogram, bits=bits, configuration=configuration)
+    return qmath.mse_parameters(histogram, bits=bits, configuration=configuration, low=held)

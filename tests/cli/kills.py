@@ -37,15 +37,19 @@ def start(*arguments: object) -> subprocess.Popen[bytes]:
 
 
 class LongJob:
-    """One of `LONG_JOBS` on a model and its data, run once undisturbed to know its bytes and its time."""
+    """One of `LONG_JOBS` on a model and its data, run once undisturbed to know its bytes, and its time from the first
+    checkpoint on.
+    """
 
     def __init__(self, name: str, model: Path, data: Path, folder: Path) -> None:
         verb, *options = LONG_JOBS[name]
         self.folder = folder
         self.command = (verb, model, "--data", data, *options, "--threads", "1", "--quiet")
+        whole, checkpoints = folder / "whole", folder / "undisturbed"
+        job = self._start(whole, checkpoints)
+        wait_for(lambda: checkpoints.exists() and any(checkpoints.iterdir()), job)
         began = time.monotonic()
-        whole = folder / "whole"
-        if self._start(whole, folder / "undisturbed").wait():
+        if job.wait():
             raise RuntimeError(f"{name} failed undisturbed")
         self.seconds = time.monotonic() - began
         self.expected = whole.read_bytes()

@@ -184,6 +184,22 @@ def test_a_representable_sample_is_met_exactly() -> None:
     assert mean_error(x, scale, offset, bits=4, configuration=4) < 1e-28
 
 
+@pytest.mark.parametrize("configuration", [3, 4])
+@pytest.mark.parametrize("low", [-0.27, -2.0])
+def test_the_lowest_level_is_held(configuration, low) -> None:
+    x = swish(2, 2000)
+    free = mean_error(x, *qmath.mse_parameters(x, bits=3), bits=3, configuration=4)
+    scale, offset = qmath.mse_parameters(x, bits=3, configuration=configuration, low=low)
+    lowest = qmath.lsq_configuration(configuration).code_range(3)[0]
+    assert offset + lowest * scale == pytest.approx(low, rel=1e-12)
+
+    def error(s):
+        return mean_error(x, s, low - lowest * s, bits=3, configuration=configuration)
+
+    others = scale * np.exp(np.linspace(-1, 1, 201))
+    assert free * (1 - 1e-9) <= error(scale) <= min(map(error, others)) * (1 + 2e-3)
+
+
 def test_folded_offset_is_the_share_of_the_output() -> None:
     rng = np.random.default_rng(0)
     w, codes, scale, offset = rng.normal(size=(3, 5)), rng.integers(0, 16, 5), 0.2, -0.4
@@ -206,6 +222,7 @@ def test_folded_offset_is_the_share_of_the_output() -> None:
         (lambda: qmath.lsq_scale(np.zeros(3), bits=4), "some that are not zero"),
         (lambda: qmath.lsqplus_weight_scale([[1.0], [0.0]], bits=4, axis=0), "some that are not zero"),
         (lambda: qmath.mse_parameters(np.zeros(3), bits=4), "some values that are not zero"),
+        (lambda: qmath.mse_parameters([1.0, 2.0], bits=4, configuration=2, low=0.0), "configuration 2 has no offset"),
         (lambda: qmath.minmax_parameters(1.0, 0.0, bits=4), "low <= high"),
     ],
 )
