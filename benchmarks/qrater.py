@@ -32,7 +32,7 @@ from qgraph.qrater import search as run_search
 from qgraph.qrater.journal import compact
 from qgraph.simulate import simulate
 
-IMAGES, IMAGES_OURS = 512, 1024
+IMAGES, IMAGES_OURS = 512, 2048
 RESULTS = Path(__file__).parent / "results"
 BASELINES = ("mse", "aciq", "kl")
 AS_WRITTEN = SearchConfig(base=False, corrected=False)
