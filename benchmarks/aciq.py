@@ -220,6 +220,15 @@ def ablation(name: str, limit: int | None, format: str) -> Rows:
     return rows + effects
 
 
+def side_by_side(rows: Rows) -> Rows:
+    """The ablations of several networks in one table."""
+    table: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        line = table.setdefault(row["ingredients"], {"ingredients": row["ingredients"]})
+        line |= {f"{row['model']}, top-1": row["top-1"], f"{row['model']}, SQNR dB": row["SQNR dB"]}
+    return list(table.values())
+
+
 PARTS: dict[str, Callable[[Case], Rows]] = {
     "accuracy": accuracy,
     "clips": clips,
@@ -244,6 +253,7 @@ def main() -> None:
             rows += ablation(name, given.limit, given.format)
         else:
             rows += PARTS[given.part](Case.of(name, given.limit))
+    rows = side_by_side(rows) if given.part == "ablation" else rows
     report(f"ACIQ: {given.part} ({time.perf_counter() - started:.0f} s)", rows, json_path=given.json)
 
 
