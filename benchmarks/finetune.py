@@ -186,6 +186,7 @@ def _reached(run: Run, found: dict[str, Any], targets: dict[int, float]) -> dict
         "at most": targets[run.bits],
         "simulated": found["simulated"],
         "minutes": found["seconds"] / 60,
+        "CPU minutes": found["busy"] / 60 if found.get("busy") else None,
     }
 
 
