@@ -45,7 +45,6 @@ def clip_activations(
     Tensors that the graph guarantees to be non-negative are clipped from above only. Warns, per tensor, when the clip
     cuts more than half of the energy. `options` are those of the method (`percentile` of "percentile", ...).
     """
-
     asked = [a for a in plan.activations if _has_spread(observed[a.tensor])]
     one_sided = [view.non_negative.get(a.tensor, False) or bool(observed[a.tensor].min >= 0) for a in asked]
     histograms = [observed[a.tensor].histogram for a in asked]

@@ -23,7 +23,7 @@ from qgraph.progress import SILENT, Progress
 from qgraph.runtime import Session
 
 BATCH = 32
-AHEAD = 64  # batches under way, in memory all of them
+AHEAD = 64  # batches under way on a cluster, in memory all of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

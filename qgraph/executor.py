@@ -40,7 +40,8 @@ class Executor(Protocol):
     ) -> Iterator[tuple[int, R]]:
         """(index, job(shared, task)) for every task, as they are completed; a job's exception is raised.
 
-        No more than `ahead` tasks are taken from `tasks` before one of them is completed; None: all at once.
+        No more than `ahead` tasks are taken from `tasks` before one of them is completed (by threads no more than two
+        for each); None: all at once.
         """
 
 
@@ -82,7 +83,7 @@ class _Threads:
                 futures.update((pool.submit(job, shared, task), index) for index, task in islice(numbered, count))
 
             try:
-                submit(ahead)
+                submit(None if ahead is None else min(ahead, 2 * self.workers))
                 while futures:
                     for future in wait(futures, return_when=FIRST_COMPLETED).done:
                         yield futures.pop(future), future.result()

@@ -97,7 +97,8 @@ def pareto_frontier(costs: Table, sizes: Table, *, steps: int = 100_000) -> Fron
 
 
 def knapsack(costs: Table, sizes: Table, budget: float) -> Selection:
-    """The selection of least cost whose size is at most `budget`, proven optimal (gap 0).
+    """The selection of least cost whose size is at most `budget`, proven optimal (gap 0); sums that pass it by a
+    relative 1e-12, their rounding, fit.
 
     Layers are added one at a time to a list of non-dominated partial selections; one is dropped when its cost plus
     the linear relaxation of the layers to come exceeds the best complete selection known. Tables as for

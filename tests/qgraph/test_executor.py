@@ -74,6 +74,7 @@ def taken(tasks, executor, ahead):
 def test_tasks_are_taken_no_further_ahead_than_asked():
     with open_executor(workers=2) as executor:
         assert taken(range(9), executor, 3) == [3, 4, 5, 6, 7, 8, 9, 9, 9]
+        assert taken(range(9), executor, 64) == [4, 5, 6, 7, 8, 9, 9, 9, 9]  # two for each thread
         assert taken(range(9), executor, None) == [9] * 9
 
 
