@@ -79,7 +79,7 @@ class Ingredients(click.ParamType):
 @click.option(
     "--first",
     type=click.IntRange(min=2),
-    default=32,
+    default=64,
     show_default=True,
     metavar="N",
     help="Samples of a race's first round.",

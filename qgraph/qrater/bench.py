@@ -158,13 +158,11 @@ class Bench:
         axis = self.layer.result_axis
         counts = self.stand.samples.counts
 
-        def mean(batch: int) -> NDArray[np.float64]:
+        def sums(batch: int) -> NDArray[np.float64]:
             operand = self.stand.operand(batch, candidate.operand)
-            result = session.run_list({OPERAND: operand, WEIGHT: weight})[0][: counts[batch]]
-            others = tuple(i for i in range(result.ndim) if i != axis % result.ndim)
-            return counts[batch] * np.asarray(result.mean(axis=others, dtype=np.float64))
+            return channel_sums(session.run_list({OPERAND: operand, WEIGHT: weight})[0], axis, counts[batch])
 
-        total: NDArray[np.float64] = np.sum(list(in_parallel(mean, range(batches))), axis=0)
+        total: NDArray[np.float64] = np.sum(list(in_parallel(sums, range(batches))), axis=0)
         return total / sum(counts[:batches])
 
     @cached_property
@@ -186,6 +184,12 @@ class Bench:
         edges = table.thresholds(float(np.float32(grid.scale)), dtype=np.float32)
         first, last = np.searchsorted(edges, (low, high), side="right")
         return f"{grid.scale!r} {edges[first:last].tolist()} {table.codes[first : last + 1].tolist()}"
+
+
+def channel_sums(result: NDArray[Any], axis: int, count: int) -> NDArray[np.float64]:
+    """The means per channel of the first `count` samples, times `count`."""
+    others = tuple(i for i in range(result.ndim) if i != axis % result.ndim)
+    return count * np.asarray(result[:count].mean(axis=others, dtype=np.float64))
 
 
 def collect(dataset: Dataset, model: Model, tensors: Tensors, objective: Objective | None) -> Samples:

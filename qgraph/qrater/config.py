@@ -55,7 +55,7 @@ class SearchConfig:
     corrected: bool = True
     passes: int = 1
     race: bool = True
-    first: int = 32
+    first: int = 64
     confidence: float = 0.99
     keep: float = 0.5
     tolerance: float = 0.002

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from qgraph.errors import QGraphError
 
-VERSION = "2"
+VERSION = "3"
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS header (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS scores (candidate TEXT, batch INTEGER, scores BLOB, PRIMARY KEY (candidate, batch))",

@@ -18,6 +18,7 @@ Measure = Callable[[Sequence[int], int, int], Sequence[Scores]]
 class Rules:
     """When a candidate is out: the paired test's confidence, and the share of the objective that does not matter.
 
+    The leader is the best of many, so a round's `confidence` is divided among its tests (Bonferroni).
     `unit` is the smallest difference that a sample can make, where there is one: the test then counts one more sample
     that differs by it, so that a few equal answers do not pass for certainty. At most the share `keep` of the
     candidates goes on to the next round, the best ones, but `least` of them; a share of 1 leaves it to the test.
@@ -27,11 +28,11 @@ class Rules:
     tolerance: float
     unit: float = 0.0
     keep: float = 1.0
-    least: int = 2
+    least: int = 8
 
-    @property
-    def deviations(self) -> float:
-        return NormalDist().inv_cdf(self.confidence)
+    def deviations(self, tests: int) -> float:
+        """Standard errors that a mean must differ by from zero, where that is asked of so many at once."""
+        return NormalDist().inv_cdf(1 - (1 - self.confidence) / tests)
 
     def margin(self, leader: Scores) -> float:
         """The difference of means that does not matter beside the leader's."""
@@ -58,7 +59,7 @@ def race(
 ) -> Outcome:
     """The best of `count` candidates: all on the first `blocks[0]` blocks of samples, the undecided on more.
 
-    Candidate c is out when mean(s_leader - s_c) > z stderr: a paired test, one-sided, for the samples seen. The race
+    Candidate c is out when mean(s_leader - s_c) > z stderr: a paired test, one-sided, on the samples seen. The race
     ends when one is left, when nobody left can be better than the leader by more than the tolerance times the leader's
     mean, or after the last block. The leader is the first of the best. What is `defended` drops out by the test alone.
     """
@@ -70,7 +71,8 @@ def race(
             scores[c] = np.concatenate([scores[c], more])
         seen, before = end, len(alive)
         leader = max(alive, key=lambda c: (scores[c].mean(), -c))
-        bounds = {c: _bounds(scores[leader], scores[c], rules) for c in alive if c != leader}
+        z = rules.deviations(max(1, before - 1))
+        bounds = {c: _bounds(scores[leader], scores[c], rules.unit, z) for c in alive if c != leader}
         alive = [c for c in alive if c == leader or bounds[c][0] <= 0]
         going_on = max(rules.least, int(np.ceil(rules.keep * before)))
         ranked = sorted(alive, key=lambda c: (-scores[c].mean(), c))
@@ -82,12 +84,12 @@ def race(
     return Outcome(winner=leader, scores=best, means=means, decided=max(means) - min(means) > rules.margin(best))
 
 
-def _bounds(leader: Scores, other: Scores, rules: Rules) -> tuple[float, float]:
-    """How far the leader is ahead at least, and how far the other may be ahead at most, at the confidence."""
+def _bounds(leader: Scores, other: Scores, unit: float, z: float) -> tuple[float, float]:
+    """How far the leader is ahead at least, and how far the other may be ahead at most, within z standard errors."""
     difference = (leader - other).astype(np.float64)
     count, ahead = difference.size, float(difference.mean())
     if count < 2:
         return -np.inf, np.inf
-    variance = (float(((difference - ahead) ** 2).sum()) + rules.unit**2) / (count - 1)
-    error = rules.deviations * float(np.sqrt(variance / count))
+    variance = (float(((difference - ahead) ** 2).sum()) + unit**2) / (count - 1)
+    error = z * float(np.sqrt(variance / count))
     return ahead - error, error - ahead

@@ -19,10 +19,8 @@ from numpy.typing import NDArray
 
 from qgraph.data import Dataset
 from qgraph.executor import Executor
-from qgraph.folding import constant
-from qgraph.graph import GraphView, Layer, attribute
+from qgraph.graph import GraphView, Layer
 from qgraph.model import Model, write_atomically
-from qgraph.observe import observe
 from qgraph.plan import QuantPlan
 from qgraph.progress import SILENT, Advance, Progress
 from qgraph.qrater.assemble import Assembly, from_json
@@ -32,6 +30,7 @@ from qgraph.qrater.config import SearchConfig
 from qgraph.qrater.cost import Cost, own_shares, shares
 from qgraph.qrater.cut import cut
 from qgraph.qrater.journal import Journal
+from qgraph.qrater.means import FloatMeans
 from qgraph.qrater.race import Outcome, Rules, Scores, race
 from qgraph.qrater.space import Stage, can_clip, can_round, clip_stage, round_stage, weight_limits
 from qgraph.qrater.tensors import Tensors
@@ -114,7 +113,7 @@ class _Search:
             keep=config.keep,
         )
         self.blocks = self._blocks()
-        self.float_means: dict[str, NDArray[np.float64]] | None = None
+        self.float_means = FloatMeans(model, self.view, samples, tensors)
 
     def run(self, bar: Advance, folder: Path | None) -> Found:
         for turn in range(self.config.passes):
@@ -162,20 +161,6 @@ class _Search:
             f"{now}{self.cost.run:,} of {self.cost.asked:,} measured, {self.cost.saving(self.samples.total):.0f}x fewer"
         )
 
-    def mean_of_float(self, layer: Layer) -> NDArray[np.float64] | None:
-        """E[y] of the float layer per output channel, without its bias; None where its bias is not constant."""
-        if self.float_means is None:
-            axes = {str(one.output.name): one.result_axis for one in self.view.layers}
-            observed = observe(self.model, self.data, tensors=axes, histograms=False)
-            self.float_means = {
-                name: np.asarray(observed[name].channels.mean) for name in axes if observed[name].channels is not None
-            }
-        mean, bias = self.float_means.get(str(layer.output.name)), constant(layer.bias)
-        if mean is None or (layer.bias is not None and bias is None):
-            return None
-        beta = float(attribute(layer.node, "beta", 1.0)) if layer.op == "Gemm" else 1.0
-        return mean - (0.0 if bias is None else beta * np.broadcast_to(bias.reshape(-1), mean.shape))
-
 
 class _Layer:
     """One layer's turn: the stages of Algorithm 1."""
@@ -221,8 +206,11 @@ class _Layer:
                 now = self._stage("operand round", self._roundings, "operand", now)
         if "bias" in config.ingredients:
             now = self._stage("bias", self._shifts, "", now)
+        mean = self._mean(now)
+        if self.turn and mean < owner.history[-1][1]:
+            return owner.history[-1][1]  # what seemed better on the races' samples is worse on all of them
         owner.assembly.freeze(self.layer.name, now)
-        return self._mean(now)
+        return mean
 
     def _mean(self, now: Candidate) -> float:
         """The objective of the layer as found, on every sample: what the races saw of it is not measured again."""
@@ -257,10 +245,10 @@ class _Layer:
 
     def _expected_shift(self, candidate: Candidate, samples: int) -> tuple[float, ...]:
         """E[y] - E[y'] per output channel over the first samples (Eq. 7); () where it cannot be known."""
-        expected = self.owner.mean_of_float(self.layer)
+        batches = self.owner.samples.batches_for(samples)
+        expected = self.owner.float_means.without_bias(self.layer, batches)
         if expected is None:
             return ()
-        batches = self.owner.samples.batches_for(samples)
         count = sum(self.owner.samples.counts[:batches])
         self.spent.forwards += count * self.owner.own_shares[self.layer.name]
         return _floats(expected - self.bench.mean_output(candidate, batches))
@@ -326,7 +314,7 @@ class _Layer:
         return dataclasses.replace(candidate, shift=self._expected_shift(candidate, CORRECTED_ON))
 
     def _race(
-        self, candidates: Sequence[Candidate], order: Sequence[int], *, defended: int = 0, least: int = 2
+        self, candidates: Sequence[Candidate], order: Sequence[int], *, defended: int = 0, least: int | None = None
     ) -> Outcome:
         """The best of these; the first ones, `defended`, stay unless the test is sure that they lose.
 
@@ -345,7 +333,7 @@ class _Layer:
                 wanted += [(f"{key}#{i}", candidates[i]) for i, key in again]
             return self._measure(wanted, order[first:end])[: len(chosen)]
 
-        rules = dataclasses.replace(self.owner.rules, least=least)
+        rules = self.owner.rules if least is None else dataclasses.replace(self.owner.rules, least=least)
         outcome = race(len(unique), self.owner.blocks, measured, rules, defended=range(defended))
         means = tuple(outcome.means[unique.index(key)] for key in keys)
         return dataclasses.replace(outcome, winner=numbers[outcome.winner], means=means)

@@ -70,10 +70,11 @@ def test_what_is_defended_drops_out_by_the_test_alone():
     scores = -2.0 + rng.normal(size=(8, 512)) * 0.01
     scores[0, :32] = -2.0 + np.where(np.arange(32) % 2, 0.5, -0.6)
     scores[0, 32:] = -1.0
-    assert run(scores)[0].winner != 0
-    assert run(scores, defended=(0,))[0].winner == 0
+    rules = dataclasses.replace(RULES, least=2)
+    assert run(scores, rules)[0].winner != 0
+    assert run(scores, rules, defended=(0,))[0].winner == 0
     scores[0] = -3.0
-    lost, field = run(scores, defended=(0,))
+    lost, field = run(scores, rules, defended=(0,))
     assert lost.winner != 0
     assert field.asked < 8 * 32 + 8 * 512
 

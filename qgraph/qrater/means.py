@@ -1,0 +1,52 @@
+"""Mean outputs of a layer per channel, whose difference a shift of the bias takes back (Eq. 7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qgraph.folding import constant
+from qgraph.graph import GraphView, Layer, attribute
+from qgraph.model import Model
+from qgraph.qrater.bench import Samples, channel_sums
+from qgraph.qrater.tensors import Tensors
+from qgraph.runtime import Session, in_parallel
+
+Sums = NDArray[np.float64]
+
+
+class FloatMeans:
+    """E[y] of every layer of the float network, computed for all layers when the first one is asked for.
+
+    Batch by batch, so that a shift found on some batches compares the two networks on these and not their samples.
+    """
+
+    def __init__(self, model: Model, view: GraphView, samples: Samples, tensors: Tensors) -> None:
+        self.model, self.view, self.samples, self.tensors = model, view, samples, tensors
+        self._sums: dict[str, list[Sums]] | None = None
+
+    def without_bias(self, layer: Layer, batches: int) -> Sums | None:
+        """E[y] per output channel over the first batches, without the bias; None where the bias is not constant."""
+        bias = constant(layer.bias)
+        if layer.bias is not None and bias is None:
+            return None
+        if self._sums is None:
+            self._sums = self._measured()
+        mean = np.sum(self._sums[layer.name][:batches], axis=0) / sum(self.samples.counts[:batches])
+        beta = float(attribute(layer.node, "beta", 1.0)) if layer.op == "Gemm" else 1.0
+        return np.asarray(mean - (0.0 if bias is None else beta * np.broadcast_to(bias.reshape(-1), mean.shape)))
+
+    def _measured(self) -> dict[str, list[Sums]]:
+        layers = self.view.layers
+        session = Session(self.model.ir_model, outputs=[str(one.output.name) for one in layers], threads=1)
+
+        def sums(batch: int) -> list[Sums]:
+            feeds: dict[str, NDArray[Any]] = {name: self.tensors.get(name, batch) for name in session.input_names}
+            found = dict(zip(session.output_names, session.run_list(feeds), strict=True))
+            count = self.samples.counts[batch]
+            return [channel_sums(found[str(one.output.name)], one.result_axis, count) for one in layers]
+
+        by_batch = list(in_parallel(sums, range(len(self.samples.counts))))
+        return {one.name: [batch[i] for batch in by_batch] for i, one in enumerate(layers)}
