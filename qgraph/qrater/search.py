@@ -141,7 +141,7 @@ class _Search:
         while not blocks or blocks[-1] < every:
             blocks.append(self.samples.batches_for(wanted))
             wanted *= 2
-        return blocks
+        return list(dict.fromkeys(blocks))
 
     def order(self, stage: str) -> list[int]:
         """The order of the batches in a stage's races: always the same first ones would decide too much."""

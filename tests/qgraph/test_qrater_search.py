@@ -75,8 +75,16 @@ def exhaustive(base, net, samples):
 
 def test_it_finds_a_better_plan(base, net, samples, found, exhaustive):
     assert kl_of(net, found.plan, samples) < 0.7 * kl_of(net, base, samples)
-    assert found.cost.samples < 0.8 * found.cost.asked * found.samples  # only 28 candidates, in races of three rounds
     assert kl_of(net, found.plan, samples) <= 1.01 * kl_of(net, exhaustive.plan, samples)
+
+
+def test_races_save_where_there_are_candidates(base, net, samples):
+    first = dataclasses.replace(base, layers=base.layers[:1])
+    many = dataclasses.replace(COARSE, ingredients=("round",), gamma_n=tuple(i / 10 for i in range(-10, 11)), first=8)
+    raced = find(first, net, samples, many)
+    assert raced.cost.samples < 0.6 * raced.cost.asked * raced.samples
+    whole = find(first, net, samples, dataclasses.replace(many, race=False))
+    assert whole.history[-1][1] >= raced.history[-1][1] >= 1.01 * whole.history[-1][1]
 
 
 def test_the_plan_survives_its_file(found):
@@ -114,9 +122,10 @@ def test_a_finished_search_replays_from_its_journal(base, net, samples, found, t
     assert QuantPlan.load(tmp_path / "best.plan.json") == found.plan
 
 
-def test_a_finished_search_goes_on_with_another_pass(base, net, samples, found, tmp_path):
+@pytest.mark.parametrize("race", [False, True])
+def test_a_finished_search_goes_on_with_another_pass(base, net, samples, race, tmp_path):
     """Then all other layers are quantized, and what there is takes part: on its samples it only gets better."""
-    once = dataclasses.replace(COARSE, race=False)
+    once = dataclasses.replace(COARSE, race=race, gamma_n=(-0.8, -0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6, 0.8))
     first = find(base, net, samples, once, folder=tmp_path)
     before = rows(tmp_path)
     twice = dataclasses.replace(once, passes=2)

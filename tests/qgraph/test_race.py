@@ -79,6 +79,15 @@ def test_what_is_defended_drops_out_by_the_test_alone():
     assert field.asked < 8 * 32 + 8 * 512
 
 
+def test_the_best_of_many_is_no_proof_against_what_is_defended():
+    """Among 230 candidates chance leads by three standard errors; at 99% a test for one pair alone believes it."""
+    kept = 0
+    for seed in range(40):
+        scores = noisy([-0.95, *[-1.0] * 230], seed, spread=0.6)
+        kept += run(scores, defended=(0,))[0].winner == 0
+    assert kept >= 39
+
+
 def test_a_challenger_must_lead_after_every_round():
     """Candidate 1 is behind on the first block only: not sure to lose, but not worth more samples."""
     scores = noisy([-1.0, -1.0], 0, spread=0.1)
