@@ -32,10 +32,10 @@ from qgraph.qrater import search as run_search
 from qgraph.qrater.journal import compact
 from qgraph.simulate import simulate
 
-IMAGES, IMAGES_OURS = 512, 2048
+IMAGES, IMAGES_OURS = 256, 2048
 RESULTS = Path(__file__).parent / "results"
 BASELINES = ("mse", "aciq", "kl")
-AS_WRITTEN = SearchConfig(base=False, corrected=False)
+AS_WRITTEN = SearchConfig(base=False, corrected=False, first=32)
 CELLS: Mapping[str, SearchConfig] = {
     "round": replace(AS_WRITTEN, ingredients=("round",)),
     "clip": replace(AS_WRITTEN, ingredients=("clip",)),
