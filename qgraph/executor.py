@@ -11,7 +11,6 @@ or the number of workers. The only importer of dask.
 
 from __future__ import annotations
 
-import os
 import pickle
 import threading
 import warnings
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
+import qmath
 from qgraph.errors import ExecutorError, UsageError
 
 S = TypeVar("S")
@@ -60,9 +60,9 @@ def open_executor(where: str = LOCAL, *, workers: int | None = None) -> Iterator
     """
     name, _, address = where.partition(":")
     if where == LOCAL:
-        yield _Threads(workers=workers or os.cpu_count() or 1)
+        yield _Threads(workers=workers or qmath.get_threads())
     elif name == DASK and (address or where == DASK):
-        with _dask_client(address, workers or os.cpu_count() or 1) as client:
+        with _dask_client(address, workers or qmath.get_threads()) as client:
             yield _Dask(client=client)
     else:
         raise UsageError(f"unknown executor '{where}': choose local, dask, or dask:ADDRESS (dask:tcp://host:8786)")

@@ -145,7 +145,7 @@ def observe(
                 _update(accumulator, name, batch.real(seen[sources[name]]))
         return batch.count
 
-    workers = threads or os.cpu_count() or 1
+    workers = threads or qmath.get_threads()
     batches = data.batches(_batch_size(model, inner, workers))
     with progress.stage("observing", data.count) as advance:
         for count in in_parallel(take_in, batches, workers=workers):

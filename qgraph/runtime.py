@@ -6,7 +6,6 @@ create, so callers make one and feed it what changes.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+import qmath
 from qgraph.errors import ModelError
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -126,7 +126,7 @@ def in_parallel(job: Callable[[T], R], items: Iterable[T], *, workers: int | Non
 
     A session of one thread may run on all of them at once: one sample per core beats all cores on one sample.
     """
-    count = workers or os.cpu_count() or 1
+    count = workers or qmath.get_threads()
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(count) as pool:
         try:

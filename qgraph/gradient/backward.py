@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import qmath
 from qgraph.gradient.build import deferred_gradients, gradient_name
 from qgraph.gradient.contraction import weight_gradients
 from qgraph.model import ModelLike
@@ -43,7 +43,7 @@ class Backward:
         made = deferred_gradients(model, loss, wrt)
         self.outputs = tuple(str(v.name) for v in made.outputs)
         self.wrt = tuple(str(v.name) for v in made.wrt)
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or qmath.get_threads()
         self._contractions = [(str(c.weight.name), str(c.x.name), str(c.dy.name), c) for c in made.contractions]
         self._session = Session(made.model, threads=self._threads)
         self._pool = ThreadPoolExecutor(max(self._threads - 1, 1))

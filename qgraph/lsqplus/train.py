@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import qmath
 from qgraph.data import Batch, Dataset
 from qgraph.errors import DataError, ModelError
 from qgraph.lsqplus.absorb import absorb
@@ -75,7 +76,7 @@ def train(
     trained = absorb(net, plan, chosen, batch_norms if chosen.keep_bn else ())
     first = replace(data, limit=min(data.count, chosen.calibration))
     trained = with_statistics(trained, first, threads=threads)
-    run = _Run(trained, net, feed, schedule, threads or os.cpu_count() or 1)
+    run = _Run(trained, net, feed, schedule, threads or qmath.get_threads())
     checkpoint = None
     if resume is not None:
         identity = _identity(net, plan, chosen, seed, data)

@@ -14,6 +14,7 @@ from threading import Event, Lock
 import numpy as np
 from numpy.typing import NDArray
 
+import qmath
 from qgraph.errors import ModelError, UsageError
 from qgraph.gradient import GradientError
 from qgraph.model import Model, ModelLike, load, normalise
@@ -111,7 +112,7 @@ def distill(
         raise UsageError(f"need at least one sample and step, got count={count}, {config}")
     began = time.perf_counter()
     loaded = load(model)
-    cores = threads or os.cpu_count() or 1
+    cores = threads or qmath.get_threads()
     size = min(config.batch, count)
     numbers = range(-(-count // _batch_size(loaded, size, shapes)))
     workers = min(cores, len(numbers))
