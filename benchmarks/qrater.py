@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -66,10 +67,11 @@ class Bench:
 
     name: str
     net: Model
+    seed: int
     options: argparse.Namespace
 
     def samples(self, count: int) -> Any:
-        first = self.options.seed * count
+        first = self.seed * count
         pictures, labels = images("cifar10_train20k", first + count)
         return open_data({"input": pictures[first:], "labels": labels[first:]}, self.net, preprocessing=CIFAR)
 
@@ -91,7 +93,7 @@ class Bench:
         printed = PAPER.get(bits, {}) if self.name == "resnet32" else {}
         paper = max(printed["all"], printed["bo"]) if printed and name == "ours" else printed.get(name)
         row: dict[str, Any] = {"model": self.name, "W/A": f"{bits}/{bits}", "cell": name}
-        row |= {"images": self.count(name), "top-1": None, "paper": paper}
+        row |= {"images": self.count(name), "seed": self.seed, "top-1": None, "paper": paper}
         row |= {"fewer image-forwards": None, "evaluations": None, "seconds": None}
         if self.options.kept and name in CELLS and not packed(self.label(bits, name)).exists():
             return row
@@ -106,16 +108,17 @@ class Bench:
 
     def label(self, bits: int, name: str) -> str:
         """What the journal of a cell is called."""
-        return f"{self.name}_{bits}_{name.replace(': ', '_').replace('+', '_')}_{self.options.seed}"
+        cell = re.sub(r"\W+", "_", name)
+        return f"{self.name}_{bits}_{cell}_{self.count(name)}_{self.seed}"
 
     def search(self, bits: int, name: str) -> tuple[QuantPlan, dict[str, Any]]:
         """The plan of a cell, from its journal as far as that goes."""
-        config = replace(CELLS[name], objective=self.options.objective, seed=self.options.seed)
+        config = replace(CELLS[name], objective=self.options.objective, seed=self.seed)
         with journal(self.label(bits, name)) as folder, open_executor(self.options.executor) as executor:
             base, samples = self.start(bits, "mse", self.count(name)), self.samples(self.count(name))
             shown = progress(False)
             found = run_search(base, self.net, samples, executor=executor, config=config, folder=folder, progress=shown)
-        if name == "ours" and self.options.seed == 0:
+        if name == "ours" and self.seed == 0 and self.options.samples is None:
             target = RESULTS / f"qrater_{self.name}_{bits}.plan.json"
             write_atomically(target, found.plan.to_json().encode())
         saving = round(found.cost.saving(found.samples), 1)
@@ -145,22 +148,22 @@ def options(parser: argparse.ArgumentParser) -> None:
     known = (*BASELINES, *CELLS)
     parser.add_argument("--model", default="resnet32", help="resnet32 or relu6_dw")
     parser.add_argument("--bits", type=int, nargs="+", default=[5, 4, 3])
-    parser.add_argument("--cells", nargs="+", default=list(known), choices=known)
+    parser.add_argument("--cells", nargs="+", default=[*IN_PAPER, "ours"], choices=known)
     parser.add_argument(
         "--samples", type=int, help=f"training images that choose (default: {IMAGES_OURS} for ours, else {IMAGES})"
     )
     parser.add_argument("--kept", action="store_true", help="only cells whose journal is there; others are shown empty")
     parser.add_argument("--test", type=int, default=10_000, help="test images that measure")
     parser.add_argument("--objective", default="mse", help="accuracy, loss, kl or mse")
-    parser.add_argument("--seed", type=int, default=0, help="which training images, in what order")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="which training images, in what order")
     parser.add_argument("--executor", default="local")
 
 
 def main() -> None:
     given = arguments(__doc__, options)
     net = normalise(load(shared("models", f"cifar10_{given.model}.onnx")), fold_bn=False)
-    bench = Bench(name=given.model, net=net, options=given)
-    rows = [bench.cell(bits, name) for bits in given.bits for name in given.cells]
+    benches = [Bench(name=given.model, net=net, seed=seed, options=given) for seed in given.seeds]
+    rows = [bench.cell(bits, name) for bits in given.bits for name in given.cells for bench in benches]
     report(f"Q-Rater, {given.model}: signed symmetric grids per layer, first layer float", rows, json_path=given.json)
 
 
