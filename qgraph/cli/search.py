@@ -84,9 +84,13 @@ class Ingredients(click.ParamType):
     metavar="N",
     help="Samples of a race's first round.",
 )
-@click.option("--confidence", type=float, default=0.99, show_default=True, help="Of the test that ends a candidate.")
+@click.option("--confidence", type=float, default=0.99, show_default=True, help="Of all tests of a round together.")
 @click.option(
-    "--survivors", type=float, default=0.5, show_default=True, help="Share of candidates that a round keeps at most."
+    "--survivors",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Share of candidates that a round keeps at most, eight at least.",
 )
 @click.option(
     "--tolerance", type=float, default=0.002, show_default=True, help="Share of the objective that does not matter."

@@ -33,7 +33,8 @@ class SearchConfig:
     shifts last. `passes`: how often the layers are gone through; from the second on, all other layers are quantized.
 
     `race`: candidates are measured on `first` samples, then on twice as many, and so on; those that lose to the leader
-    at `confidence` (a paired one-sided test) drop out, and so do all but the best share `keep` (1: the test alone).
+    (paired one-sided tests, at `confidence` in a round together) drop out, and so do all but the best share `keep`
+    where more than eight are left (1: the tests alone).
     Every race takes the samples in an order of its own. It is over when nobody left can be better by more than
     the share `tolerance` of the leader's objective. `reuse`: candidates that compute the same are measured once.
     `cache`: what the layers before compute is kept, up to `cache_bytes` in memory and beyond that on disk. `reuse` and
