@@ -139,8 +139,9 @@ def journal(label: str) -> Iterator[Path]:
     if kept.exists() and not file.exists():
         file.write_bytes(gzip.decompress(kept.read_bytes()))
     yield folder
-    compact(file)
-    write_atomically(kept, gzip.compress(file.read_bytes(), mtime=0))
+    if not kept.exists():
+        compact(file)
+        write_atomically(kept, gzip.compress(file.read_bytes(), mtime=0))
     shutil.rmtree(folder)
 
 
