@@ -76,6 +76,11 @@ class Layer:
         """The bias input of Conv, ConvTranspose and Gemm; None where there is none."""
         return self.node.inputs[2] if len(self.node.inputs) > 2 else None
 
+    @property
+    def bias_factor(self) -> float:
+        """What the bias is multiplied by: beta of Gemm."""
+        return float(attribute(self.node, "beta", 1.0)) if self.op == "Gemm" else 1.0
+
     def weight_array(self) -> NDArray[np.float32]:
         array = constant(self.weight)
         if array is None:

@@ -15,7 +15,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qgraph.errors import PlanError
 from qgraph.folding import add_initializer, append_node, constant, unique_name
-from qgraph.graph import GLUE_OPS, LAYER_OPS, GraphView, Layer, attribute, is_transparent, root
+from qgraph.graph import GLUE_OPS, LAYER_OPS, GraphView, Layer, is_transparent, root
 from qgraph.model import Model
 from qgraph.plan import ActivationQuant, LayerQuant, QuantPlan
 
@@ -170,7 +170,7 @@ def shift_bias(graph: ir.Graph, layer: Layer, shift: NDArray[np.float64]) -> ir.
     Returns the tensor that carries the shifted result.
     """
     old = constant(layer.bias)
-    beta = float(attribute(layer.node, "beta", 1.0)) if layer.op == "Gemm" else 1.0
+    beta = layer.bias_factor
     if layer.op == "MatMul" or (layer.bias is not None and old is None) or beta == 0:
         return _add_after(graph, layer, shift)
     total = ((0.0 if old is None else old.astype(np.float64)) + shift / beta).astype(np.float32)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qgraph.folding import constant
-from qgraph.graph import GraphView, Layer, attribute, descendants
+from qgraph.graph import GraphView, Layer, descendants
 from qgraph.lowering import shift_bias
 from qgraph.model import Model
 from qgraph.plan import QuantPlan
@@ -117,7 +117,7 @@ def _bias_input(graph: ir.Graph, layer: Layer) -> tuple[ir.Value, float]:
     channels = layer.weight_array().shape[layer.output_axis] * (layer.groups if layer.op == "ConvTranspose" else 1)
     carrier = shift_bias(graph, layer, np.zeros(channels))
     if carrier is layer.output:
-        beta = float(attribute(layer.node, "beta", 1.0)) if layer.op == "Gemm" else 1.0
+        beta = layer.bias_factor
         value = layer.node.inputs[2]
         unit = 1.0 / (beta or 1.0)
     else:
