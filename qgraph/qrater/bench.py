@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
 from typing import Any
@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph import weights
-from qgraph.data import Dataset
+from qgraph.data import Batch, Dataset
 from qgraph.executor import Executor
 from qgraph.graph import Layer
 from qgraph.model import Model
@@ -41,13 +41,16 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Samples:
-    """What the search measures on: feeds (in `tensors`, under the inputs' names), labels and float outputs by batch."""
+    """What the search measures on: batches (their feeds in `tensors`, under the inputs' names) and float outputs."""
 
-    counts: tuple[int, ...]
-    labels: tuple[NDArray[Any] | None, ...]
+    batches: tuple[Batch, ...]
     reference: tuple[Outputs, ...]
     scorer: Scorer
     digest: str
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        return tuple(batch.count for batch in self.batches)
 
     @property
     def total(self) -> int:
@@ -102,8 +105,9 @@ def measure(stand: Stand, job: Job) -> list[NDArray[np.float32]]:
         feeds = {name: stand.tensors.get(name, batch) for name in stand.frontier}
         fed = {OPERAND: stand.operand(batch, job.operand), WEIGHT: job.weight, BIAS: job.bias}
         outputs = session.run_list(feeds | {name: fed[name] for name in fed if name in session.input_names})
-        real = real_samples(outputs, feeds | fed, samples.counts[batch])
-        scores.append(samples.scorer(real, samples.reference[batch], samples.labels[batch]).astype(np.float32))
+        frame = samples.batches[batch]
+        real = [frame.real(output) for output in outputs]
+        scores.append(samples.scorer(real, samples.reference[batch], frame.labels).astype(np.float32))
     return scores
 
 
@@ -156,14 +160,14 @@ class Bench:
         session = self._alone
         weight = weights.quantized(self.array, candidate.weight)
         axis = self.layer.result_axis
-        counts = self.stand.samples.counts
+        samples = self.stand.samples
 
         def sums(batch: int) -> NDArray[np.float64]:
             operand = self.stand.operand(batch, candidate.operand)
-            return channel_sums(session.run_list({OPERAND: operand, WEIGHT: weight})[0], axis, counts[batch])
+            return channel_sums(session.run_list({OPERAND: operand, WEIGHT: weight})[0], axis, samples.batches[batch])
 
         total: NDArray[np.float64] = np.sum(list(in_parallel(sums, range(batches))), axis=0)
-        return total / sum(counts[:batches])
+        return total / sum(samples.counts[:batches])
 
     @cached_property
     def _range(self) -> tuple[float, float]:
@@ -171,7 +175,7 @@ class Bench:
         return min(float(x.min()) for x in batches), max(float(x.max()) for x in batches)
 
     def _source(self, batch: int) -> NDArray[np.float32]:
-        return self.stand.tensors.get(self.stand.source, batch)[: self.stand.samples.counts[batch]]
+        return self.stand.samples.batches[batch].real(self.stand.tensors.get(self.stand.source, batch))
 
     def _steps(self, grid: ActivationQuant | None) -> str:
         """The staircase of an operand's grid over the values that occur."""
@@ -186,10 +190,10 @@ class Bench:
         return f"{grid.scale!r} {edges[first:last].tolist()} {table.codes[first : last + 1].tolist()}"
 
 
-def channel_sums(result: NDArray[Any], axis: int, count: int) -> NDArray[np.float64]:
-    """The means per channel of the first `count` samples, times `count`."""
+def channel_sums(result: NDArray[Any], axis: int, batch: Batch) -> NDArray[np.float64]:
+    """The means per channel over a batch's samples, times their number."""
     others = tuple(i for i in range(result.ndim) if i != axis % result.ndim)
-    return count * np.asarray(result[:count].mean(axis=others, dtype=np.float64))
+    return batch.count * np.asarray(batch.real(result).mean(axis=others, dtype=np.float64))
 
 
 def collect(dataset: Dataset, model: Model, tensors: Tensors, objective: Objective | None) -> Samples:
@@ -198,7 +202,7 @@ def collect(dataset: Dataset, model: Model, tensors: Tensors, objective: Objecti
     digest = hashlib.sha256()
     batches = list(dataset.batches(BATCH))
     reference: list[Outputs] = list(
-        in_parallel(lambda b: real_samples(session.run_list(b.feeds), b.feeds, b.count), batches)
+        in_parallel(lambda batch: [batch.real(output) for output in session.run_list(batch.feeds)], batches)
     )
     for index, batch in enumerate(batches):
         for name, array in sorted(batch.feeds.items()):
@@ -206,21 +210,14 @@ def collect(dataset: Dataset, model: Model, tensors: Tensors, objective: Objecti
             digest.update(np.ascontiguousarray(array).tobytes())
         if batch.labels is not None:
             digest.update(np.ascontiguousarray(batch.labels).tobytes())
-    labels = tuple(batch.labels for batch in batches)
+    labels = [batch.labels for batch in batches]
     every = None if any(part is None for part in labels) else np.concatenate([x for x in labels if x is not None])
     return Samples(
-        counts=tuple(batch.count for batch in batches),
-        labels=labels,
+        batches=tuple(replace(batch, feeds={}) for batch in batches),
         reference=tuple(reference),
         scorer=choose_scorer(objective, reference, every),
         digest=digest.hexdigest(),
     )
-
-
-def real_samples(outputs: Outputs, feeds: Mapping[str, NDArray[Any]], count: int) -> Outputs:
-    """Without the samples that only pad a fixed batch."""
-    size = max((len(feeds[name]) for name in feeds if name not in (WEIGHT, BIAS)), default=count)
-    return [o[:count] if o.ndim and len(o) == size > count else o for o in outputs]
 
 
 def advance(cut: Cut, tensors: Tensors, batches: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgraph.folding import constant
-from qgraph.graph import GraphView, Layer, attribute
+from qgraph.graph import GraphView, Layer
 from qgraph.model import Model
 from qgraph.qrater.bench import Samples, channel_sums
 from qgraph.qrater.tensors import Tensors
@@ -35,8 +35,9 @@ class FloatMeans:
         if self._sums is None:
             self._sums = self._measured()
         mean = np.sum(self._sums[layer.name][:batches], axis=0) / sum(self.samples.counts[:batches])
-        beta = float(attribute(layer.node, "beta", 1.0)) if layer.op == "Gemm" else 1.0
-        return np.asarray(mean - (0.0 if bias is None else beta * np.broadcast_to(bias.reshape(-1), mean.shape)))
+        return np.asarray(
+            mean - (0.0 if bias is None else layer.bias_factor * np.broadcast_to(bias.reshape(-1), mean.shape))
+        )
 
     def _measured(self) -> dict[str, list[Sums]]:
         layers = self.view.layers
@@ -45,8 +46,8 @@ class FloatMeans:
         def sums(batch: int) -> list[Sums]:
             feeds: dict[str, NDArray[Any]] = {name: self.tensors.get(name, batch) for name in session.input_names}
             found = dict(zip(session.output_names, session.run_list(feeds), strict=True))
-            count = self.samples.counts[batch]
-            return [channel_sums(found[str(one.output.name)], one.result_axis, count) for one in layers]
+            frame = self.samples.batches[batch]
+            return [channel_sums(found[str(one.output.name)], one.result_axis, frame) for one in layers]
 
         by_batch = list(in_parallel(sums, range(len(self.samples.counts))))
         return {one.name: [batch[i] for batch in by_batch] for i, one in enumerate(layers)}

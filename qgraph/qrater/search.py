@@ -79,7 +79,7 @@ def search(
             "config": config.identity(),
         }
         with closing(Journal(None if folder is None else folder / "journal.sqlite", header)) as journal:
-            run = _Search(base, model, data, samples, tensors, config, journal, executor)
+            run = _Search(base, model, samples, tensors, config, journal, executor)
             asked = [config.evaluations(activations=run.assembly.has_operand(q.name)) for q in base.layers]
             with progress.stage("searching", config.passes * sum(asked)) as bar:
                 return run.run(bar, folder)
@@ -90,14 +90,13 @@ class _Search:
         self,
         base: QuantPlan,
         model: Model,
-        data: Dataset,
         samples: Samples,
         tensors: Tensors,
         config: SearchConfig,
         journal: Journal,
         executor: Executor,
     ) -> None:
-        self.model, self.data, self.samples, self.tensors = model, data, samples, tensors
+        self.model, self.samples, self.tensors = model, samples, tensors
         self.config, self.journal, self.executor = config, journal, executor
         self.view = GraphView(model)
         self.assembly = Assembly(base, self.view)

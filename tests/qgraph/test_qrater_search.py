@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import qgraph
-from qgraph.data import open_data
+from qgraph.data import Batch, open_data
 from qgraph.errors import DataError, UsageError
 from qgraph.evaluation import evaluate
 from qgraph.executor import open_executor
@@ -25,6 +26,7 @@ from qgraph.observe import observe
 from qgraph.plan import QuantPlan
 from qgraph.qrater import JournalError, SearchConfig, paper_plan
 from qgraph.qrater import search as run_search
+from qgraph.qrater.bench import channel_sums
 from qgraph.searching import ConstantObjective
 from qgraph.searching import search as search_file
 from qgraph.simulate import simulate
@@ -338,3 +340,24 @@ def test_quantize_searches_too(digits, digits_calibration):
     )
     assert result.plan.recipe == "qrater"
     assert any(layer.bias_shift for layer in result.plan.layers)
+
+
+def test_a_traced_batch_size_changes_nothing(base, net, samples):
+    """32 at a time by the model's shape, so that the last batch is filled up, finds what an open batch finds."""
+    few = dataclasses.replace(samples, limit=100)
+    traced = Model(ir_model=net.ir_model.clone(), source="traced", nbytes=0, digest=net.digest)
+    value = traced.ir_model.graph.inputs[0]
+    value.shape = ir.Shape([32, *value.shape[1:]])
+    padded = open_data(samples.description, traced, limit=100)
+    assert [batch.padded_to for batch in padded.batches(32)] == [None, None, None, 32]
+    first = dataclasses.replace(base, layers=base.layers[:1])
+    assert find(first, traced, padded).plan == find(first, net, few).plan
+
+
+def test_a_channels_mean_is_over_all_that_is_real():
+    """Rows that a graph folds into the batch count; rows that only fill a traced batch do not."""
+    rows = np.arange(60.0).reshape(12, 5)
+    folded = channel_sums(rows, 1, Batch(feeds={}, count=3))
+    np.testing.assert_allclose(folded, 3 * rows.mean(axis=0))
+    filled = channel_sums(rows[:4], -1, Batch(feeds={}, count=3, padded_to=4))
+    np.testing.assert_allclose(filled, rows[:3].sum(axis=0))
