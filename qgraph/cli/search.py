@@ -27,6 +27,8 @@ from qgraph.qrater.config import INGREDIENTS, OBJECTIVES, SEARCHES
 from qgraph.searching import PROTOCOLS, Searched
 from qgraph.searching import search as run
 
+DEFAULT = SearchConfig()
+
 
 class Ingredients(click.ParamType):
     """Names out of clip, round and bias, with commas between."""
@@ -63,7 +65,7 @@ class Ingredients(click.ParamType):
 @click.option(
     "--search",
     type=click.Choice(SEARCHES),
-    default="grid",
+    default=DEFAULT.search,
     show_default=True,
     help="bo: Bayesian optimisation behind the grid.",
 )
@@ -71,7 +73,7 @@ class Ingredients(click.ParamType):
 @click.option(
     "--passes",
     type=click.IntRange(min=1),
-    default=1,
+    default=DEFAULT.passes,
     show_default=True,
     metavar="N",
     help="How often to go through the layers.",
@@ -79,21 +81,31 @@ class Ingredients(click.ParamType):
 @click.option(
     "--first",
     type=click.IntRange(min=2),
-    default=64,
+    default=DEFAULT.first,
     show_default=True,
     metavar="N",
     help="Samples of a race's first round.",
 )
-@click.option("--confidence", type=float, default=0.99, show_default=True, help="Of all tests of a round together.")
+@click.option(
+    "--confidence",
+    type=float,
+    default=DEFAULT.confidence,
+    show_default=True,
+    help="Of all tests of a round together.",
+)
 @click.option(
     "--survivors",
     type=float,
-    default=0.5,
+    default=DEFAULT.keep,
     show_default=True,
     help="Share of candidates that a round keeps at most, eight at least.",
 )
 @click.option(
-    "--tolerance", type=float, default=0.002, show_default=True, help="Share of the objective that does not matter."
+    "--tolerance",
+    type=float,
+    default=DEFAULT.tolerance,
+    show_default=True,
+    help="Share of the objective that does not matter.",
 )
 @click.option(
     "--race/--no-race", default=True, help="Drop candidates that lose on few samples (default), or measure all on all."
@@ -107,7 +119,7 @@ class Ingredients(click.ParamType):
 @click.option(
     "--cache-mb",
     type=click.IntRange(min=1),
-    default=1024,
+    default=DEFAULT.cache_bytes // 2**20,
     show_default=True,
     metavar="N",
     help="Memory for it; beyond that it goes to disk.",
