@@ -13,4 +13,4 @@ python=${PYTHON:-python3.11} # the last Python that onnxruntime-training 1.19.2 
 "$environment/bin/pip" install --quiet onnxruntime-training==1.19.2 \
     "numpy>=2.0" "scipy>=1.13" "numba>=0.61" "onnx>=1.21" "onnx-ir>=0.1.12" "rich>=13.9" "pytest>=8" "hypothesis>=6.100"
 cd "$project"
-"$environment/bin/python" -m pytest -p no:cacheprovider tests/qgraph/test_gradient_*.py
+"$environment/bin/python" -m pytest -p no:cacheprovider tests/qgraph/gradient

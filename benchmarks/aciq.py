@@ -18,22 +18,23 @@ import numpy as np
 import qgraph
 import qmath
 from benchmarks.common import CIFAR, arguments, images, in_turn, report, shared
-from qgraph import aciq
-from qgraph.ablation import ablate
-from qgraph.calibrate import clip_activations, clip_ranges, prior_rejected
-from qgraph.correct import correct_norm, correct_shift
-from qgraph.data import Dataset, open_data
-from qgraph.evaluation import evaluate
-from qgraph.graph import GraphView
-from qgraph.initial import initial_plan
-from qgraph.measure import measured_power, predicted_noise
-from qgraph.model import Model, load
-from qgraph.observe import Observations, observe
-from qgraph.opset import prepare
-from qgraph.plan import QuantPlan
-from qgraph.recipe import Recipe
-from qgraph.result import lower
-from qgraph.runtime import Session
+from qgraph.assess.ablation import ablate
+from qgraph.assess.evaluate import evaluate
+from qgraph.assess.layer_errors import measured_power, predicted_noise
+from qgraph.graph.sites import GraphView
+from qgraph.lowering.lower import lower
+from qgraph.methods.aciq import refine as aciq
+from qgraph.methods.aciq.clip import clip_activations, clip_ranges, prior_rejected
+from qgraph.methods.aciq.corrections import correct_norm, correct_shift
+from qgraph.observe.statistics import Observations, observe
+from qgraph.onnxfile.load import load
+from qgraph.onnxfile.model import Model
+from qgraph.onnxfile.opset import prepare
+from qgraph.plan.grids import initial_plan
+from qgraph.plan.plan import QuantPlan
+from qgraph.plan.recipe import Recipe
+from qgraph.running.sessions import Session
+from qgraph.samples.dataset import Dataset, open_data
 
 MODELS = ("resnet20", "resnet32", "relu6_dw", "silu_se")
 SETTINGS = ((8, 8), (4, 8), (8, 4), (4, 4))

@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from benchmarks.common import CIFAR, arguments, images, in_turn, report, shared, timed
-from qgraph.executor import open_executor
-from qgraph.pipeline import measure_sensitivity
+from qgraph.jobs.sensitivity import measure_sensitivity
+from qgraph.running.executor import open_executor
 
 TASKS = 500
 MEGABYTES = 16

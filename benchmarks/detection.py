@@ -20,12 +20,12 @@ from PIL import Image
 import qgraph
 from benchmarks.boxes import Detections, average_precision
 from benchmarks.common import arguments, report, shared
-from qgraph.gathering import distilled_inputs
-from qgraph.graph import GraphView
-from qgraph.model import load
-from qgraph.preprocessing import Preprocessing
-from qgraph.result import Result
-from qgraph.runtime import Session
+from qgraph.graph.sites import GraphView
+from qgraph.jobs.distil import distilled_inputs
+from qgraph.jobs.result import Result
+from qgraph.onnxfile.load import load
+from qgraph.running.sessions import Session
+from qgraph.samples.preprocessing import Preprocessing
 
 MODEL, SAMPLES = "face_rfb320.onnx", 32
 PREPROCESSING = Preprocessing(mean=(127 / 255,), std=(128 / 255,))

@@ -23,11 +23,13 @@ from numpy.typing import NDArray
 
 import qgraph
 from benchmarks.common import CIFAR, arguments, images, report, shared, timed
-from qgraph.data import open_data
-from qgraph.evaluation import evaluate
-from qgraph.model import Model, load, normalise
-from qgraph.zeroq import distill
-from qgraph.zeroq.spectrum import natural_noise
+from qgraph.assess.evaluate import evaluate
+from qgraph.methods.zeroq import distill
+from qgraph.methods.zeroq.spectrum import natural_noise
+from qgraph.onnxfile.load import load
+from qgraph.onnxfile.model import Model
+from qgraph.onnxfile.normalise import normalise
+from qgraph.samples.dataset import open_data
 
 NETWORKS = ("cifar10_resnet20", "cifar10_resnet32", "cifar10_relu6_dw")
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -26,10 +26,10 @@ from typing import Any
 
 import qgraph
 from benchmarks.common import CIFAR, images, report, shared
-from qgraph.evaluation import evaluate
-from qgraph.gathering import distilled_inputs
-from qgraph.lsqplus import LsqPlusConfig
-from qgraph.model import load
+from qgraph.assess.evaluate import evaluate
+from qgraph.jobs.distil import distilled_inputs
+from qgraph.methods.lsqplus import LsqPlusConfig
+from qgraph.onnxfile.load import load
 
 FLOAT = {"resnet20": 91.73, "resnet32": 92.63, "silu_se": 88.39}
 TARGETS = {4: 0.4, 3: 1.2, 2: 4.5}
@@ -81,7 +81,7 @@ class Run:
         test = dict(zip(("images", "labels"), images("cifar10_test"), strict=True))
         top1 = {
             name: evaluate(
-                load(qgraph.result.lower(result.net, result.plan, format=name)), test, preprocessing=CIFAR
+                load(qgraph.lowering.lower.lower(result.net, result.plan, format=name)), test, preprocessing=CIFAR
             ).top1
             for name in (("qdq", "float") if self.simulate else ("qdq",))
         }

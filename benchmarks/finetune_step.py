@@ -25,21 +25,21 @@ import torch.nn.functional as F
 
 from benchmarks import torch_net
 from benchmarks.common import CIFAR, arguments, images, in_turn, report, shared
-from qgraph.data import open_data
-from qgraph.graph import GraphView
-from qgraph.initial import initial_plan
-from qgraph.lsqplus import LsqPlusConfig, initialise
-from qgraph.lsqplus.absorb import absorb
-from qgraph.lsqplus.loss import one_hot, targets_of
-from qgraph.lsqplus.optimise import Adam
-from qgraph.lsqplus.step import TrainingStep, trainable_graph, training_graph
-from qgraph.lsqplus.trained import Trained
-from qgraph.model import Model
-from qgraph.observe import observe
-from qgraph.opset import prepare
-from qgraph.plan import QuantPlan
-from qgraph.recipe import Recipe
-from qgraph.runtime import Session
+from qgraph.graph.sites import GraphView
+from qgraph.methods.lsqplus import LsqPlusConfig, initialise
+from qgraph.methods.lsqplus.loss import one_hot, targets_of
+from qgraph.methods.lsqplus.optimise import Adam
+from qgraph.methods.lsqplus.parameters import absorb
+from qgraph.methods.lsqplus.step import TrainingStep, trainable_graph, training_graph
+from qgraph.methods.lsqplus.trained import Trained
+from qgraph.observe.statistics import observe
+from qgraph.onnxfile.model import Model
+from qgraph.onnxfile.opset import prepare
+from qgraph.plan.grids import initial_plan
+from qgraph.plan.plan import QuantPlan
+from qgraph.plan.recipe import Recipe
+from qgraph.running.sessions import Session
+from qgraph.samples.dataset import open_data
 
 CONFIG = LsqPlusConfig()
 FLOATS, FORWARD = "qgraph, activations in floats", "forward alone"

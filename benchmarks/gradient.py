@@ -89,9 +89,9 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _step(options: argparse.Namespace) -> Step:
-    from qgraph.model import load
-    from qgraph.runtime import Session
-    from qgraph.zeroq.objective import input_shapes, objective
+    from qgraph.methods.zeroq.objective import input_shapes, objective
+    from qgraph.onnxfile.load import load
+    from qgraph.running.sessions import Session
 
     model = load(options.model)
     ((name, shape),) = input_shapes(model, batch=options.batch).items()
@@ -120,7 +120,7 @@ def _plain_backward(model: Any, name: str, shape: tuple[int, ...]) -> Any:
     from onnx_ir.passes.common import ShapeInferencePass
 
     from qgraph.gradient import append, gradients, op, tensor
-    from qgraph.model import normalise
+    from qgraph.onnxfile.normalise import normalise
 
     net = normalise(model).ir_model.clone()
     for value in net.graph.inputs:
@@ -139,8 +139,8 @@ def _torch_step(options: argparse.Namespace, model: Any, name: str, x: np.ndarra
     import torch
 
     from benchmarks.torch_net import TorchNet, distillation_loss
-    from qgraph.model import normalise
-    from qgraph.zeroq.statistics import batch_norms
+    from qgraph.methods.zeroq.statistics import batch_norms
+    from qgraph.onnxfile.normalise import normalise
 
     torch.set_num_threads(options.threads)
     plain = normalise(model, fold_bn=False).ir_model
@@ -186,8 +186,8 @@ KINDS = {
 
 def _profiled(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Milliseconds by kind of operator, of the forward pass and of a step."""
-    from qgraph.model import load
-    from qgraph.zeroq.objective import input_shapes, step_model
+    from qgraph.methods.zeroq.objective import input_shapes, step_model
+    from qgraph.onnxfile.load import load
 
     model = load(options.model)
     ((name, shape),) = input_shapes(model, batch=options.batch).items()

@@ -19,9 +19,9 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import qgraph
 from benchmarks.common import CIFAR, arguments, images, in_turn, report, shared
-from qgraph.data import Dataset, open_data
-from qgraph.evaluation import evaluate
-from qgraph.model import load
+from qgraph.assess.evaluate import evaluate
+from qgraph.onnxfile.load import load
+from qgraph.samples.dataset import Dataset, open_data
 
 RUNS = 7
 LATENCY_RUNS = {1: 200, 32: 40}

@@ -65,7 +65,7 @@ def accumulate(x: NDArray[np.float32], axis: int | None, bins: int) -> None:
 
 def scatter(x: NDArray[np.float32]) -> Job:
     """The counting loop alone: one table entry incremented per value, the bins already known and in the cache."""
-    from qmath.statistics_kernels import tally
+    from qmath.kernels.statistics import tally
 
     cells = np.clip(x[: 1 << 16] * (BINS / 16) + BINS / 2, 0, BINS - 1).astype(np.int32)
     tables = np.zeros((4, BINS), np.uint32)

@@ -20,18 +20,21 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import CIFAR, arguments, images, report, shared
+from qgraph.assess.evaluate import evaluate
 from qgraph.cli.console import progress
-from qgraph.data import open_data
-from qgraph.evaluation import evaluate
-from qgraph.executor import open_executor
-from qgraph.graph import GraphView
-from qgraph.model import Model, load, normalise, write_atomically
-from qgraph.observe import observe
-from qgraph.plan import QuantPlan
-from qgraph.qrater import SearchConfig, paper_plan
-from qgraph.qrater import search as run_search
-from qgraph.qrater.journal import compact
-from qgraph.simulate import simulate
+from qgraph.graph.sites import GraphView
+from qgraph.lowering.simulate import simulate
+from qgraph.methods.qrater import SearchConfig, paper_plan
+from qgraph.methods.qrater import search as run_search
+from qgraph.methods.qrater.journal import compact
+from qgraph.observe.statistics import observe
+from qgraph.onnxfile.load import load
+from qgraph.onnxfile.model import Model
+from qgraph.onnxfile.normalise import normalise
+from qgraph.plan.plan import QuantPlan
+from qgraph.running.executor import open_executor
+from qgraph.running.files import write_atomically
+from qgraph.samples.dataset import open_data
 
 IMAGES, IMAGES_OURS = 256, 2048
 RESULTS = Path(__file__).parent / "results"

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from benchmarks.torch_net import TorchNet, distillation_loss
-from qgraph.graph import GraphView
-from qgraph.model import load, normalise
-from qgraph.zeroq.objective import input_shapes
-from qgraph.zeroq.statistics import batch_norms
+from qgraph.graph.sites import GraphView
+from qgraph.methods.zeroq.objective import input_shapes
+from qgraph.methods.zeroq.statistics import batch_norms
+from qgraph.onnxfile.load import load
+from qgraph.onnxfile.normalise import normalise
 
 STEPS, RATE = 500, 0.5
 Table = list[list[tuple[int, float]]]  # per layer: (bytes, sensitivity) of each choice

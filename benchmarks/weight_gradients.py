@@ -158,7 +158,7 @@ def _graph(shape: Shape, threads: int) -> Callable[[], np.ndarray]:
     import onnx_ir as ir
 
     from qgraph.gradient import gradients
-    from qgraph.runtime import Session
+    from qgraph.running.sessions import Session
 
     x, g = shape.operands()
     weight = f"{shape.outer}, {shape.inner // shape.group}, {shape.kernel}, {shape.kernel}"

@@ -22,16 +22,18 @@ import numpy as np
 import qgraph
 import qmath
 from benchmarks.common import CIFAR, arguments, images, report, shared
-from qgraph.evaluation import evaluate
-from qgraph.gain import known_moments
-from qgraph.gathering import DISTILLED
-from qgraph.graph import GraphView
-from qgraph.model import Model, load, normalise
-from qgraph.simulate import simulate
-from qgraph.zeroq import distill
-from qgraph.zeroq.allocate import mix
-from qgraph.zeroq.predict import predict
-from qgraph.zeroq.sensitivity import Sensitivity
+from qgraph.assess.evaluate import evaluate
+from qgraph.graph.sites import GraphView
+from qgraph.jobs.distil import DISTILLED
+from qgraph.lowering.simulate import simulate
+from qgraph.methods.zeroq import distill
+from qgraph.methods.zeroq.allocate import mix
+from qgraph.methods.zeroq.predict import predict
+from qgraph.methods.zeroq.sensitivity import Sensitivity
+from qgraph.observe.propagation import known_moments
+from qgraph.onnxfile.load import load
+from qgraph.onnxfile.model import Model
+from qgraph.onnxfile.normalise import normalise
 
 NETWORKS = ("cifar10_resnet20", "cifar10_resnet32")
 SETTINGS: tuple[tuple[str, dict[str, Any], float], ...] = (  # name, options, the paper's drop on ResNet-20
@@ -172,7 +174,7 @@ def _torch_seconds(path: Any, given: argparse.Namespace) -> Callable[[str], Any]
 
 def _menu(path: Any, given: argparse.Namespace, bits: tuple[int, ...]) -> tuple[Any, dict[str, Any], Sensitivity]:
     """The 8-bit plan, every layer at each of `bits`, and the sensitivities."""
-    from qgraph.gathering import gather
+    from qgraph.jobs.prepare import gather
 
     gathered = gather(path, _distilled(path, given), method="zeroq", weights="mixed", bits=bits)
     mixer = gathered.mixer()

@@ -6,46 +6,46 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qgraph.comparison import compare as compare
-    from qgraph.data import Dataset as Dataset
-    from qgraph.data import open_data as open_data
+    from qgraph.assess.compare import compare as compare
+    from qgraph.assess.evaluate import evaluate as evaluate
     from qgraph.errors import DataError as DataError
     from qgraph.errors import ModelError as ModelError
     from qgraph.errors import PlanError as PlanError
     from qgraph.errors import QGraphError as QGraphError
     from qgraph.errors import UsageError as UsageError
-    from qgraph.evaluation import evaluate as evaluate
-    from qgraph.finetuning import finetune as finetune
-    from qgraph.lsqplus import LsqPlusConfig as LsqPlusConfig
-    from qgraph.model import save as save
-    from qgraph.pipeline import apply as apply
-    from qgraph.pipeline import quantize as quantize
-    from qgraph.plan import QuantPlan as QuantPlan
-    from qgraph.preprocessing import Preprocessing as Preprocessing
-    from qgraph.qrater import SearchConfig as SearchConfig
-    from qgraph.result import Result as Result
-    from qgraph.searching import search as search
+    from qgraph.jobs.apply import apply as apply
+    from qgraph.jobs.finetune import finetune as finetune
+    from qgraph.jobs.quantize import quantize as quantize
+    from qgraph.jobs.result import Result as Result
+    from qgraph.jobs.search import search as search
+    from qgraph.methods.lsqplus import LsqPlusConfig as LsqPlusConfig
+    from qgraph.methods.qrater import SearchConfig as SearchConfig
+    from qgraph.onnxfile.write import save as save
+    from qgraph.plan.plan import QuantPlan as QuantPlan
+    from qgraph.samples.dataset import Dataset as Dataset
+    from qgraph.samples.dataset import open_data as open_data
+    from qgraph.samples.preprocessing import Preprocessing as Preprocessing
 
 _HOMES = {
-    "Dataset": "data",
-    "Preprocessing": "preprocessing",
+    "Dataset": "samples.dataset",
+    "Preprocessing": "samples.preprocessing",
     "DataError": "errors",
     "ModelError": "errors",
     "PlanError": "errors",
     "QGraphError": "errors",
     "UsageError": "errors",
-    "QuantPlan": "plan",
-    "SearchConfig": "qrater",
-    "search": "searching",
-    "Result": "result",
-    "apply": "pipeline",
-    "open_data": "data",
-    "quantize": "pipeline",
-    "save": "model",
-    "compare": "comparison",
-    "evaluate": "evaluation",
-    "finetune": "finetuning",
-    "LsqPlusConfig": "lsqplus",
+    "QuantPlan": "plan.plan",
+    "SearchConfig": "methods.qrater",
+    "search": "jobs.search",
+    "Result": "jobs.result",
+    "apply": "jobs.apply",
+    "open_data": "samples.dataset",
+    "quantize": "jobs.quantize",
+    "save": "onnxfile.write",
+    "compare": "assess.compare",
+    "evaluate": "assess.evaluate",
+    "finetune": "jobs.finetune",
+    "LsqPlusConfig": "methods.lsqplus",
 }
 __all__ = sorted(_HOMES)
 

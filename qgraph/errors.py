@@ -6,6 +6,8 @@ it and exits with `exit_status` instead of showing a traceback.
 
 from __future__ import annotations
 
+import difflib
+
 
 class QGraphError(Exception):
     """The job failed for a reason that the message explains."""
@@ -33,3 +35,14 @@ class PlanError(QGraphError):
 
 class ExecutorError(QGraphError):
     """The machines that were to do the work cannot be reached, or were lost."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, without its details."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def hint(name: str, known: list[str]) -> str:
+    """The end of a message about an unknown name: which known ones it may have meant."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[:3]
+    return f"; did you mean {' or '.join(close)}?" if close else ""

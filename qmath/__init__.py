@@ -9,10 +9,18 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "_threads": ("get_threads", "set_threads"),
     "allocation": ("allocate_bits", "allocate_bits_rounded", "optimal_bins"),
     "bias": ("BiasCorrection", "bias_correction", "output_shift"),
     "clipping": ("gauss_clip", "laplace_clip", "prior_clip"),
+    "distributions": (
+        "Gaussian",
+        "Laplace",
+        "Prior",
+        "PriorFit",
+        "fit_prior",
+        "goodness_of_fit",
+        "rectified_prior",
+    ),
     "divergence": ("cosine_similarity", "kl_divergence", "sqnr_db"),
     "empirical_clipping": (
         "ClipRange",
@@ -24,11 +32,10 @@ _HOMES = {
         "weight_range",
     ),
     "error": ("exact_error", "expected_error", "midrise_levels", "midtread_levels"),
-    "fitting": ("PriorFit", "fit_prior", "goodness_of_fit", "rectified_prior"),
     "grouping": ("group_search",),
     "pareto": ("Frontier", "Selection", "knapsack", "pareto_frontier"),
     "grid": ("Grid", "Rounding", "dequantize", "fake_quantize", "quantize"),
-    "histogram": ("BINS", "Histogram"),
+    "kernels.threads": ("get_threads", "set_threads"),
     "learned": (
         "LsqConfiguration",
         "LsqGradients",
@@ -43,10 +50,9 @@ _HOMES = {
     ),
     "learned_mse": ("mse_parameters",),
     "prior_clipping": ("PriorRanges", "prior_ranges"),
-    "priors": ("Gaussian", "Laplace", "Prior"),
     "rounding": ("Exponent", "rounding_offset", "rounding_table"),
     "staircase": ("RoundingTable",),
-    "statistics": ("Statistics", "StatisticsAccumulator"),
+    "statistics": ("BINS", "Histogram", "Statistics", "StatisticsAccumulator"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_MODULE_OF)

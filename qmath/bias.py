@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from qmath._content import ByContent
 from qmath._validation import as_axis, as_parameter
-from qmath.priors import Floats
+from qmath.distributions import Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike
 from scipy import optimize, special
 
 from qmath._validation import as_bits, as_parameter, check_choice
+from qmath.distributions import Floats, Gaussian, Laplace, Prior
 from qmath.error import cell_integrals
-from qmath.priors import Floats, Gaussian, Laplace, Prior
 
 GridKind = Literal["midrise", "midtread"]
 

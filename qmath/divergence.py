@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from qmath._validation import as_parameter
-from qmath.priors import Floats
+from qmath.distributions import Floats
 
 
 def kl_divergence(p_logits: ArrayLike, q_logits: ArrayLike, *, axis: int = -1, mean: bool = False) -> Floats:

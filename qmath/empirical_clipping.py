@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qmath._threads import over_threads
 from qmath._validation import as_axis, as_bit_count, as_data, check_choice, check_finite
 from qmath.clipping import prior_clip
+from qmath.distributions import Floats, Gaussian, Laplace, Prior
+from qmath.kernels.threads import over_threads
 from qmath.prior_clipping import FAMILIES, Moments, candidates
-from qmath.priors import Floats, Gaussian, Laplace, Prior
 from qmath.sample import Sample, sample_of
 from qmath.stop_loss import RELATIVE_GAP, StopLoss
 
@@ -136,7 +136,7 @@ def weight_clip(w: ArrayLike, *, bits: int, method: str = "mse", axis: int | Non
     chosen = _lookup(method)
     rows = _rows(w, axis)
     if method == "mse" and not options:
-        from qmath import clip_kernels
+        from qmath.kernels import clip as clip_kernels
 
         clips = clip_kernels.least_squares_clips(rows, shape.steps // 2)
     else:
@@ -161,7 +161,7 @@ def weight_range(
     rows = _rows(w, axis)
     low, high = np.zeros(rows.shape[0]), np.zeros(rows.shape[0])
     if method == "mse" and not options:
-        from qmath import stop_loss_kernels
+        from qmath.kernels import stop_loss as stop_loss_kernels
 
         over_threads(stop_loss_kernels.best_ranges, len(rows), 16, rows, shape.steps, RELATIVE_GAP, low, high)
     else:
@@ -257,7 +257,7 @@ def _mse(sample: Sample, shape: GridShape) -> tuple[float, float]:
 
 @clip_method("kl")
 def _kl(sample: Sample, shape: GridShape, *, bins: int = KL_BINS) -> tuple[float, float]:
-    from qmath import clip_kernels
+    from qmath.kernels import clip as clip_kernels
 
     edges, counts = _bins_from_zero(sample, shape, bins)
     zero = int(np.searchsorted(edges, 0.0))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from qmath._validation import as_bit_count, as_bits, as_parameter
-from qmath.priors import Floats, Prior
+from qmath.distributions import Floats, Prior
 
 _NARROW = 0.25  # cells below this many scales are integrated by quadrature: closed forms would cancel there
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(10)

@@ -25,7 +25,7 @@ class ExactSum:
 
     def add(self, terms: NDArray[np.float64]) -> None:
         """Add every row of `terms` (rows, size); all must be finite."""
-        from qmath.statistics_kernels import add_to_limbs
+        from qmath.kernels.statistics import add_to_limbs
 
         for first in range(0, len(terms), _ADDITIONS):
             part = np.ascontiguousarray(terms[first : first + _ADDITIONS])

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qmath._content import ByContent, frozen
-from qmath._rows import output_like, run_rows, slices_shape
 from qmath._validation import as_bit_count, as_data, as_parameter, check_choice, reject_nan
+from qmath.kernels.rows import output_like, run_rows, slices_shape
 
 Rounding = Literal["half_even", "half_up"]
 """Where ties go: to the even neighbour (ONNX QuantizeLinear), or upwards (the papers' floor(v + 0.5))."""
@@ -230,7 +230,7 @@ def dequantize(q: ArrayLike, grid: Grid) -> NDArray[np.float32]:
 
 
 def _parameters(grid: Grid, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The (6, channels) array of `qmath.grid_kernels` in the type of the data, made once per grid and type."""
+    """The (6, channels) array of `qmath.kernels.grid` in the type of the data, made once per grid and type."""
     if dtype not in grid._typed:
         with np.errstate(over="ignore"):
             scale = grid.scale.reshape(-1).astype(dtype)
@@ -254,7 +254,7 @@ def _is_half_up(rounding: str) -> bool:
 @functools.cache
 def _kernels() -> Any:
     """The compiled loops, imported (and Numba with them) when first needed."""
-    from qmath import grid_kernels
+    from qmath.kernels import grid as grid_kernels
 
     return grid_kernels
 

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qmath._rows import slices_shape
 from qmath._validation import as_axis, as_bit_count, as_data, as_parameter, check_finite
+from qmath.kernels.rows import slices_shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qmath._validation import as_parameter
-from qmath.priors import Floats
+from qmath.distributions import Floats
 
 Table = Sequence[ArrayLike] | ArrayLike  # one row of choices per layer; rows may differ in length
 Trail = tuple[NDArray[np.integer], NDArray[np.uint8]]  # of one layer's states: parent state, choice
@@ -233,7 +233,7 @@ def _common_unit(layers: list[Layer]) -> float:
 
 def _by_listing(layers: list[Layer], limit: int) -> Frontier | None:
     """Merge layer by layer, keeping every non-dominated total; None once there are more than `limit`."""
-    from qmath import pareto_kernels
+    from qmath.kernels import pareto as pareto_kernels
 
     size, cost = np.zeros(1), np.zeros(1)
     trail: list[Trail] = []
@@ -248,7 +248,7 @@ def _by_listing(layers: list[Layer], limit: int) -> Frontier | None:
 
 def _by_steps(layers: list[Layer], step: float, *, exact: bool) -> Frontier:
     """Dynamic programming over total size in multiples of `step`."""
-    from qmath import pareto_kernels
+    from qmath.kernels import pareto as pareto_kernels
 
     offsets = [np.rint((layer.sizes - layer.sizes[0]) / step).astype(np.int64) for layer in layers]
     counts = np.array([offset.size for offset in offsets])

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qmath._threads import over_threads
 from qmath._validation import as_bits
 from qmath.clipping import gauss_clip, laplace_clip, prior_clip
-from qmath.fitting import rectified_prior
-from qmath.histogram import Histogram
-from qmath.priors import Floats, Gaussian, Laplace, Prior
+from qmath.distributions import Floats, Gaussian, Laplace, Prior, rectified_prior
+from qmath.kernels.threads import over_threads
+from qmath.statistics import Histogram
 from qmath.stop_loss import StopLoss
 
 FAMILIES: tuple[type[Prior], ...] = (Laplace, Gaussian)
@@ -58,7 +57,7 @@ class Moments:
     @classmethod
     def of(cls, stop_loss: StopLoss) -> Moments:
         """Those of one data set, as arrays of shape (1,)."""
-        from qmath import stop_loss_kernels as kernels
+        from qmath.kernels import stop_loss as kernels
 
         above, below = stop_loss.above, stop_loss.below
         mean = above.mean - below.mean
@@ -75,7 +74,7 @@ def prior_ranges(histograms: Sequence[Histogram], *, bits: ArrayLike, one_sided:
     histograms have equal numbers of bins. Raises ValueError for histograms without spread, or without a positive
     value where ranges are one-sided.
     """
-    from qmath import stop_loss_kernels as kernels
+    from qmath.kernels import stop_loss as kernels
 
     counts = np.stack([histogram.counts for histogram in histograms])
     n, widths = len(counts), np.array([histogram.width for histogram in histograms])

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qmath._content import ByContent, frozen
-from qmath._rows import output_like, run_rows
 from qmath._validation import as_bit_count, as_data, as_parameter, reject_nan
+from qmath.kernels.rows import output_like, run_rows
 
 _COMPARED = 32  # staircases of up to this many edges are compared with all of them; longer ones are searched
 _GROUP = 8  # edges compared in one pass over a block
@@ -114,7 +114,8 @@ class RoundingTable(ByContent):
 
     def _prepare(self, steps: NDArray[np.float64], dtype: np.dtype[Any], real: bool) -> tuple[Any, ...]:
         """The kernel for these scales and type of data, and its parameters."""
-        from qmath import staircase_cells, staircase_kernels
+        from qmath.kernels import staircase as staircase_kernels
+        from qmath.kernels import staircase_cells
 
         edges = self.thresholds(steps, dtype=dtype.type)
         unit = (steps if real else np.ones_like(steps)).astype(dtype)

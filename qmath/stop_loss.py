@@ -8,7 +8,7 @@ A grid with step s, zero among its levels, m levels above zero and n below round
 T' being the transform of -X. Each term is a gain that falls with k: for a given s the best split of m + n levels
 merges the two sequences, largest first. T is convex, hence the bracket is convex in s, its chords bound it from
 above, and branch and bound on s alone finds the least error over every grid: a certified minimum, not the best of a
-list (`qmath.stop_loss_kernels`).
+list (`qmath.kernels.stop_loss`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qmath.priors import Floats
+from qmath.distributions import Floats
 from qmath.sample import Sample
 
 RELATIVE_GAP = 1e-9  # the error returned is within this share of the least one
@@ -87,7 +87,7 @@ class StopLoss:
 
     def error(self, step: float, above: int, below: int) -> float:
         """Mean squared error on the grid of `step` with that many levels above and below zero."""
-        from qmath import stop_loss_kernels as kernels
+        from qmath.kernels import stop_loss as kernels
 
         gain = kernels.gain_of_levels(step, above, *self.above.arrays)
         gain += kernels.gain_of_levels(step, below, *self.below.arrays)
@@ -99,7 +99,7 @@ class StopLoss:
         `symmetric` puts as many below as above; `one_sided` puts all above. The error of the values that the grid can
         reach (for `one_sided` those above zero) is within a relative 1e-9 of its minimum over every step.
         """
-        from qmath import stop_loss_kernels as kernels
+        from qmath.kernels import stop_loss as kernels
 
         below = _atoms(np.empty(0), np.empty(0), 1.0) if one_sided else self.below
         step, above_count, below_count = kernels.best_step(
@@ -111,7 +111,7 @@ class StopLoss:
         """The error of `best_grid`, or a little more (some per cent at most on smooth data), for a fraction of the
         time: the least one of some fifty steps, not a certified minimum.
         """
-        from qmath import stop_loss_kernels as kernels
+        from qmath.kernels import stop_loss as kernels
 
         below = _atoms(np.empty(0), np.empty(0), 1.0) if one_sided else self.below
         energy = self.above.energy + below.energy

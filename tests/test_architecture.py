@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
+from collections.abc import Sequence
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "qgraph" / "demo_assets"  # beside the data that they made, not part of the package
 FILES = sorted(p for top in ("qmath", "qgraph") for p in (ROOT / top).rglob("*.py") if SCRIPTS not in p.parents)
-METHODS = {"aciq", "qrater", "lsqplus", "zeroq"}
-RUNTIMES = {"qgraph/runtime.py", "qgraph/gradient/training.py"}
+RUNTIMES = {"qgraph/running/sessions.py", "qgraph/gradient/training.py"}
+FLOORS = ["errors", "running", "onnxfile", "graph", "samples", "plan", "observe", "lowering", "gradient"]
+FLOORS += ["methods", "assess", "jobs", "report", "cli", "__main__"]
+FLAT = 14  # modules that may lie in qgraph/ itself
 
 
 def name_of(path: Path) -> str:
@@ -37,17 +42,51 @@ def test_imports_point_down(path):
         assert not tops & {"onnx", "onnx_ir", "onnxruntime", "qgraph"}
     if name not in RUNTIMES:
         assert "onnxruntime" not in tops
-    if name != "qgraph/qrater/bayes.py":
+    if name != "qgraph/methods/qrater/bayes.py":
         assert "bayes_opt" not in tops
-    if name != "qgraph/executor.py":
+    if name != "qgraph/running/executor.py":
         assert not tops & {"dask", "distributed"}
     if not name.startswith("qgraph/cli/"):
         assert not tops & {"click", "rich"}
         assert not any(module.startswith("qgraph.cli") for module in found) or name == "qgraph/__main__.py"
-    mine = name.removeprefix("qgraph/").removesuffix(".py").split("/")[0]
-    if mine in METHODS:
-        used = {module.split(".")[1] for module in found if module.startswith("qgraph.") and "." in module}
-        assert not used & (METHODS - {mine})
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.is_relative_to(ROOT / "qgraph")], ids=name_of)
+def test_rooms_import_from_the_floors_below(path):
+    mine = place(path.relative_to(ROOT).with_suffix("").parts)
+    if mine[0] == "__init__":
+        return
+    for module in imports(path):
+        if module.startswith("qgraph."):
+            theirs = place(module.split("."))
+            assert FLOORS.index(theirs[0]) <= FLOORS.index(mine[0]), f"{name_of(path)} imports {module}"
+            if theirs[0] == "methods" and mine[0] == "methods":
+                assert theirs[1:2] in ([], mine[1:2]), f"{name_of(path)} imports another method: {module}"
+
+
+def place(parts: Sequence[str]) -> list[str]:
+    """The room of a module, and of a method its folder."""
+    return list(parts[1:3]) if parts[1] == "methods" else [parts[1]]
+
+
+def test_no_import_comes_back_to_its_file():
+    modules = {name_of(p).removesuffix(".py").removesuffix("/__init__").replace("/", "."): p for p in FILES}
+    needs = {name: {m for m in imports(path) if m in modules} - {name} for name, path in modules.items()}
+    packages = {name for name, path in modules.items() if path.stem == "__init__"}
+    needs = {name: found - packages for name, found in needs.items() if name not in packages}
+    assert tuple(TopologicalSorter(needs).static_order())
+
+
+def test_few_modules_lie_flat():
+    assert len(list((ROOT / "qgraph").glob("*.py"))) <= FLAT
+
+
+def test_the_map_in_the_readme_is_the_folders():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    drawn = re.findall(r"^  (\w+)/ ", text.split("\nqgraph/\n")[1].split("```")[0], flags=re.M)
+    rooms = {p.name for p in (ROOT / "qgraph").iterdir() if p.is_dir() and (p / "__init__.py").exists()}
+    assert set(drawn) == rooms
+    assert [room for room in FLOORS if room in rooms] == drawn, "in the order of the floors"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -14,26 +14,29 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import qgraph
-from qgraph import weights
 from qgraph.cli import main
-from qgraph.data import Preprocessing, open_data
 from qgraph.errors import DataError, ExecutorError, ModelError, PlanError, QGraphError, UsageError
-from qgraph.executor import _Dask, open_executor
 from qgraph.gradient import GradientError, gradients
-from qgraph.graph import GraphView, Layer, root
-from qgraph.lsqplus import LsqPlusConfig
-from qgraph.model import load, normalise
-from qgraph.observe import observe
-from qgraph.opset import raise_opset
-from qgraph.pipeline import measure_sensitivity
-from qgraph.plan import ActivationQuant, QuantPlan, Rounding, WeightQuant
-from qgraph.qrater import SearchConfig
-from qgraph.qrater.journal import Journal
-from qgraph.qrater.objective import choose_scorer
-from qgraph.recipe import Recipe
-from qgraph.searching import search
-from qgraph.simulate import simulate
-from qgraph.zeroq import distill
+from qgraph.graph.layers import Layer
+from qgraph.graph.sites import GraphView
+from qgraph.graph.tensors import root
+from qgraph.jobs.search import search
+from qgraph.jobs.sensitivity import measure_sensitivity
+from qgraph.lowering.simulate import simulate
+from qgraph.methods.lsqplus import LsqPlusConfig
+from qgraph.methods.qrater import SearchConfig
+from qgraph.methods.qrater.journal import Journal
+from qgraph.methods.qrater.objective import choose_scorer
+from qgraph.methods.zeroq import distill
+from qgraph.observe.statistics import observe
+from qgraph.onnxfile.load import load
+from qgraph.onnxfile.normalise import normalise
+from qgraph.onnxfile.opset import raise_opset
+from qgraph.plan import codes as weights
+from qgraph.plan.plan import ActivationQuant, QuantPlan, Rounding, WeightQuant
+from qgraph.plan.recipe import Recipe
+from qgraph.running.executor import _Dask, open_executor
+from qgraph.samples.dataset import Preprocessing, open_data
 
 PLAN = {"model": "0" * 64, "recipe": "aciq"}
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
@@ -154,7 +157,7 @@ def with_layer(model):
 
 
 def test_a_type_that_changes(monkeypatch, digits):
-    monkeypatch.setattr("qgraph.verify._answers", lambda *_: [np.zeros((1, 10), np.float64)])
+    monkeypatch.setattr("qgraph.assess.verify._answers", lambda *_: [np.zeros((1, 10), np.float64)])
     data = np.zeros((4, 1, 8, 8), np.float32)
     with pytest.raises(ModelError, match="of the quantized model is float64, not float32"):
         qgraph.quantize(digits, data, method="minmax")
@@ -485,7 +488,7 @@ def test_clusters(monkeypatch):
         monkeypatch.setattr(distributed, "as_completed", lambda loop, error=error: Completed(error))
         with pytest.raises(ExecutorError, match=words):
             list(_Dask(client=Client(error)).run(len, (), [1]))
-    monkeypatch.setattr("qgraph.executor._CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("qgraph.running.executor._CONNECT_SECONDS", 0.5)
     with distributed.LocalCluster(n_workers=0, dashboard_address=":0", processes=False) as cluster:
         where = f"dask:{cluster.scheduler_address}"
         with pytest.raises(ExecutorError, match="has no workers"), open_executor(where):

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from qgraph.ablation import INGREDIENTS, Ablation, ablate
+from qgraph.assess.ablation import INGREDIENTS, Ablation, ablate
+from qgraph.assess.compare import SAMPLES, LayerComparison
+from qgraph.assess.compare import compare as run_compare
 from qgraph.cli.console import PRIOR_REJECTED, number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.options import Bits, data_options, given, preprocessing, run_options
-from qgraph.comparison import SAMPLES, LayerComparison
-from qgraph.comparison import compare as run_compare
 
 
 @click.command()

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from qgraph.progress import SILENT, Advance, Progress
+from qgraph.running.progress import SILENT, Advance, Progress
 
 ERRORS = Console(stderr=True)
 PRIOR_REJECTED = (

@@ -9,13 +9,15 @@ from typing import Any
 
 import click
 
+from qgraph.assess.evaluate import evaluate, latency_ratio
 from qgraph.cli.console import number, progress, show, show_json, table
-from qgraph.data import open_data
 from qgraph.errors import ModelError
-from qgraph.evaluation import evaluate, latency_ratio
-from qgraph.model import Model, load, write_atomically
-from qgraph.pipeline import quantize
-from qgraph.progress import Progress
+from qgraph.jobs.quantize import quantize
+from qgraph.onnxfile.load import load
+from qgraph.onnxfile.model import Model
+from qgraph.running.files import write_atomically
+from qgraph.running.progress import Progress
+from qgraph.samples.dataset import open_data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,9 @@ import numpy as np
 
 from qgraph.cli.console import progress, show, show_json
 from qgraph.cli.options import run_options
-from qgraph.gathering import distilled_inputs
-from qgraph.model import check_writable, load, write_atomically
+from qgraph.jobs.distil import distilled_inputs
+from qgraph.onnxfile.load import load
+from qgraph.running.files import check_writable, write_atomically
 
 
 @click.command()

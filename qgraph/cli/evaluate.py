@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
+from qgraph.assess.evaluate import evaluate as run_evaluate
 from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.options import data_options, executor_option, preprocessing, run_options
-from qgraph.evaluation import evaluate as run_evaluate
 
 
 @click.command()

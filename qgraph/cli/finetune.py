@@ -11,10 +11,11 @@ import click
 from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.options import data_options, format_options, preprocessing, recipe_options, run_options
 from qgraph.errors import UsageError
-from qgraph.finetuning import Finetuned
-from qgraph.finetuning import finetune as run
-from qgraph.lsqplus import LsqPlusConfig
-from qgraph.model import check_writable, save, write_atomically
+from qgraph.jobs.finetune import Finetuned
+from qgraph.jobs.finetune import finetune as run
+from qgraph.methods.lsqplus import LsqPlusConfig
+from qgraph.onnxfile.write import save
+from qgraph.running.files import check_writable, write_atomically
 
 _DEFAULTS = LsqPlusConfig()
 _SETTINGS = frozenset(field.name for field in dataclasses.fields(LsqPlusConfig))

@@ -7,10 +7,12 @@ from typing import Any
 
 import click
 
+from qgraph.assess.fused import FusedGraph, inspect_fused
 from qgraph.cli.console import show, show_json, table
-from qgraph.fused import FusedGraph, inspect_fused
-from qgraph.graph import GraphView
-from qgraph.model import Model, load, normalise
+from qgraph.graph.sites import GraphView
+from qgraph.onnxfile.load import load
+from qgraph.onnxfile.model import Model
+from qgraph.onnxfile.normalise import normalise
 
 
 @click.command()

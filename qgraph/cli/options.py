@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from qgraph.preprocessing import Preprocessing
+from qgraph.samples.preprocessing import Preprocessing
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -18,12 +18,13 @@ from qgraph.cli.options import (
     run_options,
 )
 from qgraph.errors import UsageError
-from qgraph.model import check_writable, save, write_atomically
-from qgraph.pipeline import apply as apply_plan
-from qgraph.pipeline import quantize as run
-from qgraph.plan import QuantPlan
+from qgraph.jobs.apply import apply as apply_plan
+from qgraph.jobs.quantize import quantize as run
+from qgraph.jobs.result import Result
+from qgraph.onnxfile.write import save
+from qgraph.plan.plan import QuantPlan
 from qgraph.report import render, report_of
-from qgraph.result import Result
+from qgraph.running.files import check_writable, write_atomically
 
 
 @click.command()

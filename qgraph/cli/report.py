@@ -8,8 +8,8 @@ import click
 
 from qgraph.cli.console import progress, show, show_json, silence_warnings
 from qgraph.cli.options import data_options, preprocessing, run_options
-from qgraph.model import check_writable, write_atomically
 from qgraph.report import render, report_on
+from qgraph.running.files import check_writable, write_atomically
 
 
 @click.command()

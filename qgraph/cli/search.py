@@ -19,13 +19,14 @@ from qgraph.cli.options import (
     run_options,
 )
 from qgraph.errors import UsageError
-from qgraph.graph import GraphView, root
-from qgraph.model import check_writable, write_atomically
-from qgraph.plan import Rounding
-from qgraph.qrater import SearchConfig
-from qgraph.qrater.config import INGREDIENTS, OBJECTIVES, SEARCHES
-from qgraph.searching import PROTOCOLS, Searched
-from qgraph.searching import search as run
+from qgraph.graph.sites import GraphView
+from qgraph.graph.tensors import root
+from qgraph.jobs.search import PROTOCOLS, Searched
+from qgraph.jobs.search import search as run
+from qgraph.methods.qrater import SearchConfig
+from qgraph.methods.qrater.config import INGREDIENTS, OBJECTIVES, SEARCHES
+from qgraph.plan.plan import Rounding
+from qgraph.running.files import check_writable, write_atomically
 
 DEFAULT = SearchConfig()
 

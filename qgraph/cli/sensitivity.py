@@ -18,9 +18,9 @@ from qgraph.cli.options import (
     preprocessing,
     run_options,
 )
-from qgraph.model import check_writable, write_atomically
-from qgraph.pipeline import measure_sensitivity
-from qgraph.zeroq.sensitivity import Sensitivity
+from qgraph.jobs.sensitivity import measure_sensitivity
+from qgraph.methods.zeroq.sensitivity import Sensitivity
+from qgraph.running.files import check_writable, write_atomically
 
 _KINDS = ("measured", "predicted")
 _SHADES = ("green", "yellow", "dark_orange", "red")  # a quarter of the range of log Omega each

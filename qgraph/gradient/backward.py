@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 import qmath
 from qgraph.gradient.build import deferred_gradients, gradient_name
 from qgraph.gradient.contraction import weight_gradients
-from qgraph.model import ModelLike
-from qgraph.runtime import Feeds, Session
+from qgraph.onnxfile.model import ModelLike
+from qgraph.running.sessions import Feeds, Session
 
 Arrays = dict[str, NDArray[Any]]
 

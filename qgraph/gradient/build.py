@@ -21,7 +21,7 @@ from qgraph.gradient import portable, training
 from qgraph.gradient.deferred import Deferred
 from qgraph.gradient.errors import GradientError
 from qgraph.gradient.prepare import prepared
-from qgraph.model import ModelLike
+from qgraph.onnxfile.model import ModelLike
 
 Builder: TypeAlias = Literal["portable", "training"]
 

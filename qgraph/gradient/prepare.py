@@ -1,7 +1,7 @@
 """The form in which a model is differentiated: functions inlined, weights as initializers, a recent opset, shapes
 known.
 
-Unlike `qgraph.model.normalise` it folds nothing, so that every tensor of the model can be differentiated for.
+Unlike `qgraph.onnxfile.normalise` it folds nothing, so that every tensor of the model can be differentiated for.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import replace
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from qgraph.model import ModelLike, load
-from qgraph.opset import raise_opset
+from qgraph.onnxfile.load import load
+from qgraph.onnxfile.model import ModelLike
+from qgraph.onnxfile.opset import raise_opset
 
 MIN_OPSET = 16  # scatter with addition
 

@@ -11,22 +11,24 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from qgraph.bits_in_file import bits_in_file
-from qgraph.comparison import compare
-from qgraph.data import DataLike, Dataset, open_data
+from qgraph.assess.bits_in_file import bits_in_file
+from qgraph.assess.compare import compare
+from qgraph.assess.evaluate import Evaluation, evaluate, latency_ratio
+from qgraph.assess.layer_errors import LayerReport, layer_reports
 from qgraph.errors import DataError, UsageError
-from qgraph.evaluation import Evaluation, evaluate, latency_ratio
-from qgraph.gathering import DISTILLED, distilled_inputs
-from qgraph.graph import GraphView
-from qgraph.measure import LayerReport, layer_reports
-from qgraph.model import Model, ModelLike, load
-from qgraph.observe import Observations, observe
-from qgraph.opset import prepare
-from qgraph.plan import KeptFloat, QuantPlan
-from qgraph.preprocessing import Preprocessing
-from qgraph.progress import SILENT, Progress
-from qgraph.result import Result, lower
-from qgraph.zeroq.allocate import Allocation
+from qgraph.graph.sites import GraphView
+from qgraph.jobs.distil import DISTILLED, distilled_inputs
+from qgraph.jobs.result import Result
+from qgraph.lowering.lower import lower
+from qgraph.methods.zeroq.allocate import Allocation
+from qgraph.observe.statistics import Observations, observe
+from qgraph.onnxfile.load import load
+from qgraph.onnxfile.model import Model, ModelLike
+from qgraph.onnxfile.opset import prepare
+from qgraph.plan.plan import KeptFloat, QuantPlan
+from qgraph.running.progress import SILENT, Progress
+from qgraph.samples.dataset import DataLike, Dataset, open_data
+from qgraph.samples.preprocessing import Preprocessing
 
 OBSERVED, COMPARED, TIMED = 256, 64, 15  # samples for statistics, samples for layers, runs for the latency
 

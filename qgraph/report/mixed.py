@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qgraph.methods.zeroq.allocate import MEGABYTE, Allocation
 from qgraph.report.charts import Axis, Point, Series, chart
 from qgraph.report.html import Content, Markup, element
 from qgraph.report.parts import Section, details, figure, number, table
-from qgraph.zeroq.allocate import MEGABYTE, Allocation
 
 if TYPE_CHECKING:
     from qgraph.report.contents import Report

@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from qgraph.cli import main
-from qgraph.plan import QuantPlan
+from qgraph.plan.plan import QuantPlan
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_version_and_help(run):
 def test_an_interrupt_leaves_nothing_behind(digits, tmp_path):
     """Ctrl-C while quantizing: exit 130, no traceback, no file."""
     script = (
-        "import sys, qgraph.gathering as p, time\n"
+        "import sys, qgraph.jobs.prepare as p, time\n"
         "p.observe = lambda *a, **k: (print('observing', flush=True), time.sleep(60))\n"
         "from qgraph.cli import main\n"
         f"data = {str(digits.parent / 'digits_test.npz')!r}\n"

@@ -19,8 +19,8 @@ from kills import LONG_JOBS, LongJob, start, wait_for
 import qgraph
 from qgraph.cli import main
 from qgraph.errors import ModelError
-from qgraph.pipeline import measure_sensitivity
-from qgraph.zeroq import DistillConfig, distill
+from qgraph.jobs.sensitivity import measure_sensitivity
+from qgraph.methods.zeroq import DistillConfig, distill
 
 DISTILL = ("--steps", "100", "--count", "32", "--seed", "3", "--threads", "1", "--quiet")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from qgraph.cli import main
-from qgraph.model import load
-from qgraph.opset import prepare
-from qgraph.plan import QuantPlan
+from qgraph.onnxfile.load import load
+from qgraph.onnxfile.opset import prepare
+from qgraph.plan.plan import QuantPlan
 
 
 @pytest.fixture(scope="module")

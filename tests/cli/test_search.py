@@ -12,7 +12,7 @@ import time
 import pytest
 
 from qgraph.cli import main
-from qgraph.plan import QuantPlan
+from qgraph.plan.plan import QuantPlan
 
 QUICK = ["--limit", "48", "--weights", "3", "--activations", "4", "--ingredients", "bias,clip"]
 

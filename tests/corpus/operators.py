@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from qgraph.model import MAX_OPSET, MIN_OPSET
+from qgraph.onnxfile.load import MAX_OPSET, MIN_OPSET
 
 WIDEST = 256  # a layer on more channels than this would only cost time
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE}

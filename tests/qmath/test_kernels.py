@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import qmath
-from qmath import staircase_cells
-from qmath.staircase_cells import cells_of
+from qmath.kernels import staircase_cells
+from qmath.kernels.staircase_cells import cells_of
 
 
 @pytest.fixture(params=[1, 2, 3])

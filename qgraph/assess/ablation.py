@@ -1,0 +1,140 @@
+"""Which ingredient of ACIQ earns what: all 16 combinations of four, on any model (ACIQ, section 5.2 and Figure 4).
+
+The naive baseline spans every channel's full range, with equal bits and nothing corrected. On top of it, each switched
+on or off: analytic clipping of activations, bias correction of weights (Eq. 12), and bits per channel by the 2/3-power
+rule for weights and for activations (Eq. 10). Weights are never clipped here, as in the paper. First and last layers
+have 8 bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qgraph.assess.evaluate import Evaluation, evaluate
+from qgraph.graph.sites import GraphView
+from qgraph.lowering.lower import lower
+from qgraph.methods.aciq import refine as aciq
+from qgraph.observe.statistics import Observations, observe
+from qgraph.onnxfile.model import Model, ModelLike
+from qgraph.onnxfile.opset import prepare
+from qgraph.plan.grids import initial_plan
+from qgraph.plan.plan import QuantPlan
+from qgraph.plan.recipe import Recipe, check_format
+from qgraph.running.progress import SILENT, Progress
+from qgraph.samples.dataset import DataLike, open_data
+from qgraph.samples.preprocessing import Preprocessing
+
+INGREDIENTS = ("clipping", "bias correction", "weight bits", "activation bits")
+CALIBRATING = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Combination:
+    """The ingredients that take part, in the order of `INGREDIENTS`, and what the model is worth with them."""
+
+    used: tuple[bool, ...]
+    top1: float | None
+    sqnr_db: float | None
+
+    @property
+    def name(self) -> str:
+        return " + ".join(n for n, on in zip(INGREDIENTS, self.used, strict=True) if on) or "naive"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ablation:
+    """The float model's accuracy, all combinations, and each ingredient's average effect over the eight without it."""
+
+    float_top1: float | None
+    combinations: tuple[Combination, ...]
+
+    def effects(self, measure: str) -> dict[str, float]:
+        """Per ingredient: the mean gain in `top1` (points) or `sqnr_db` of adding it."""
+        worth = {c.used: getattr(c, measure) for c in self.combinations}
+        result = {}
+        for index, name in enumerate(INGREDIENTS):
+            pairs = [(used, (*used[:index], True, *used[index + 1 :])) for used in worth if not used[index]]
+            result[name] = float(np.mean([worth[more] - worth[less] for less, more in pairs]))
+        return result
+
+    def to_dict(self) -> dict[str, Any]:
+        measures = [m for m in ("top1", "sqnr_db") if all(getattr(c, m) is not None for c in self.combinations)]
+        rows = [{**dataclasses.asdict(c), "name": c.name} for c in self.combinations]
+        effects = {measure: self.effects(measure) for measure in measures}
+        return {
+            "ingredients": INGREDIENTS,
+            "float_top1": self.float_top1,
+            "combinations": rows,
+            "average_effect": effects,
+        }
+
+
+def ablate(
+    model: ModelLike,
+    data: DataLike,
+    *,
+    calibration: DataLike | None = None,
+    weights: int = 4,
+    activations: int = 4,
+    format: str = "float",
+    preprocessing: Preprocessing | None = None,
+    limit: int | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Ablation:
+    """Quantize with every combination and measure it on `data`.
+
+    Statistics come from `calibration` (`data` where it is not given), of which up to 256 samples are read; labels are
+    not looked at. `format` "float" simulates a step per channel for every activation, as the paper has it; "qdq" is
+    what can be deployed, where only tensors between convolutions have one.
+    """
+    check_format(format)
+    net = prepare(model)
+    samples = open_data(data, net, preprocessing=preprocessing, limit=limit)
+    source = data if calibration is None else calibration
+    given = open_data(source, net, preprocessing=preprocessing, limit=CALIBRATING)
+    observed = observe(net, given, threads=threads, progress=progress)
+    reference = evaluate(net, samples, against=net, threads=threads)
+
+    def measured(plan: QuantPlan) -> Evaluation:
+        quantized = dataclasses.replace(net, ir_model=lower(net, plan, format=format))
+        return evaluate(quantized, samples, against=net, threads=threads)
+
+    combinations = []
+    with progress.stage("combining", 2 ** len(INGREDIENTS)) as advance:
+        for used in itertools.product((False, True), repeat=len(INGREDIENTS)):
+            plan = combined(net, observed, used, weights=weights, activations=activations, format=format)
+            worth = measured(plan)
+            combinations.append(Combination(used=used, top1=worth.top1, sqnr_db=worth.sqnr_db))
+            advance(1, combinations[-1].name)
+    return Ablation(float_top1=reference.top1, combinations=tuple(combinations))
+
+
+def combined(
+    net: Model, observed: Observations, used: tuple[bool, ...], *, weights: int, activations: int, format: str
+) -> QuantPlan:
+    """The plan with the ingredients that are `used`."""
+    clipping, correction, weight_bits, activation_bits = used
+    clip = "aciq" if clipping else "max"
+    recipe = Recipe.choose("aciq", True, weights=weights, activations=activations, clip=clip)
+    allocation: dict[tuple[bool, bool], aciq.Allocation] = {
+        (False, False): "none",
+        (True, False): "weights",
+        (False, True): "activations",
+        (True, True): "both",
+    }
+    config = aciq.AciqConfig(
+        clip=clip,
+        weight_clip="max",
+        bias_correction=correction,
+        allocate_bits=allocation[weight_bits, activation_bits],
+        channel_activations=True,
+        deployable=format == "qdq",
+    )
+    view = GraphView(net)
+    return aciq.refine(initial_plan(view, recipe, observed), view, observed, config=config)

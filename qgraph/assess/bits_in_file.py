@@ -1,0 +1,80 @@
+"""How many bits the layers of a quantized file use, read from the file itself, whichever tool wrote it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph.graph.layers import LAYER_OPS, attribute
+from qgraph.graph.tensors import TRANSPARENT_OPS
+from qgraph.onnxfile.edit import constant
+from qgraph.onnxfile.model import Model
+from qgraph.running.sessions import evaluate_constants
+
+Bits = tuple[int | None, int | None]
+_SCALING_OPS = frozenset({"Mul", "Sub", "Add", "Reshape", "Transpose"})  # between codes and a float weight
+
+
+def bits_in_file(model: Model) -> dict[str, Bits]:
+    """Bits of weight and of operand per layer, None for floating point; by node name, and by name of the result.
+
+    Weights count the bits that span the codes of a channel in units of their common step, so that 4-bit codes stored as
+    int8 are 4 bits, multiples of 8 as well, wherever each channel has its zero. Operands count those of the largest
+    code that a Min behind their QuantizeLinear lets through, or of the type.
+    """
+    nodes = [n for n in model.graph if n.op_type in LAYER_OPS and n.domain == "" and len(n.inputs) > 1]
+    sources = [(_weight_codes(n.inputs[1]), _operand_bits(n.inputs[0])) for n in nodes]
+    wanted = list(dict.fromkeys(codes for codes, _ in sources if codes is not None))
+    arrays = dict(zip(wanted, evaluate_constants(model.ir_model, wanted) if wanted else [], strict=True))
+    found: dict[str, Bits] = {}
+    for node, (codes, operand) in zip(nodes, sources, strict=True):
+        bits = (None if codes is None else _span(arrays[codes], _channel_axis(codes)), operand)
+        for name in (node.outputs[0].name, node.name):
+            if name:
+                found[name] = bits
+    return found
+
+
+def _weight_codes(value: ir.Value | None) -> ir.Value | None:
+    """The integers behind a weight: what DequantizeLinear or a Cast to float reads."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type in ("DequantizeLinear", "Cast"):
+            return node.inputs[0]
+        value = node.inputs[0] if node.op_type in _SCALING_OPS else None
+    return None
+
+
+def _operand_bits(value: ir.Value | None) -> int | None:
+    dequantized = False
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type == "Min" and dequantized:
+            top = constant(node.inputs[1])
+            return None if top is None or top.size != 1 else int(top.item()).bit_length()
+        if node.op_type == "QuantizeLinear":
+            zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+            return 8 if zero is None else 8 * zero.dtype.itemsize
+        dequantized = dequantized or node.op_type == "DequantizeLinear"
+        value = node.inputs[0] if node.op_type in TRANSPARENT_OPS | {"DequantizeLinear"} else None
+    return None
+
+
+def _channel_axis(codes: ir.Value) -> int | None:
+    """The axis along which a DequantizeLinear has a scale for every channel of these codes."""
+    for use in codes.uses():
+        if use.node.op_type == "DequantizeLinear" and use.idx == 0:
+            scale = constant(use.node.inputs[1])
+            return int(attribute(use.node, "axis", 1)) if scale is not None and scale.ndim == 1 else None
+    return None
+
+
+def _span(codes: NDArray[np.generic] | None, axis: int | None) -> int | None:
+    if codes is None or codes.dtype.kind not in "iu" or not codes.size:
+        return None
+    wide = codes.astype(np.int64)
+    rows = wide.reshape(1, -1) if axis is None else np.moveaxis(wide, axis, 0).reshape(wide.shape[axis], -1)
+    above = rows - rows.min(axis=1, keepdims=True)
+    step = max(int(np.gcd.reduce(above, axis=None)), 1)
+    return max(1, math.ceil(math.log2(int(above.max()) // step + 1)))

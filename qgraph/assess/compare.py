@@ -1,0 +1,127 @@
+"""Layer by layer: where the float model and quantized ones part ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from qgraph.assess.bits_in_file import Bits, bits_in_file
+from qgraph.assess.layer_errors import sqnr_db as ratio_db
+from qgraph.errors import UsageError
+from qgraph.graph.layers import Layer
+from qgraph.graph.sites import GraphView
+from qgraph.graph.tensors import fused_output, root_name
+from qgraph.methods.aciq.clip import prior_rejected
+from qgraph.observe.statistics import observe
+from qgraph.onnxfile.load import load
+from qgraph.onnxfile.model import Model, ModelLike
+from qgraph.onnxfile.normalise import normalise
+from qgraph.plan.plan import MAX_BITS
+from qgraph.running.progress import SILENT, Progress
+from qgraph.running.sessions import Session
+from qgraph.samples.dataset import DataLike, Dataset, open_data
+from qgraph.samples.preprocessing import Preprocessing
+
+SAMPLES = 64
+BATCH = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerComparison:
+    """SQNR in dB of one layer's result in every compared model (None where the model lacks the tensor, or is exact).
+
+    `prior_rejected` says whether, at the bits that the model gives to the layer's operand, neither of ACIQ's priors
+    describes the operand on these samples, so that `--clip aciq` takes the clip of least squared error instead; None
+    where the operand is in floating point.
+    """
+
+    layer: str
+    tensor: str
+    sqnr_db: tuple[float | None, ...]
+    prior_rejected: tuple[bool | None, ...] = ()
+
+
+def compare(
+    reference: ModelLike,
+    others: Sequence[ModelLike],
+    data: DataLike,
+    *,
+    preprocessing: Preprocessing | None = None,
+    limit: int = SAMPLES,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> tuple[LayerComparison, ...]:
+    """Error accumulated up to each layer's result, in graph order, over the first `limit` samples.
+
+    Tensors are matched by name. Raises `UsageError` when a model shares no layer result with the reference.
+    """
+    base = normalise(load(reference))
+    rivals = [load(other) for other in others]
+    pairs = [(layer.name, str(fused_output(layer.output).name)) for layer in GraphView(base).layers]
+    tensors = [tensor for _, tensor in pairs]
+    present = [_shared(base, rival, tensors) for rival in rivals]
+    samples = open_data(data, base, preprocessing=preprocessing, limit=limit)
+    main = Session(base.ir_model, outputs=tensors, threads=threads)
+    sessions = [Session(r.ir_model, outputs=names, threads=threads) for r, names in zip(rivals, present, strict=True)]
+    signal = dict.fromkeys(tensors, 0.0)
+    noise = [dict.fromkeys(names, 0.0) for names in present]
+    with progress.stage("comparing", samples.count) as advance:
+        for batch in samples.batches(BATCH):
+            expected = main.run(batch.feeds)
+            for tensor, value in expected.items():
+                signal[tensor] += float(np.sum(value.astype(np.float64) ** 2))
+            for session, sums in zip(sessions, noise, strict=True):
+                for tensor, value in session.run(batch.feeds).items():
+                    sums[tensor] += float(np.sum((value.astype(np.float64) - expected[tensor]) ** 2))
+            advance(batch.count)
+    rejected = _rejected_priors(base, rivals, samples, threads)
+    return tuple(
+        LayerComparison(
+            layer=layer,
+            tensor=tensor,
+            sqnr_db=tuple(ratio_db(signal[tensor], sums.get(tensor, 0.0)) for sums in noise),
+            prior_rejected=tuple(of_rival.get(layer) for of_rival in rejected),
+        )
+        for layer, tensor in pairs
+    )
+
+
+def _shared(base: Model, rival: Model, tensors: list[str]) -> list[str]:
+    floats = {name for name, value in GraphView(rival).values.items() if value.const_value is None}
+    shared = [tensor for tensor in tensors if tensor in floats]
+    if not shared:
+        raise UsageError(
+            f"{rival.source} has no layer result in common with {base.source}: compare models of the same network "
+            f"whose tensors kept their names"
+        )
+    return shared
+
+
+def _rejected_priors(
+    base: Model, rivals: Sequence[Model], samples: Dataset, threads: int | None
+) -> list[dict[str, bool]]:
+    """Per rival, the layers whose operand it quantizes, and whether ACIQ's prior fails there at its bits."""
+    view = GraphView(base)
+    stored = [bits_in_file(rival) for rival in rivals]
+    bits = [
+        {layer.name: known for layer in view.layers if (known := _operand_bits(layer, of_rival)) is not None}
+        for of_rival in stored
+    ]
+    read = {layer.name: root_name(layer) for layer in view.layers if any(layer.name in known for known in bits)}
+    if not read:
+        return [{} for _ in rivals]
+    observed = observe(base, samples, tensors=dict.fromkeys(read.values()), threads=threads)
+
+    @cache
+    def rejected(tensor: str, width: int) -> bool:
+        return prior_rejected(observed[tensor], bits=width, non_negative=view.non_negative.get(tensor, False))
+
+    return [{layer: rejected(read[layer], width) for layer, width in known.items()} for known in bits]
+
+
+def _operand_bits(layer: Layer, stored: Mapping[str, Bits]) -> int | None:
+    found = stored.get(layer.name) or stored.get(str(layer.output.name))
+    return None if found is None or found[1] is None or found[1] > MAX_BITS else found[1]

@@ -1,0 +1,211 @@
+"""How good a model is on data, alone or against its float original; and how fast."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qgraph.assess.layer_errors import sqnr_db as ratio_db
+from qgraph.errors import DataError
+from qgraph.observe.distance import divergence, is_scores
+from qgraph.onnxfile.load import load
+from qgraph.onnxfile.model import Model, ModelLike
+from qgraph.running.executor import LOCAL, Executor, open_executor
+from qgraph.running.progress import SILENT, Progress
+from qgraph.running.sessions import Session
+from qgraph.samples.dataset import Batch, DataLike, open_data
+from qgraph.samples.preprocessing import Preprocessing
+
+BATCH = 32
+AHEAD = 64  # batches under way on a cluster, in memory all of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """`top1` in percent (needs labels); `kl` in nats and `sqnr_db` against the float model's outputs."""
+
+    count: int
+    top1: float | None = None
+    kl: float | None = None
+    sqnr_db: float | None = None
+    outputs: dict[str, float | None] = field(default_factory=dict)
+    """sqnr_db of every floating-point output; `sqnr_db` is that of all of them together."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "count": self.count,
+            "top1": self.top1,
+            "kl": self.kl,
+            "sqnr_db": self.sqnr_db,
+            "outputs": self.outputs,
+        }
+
+
+def evaluate(
+    model: ModelLike,
+    data: DataLike,
+    *,
+    against: ModelLike | None = None,
+    preprocessing: Preprocessing | None = None,
+    limit: int | None = None,
+    threads: int | None = None,
+    executor: str = LOCAL,
+    progress: Progress = SILENT,
+) -> Evaluation:
+    """Accuracy with labels; divergence and signal-to-noise ratio against another model.
+
+    `top1` and `kl` are of the first output with one score per class. `executor` says where batches run, `local` or
+    `dask:ADDRESS`; the result is the same. Raises `DataError` when there is nothing to measure.
+    """
+    net = load(model)
+    samples = open_data(data, net, preprocessing=preprocessing, limit=limit)
+    reference = None if against is None else load(against)
+    if samples.labels is None and reference is None:
+        raise DataError(
+            f"{samples.description} has no labels, so there is nothing to measure: add an array 'labels', or "
+            f"pass --against FLOAT.onnx"
+        )
+    if reference is not None:
+        _check_interface(net, reference)
+    job = _Job(net, reference)
+    _ = job.sessions  # before threads ask for them; and a model that does not load is refused here
+    names = [str(value.name) for value in net.graph.outputs]
+    total = _Tally(len(names))
+    with progress.stage("evaluating", samples.count) as advance, open_executor(executor, workers=threads) as pool:
+        for tally in _in_order(pool, job, samples.batches(BATCH)):
+            total += tally
+            advance(tally.count)
+    return total.result(names)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What all batches share; sessions stay where they were made."""
+
+    model: Model
+    reference: Model | None
+
+    @cached_property
+    def sessions(self) -> tuple[Session, Session | None]:
+        twin = None if self.reference is None else Session(self.reference.ir_model, threads=1)
+        return Session(self.model.ir_model, threads=1), twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"model": self.model, "reference": self.reference}
+
+
+def _measured(job: _Job, batch: Batch) -> _Tally:
+    session, twin = job.sessions
+    produced = [batch.real(o) for o in session.run_list(batch.feeds)]
+    expected = None if twin is None else [batch.real(o) for o in twin.run_list(batch.feeds)]
+    return _Tally.of(produced, expected, batch)
+
+
+def _in_order(pool: Executor, job: _Job, batches: Iterator[Batch]) -> Iterator[_Tally]:
+    """The tallies of batches, in their order: sums do not depend on who was done first."""
+    done, following = {}, 0
+    for index, tally in pool.run(_measured, job, batches, ahead=AHEAD):
+        done[index] = tally
+        while following in done:
+            yield done.pop(following)
+            following += 1
+
+
+def latency_ratio(
+    model: Model,
+    reference: Model,
+    feeds: dict[str, NDArray[Any]],
+    *,
+    runs: int = 30,
+    threads: int | None = None,
+) -> float:
+    """Median time of one run of `model` over that of `reference`, the two run in turn."""
+    sessions = [Session(m.ir_model, threads=threads) for m in (model, reference)]
+    times: list[list[float]] = [[], []]
+    for _ in range(runs + 3):
+        for session, seen in zip(sessions, times, strict=True):
+            start = time.perf_counter()
+            session.run_list(feeds)
+            seen.append(time.perf_counter() - start)
+    return median(times[0][3:]) / median(times[1][3:])
+
+
+class _Tally:
+    """Sums of everything an `Evaluation` reports, over one batch or several."""
+
+    def __init__(self, outputs: int) -> None:
+        self.signal = np.zeros(outputs)
+        self.noise = np.zeros(outputs)
+        self.count = self.labelled = self.correct = 0
+        self.kl, self.compared = 0.0, 0
+
+    @classmethod
+    def of(cls, produced: list[NDArray[Any]], expected: list[NDArray[Any]] | None, batch: Batch) -> _Tally:
+        tally = cls(len(produced))
+        tally.count = batch.count
+        scores = _scores(produced)
+        if batch.labels is not None and scores is not None:
+            labels = _class_labels(batch.labels, produced[scores].shape[1])
+            tally.correct = int((produced[scores].argmax(axis=1) == labels).sum())
+            tally.labelled = batch.count
+        if expected is None:
+            return tally
+        if scores is not None:
+            tally.kl = float(np.sum(divergence(expected[scores], produced[scores])))
+            tally.compared = batch.count
+        for index, (have, want) in enumerate(zip(produced, expected, strict=True)):
+            if have.dtype.kind == "f" and have.shape == want.shape:
+                difference = have.astype(np.float64) - want
+                tally.signal[index] = float(np.sum(want.astype(np.float64) ** 2))
+                tally.noise[index] = float(np.sum(difference**2))
+        return tally
+
+    def __iadd__(self, other: _Tally) -> _Tally:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+        return self
+
+    def result(self, names: Sequence[str]) -> Evaluation:
+        measured = {n: ratio_db(s, e) for n, s, e in zip(names, self.signal, self.noise, strict=True) if s > 0}
+        return Evaluation(
+            count=self.count,
+            top1=100.0 * self.correct / self.labelled if self.labelled else None,
+            kl=self.kl / self.compared if self.compared else None,
+            sqnr_db=ratio_db(self.signal.sum(), self.noise.sum()) if measured else None,
+            outputs=measured,
+        )
+
+
+def _scores(outputs: list[NDArray[Any]]) -> int | None:
+    """Index of the first output that holds one score per class: floats of shape N x C."""
+    return next((i for i, output in enumerate(outputs) if is_scores(output)), None)
+
+
+def _class_labels(labels: NDArray[Any], classes: int) -> NDArray[Any]:
+    labels = labels.reshape(-1)
+    if labels.dtype.kind not in "iu" or (len(labels) and not 0 <= labels.min() <= labels.max() < classes):
+        raise DataError(
+            f"labels must be whole numbers from 0 to {classes - 1}, the data have "
+            f"{labels.min()}..{labels.max()} ({labels.dtype})"
+        )
+    return labels
+
+
+def _check_interface(model: Model, reference: Model) -> None:
+    for kind, mine, theirs in (
+        ("inputs", model.input_values(), reference.input_values()),
+        ("outputs", model.graph.outputs, reference.graph.outputs),
+    ):
+        names = [v.name for v in mine], [v.name for v in theirs]
+        if names[0] != names[1]:
+            raise DataError(
+                f"{model.source} and {reference.source} are not the same network: their {kind} are {names[0]} "
+                f"and {names[1]}"
+            )

@@ -1,0 +1,133 @@
+"""What onnxruntime makes of a quantized file: which layers run on integers, and why the others do not."""
+
+from __future__ import annotations
+
+import platform
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from qgraph.graph.layers import LAYER_OPS
+from qgraph.graph.tensors import fused_output, root
+from qgraph.onnxfile.model import Model
+from qgraph.running.cpu import has_fast_integers
+from qgraph.running.sessions import Session
+
+INTEGER_KERNELS = frozenset(
+    {
+        "QLinearConv",
+        "QLinearMatMul",
+        "QGemm",
+        "ConvInteger",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+    }
+    | {"MatMulNBits"}
+)
+_SUFFIXES = re.compile(r"(_token_\d+|_nchwc|_nhwc|_quant|/MatMulAddFusion|/GemmTransposeFusion)+$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedLayer:
+    """A layer of the file as onnxruntime runs it."""
+
+    name: str
+    op: str
+    kernel: str
+    integer: bool
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedGraph:
+    """Every layer, and what to expect of the speed."""
+
+    layers: tuple[FusedLayer, ...]
+    warnings: tuple[str, ...]
+
+
+def inspect_fused(model: Model, *, threads: int | None = None) -> FusedGraph:
+    """Load the file in onnxruntime, read back the graph it optimised, and match it with the layers of the file."""
+    kernels = _optimised_kernels(model, threads)
+    layers = []
+    for node in model.graph:
+        if node.op_type in LAYER_OPS and node.domain == "":
+            kernel = kernels.get(str(node.name), "") or kernels.get(str(node.outputs[0].name), "") or "(folded away)"
+            integer = kernel in INTEGER_KERNELS
+            why = "" if integer else _why_float(node)
+            layers.append(FusedLayer(name=str(node.name), op=node.op_type, kernel=kernel, integer=integer, why=why))
+    return FusedGraph(layers=tuple(layers), warnings=tuple(_warnings(model, layers)))
+
+
+def _optimised_kernels(model: Model, threads: int | None) -> dict[str, str]:
+    """Operator by node name and by output name in the graph that onnxruntime runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimised.onnx"
+        Session(model.ir_model, threads=threads, optimized_path=path)
+        graph = onnx.load(path, load_external_data=False).graph
+    kernels: dict[str, str] = {}
+    for node in graph.node:
+        kernels.setdefault(_SUFFIXES.sub("", node.name), node.op_type)
+        for output in node.output:
+            kernels.setdefault(output, node.op_type)
+    return kernels
+
+
+def _why_float(node: ir.Node) -> str:
+    """The first rule of onnxruntime's fusion that the layer breaks."""
+    data, weight = node.inputs[0], node.inputs[1]
+    if node.op_type == "ConvTranspose":
+        return "onnxruntime has no integer ConvTranspose"
+    if not _dequantized(weight):
+        return "its weight is floating point" if _constant_like(weight) else "its weight is not behind DequantizeLinear"
+    if not _dequantized(data):
+        return "its input is not quantized"
+    if node.op_type == "Conv":
+        result = fused_output(node.outputs[0])
+        if result.is_graph_output():
+            return "its result is a graph output in floating point"
+        readers = [use.node.op_type for use in result.uses()]
+        if readers != ["QuantizeLinear"]:
+            return f"its result goes to {', '.join(sorted(set(readers)))} before it is quantized"
+        if result is not node.outputs[0]:
+            return f"the {result.producer().op_type} behind it is not made redundant by its grid"  # type: ignore[union-attr]
+    return "onnxruntime's rules decline it (zero points, types or a weight grid that its kernel does not take)"
+
+
+def _dequantized(value: ir.Value | None) -> bool:
+    producer = root(value).producer() if value is not None else None
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def _constant_like(value: ir.Value | None) -> bool:
+    """Whether a value is computed from constants alone."""
+    if value is None:
+        return True
+    producer = value.producer()
+    if producer is None:
+        return value.const_value is not None
+    return all(_constant_like(v) for v in producer.inputs)
+
+
+def _warnings(model: Model, layers: list[FusedLayer]) -> list[str]:
+    quantized = any(n.op_type == "QuantizeLinear" for n in model.graph)
+    integer = sum(layer.integer for layer in layers)
+    found = []
+    if quantized and integer < len(layers) / 2:
+        found.append(
+            f"only {integer} of {len(layers)} layers run on integers: the rest dequantize at run time, and the "
+            f"model is "
+            f"likely slower than float; see the reasons above"
+        )
+    if quantized and not has_fast_integers():
+        found.append(
+            f"this CPU ({platform.machine()}) has no VNNI or dot-product instructions: 8-bit products saturate "
+            f"and gain little; "
+            f"quantize with --reduce-range"
+        )
+    return found

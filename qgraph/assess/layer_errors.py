@@ -1,0 +1,216 @@
+"""The error that quantization makes in every layer: predicted from closed forms, and measured.
+
+Both are local: the layer reads the float model's activations, quantizes them and its weight as the plan says, and its
+output is
+compared with the float layer's. Predicted noise power of output channel c, with operand error variance e^2 of its grid
+(exact under the observed histogram or prior), weight error D = W^q - W, and operand mean m and variance v per channel:
+
+    noise_c = sum_k (W^q_ck)^2 e^2 + sum_k D_ck^2 v_k + (sum_k D_ck m_k + shift_c)^2
+
+where e has a mean, and where layers pad, as `operand_noise` says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+import qmath
+from qgraph.graph.layers import Layer
+from qgraph.graph.sites import GraphView
+from qgraph.graph.tensors import root_name
+from qgraph.lowering.bit_planes import stored_bytes
+from qgraph.lowering.places import shift_bias
+from qgraph.lowering.simulate import FloatEmitter
+from qgraph.methods.aciq.clip import rejected_priors
+from qgraph.observe.channel_laws import channel_errors
+from qgraph.observe.operand_noise import FINEST, channel_noise, coverage, tap_sums
+from qgraph.observe.statistics import Observations
+from qgraph.onnxfile.edit import append_node
+from qgraph.plan import codes as weights
+from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan, operand_grids
+from qgraph.plan.staircase import activation_table
+from qgraph.running.sessions import Session
+from qgraph.samples.dataset import Dataset
+
+SAMPLES = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerReport:
+    """What became of one layer; the errors are None where there was nothing to measure them on.
+
+    `prior_rejected`: neither of ACIQ's priors describes what the layer reads at its bits (see `calibrate`); None where
+    there is no histogram to tell.
+    """
+
+    name: str
+    op: str
+    weight_bits: int
+    activation_bits: int | None
+    weight_bytes: int
+    predicted_sqnr_db: float | None = None
+    measured_sqnr_db: float | None = None
+    prior_rejected: bool | None = None
+
+
+def layer_reports(
+    view: GraphView,
+    plan: QuantPlan,
+    observed: Observations | None,
+    data: Dataset | None,
+    *,
+    threads: int | None = None,
+) -> tuple[LayerReport, ...]:
+    """One report per layer of the plan; errors are left out where there are no statistics or no samples."""
+    power = measured_power(view, plan, data, threads=threads) if data is not None else {}
+    predicted = predicted_noise(view, plan, observed) if observed is not None else {}
+    grids = operand_grids(plan)
+    rejected = {} if observed is None else rejected_priors(view, observed, list(grids.values()))
+    reports = []
+    for quant in plan.layers:
+        layer = view.by_name[quant.name]
+        signal, noise = power.get(quant.name, (0.0, 0.0))
+        grid = grids.get(root_name(layer))
+        reports.append(
+            LayerReport(
+                name=quant.name,
+                op=quant.op,
+                weight_bits=quant.weight.bits,
+                activation_bits=None if grid is None else grid.bits,
+                weight_bytes=stored_bytes(layer.weight_array().shape, quant.weight),
+                predicted_sqnr_db=sqnr_db(signal, predicted.get(quant.name, 0.0)),
+                measured_sqnr_db=sqnr_db(signal, noise),
+                prior_rejected=None if grid is None else rejected.get(grid.tensor),
+            )
+        )
+    return tuple(reports)
+
+
+def measured_power(
+    view: GraphView, plan: QuantPlan, data: Dataset, *, samples: int = SAMPLES, threads: int | None = None
+) -> dict[str, tuple[float, float]]:
+    """Per layer: mean square of the float output, and of the local error, over the first `samples` samples."""
+    session = Session(_probe(view, plan), threads=threads)
+    total, seen = np.zeros(2 * len(plan.layers)), 0
+    for batch in data.batches(min(samples, data.count)):
+        total += batch.count * np.array([float(v) for v in session.run_list(batch.feeds)])
+        seen += batch.count
+        if seen >= samples:
+            break
+    mean = (total / max(seen, 1)).reshape(-1, 2).tolist()
+    return {quant.name: (signal, noise) for quant, (signal, noise) in zip(plan.layers, mean, strict=True)}
+
+
+def predicted_noise(view: GraphView, plan: QuantPlan, observed: Observations) -> dict[str, float]:
+    """Per layer: the expected mean square of the local quantization error, from statistics and closed forms alone."""
+    grids = operand_grids(plan)
+    return {quant.name: _predict(view.by_name[quant.name], quant, grids, observed) for quant in plan.layers}
+
+
+def sqnr_db(signal: float, noise: float) -> float | None:
+    """10 log10(signal / noise); None where either is zero."""
+    return float(10 * np.log10(signal / noise)) if signal > 0 and noise > 0 else None
+
+
+def _predict(layer: Layer, quant: LayerQuant, grids: Mapping[str, ActivationQuant], observed: Observations) -> float:
+    weight = layer.weight_array()
+    rounded = weights.quantized(weight, quant.weight).astype(np.float64)
+    difference = rounded - weight
+    grid = grids.get(root_name(layer))
+    channels = observed.operand(layer).channels
+    if channels is None:
+        return float("nan")
+    mean, variance = np.asarray(channels.mean), np.asarray(channels.variance)
+    error, square = np.zeros(mean.size), np.zeros(mean.size)
+    if grid is not None:
+        error, square = _operand_error(grid, observed[grid.tensor], channels)
+    shared = tap_sums(layer, rounded, error) + tap_sums(layer, difference, mean)
+    random = tap_sums(layer, rounded**2, square - error**2) + tap_sums(layer, difference**2, variance)
+    shift = np.asarray(quant.bias_shift) if quant.bias_shift else np.zeros(len(shared))
+    inside = coverage(layer)
+    together = np.einsum("ct,tu,cu->c", shared, inside, shared)
+    reached = np.diagonal(inside)
+    noise = together + 2 * shift * (shared @ reached) + shift**2 + random @ reached
+    return float(np.mean(noise))
+
+
+def _operand_error(
+    grid: ActivationQuant, of_tensor: qmath.Statistics, channels: qmath.Statistics
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and mean square of every channel's error; where the tensor's histogram tells the sum of squares, that sum.
+
+    Grids of many bits, and those that no law is integrated over, have the same error in all channels, and no mean.
+    """
+    size = np.size(channels.mean)
+    if grid.rounding is not None or grid.offset or grid.bits > FINEST or not of_tensor.min < of_tensor.max:
+        alike = channel_errors(grid, of_tensor) if grid.channel_scale else grid_error(of_tensor, grid)
+        return np.zeros(size), np.broadcast_to(np.asarray(alike, np.float64), size)
+    error, square = channel_noise(grid, dataclasses.replace(of_tensor, channels=channels))
+    if grid.channel_scale or of_tensor.histogram is None:
+        return error, square
+    square = np.maximum(square * grid_error(of_tensor, grid) / square.mean(), error**2)
+    return error, square
+
+
+def grid_error(statistics: qmath.Statistics, grid: ActivationQuant) -> float:
+    """Mean squared error of a grid over a tensor's histogram, each bin taken as uniform: exact up to the bin width.
+
+    Without a histogram scale^2 / 12: rounding alone, which is what a grid over the full range does.
+    """
+    if not statistics.count:
+        return 0.0
+    histogram = statistics.histogram
+    if histogram is None:
+        return grid.scale**2 / 12
+    table, points = activation_table(grid), histogram.centers - grid.offset
+    if table is None:
+        codes = np.clip(np.rint(points / grid.scale), -grid.zero_point, grid.qmax - grid.zero_point)
+    else:
+        codes = table.quantize(points, grid.scale)
+    squares = (points - codes * grid.scale) ** 2
+    occupied = (histogram.counts > 0) & (grid.offset == 0)
+    zero_is_exact = occupied & (np.abs(histogram.centers) <= histogram.width)  # mass at 0 (after ReLU) has no error
+    squares = np.where(zero_is_exact, 0.0, squares + histogram.width**2 / 12)
+    return float((histogram.counts * squares).sum() / histogram.total)
+
+
+def _probe(view: GraphView, plan: QuantPlan) -> ir.Model:
+    """The float graph with a quantized twin of every layer, and two outputs each: mean squares of result and error."""
+    net = view.model.ir_model.clone()
+    twin = GraphView(dataclasses.replace(view.model, ir_model=net))
+    layers = [twin.by_name[quant.name] for quant in plan.layers]
+    emitter = FloatEmitter(net.graph)
+    grids = operand_grids(plan)
+    net.graph.outputs.clear()
+    on_grid: dict[ir.Value, ir.Value] = {}
+    for layer, quant in zip(layers, plan.layers, strict=True):
+        operand, grid = layer.input, grids.get(root_name(layer))
+        if grid is not None and operand not in on_grid:
+            on_grid[operand] = emitter.activation(operand, grid)
+        result = _twin(net.graph, layer, quant, on_grid.get(operand, operand), emitter)
+        error = emitter.op("Sub", result, layer.output)
+        net.graph.outputs.extend(_mean_square(emitter, v) for v in (layer.output, error))
+    net.graph.sort()
+    return net
+
+
+def _twin(graph: ir.Graph, layer: Layer, quant: LayerQuant, operand: ir.Value, emitter: FloatEmitter) -> ir.Value:
+    inputs = list(layer.node.inputs)
+    inputs[1 - layer.weight_index] = operand
+    inputs[layer.weight_index] = emitter.weight(layer, quant, None)
+    attributes = {k: a.value for k, a in layer.node.attributes.items()}
+    copy = append_node(graph, layer.op, inputs, attributes)
+    shift = np.asarray(quant.bias_shift, np.float64)
+    return shift_bias(graph, dataclasses.replace(layer, node=copy), shift) if shift.size else copy.outputs[0]
+
+
+def _mean_square(emitter: FloatEmitter, value: ir.Value) -> ir.Value:
+    mean = emitter.op("ReduceMean", emitter.op("Mul", value, value), keepdims=0)
+    mean.type, mean.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+    return mean

@@ -1,0 +1,49 @@
+"""Nothing is handed out that onnxruntime does not run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph.errors import ModelError
+from qgraph.observe.statistics import MAX_BATCH
+from qgraph.onnxfile.model import Model
+from qgraph.running.sessions import Session, fits_one_file, without_weights
+from qgraph.samples.dataset import Dataset
+
+
+def verify(quantized: ir.Model, net: Model, samples: Dataset | None, *, threads: int | None = None) -> None:
+    """Load the quantized form of `net` in onnxruntime, and run it on a sample where there is one.
+
+    onnxruntime runs no model without holding its weights. Where they stay in their file and there is no sample, which
+    would have to be run, it loads the graph alone: operators, types and shapes are checked, results are not.
+
+    Raises `ModelError` where onnxruntime does not take the model, or answers with another type than `net` declares.
+    """
+    try:
+        alone = samples is None and not fits_one_file(quantized)
+        session = Session(without_weights(quantized) if alone else quantized, threads=threads)
+        produced = [] if samples is None else _answers(session, samples)
+    except ModelError as error:
+        raise ModelError(
+            f"{net.source}: the quantized model does not run: {error}; leave layers in floating point with "
+            f"--keep NAME, or use --format float"
+        ) from error
+    for output, array in zip(net.graph.outputs, produced, strict=False):
+        wanted = output.dtype.numpy() if output.dtype is not None else None
+        if wanted is not None and isinstance(array, np.ndarray) and array.dtype != wanted:
+            raise ModelError(
+                f"{net.source}: output '{output.name}' of the quantized model is {array.dtype}, not {wanted}; "
+                f"leave the layers before it in floating point with --keep NAME"
+            )
+
+
+def _answers(session: Session, samples: Dataset) -> list[NDArray[Any]]:
+    """The outputs on one sample, or on a batch where the model takes no single one."""
+    try:
+        return session.run_list(next(samples.batches(1)).feeds)
+    except ModelError:
+        return session.run_list(next(samples.batches(MAX_BATCH)).feeds)

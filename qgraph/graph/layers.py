@@ -1,0 +1,151 @@
+"""What a layer is: a Conv, ConvTranspose, Gemm or MatMul with a constant weight.
+
+Its *operand* is the tensor that it multiplies with the weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph.errors import ModelError
+from qgraph.onnxfile.edit import constant
+from qgraph.onnxfile.folding import output_axis
+
+LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+INTEGER_OPS = ("Conv", "Gemm", "MatMul")  # onnxruntime has integer kernels for these on the CPU
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Layer:
+    """One quantizable layer: its node, its weight and the axes along which its channels run."""
+
+    name: str
+    op: str
+    node: ir.Node
+    weight_index: int = 1
+
+    @property
+    def weight(self) -> ir.Value:
+        return present(self.node.inputs[self.weight_index])
+
+    @property
+    def input(self) -> ir.Value:
+        return present(self.node.inputs[1 - self.weight_index])
+
+    @property
+    def output(self) -> ir.Value:
+        return self.node.outputs[0]
+
+    @property
+    def bias(self) -> ir.Value | None:
+        """The bias input of Conv, ConvTranspose and Gemm; None where there is none."""
+        return self.node.inputs[2] if len(self.node.inputs) > 2 else None
+
+    @property
+    def bias_factor(self) -> float:
+        """What the bias is multiplied by: beta of Gemm."""
+        return float(attribute(self.node, "beta", 1.0)) if self.op == "Gemm" else 1.0
+
+    def weight_array(self) -> NDArray[np.float32]:
+        array = constant(self.weight)
+        if array is None:
+            raise ValueError(f"the weight of '{self.name}' is not a constant")
+        return array.astype(np.float32, copy=False)
+
+    @property
+    def output_axis(self) -> int:
+        """Axis of the weight that runs over output channels (per group for ConvTranspose), non-negative."""
+        rank = len(present(self.weight.shape))
+        if self.op == "MatMul" and self.weight_index == 0:
+            return rank - 2
+        return output_axis(self.node) % rank
+
+    @property
+    def scale_axis(self) -> int | None:
+        """The axis along which the weight may have a scale per channel; None where integer kernels want one scale."""
+        if self.op == "MatMul" and (self.weight_index == 0 or len(present(self.weight.shape)) > 2):
+            return None
+        return self.output_axis
+
+    @property
+    def input_axis(self) -> int:
+        """Axis of the operand that is summed over; may be negative."""
+        if self.op in ("Conv", "ConvTranspose"):
+            return 1
+        if self.op == "Gemm":
+            return 0 if attribute(self.node, "transA", 0) else 1
+        return -2 if self.weight_index == 0 else -1
+
+    @property
+    def operand_channels(self) -> tuple[str, int]:
+        """The operand's name and the axis that is summed over, non-negative where the rank is known.
+
+        Layers may read one tensor along different axes: its statistics per channel are kept under such pairs.
+        """
+        shape, axis = self.input.shape, self.input_axis
+        return str(self.input.name), axis % len(shape) if shape is not None and len(shape) else axis
+
+    @property
+    def result_axis(self) -> int:
+        """Axis of the layer's result that runs over output channels; may be negative."""
+        if self.op == "MatMul":
+            return -2 if self.weight_index == 0 else -1
+        return 1
+
+    @property
+    def input_channels(self) -> int:
+        """How many channels of the operand are summed over, all groups together."""
+        shape = self.weight_array().shape
+        if self.op in ("Conv", "ConvTranspose"):
+            return shape[1] * self.groups if self.op == "Conv" else shape[0]
+        return shape[-1] if self.output_axis == len(shape) - 2 else shape[-2]
+
+    @property
+    def groups(self) -> int:
+        return int(attribute(self.node, "group", 1)) if self.op in ("Conv", "ConvTranspose") else 1
+
+
+def pads(layer: Layer) -> bool:
+    """Whether the layer may sum over zeros that are not of its operand, so that an offset is not folded exactly."""
+    if layer.op == "Conv":
+        padding = attribute(layer.node, "pads", ())
+        return any(padding) or attribute(layer.node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    return layer.op not in ("Gemm", "MatMul") or len(layer.weight.shape or ()) != 2
+
+
+def attribute(node: ir.Node, name: str, default: Any) -> Any:
+    """The value of a node's attribute, or `default`."""
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def weight_index(node: ir.Node) -> tuple[int, str]:
+    """Which input is the constant weight, and why the node cannot be quantized ('' if it can)."""
+    if len(node.inputs) < 2 or None in node.inputs[:2]:
+        return 1, "an operand is missing"
+    candidates = (1, 0) if node.op_type == "MatMul" else (1,)
+    for index in candidates:
+        weight = constant(node.inputs[index])
+        if weight is None:
+            continue
+        if constant(node.inputs[1 - index]) is not None:
+            return index, "both operands are constants"
+        if weight.dtype != np.float32:
+            return index, f"its weight is {weight.dtype}, not float32"
+        if weight.ndim < 2 or weight.size == 0:
+            return index, f"its weight has shape {list(weight.shape)}; at least two dimensions are needed"
+        if not np.isfinite([weight.min(), weight.max()]).all():
+            return index, "its weight contains NaN or infinite values"
+        return index, ""
+    return 1, "its weight is not a constant"
+
+
+def present(value: Any) -> Any:
+    if value is None:
+        raise ModelError("an operator lacks an input that it requires; export the model again")
+    return value

@@ -1,0 +1,98 @@
+"""What the graph itself says of a tensor: on whose grid it lies, and whether it can be negative.
+
+A *transparent* operator moves values without changing them (Reshape, MaxPool, Slice, ...), so that its output lies on
+the grid of its input; the *root* of a tensor is found by walking up through transparent operators.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from qgraph.graph.layers import Layer, attribute, present
+from qgraph.onnxfile.edit import constant
+
+CLIPPING_OPS = frozenset({"Relu", "Clip"})
+TRANSPARENT_OPS = frozenset(
+    {
+        "MaxPool",
+        "Reshape",
+        "Flatten",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Identity",
+        "Dropout",
+        "Pad",
+    }
+    | {"Resize", "DepthToSpace", "SpaceToDepth", "Expand"}
+)
+_NON_NEGATIVE_OPS = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Abs", "Softplus", "Sqrt"})
+_MONOTONE_AT_ZERO = frozenset(
+    {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "Concat"}
+)
+
+
+def root(value: ir.Value) -> ir.Value:
+    """The tensor whose grid `value` lies on: itself, or what it was moved from by transparent operators."""
+    producer = value.producer()
+    while producer is not None and is_transparent(producer):
+        value = present(producer.inputs[0])
+        producer = value.producer()
+    return value
+
+
+def is_transparent(node: ir.Node) -> bool:
+    """Whether the node only moves values (or adds zeros), so that its output needs no grid of its own."""
+    if node.op_type not in TRANSPARENT_OPS or node.domain != "":
+        return False
+    if node.op_type == "Pad":
+        fill = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        given = len(node.inputs) > 2 and node.inputs[2] is not None
+        mode = attribute(node, "mode", "constant")
+        return mode != "constant" or not given or (fill is not None and not fill.any())
+    if node.op_type == "Resize":
+        return bool(attribute(node, "mode", "nearest") == "nearest")
+    return True
+
+
+def fused_output(value: ir.Value) -> ir.Value:
+    """The tensor to quantize for an operator's result: behind the Relu or Clip that onnxruntime merges into it."""
+    uses = list(value.uses())
+    if len(uses) == 1 and not value.is_graph_output():
+        node = uses[0].node
+        bounds = [v for v in node.inputs[1:] if v is not None]
+        if node.op_type in CLIPPING_OPS and node.domain == "" and all(constant(v) is not None for v in bounds):
+            return node.outputs[0]
+    return value
+
+
+def is_non_negative(value: ir.Value) -> bool:
+    """Whether the graph itself guarantees value >= 0 (ReLU, sigmoid, a Clip from 0, and what keeps the sign)."""
+    producer = value.producer()
+    if producer is None or producer.domain != "":
+        return False
+    if producer.op_type in _NON_NEGATIVE_OPS:
+        return True
+    if producer.op_type == "Clip":
+        low = constant(producer.inputs[1]) if len(producer.inputs) > 1 else None
+        return low is not None and bool(low >= 0)
+    if is_transparent(producer):
+        return is_non_negative(present(producer.inputs[0]))
+    if producer.op_type in _MONOTONE_AT_ZERO:
+        return all(is_non_negative(v) for v in producer.inputs if v is not None and constant(v) is None)
+    return False
+
+
+def upper_bound(value: ir.Value) -> float | None:
+    """The constant maximum of the Clip that wrote a tensor, if there is one."""
+    node = value.producer()
+    if node is None or node.op_type != "Clip" or len(node.inputs) < 3:
+        return None
+    bound = constant(node.inputs[2])
+    return None if bound is None else float(bound)
+
+
+def root_name(layer: Layer) -> str:
+    """The name of the tensor whose grid the layer reads."""
+    return str(root(layer.input).name)

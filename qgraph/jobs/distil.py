@@ -1,0 +1,57 @@
+"""Samples distilled from the model itself, where none are given."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qgraph.methods.zeroq import DistillConfig, distill
+from qgraph.onnxfile.model import Model
+from qgraph.running.job import Job
+from qgraph.running.progress import SILENT, Progress
+from qgraph.samples.dataset import Dataset, open_data
+
+DISTILLED = 32  # samples distilled where none are given (ZeroQ, section IV)
+
+
+def distilled_samples(loaded: Model, net: Model, job: Job, *, count: int) -> Dataset:
+    """`distilled_inputs` of a job, as samples for the network in normal form."""
+    inputs = distilled_inputs(
+        loaded, count=count, seed=job.seed, threads=job.threads, resume=job.resume, progress=job.progress
+    )
+    return open_data(inputs, net)
+
+
+def distilled_inputs(
+    model: Model,
+    *,
+    count: int,
+    steps: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    resume: str | Path | None = None,
+    progress: Progress = SILENT,
+) -> Mapping[str, NDArray[np.float32]]:
+    """Samples distilled from the model (ZeroQ) with progress shown.
+
+    Warns where the model has nothing to distil from.
+    """
+    config = DistillConfig() if steps is None else DistillConfig(steps=steps)
+    planned = -(-count // config.batch) * config.steps
+    seen = 0
+    with progress.stage("distilling", planned) as advance:
+
+        def on_step(done: int, total: int, loss: float) -> None:
+            nonlocal seen
+            now = planned * done // total  # a model without BatchNormalization takes fewer steps than planned
+            advance(now - seen, f"loss {loss:.3g}")
+            seen = now
+
+        result = distill(model, count=count, config=config, seed=seed, threads=threads, resume=resume, on_step=on_step)
+    if result.note:
+        warnings.warn(f"{model.source}: {result.note}", stacklevel=2)
+    return result.inputs

@@ -1,0 +1,201 @@
+"""Quantization-aware training of an ONNX file: a model in, a trained and quantized one out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qgraph.assess.verify import verify
+from qgraph.errors import UsageError
+from qgraph.graph.sites import GraphView, choose_layers
+from qgraph.jobs.distil import distilled_samples
+from qgraph.jobs.result import Result
+from qgraph.lowering.lower import lower
+from qgraph.lowering.simulate import simulate
+from qgraph.methods.lsqplus import (
+    Judgement,
+    LsqPlusConfig,
+    Schedule,
+    Training,
+    check_trainable,
+    initialise,
+    settle_biases,
+    train,
+)
+from qgraph.observe.propagation import known_moments
+from qgraph.observe.statistics import observe
+from qgraph.onnxfile.load import load
+from qgraph.onnxfile.model import Model, ModelLike
+from qgraph.onnxfile.normalise import normalise
+from qgraph.onnxfile.opset import prepare
+from qgraph.plan.grids import activation_grid, initial_plan
+from qgraph.plan.plan import ActivationQuant, QuantPlan
+from qgraph.plan.recipe import Recipe, check_format
+from qgraph.running.job import Job
+from qgraph.running.progress import SILENT, Progress
+from qgraph.samples.dataset import DataLike, Dataset, open_data
+from qgraph.samples.preprocessing import Preprocessing
+
+DISTILLED = 512  # samples distilled where none are given
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Finetuned(Result):
+    """A quantized model that was trained: `net` is the trained float network, which `plan` names."""
+
+    schedule: Schedule
+    epochs: tuple[Judgement, ...]
+    """What was measured after every epoch; the first is the start."""
+    best_epoch: int
+
+    def to_dict(self, *, output: str | None = None, nbytes: int | None = None) -> dict[str, Any]:
+        """What `qgraph finetune --json` prints."""
+        described = Result.to_dict(self, output=output, nbytes=nbytes)
+        history = [dataclasses.asdict(epoch) for epoch in self.epochs]
+        schedule = dataclasses.asdict(self.schedule)
+        return described | {"schedule": schedule, "epochs": history, "best_epoch": self.best_epoch}
+
+
+def finetune(
+    model: ModelLike,
+    data: DataLike | None = None,
+    *,
+    config: LsqPlusConfig | None = None,
+    start: QuantPlan | str | Path | None = None,
+    format: str = "qdq",
+    preprocessing: Preprocessing | None = None,
+    limit: int | None = None,
+    opset: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    resume: str | Path | None = None,
+    progress: Progress = SILENT,
+    **overrides: Any,
+) -> Finetuned:
+    """Train the weights of a model together with the scales and offsets of its grids (LSQ+).
+
+    Args:
+        model: a path, `onnx.ModelProto` or onnx-ir model.
+        data: training samples, with labels or without; by default distilled from the model.
+        config: settings of the training; what they leave open, the fewest bits choose.
+        start: a plan for this model to start from, with its grids; by default they are initialised.
+        format, preprocessing, limit, opset, seed, threads, resume: as in `quantize`.
+        overrides: `weights`, `activations` (4 bits by default), `keep`, ...: the fields of `Recipe`.
+
+    Raises:
+        QGraphError: with a message that says what to do, for anything wrong with model, data or options.
+    """
+    check_format(format)
+    chosen = config or LsqPlusConfig()
+    job = Job(seed=seed, threads=threads, resume=resume, progress=progress)
+    recipe = Recipe.choose("lsqplus", data is not None, **overrides)
+    if recipe.mixed:
+        raise UsageError(
+            "fine-tuning chooses no bits: write a plan with qgraph quantize --weights mixed --plan PLAN.json, and pass "
+            "it with --start PLAN.json"
+        )
+    with job.stage("load"):
+        loaded = load(model)
+        net = prepare(loaded, opset=opset)
+        samples = None if data is None else open_data(data, net, preprocessing=preprocessing, limit=limit)
+        given = _given_plan(start, net)
+        batch_norms = known_moments(normalise(loaded, fold_bn=False)).keys()
+        _check(net, recipe, chosen, batch_norms, distilling=samples is None)
+    if samples is None:
+        with job.stage("distill"):
+            samples = distilled_samples(loaded, net, job, count=limit or DISTILLED)
+    calibration = dataclasses.replace(samples, limit=min(samples.count, chosen.calibration))
+    with job.stage("observe"):
+        observed = observe(net, calibration, threads=threads, progress=progress)
+    view = GraphView(net)
+    plan = given or initialise(initial_plan(view, recipe, observed), view, observed, config=chosen)
+    with job.stage("verify"):  # what cannot be exported or run is said before the training
+        verify(lower(net, plan, format=format), net, samples, threads=threads)
+    with job.stage("train"):
+        training = train(
+            net,
+            plan,
+            samples,
+            config=chosen,
+            batch_norms=batch_norms,
+            seed=seed,
+            threads=threads,
+            resume=resume,
+            progress=progress,
+        )
+    with job.stage("export"):
+        result = _trained(training, plan, samples, calibration, job, format=format, distilled=data is None)
+        verify(result.model, result.net, samples, threads=threads)
+    job.finish()
+    return result
+
+
+def _check(
+    net: Model, recipe: Recipe, config: LsqPlusConfig, batch_norms: Collection[str], *, distilling: bool
+) -> None:
+    """Say what cannot be done before the work begins."""
+    layers, _ = choose_layers(GraphView(net), recipe.keep)
+    if config.keep_bn and not any(layer.op == "Conv" and layer.output.name in batch_norms for layer in layers):
+        raise UsageError(
+            f"{net.source} has no BatchNormalization to keep behind a convolution that is quantized: most exporters "
+            f"fold it away"
+        )
+    if distilling:
+        check_trainable(net, layers, config)
+
+
+def _trained(
+    training: Training,
+    before: QuantPlan,
+    samples: Dataset,
+    calibration: Dataset,
+    job: Job,
+    *,
+    format: str,
+    distilled: bool,
+) -> Finetuned:
+    """The result of a training that started with the plan `before`."""
+    net, plan = settle_biases(training.net, _complete(training, before, calibration, job.threads))
+    return Finetuned(
+        net=net,
+        plan=plan,
+        format=format,
+        data="distilled" if distilled else "calibration",
+        seconds=job.seconds,
+        observed=observe(net, calibration, threads=job.threads, progress=job.progress),
+        samples=samples,
+        threads=job.threads,
+        schedule=training.schedule,
+        epochs=training.epochs,
+        best_epoch=training.best_epoch,
+    )
+
+
+def _given_plan(start: QuantPlan | str | Path | None, net: Model) -> QuantPlan | None:
+    if start is None:
+        return None
+    plan = start if isinstance(start, QuantPlan) else QuantPlan.load(start)
+    plan.check_model(net.digest, net.source)
+    return plan
+
+
+def _complete(training: Training, before: QuantPlan, calibration: Dataset, threads: int | None) -> QuantPlan:
+    """The learned plan with the grids that no layer reads, which span what the trained network now computes there."""
+    net, learned = training.net, training.plan
+    trained: Mapping[tuple[str, str], ActivationQuant] = {(a.tensor, a.role): a for a in learned.activations}
+    missing = [a for a in before.activations if (a.tensor, a.role) not in trained]
+    quantized = dataclasses.replace(net, ir_model=simulate(net, learned))
+    names: dict[str, int | None] = {a.tensor: None for a in missing}
+    observed = observe(quantized, calibration, tensors=names, histograms=False, threads=threads) if names else None
+
+    def grid(a: ActivationQuant) -> ActivationQuant:
+        if observed is None or (a.tensor, a.role) in trained:
+            return trained[a.tensor, a.role]
+        low, high = observed.range_of(a.tensor)
+        return activation_grid(a.tensor, low, high, bits=a.bits, role=a.role)
+
+    kept = dataclasses.replace(learned, kept_float=before.kept_float)
+    return dataclasses.replace(kept, activations=tuple(map(grid, before.activations)))

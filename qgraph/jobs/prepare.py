@@ -1,0 +1,138 @@
+"""All that comes before a plan: the network in normal form, samples (given or distilled), and their statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from qgraph.assess.evaluate import evaluate
+from qgraph.errors import UsageError
+from qgraph.graph.sites import GraphView, choose_layers
+from qgraph.jobs.distil import DISTILLED, distilled_samples
+from qgraph.lowering.lower import lower
+from qgraph.methods.aciq.variants import refine
+from qgraph.methods.zeroq.mixed_precision import Better, Mixer
+from qgraph.observe.propagation import known_moments
+from qgraph.observe.statistics import Observations, observe
+from qgraph.onnxfile.load import load
+from qgraph.onnxfile.model import Model, ModelLike
+from qgraph.onnxfile.normalise import normalise
+from qgraph.onnxfile.opset import prepare
+from qgraph.plan.grids import initial_plan
+from qgraph.plan.plan import QuantPlan
+from qgraph.plan.recipe import Recipe
+from qgraph.running.job import Job
+from qgraph.samples.dataset import DataLike, Dataset, open_data
+from qgraph.samples.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """What a plan is made of: the network, the recipe, and what is known of its activations."""
+
+    loaded: Model
+    net: Model
+    view: GraphView
+    recipe: Recipe
+    samples: Dataset | None
+    observed: Observations | None
+    source: str
+    job: Job
+
+    def plan(self, *, format: str = "qdq", samples: Dataset | None = None) -> QuantPlan:
+        """The plan of the recipe's method; where bits are to be mixed, the one with 8 bits everywhere."""
+        first = initial_plan(self.view, self.recipe, self.observed)
+        return refine(first, self.view, self.observed, self.recipe, format=format, samples=samples)
+
+    def mixer(self, *, format: str = "qdq", on_better: Better | None = None) -> Mixer:
+        """What chooses the bits of every layer."""
+        return Mixer(
+            net=self.net,
+            recipe=self.recipe,
+            data=self.need_samples("mixed bits are measured on samples"),
+            norms=known_moments(normalise(self.loaded, fold_bn=False)),
+            refine=lambda plan, recipe: refine(plan, self.view, self.observed, recipe),
+            lower=lambda plan: lower(self.net, plan, format=format),
+            accuracy=self._accuracy,
+            on_better=on_better,
+            job=self.job,
+        )
+
+    def _accuracy(self, model: ir.Model) -> float | None:
+        """Percent of the labels that a model finds; None where it has no class scores."""
+        quantized = Model(ir_model=model, source=self.net.source, nbytes=0)
+        samples = self.need_samples("accuracy is measured on samples")
+        return evaluate(quantized, samples, threads=self.job.threads, progress=self.job.progress).top1
+
+    def need_samples(self, why: str) -> Dataset:
+        """The samples; raises `UsageError` where there are none, as with a calibration file."""
+        if self.samples is None:
+            raise UsageError(f"{why}: pass --data, a calibration file is not enough")
+        return self.samples
+
+
+def gather(
+    model: ModelLike,
+    data: DataLike | None,
+    job: Job | None = None,
+    *,
+    method: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    limit: int | None = None,
+    calibration: str | Path | None = None,
+    opset: int | None = None,
+    **overrides: Any,
+) -> Gathered:
+    """Load, distil where there are no data, and observe. Arguments as for `quantize`."""
+    job = job or Job()
+    measured = calibration is not None and Path(calibration).exists()
+    recipe = Recipe.choose(method, data is not None or measured, **overrides)
+    with job.stage("load"):
+        loaded = load(model)
+        net = prepare(loaded, opset=opset)
+        view = GraphView(net)
+        choose_layers(view, recipe.keep)  # what cannot be done is said before the work begins
+        samples = None if data is None else open_data(data, net, preprocessing=preprocessing, limit=limit)
+    if recipe.max_drop is not None and (samples is None or samples.labels is None):
+        raise UsageError("--max-drop measures accuracy: pass --data with an array 'labels'")
+    if samples is None and recipe.needs_data and (recipe.mixed or not measured):
+        with job.stage("distill"):
+            samples = distilled_samples(loaded, net, job, count=DISTILLED)
+    with job.stage("observe"):
+        observed = _observations(net, recipe, samples, calibration, job)
+    source = _source(observed, given=data is not None or measured)
+    return Gathered(
+        loaded=loaded,
+        net=net,
+        view=view,
+        recipe=recipe,
+        samples=samples,
+        observed=observed,
+        source=source,
+        job=job,
+    )
+
+
+def _source(observed: Observations | None, *, given: bool) -> str:
+    if observed is None:
+        return "none"
+    return "calibration" if given else "distilled"
+
+
+def _observations(
+    net: Model, recipe: Recipe, data: Dataset | None, calibration: str | Path | None, job: Job
+) -> Observations | None:
+    if calibration is not None and Path(calibration).exists():
+        observed = Observations.load(calibration)
+        observed.check_model(net)
+        return observed
+    if data is None:
+        return None
+    histograms = calibration is not None or recipe.needs_histograms
+    observed = observe(net, data, histograms=histograms, threads=job.threads, progress=job.progress)
+    if calibration is not None:
+        observed.save(calibration)
+    return observed

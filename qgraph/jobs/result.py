@@ -1,0 +1,81 @@
+"""What quantizing a model gives: a plan, the graph that it makes, and what became of every layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from qgraph.assess.layer_errors import LayerReport, layer_reports
+from qgraph.graph.sites import GraphView
+from qgraph.lowering.lower import lower
+from qgraph.observe.statistics import Observations
+from qgraph.onnxfile.model import Model
+from qgraph.onnxfile.write import save
+from qgraph.plan.plan import QuantPlan
+from qgraph.samples.dataset import Dataset
+
+if TYPE_CHECKING:
+    from qgraph.methods.zeroq.allocate import Allocation
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Result:
+    """A quantized model: its plan, its graph, and what each stage took."""
+
+    net: Model
+    plan: QuantPlan
+    format: str
+    data: str
+    seconds: dict[str, float]
+    observed: Observations | None = None
+    samples: Dataset | None = None
+    threads: int | None = None
+    allocation: Allocation | None = None
+    """Sensitivities, frontier and choice, where bits were mixed."""
+
+    @cached_property
+    def layers(self) -> tuple[LayerReport, ...]:
+        """What became of every layer, with its predicted and measured error; measured on a few samples at first use."""
+        return layer_reports(GraphView(self.net), self.plan, self.observed, self.samples, threads=self.threads)
+
+    @cached_property
+    def model(self) -> ir.Model:
+        """The quantized model, as onnx-ir."""
+        return lower(self.net, self.plan, format=self.format)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of the file that `save` writes."""
+        return int(ir.to_proto(self.model).ByteSize())
+
+    def save(self, path: str | Path) -> int:
+        """Write the model, whole or not at all; returns its size in bytes."""
+        return save(self.model, path, source=self.net.source)
+
+    def to_dict(self, *, output: str | None = None, nbytes: int | None = None) -> dict[str, Any]:
+        """What `qgraph quantize --json` prints."""
+        return {
+            "output": output,
+            "bytes": self.nbytes if nbytes is None else nbytes,
+            "float_bytes": self.net.nbytes,
+            "weight_bytes": sum(layer.weight_bytes for layer in self.layers),
+            "data": self.data,
+            "seconds": self.seconds,
+            "layers": [
+                {
+                    "name": layer.name,
+                    "op": layer.op,
+                    "weight_bits": layer.weight_bits,
+                    "activation_bits": layer.activation_bits,
+                    "predicted_sqnr_db": layer.predicted_sqnr_db,
+                    "measured_sqnr_db": layer.measured_sqnr_db,
+                    "prior_rejected": layer.prior_rejected,
+                }
+                for layer in self.layers
+            ],
+            "kept_float": [{"name": k.name, "why": k.why} for k in self.plan.kept_float],
+        }

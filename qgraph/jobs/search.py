@@ -1,0 +1,133 @@
+"""Q-Rater from file to plan: the starting plan of a protocol, then the search over it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from qgraph.errors import QGraphError, UsageError
+from qgraph.graph.sites import GraphView, choose_layers
+from qgraph.methods.aciq.variants import refine
+from qgraph.methods.qrater import Found, SearchConfig, paper_plan
+from qgraph.methods.qrater import search as run_search
+from qgraph.observe.statistics import Observations, observe
+from qgraph.onnxfile.model import Model, ModelLike
+from qgraph.onnxfile.opset import prepare
+from qgraph.plan.grids import initial_plan
+from qgraph.plan.plan import QuantPlan
+from qgraph.plan.recipe import SEARCHED, Recipe
+from qgraph.running.executor import open_executor
+from qgraph.running.job import Job
+from qgraph.running.progress import SILENT, Progress
+from qgraph.samples.dataset import DataLike, Dataset, open_data
+from qgraph.samples.preprocessing import Preprocessing
+
+Protocol = Literal["deploy", "paper"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+
+
+class ConstantObjective(QGraphError):
+    """Every candidate of every layer scored the same: the search had nothing to go by."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Searched:
+    """The network that was searched, the plan to start from, and what was found."""
+
+    net: Model
+    base: QuantPlan
+    found: Found
+
+    @property
+    def plan(self) -> QuantPlan:
+        return self.found.plan
+
+
+def search(
+    model: ModelLike,
+    data: DataLike,
+    *,
+    protocol: Protocol = "deploy",
+    config: SearchConfig | None = None,
+    first_layer_bits: int | None = None,
+    preprocessing: Preprocessing | None = None,
+    limit: int | None = None,
+    opset: int | None = None,
+    threads: int | None = None,
+    executor: str = "local",
+    folder: str | Path | None = None,
+    progress: Progress = SILENT,
+    **overrides: Any,
+) -> Searched:
+    """Find clips, roundings and bias shifts by measuring the task on `data` (Q-Rater, Algorithm 1).
+
+    Args:
+        model: a path, `onnx.ModelProto` or onnx-ir model.
+        data: samples, with labels for the objectives accuracy and loss.
+        protocol: `deploy`: the grids of `quantize`, which run on integers; `paper`: one signed symmetric grid per
+            layer, BatchNormalization kept, the first layer in floating point unless `first_layer_bits` says otherwise.
+        config: ingredients, grids, objective and what makes the search cheap.
+        executor: `local`, or `dask:ADDRESS`; the result is the same.
+        folder: where every evaluation is kept: what it holds of the same search is continued.
+        overrides: the fields of `Recipe`: `weights`, `activations`, `keep`, `clip` (of the starting plan), ...
+
+    Raises:
+        ConstantObjective: nothing made a difference.
+        QGraphError: for anything wrong with model, data or options.
+    """
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"unknown protocol '{protocol}': choose {' or '.join(PROTOCOLS)}")
+    recipe = Recipe.choose("qrater", True, **overrides)
+    net = prepare(model, opset=opset, fold_bn=protocol == "deploy")
+    samples = open_data(data, net, preprocessing=preprocessing, limit=limit)
+    observed = observe(net, samples, threads=threads, progress=progress) if recipe.needs_data else None
+    base = starting_plan(GraphView(net), observed, recipe, protocol=protocol, first_layer_bits=first_layer_bits)
+    config = dataclasses.replace(config or SearchConfig(), fine=protocol == "deploy")
+    job = Job(threads=threads, resume=folder, executor=executor, progress=progress)
+    return Searched(net=net, base=base, found=polish(base, net, samples, config=config, job=job))
+
+
+def polish(
+    base: QuantPlan,
+    net: Model,
+    samples: Dataset,
+    *,
+    config: SearchConfig,
+    job: Job,
+) -> Found:
+    """The search over a starting plan; raises `ConstantObjective` when it had nothing to go by."""
+    folder = None if job.resume is None else Path(job.resume)
+    with open_executor(job.executor, workers=job.threads) as pool:
+        found = run_search(base, net, samples, executor=pool, config=config, folder=folder, progress=job.progress)
+    if found.constant:
+        raise ConstantObjective(
+            f"the objective '{found.objective}' was the same for every candidate on {found.samples} samples, so there "
+            f"is nothing to search by: choose another --objective (mse needs no labels), more samples or fewer bits"
+        )
+    return found
+
+
+def starting_plan(
+    view: GraphView,
+    observed: Observations | None,
+    recipe: Recipe,
+    *,
+    protocol: Protocol = "deploy",
+    first_layer_bits: int | None = None,
+) -> QuantPlan:
+    """The plan that a search improves: least squared error on the grids of the protocol, rounding to nearest."""
+    if protocol == "deploy":
+        return refine(initial_plan(view, recipe, observed), view, observed, recipe)
+    if not isinstance(recipe.weights, int):
+        raise UsageError("the paper's protocol has weights of one width: give --weights N")
+    return paper_plan(
+        view,
+        observed,
+        weights=recipe.weights,
+        activations=recipe.activations,
+        clip="mse" if recipe.clip == SEARCHED else recipe.clip,
+        first_layer_bits=first_layer_bits,
+        keep=choose_layers(view, recipe.keep)[1],
+    )

@@ -1,0 +1,39 @@
+"""How much every layer matters, at each width."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qgraph.jobs.prepare import gather
+from qgraph.methods.zeroq.sensitivity import Sensitivity
+from qgraph.onnxfile.model import ModelLike
+from qgraph.running.job import Job
+from qgraph.running.progress import SILENT, Progress
+from qgraph.samples.dataset import DataLike
+from qgraph.samples.preprocessing import Preprocessing
+
+
+def measure_sensitivity(
+    model: ModelLike,
+    data: DataLike | None = None,
+    *,
+    method: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    resume: str | Path | None = None,
+    executor: str = "local",
+    progress: Progress = SILENT,
+    **overrides: Any,
+) -> Sensitivity:
+    """How far the outputs move when one layer alone is quantized, for every layer and each of `bits` (ZeroQ, Eq. 2).
+
+    The arguments are those of `quantize`; without data, samples are distilled from the model.
+    """
+    job = Job(seed=seed, threads=threads, resume=resume, executor=executor, progress=progress)
+    overrides |= {"weights": "mixed", "activations": None}
+    given = gather(model, data, job, method=method, preprocessing=preprocessing, limit=limit, **overrides)
+    mixer = given.mixer()
+    return mixer.sensitivity(mixer.menu())

@@ -1,0 +1,224 @@
+"""Where a plan's grids go in the graph. `simulate` and `export` share the places and differ in the nodes they put
+there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from qgraph.errors import PlanError
+from qgraph.graph.layers import LAYER_OPS, Layer
+from qgraph.graph.sites import GLUE_OPS, GraphView
+from qgraph.graph.sums import output_sums
+from qgraph.graph.tensors import is_transparent, root
+from qgraph.onnxfile.edit import add_initializer, append_node, constant, unique_name
+from qgraph.onnxfile.model import Model
+from qgraph.plan import codes as weights
+from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
+
+
+class Emitter(Protocol):
+    """Makes the nodes for one weight or activation grid."""
+
+    def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
+        """The quantized weight; `operand` is the grid that the layer's other operand lies on, if any."""
+
+    def bias(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value | None:
+        """What replaces the layer's bias; None where it stays as it is."""
+
+    def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
+        """`value` brought to the grid."""
+
+    def fold_offset(self, layer: Layer, quant: LayerQuant) -> tuple[ir.Value, NDArray[np.float64]] | None:
+        """The layer's operand without the offset of its grid, and what the layer's result lacks for that (LSQ+, Eq. 5).
+
+        None where there is no offset, or it cannot be folded.
+        """
+
+    def carry(self, node: ir.Node, quantized: ir.Value, quant: ActivationQuant) -> ir.Value | None:
+        """Let a transparent node move `quantized` on its grid; the value to read in place of the node's output.
+
+        None where the node may simply read `quantized`.
+        """
+
+
+def put_in_place(model: Model, plan: QuantPlan, make_emitter: Callable[[ir.Graph], Emitter]) -> ir.Model:
+    """The model with every grid of `plan` in place, as a new onnx-ir model.
+
+    Raises `PlanError` when the plan is for another model or names what the model does not have.
+    """
+    plan.check_model(model.digest, model.source)
+    net = model.ir_model.clone()
+    view = GraphView(dataclasses.replace(model, ir_model=net))
+    emitter = make_emitter(net.graph)
+    layers = [_find(view, quant) for quant in plan.layers]
+    roots = [root(layer.input) for layer in layers]
+    values, in_order = view.values, sorted(plan.activations, key=lambda a: a.role, reverse=True)
+    grids = {values[a.tensor]: a for a in in_order if a.tensor in values}  # an operand's grid hides the tensor's
+    _place_activations(view, plan, dict(zip(layers, roots, strict=True)), emitter)
+    for layer, quant, origin in zip(layers, plan.layers, roots, strict=True):
+        operand = grids.get(origin)
+        weight = emitter.weight(layer, quant, operand)
+        shift = np.asarray(quant.bias_shift, np.float64)
+        folded = emitter.fold_offset(layer, quant)
+        if folded is not None:
+            layer.node.replace_input_with(1 - layer.weight_index, folded[0])
+            shift = folded[1] + (shift if shift.size else 0.0)
+        if shift.size:
+            shift_bias(net.graph, layer, shift)
+        bias = emitter.bias(layer, quant, operand)
+        if bias is not None:
+            layer.node.replace_input_with(2, bias)
+        layer.node.replace_input_with(layer.weight_index, weight)
+    RemoveUnusedNodesPass()(net)
+    net.graph.sort()
+    return net
+
+
+def _find(view: GraphView, quant: LayerQuant) -> Layer:
+    layer = view.by_name.get(quant.name)
+    if layer is None:
+        raise PlanError(f"the plan quantizes '{quant.name}', which is no quantizable layer of {view.model.source}")
+    return layer
+
+
+def _place_activations(view: GraphView, plan: QuantPlan, roots: dict[Layer, ir.Value], emitter: Emitter) -> None:
+    """Put every activation grid in place, those for all consumers before those for layers alone."""
+    values = dict(view.values)  # by name, before outputs are renamed
+    for quant in sorted(plan.activations, key=lambda a: a.role, reverse=True):
+        value = values.get(quant.tensor)
+        if value is None:
+            raise PlanError(f"the plan quantizes the tensor '{quant.tensor}', which the model does not have")
+        if quant.role == "tensor":
+            _quantize_everywhere(view, value, quant, emitter)
+        else:
+            _quantize_operands([layer for layer, origin in roots.items() if origin is value], quant, emitter)
+
+
+def _quantize_everywhere(view: GraphView, value: ir.Value, quant: ActivationQuant, emitter: Emitter) -> None:
+    quantized = emitter.activation(value, quant)
+    _replace_uses(view, value, quantized)
+    _carry_along(view, quantized, quant, emitter)
+
+
+def _carry_along(view: GraphView, quantized: ir.Value, quant: ActivationQuant, emitter: Emitter) -> None:
+    """Keep a tensor on its grid through the transparent operators that lead to integer kernels."""
+    for use in list(quantized.uses()):
+        if use.idx == 0 and is_transparent(use.node) and _leads_to_grid(use.node.outputs[0]):
+            moved = use.node.outputs[0]
+            carried = emitter.carry(use.node, quantized, quant)
+            if carried is not None:
+                _replace_uses(view, moved, carried)
+            _carry_along(view, carried or moved, quant, emitter)
+
+
+def _leads_to_grid(value: ir.Value) -> bool:
+    """Whether an integer kernel may read `value`: a layer, or an operator that takes part in integer arithmetic."""
+    for use in value.uses():
+        if use.node.op_type in LAYER_OPS or use.node.op_type in GLUE_OPS:
+            return True
+        if is_transparent(use.node) and _leads_to_grid(use.node.outputs[0]):
+            return True
+    return False
+
+
+def _quantize_operands(layers: list[Layer], quant: ActivationQuant, emitter: Emitter) -> None:
+    on_grid: dict[ir.Value, ir.Value] = {}
+    for layer in layers:
+        value = layer.input
+        if value not in on_grid:
+            on_grid[value] = emitter.activation(value, quant)
+        layer.node.replace_input_with(1 - layer.weight_index, on_grid[value])
+
+
+def _replace_uses(view: GraphView, value: ir.Value, quantized: ir.Value) -> None:
+    """Let every consumer of `value` but the grid's own nodes read `quantized`; a graph output keeps its name."""
+    own = _nodes_between(value, quantized)
+    for use in list(value.uses()):
+        if use.node not in own:
+            use.node.replace_input_with(use.idx, quantized)
+    if value.is_graph_output():
+        outputs = view.model.graph.outputs
+        name = value.name
+        value.name = unique_name(view.model.graph, f"{name}/float")
+        quantized.name = name
+        for index, output in enumerate(outputs):
+            if output is value:
+                outputs[index] = quantized
+
+
+def _nodes_between(source: ir.Value, result: ir.Value) -> set[ir.Node]:
+    """The nodes that an emitter made to compute `result` from `source`."""
+    found: set[ir.Node] = set()
+    pending = [result]
+    while pending:
+        node = pending.pop().producer()
+        if node is not None and node not in found:
+            found.add(node)
+            pending.extend(v for v in node.inputs if v is not None and v is not source)
+    if not any(source in node.inputs for node in found):
+        raise ValueError("an emitter must compute its result from the value it was given")
+    return found
+
+
+def shift_bias(graph: ir.Graph, layer: Layer, shift: NDArray[np.float64]) -> ir.Value:
+    """Add `shift` (one value per output channel) to the layer's result, through its bias where that is a constant.
+
+    Returns the tensor that carries the shifted result.
+    """
+    old = constant(layer.bias)
+    beta = layer.bias_factor
+    if layer.op == "MatMul" or (layer.bias is not None and old is None) or beta == 0:
+        return _add_after(graph, layer, shift)
+    total = ((0.0 if old is None else old.astype(np.float64)) + shift / beta).astype(np.float32)
+    name = f"{layer.name}/bias" if layer.bias is None else str(layer.bias.name)
+    if len(layer.node.inputs) < 3:
+        layer.node.resize_inputs(3)
+    layer.node.replace_input_with(2, add_initializer(graph, name, total))
+    return layer.output
+
+
+def _add_after(graph: ir.Graph, layer: Layer, shift: NDArray[np.float64]) -> ir.Value:
+    """Append Add(result, shift) and let it take over the result's name and consumers."""
+    trailing = {"Conv": len(layer.weight.shape or ()) - 2, "ConvTranspose": len(layer.weight.shape or ()) - 2}
+    axes_after = 1 if layer.op == "MatMul" and layer.weight_index == 0 else trailing.get(layer.op, 0)
+    amount = add_initializer(graph, f"{layer.name}/shift", shift.astype(np.float32).reshape(-1, *[1] * axes_after))
+    output = layer.output
+    add = append_node(graph, "Add", [output, amount], {})
+    moved = add.outputs[0]
+    output.replace_all_uses_with(moved, replace_graph_outputs=True)
+    add.replace_input_with(0, output)
+    name = output.name
+    output.name, moved.name = unique_name(graph, f"{name}/unshifted"), name
+    moved.shape, moved.type = output.shape, output.type
+    return moved
+
+
+def producers(plan: QuantPlan, view: GraphView) -> Mapping[str, ActivationQuant]:
+    """The layer that carries the factors of each tensor with a step per channel, by name; with the tensor's grid."""
+    found = {}
+    for grid in plan.activations:
+        layer = _producer(view.values[grid.tensor], view) if grid.channel_scale else None
+        if layer is not None:
+            found[layer.name] = grid
+    return found
+
+
+def _producer(value: ir.Value, view: GraphView) -> Layer | None:
+    """The layer behind whose ReLU or Clip a tensor lies."""
+    node = value.producer()
+    source = node.inputs[0].producer() if node is not None and node.inputs and node.inputs[0] is not None else None
+    return next((layer for layer in view.layers if source is not None and layer.node is source), None)
+
+
+def offset_sums(layer: Layer, quant: LayerQuant, offset: float) -> NDArray[np.float64]:
+    """What the offset of a layer's operand adds to each output channel: offset sum(W^q) (LSQ+, Eq. 5)."""
+    weight = weights.quantized(layer.weight_array(), quant.weight).astype(np.float64)
+    return output_sums(layer, weight, np.full(layer.input_channels, offset))

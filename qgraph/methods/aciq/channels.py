@@ -1,0 +1,206 @@
+"""plan -> plan: one grid per channel for activations, and bits that differ from channel to channel (ACIQ, section 3).
+
+A tensor between convolutions may have a step per channel at no cost where positive factors pass through it: with
+r_c > 0, Conv(ReLU(y)) = Conv'(ReLU(y / r)), the weights before it divided and those behind it multiplied by r. The
+first costs nothing, since those weights have a scale per output channel anyway; the second changes what is rounded.
+With the full factor, r_c in proportion to the channel's range, all channels would use all codes, but the weights of
+faint channels would vanish beside those of strong ones; its square root shares the loss between the two sides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from scipy import optimize
+
+import qmath
+from qgraph.graph.layers import Layer
+from qgraph.graph.sites import GraphView
+from qgraph.graph.tensors import fused_output, is_non_negative
+from qgraph.observe.channel_laws import FAINTEST, ChannelPrior, channel_errors, channel_prior
+from qgraph.observe.statistics import Observations
+from qgraph.onnxfile.edit import constant
+from qgraph.plan import codes as weights
+from qgraph.plan.grids import weight_grid
+from qgraph.plan.plan import MAX_BITS, MAX_SHIFTED_BITS, ActivationQuant, LayerQuant, QuantPlan, WeightQuant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelConfig:
+    """How activations get a grid per channel.
+
+    `clip`: "aciq" (analytic, from the channel's moments) or "max". `allocate`: whether channels get bits by the
+    2/3-power rule. `deployable`: fold the factors into the weights around the tensor, where that is exact; otherwise
+    every operand has its own step per channel, which only a simulation can compute.
+    """
+
+    clip: str = "aciq"
+    allocate: bool = False
+    deployable: bool = True
+
+
+def allocate_weights(plan: QuantPlan, view: GraphView) -> QuantPlan:
+    """Bits per output channel by the 2/3-power rule on the channels' ranges, in the same memory (ACIQ, Eq. 10).
+
+    The quota is the sum of bits, kept exactly, so that the weight takes as many bytes as with equal widths.
+    Asymmetric grids are widened only as far as integer kernels need no zero point.
+    """
+
+    def allocate(layer: LayerQuant) -> LayerQuant:
+        grid = layer.weight
+        widest = MAX_BITS if grid.symmetric else MAX_SHIFTED_BITS
+        if grid.axis is None or grid.bits >= widest:
+            return layer
+        low, high = _channel_ends(view.by_name[layer.name], grid)
+        if not (high - low).any():
+            return layer
+        bits = qmath.allocate_bits(high - low, bits=grid.bits, max_bits=widest, measure="bits")
+        return dataclasses.replace(layer, weight=_spanned(grid, low, high, tuple(int(b) for b in bits)))
+
+    return plan.map_layers(allocate)
+
+
+def scale_channels(
+    plan: QuantPlan, view: GraphView, observed: Observations, *, config: ChannelConfig | None = None
+) -> QuantPlan:
+    """Give every non-negative activation below 8 bits a step per channel, and say which keep a single one, and why."""
+    chosen = config or ChannelConfig()
+    layers = {quant.name for quant in plan.layers}
+    grids: dict[str, ActivationQuant] = {}
+    notes = []
+    for grid in plan.activations:
+        if grid.bits == MAX_BITS:
+            continue
+        readers = [layer for layer in view.layers if layer.name in layers and layer.input is view.values[grid.tensor]]
+        why = _obstacle(view.values[grid.tensor], grid, readers, plan, chosen.deployable)
+        channels = observed[grid.tensor].channels
+        if why or channels is None or not readers or not np.any(channels.max > 0):
+            notes += [f"'{grid.tensor}' keeps one step for all channels: {why}"] if why else []
+            continue
+        grids[f"{grid.tensor}/{grid.role}"] = _channel_grid(grid, observed[grid.tensor], chosen)
+    scaled = plan.map_activations(lambda a: grids.get(f"{a.tensor}/{a.role}", a))
+    if chosen.deployable:
+        scaled = _with_input_scales(scaled, view)
+    return dataclasses.replace(scaled, notes=(*plan.notes, *notes))
+
+
+def _channel_grid(grid: ActivationQuant, statistics: qmath.Statistics, config: ChannelConfig) -> ActivationQuant:
+    prior = channel_prior(statistics)
+    ranges = _ranges(statistics, prior, grid.bits, config.clip)
+    bits = np.full(ranges.size, grid.bits)
+    if config.allocate:
+        bits = qmath.allocate_bits(ranges, bits=grid.bits, max_bits=MAX_BITS)
+        ranges = _ranges(statistics, prior, bits, config.clip)
+    steps = ranges / (2.0**bits - 1)
+    factors = steps / steps.max()
+    if config.deployable:
+        factors = np.sqrt(factors)
+    factors = factors.astype(np.float32)
+    scale = float(np.float32(_best_scale(grid, statistics, prior, factors, bits, steps, config)))
+    return dataclasses.replace(
+        grid,
+        scale=scale,
+        channel_scale=tuple(float(f) for f in factors),
+        channel_bits=tuple(int(b) for b in bits) if config.allocate else (),
+    )
+
+
+def _ranges(
+    statistics: qmath.Statistics, prior: ChannelPrior, bits: int | NDArray[np.int64], clip: str
+) -> NDArray[np.float64]:
+    highest = np.asarray(statistics.channels.max, np.float64)
+    if clip != "max":
+        highest = np.minimum(prior.clips(bits), highest)
+    return np.maximum(highest, FAINTEST * highest.max())
+
+
+def _best_scale(
+    grid: ActivationQuant,
+    statistics: qmath.Statistics,
+    prior: ChannelPrior,
+    factors: NDArray[np.float32],
+    bits: NDArray[np.int64],
+    steps: NDArray[np.float64],
+    config: ChannelConfig,
+) -> float:
+    """The common step: the one that spans every channel's range, or the one with the least expected error."""
+    needed = steps / factors
+    if config.clip == "max" or not config.deployable:
+        return float(needed.max())
+    shaped = dataclasses.replace(grid, channel_scale=tuple(factors.tolist()), channel_bits=tuple(bits.tolist()))
+
+    def loss(log_scale: float) -> float:
+        scaled = dataclasses.replace(shaped, scale=float(np.exp(log_scale)))
+        return float(channel_errors(scaled, statistics, prior).sum())
+
+    low, high = np.log(needed.min()), np.log(needed.max())
+    found = optimize.minimize_scalar(loss, bounds=(low - 1e-3, high + 1e-3), method="bounded")
+    return float(np.exp(found.x))
+
+
+def _with_input_scales(plan: QuantPlan, view: GraphView) -> QuantPlan:
+    """Let the weights that read a tensor with factors contain them."""
+    factors = {grid.tensor: grid.channel_scale for grid in plan.activations if grid.channel_scale}
+
+    def carry(quant: LayerQuant) -> LayerQuant:
+        layer = view.by_name[quant.name]
+        mine = factors.get(str(layer.input.name))
+        if mine is None:
+            return quant
+        grid = dataclasses.replace(quant.weight, input_scale=mine)
+        return dataclasses.replace(quant, weight=_spanned(grid, *_channel_ends(layer, grid), grid.channel_bits))
+
+    return plan.map_layers(carry)
+
+
+def _channel_ends(layer: Layer, grid: WeightQuant) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both ends of every output channel (or of all) of what is rounded; about zero where the grid is."""
+    weight = weights.scaled(layer.weight_array(), grid)
+    over = tuple(i for i in range(weight.ndim) if i != grid.axis)
+    low, high = (np.atleast_1d(end(weight, axis=over)).astype(np.float64) for end in (np.min, np.max))
+    limit = np.maximum(-low, high)
+    return (-limit, limit) if grid.symmetric else (np.minimum(low, 0.0), np.maximum(high, 0.0))
+
+
+def _spanned(
+    grid: WeightQuant, low: NDArray[np.float64], high: NDArray[np.float64], channel_bits: tuple[int, ...]
+) -> WeightQuant:
+    spanned = weight_grid(
+        low, high, bits=grid.bits, axis=grid.axis, symmetric=grid.symmetric, channel_bits=channel_bits
+    )
+    return dataclasses.replace(spanned, input_scale=grid.input_scale)
+
+
+def _obstacle(value: ir.Value, grid: ActivationQuant, readers: list[Layer], plan: QuantPlan, deployable: bool) -> str:
+    """Why a tensor cannot have a step per channel ('' if it can)."""
+    if grid.zero_point or not is_non_negative(value):
+        return "it takes both signs"
+    if any(layer.op != "Conv" for layer in readers):
+        return "a reader is not a convolution"
+    if not deployable:
+        return ""
+    if any(a.tensor == grid.tensor and a.role != grid.role for a in plan.activations):
+        return "others than layers read it too"
+    others = {use.node.op_type for use in value.uses()} - {"Conv"}
+    if others or value.is_graph_output() or len(list(value.uses())) != len(readers):
+        return f"{' and '.join(sorted(others)) or 'another consumer'} reads it too"
+    quantized = {quant.name: quant.weight for quant in plan.layers}
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Clip" and np.any(constant(producer.inputs[1]) != 0):
+        return "its Clip does not start at zero, so that positive factors do not pass through it"
+    source = producer.inputs[0].producer() if producer is not None and producer.inputs[0] is not None else None
+    name = str(source.name) if source is not None else ""
+    if (
+        name not in quantized
+        or source is None
+        or source.op_type != "Conv"
+        or fused_output(source.outputs[0]) is not value
+    ):
+        return "no quantized convolution writes it"
+    if quantized[name].axis != 0:
+        return "the weights before it have no scale per channel"
+    return ""

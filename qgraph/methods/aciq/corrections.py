@@ -1,0 +1,122 @@
+"""plan -> plan: undo what rounding a weight does to its norm and to the expected output.
+
+Per output channel c of a layer with weight W, its quantized W^q and operand x (ACIQ, Eq. 12; Q-Rater, Eq. 7):
+
+    gain_c  = ||W_c - mean W_c|| / ||W^q_c - mean W^q_c||       folded into the channel's scale
+    shift_c = sum_k (W_ck - gain_c W^q_ck) E[x_k]               added to the bias
+
+ACIQ's own mean correction adds a constant to every weight of a channel, which a symmetric integer grid cannot hold; its
+effect on the output is a shift by that constant times sum_k x_k, whose expectation `shift_c` contains.
+
+`correct_outputs` measures the shift instead: what the layer's mean output lacks in the quantized network, with all
+layers before it quantized and corrected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+import qmath
+from qgraph.graph.layers import Layer
+from qgraph.graph.sites import GraphView
+from qgraph.graph.sums import output_sums
+from qgraph.lowering.simulate import simulate
+from qgraph.observe.statistics import Observations
+from qgraph.plan import codes as weights
+from qgraph.plan.plan import LayerQuant, QuantPlan
+from qgraph.running.progress import SILENT, Progress
+from qgraph.running.sessions import Session
+from qgraph.samples.dataset import Dataset
+
+SAMPLES = 64
+BATCH = 16
+
+
+def correct_norm(plan: QuantPlan, view: GraphView) -> QuantPlan:
+    """Give every weight channel its float norm back, through `gain`."""
+
+    def correct(layer: LayerQuant) -> LayerQuant:
+        weight = view.by_name[layer.name].weight_array()
+        grid = dataclasses.replace(layer.weight, gain=(1.0,))
+        rounded = weights.quantized(weight, grid)
+        pairs = zip(*(weights.channel_blocks(array, grid.axis) for array in (weight, rounded)), strict=True)
+        parts = [qmath.bias_correction(before, after, axis=grid.axis).gain for before, after in pairs]
+        gain = np.concatenate([np.atleast_1d(part) for part in parts])
+        gain = np.where(gain > 0, gain, 1.0)
+        return dataclasses.replace(layer, weight=dataclasses.replace(grid, gain=tuple(float(g) for g in gain)))
+
+    return plan.map_layers(correct)
+
+
+def correct_shift(plan: QuantPlan, view: GraphView, observed: Observations) -> QuantPlan:
+    """Shift every layer's bias by the expected change of its output, from the operand's mean per channel."""
+
+    def correct(quant: LayerQuant) -> LayerQuant:
+        layer = view.by_name[quant.name]
+        channels = observed.operand(layer).channels
+        if channels is None or not np.size(channels.mean):
+            return quant
+        shift = expected_shift(layer, quant, np.asarray(channels.mean))
+        return dataclasses.replace(quant, bias_shift=tuple(float(s) for s in shift.astype(np.float32)))
+
+    return plan.map_layers(correct)
+
+
+def expected_shift(layer: Layer, quant: LayerQuant, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """E[W x - W^q x] per output channel, for an operand with this mean per input channel (zero padding left aside)."""
+    weight = layer.weight_array()
+    difference = weight.astype(np.float64) - weights.quantized(weight, quant.weight)
+    return output_sums(layer, difference, mean)
+
+
+def correct_outputs(
+    plan: QuantPlan,
+    view: GraphView,
+    data: Dataset,
+    *,
+    samples: int = SAMPLES,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> QuantPlan:
+    """Shift every layer's bias so that its mean output per channel is the float network's, on the first `samples`.
+
+    Layer by layer in graph order: shift_c = E[y_c] - E[y^q_c], where y^q comes from the network quantized so far, so
+    that each layer also makes up for what reaches it from those before. Runs the network once for every layer.
+    """
+    known = dataclasses.replace(data, limit=min(samples, data.count))
+    chosen = {quant.name for quant in plan.layers}
+    ordered = [layer for layer in view.layers if layer.name in chosen]
+    expected = _mean_outputs(view.model.ir_model, ordered, known, threads)
+    with progress.stage("correcting outputs", len(ordered)) as advance:
+        for layer, want in zip(ordered, expected, strict=True):
+            lowered = simulate(view.model, _shifted(plan, layer, ()))
+            twin = GraphView(dataclasses.replace(view.model, ir_model=lowered)).by_name[layer.name]
+            (have,) = _mean_outputs(lowered, [twin], known, threads)
+            plan = _shifted(plan, layer, tuple(float(s) for s in (want - have).astype(np.float32)))
+            advance(1, layer.name)
+    return plan
+
+
+def _shifted(plan: QuantPlan, layer: Layer, shift: tuple[float, ...]) -> QuantPlan:
+    return plan.map_layers(lambda q: dataclasses.replace(q, bias_shift=shift) if q.name == layer.name else q)
+
+
+def _mean_outputs(
+    model: ir.Model, layers: Sequence[Layer], data: Dataset, threads: int | None
+) -> list[NDArray[np.float64]]:
+    """The mean of every layer's result per output channel."""
+    session = Session(model, outputs=list(dict.fromkeys(str(layer.output.name) for layer in layers)), threads=threads)
+    sums, counts = [0.0] * len(layers), [0] * len(layers)
+    for batch in data.batches(BATCH):
+        results = session.run({name: batch.feeds[name] for name in session.input_names})
+        for index, layer in enumerate(layers):
+            result = np.asarray(batch.real(results[str(layer.output.name)]), np.float64)
+            axis = layer.result_axis % result.ndim
+            sums[index] = sums[index] + result.sum(axis=tuple(i for i in range(result.ndim) if i != axis))
+            counts[index] += result.size // result.shape[axis]
+    return [np.asarray(total) / max(count, 1) for total, count in zip(sums, counts, strict=True)]

@@ -1,0 +1,110 @@
+"""ACIQ: analytic clipping of activations, and bias correction of weights (Banner, Nahshan, Soudry, 2019)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from qgraph.graph.sites import GraphView
+from qgraph.methods.aciq.channels import ChannelConfig, allocate_weights, scale_channels
+from qgraph.methods.aciq.clip import clip_activations, clip_weights
+from qgraph.methods.aciq.corrections import correct_norm, correct_shift
+from qgraph.observe.statistics import Observations
+from qgraph.plan.plan import MAX_BITS, LayerQuant, QuantPlan
+
+Allocation = Literal["none", "weights", "activations", "both"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AciqConfig:
+    """Which ingredients take part; `clip` and `weight_clip` are names of `qmath.clip_methods()`.
+
+    `allocate_bits` says whose channels get bits by the 2/3-power rule; `channel_activations` gives activations a step
+    per channel, where `deployable` only as far as the weights around them can carry it.
+    """
+
+    clip: str = "aciq"
+    weight_clip: str = "mse"
+    bias_correction: bool = True
+    allocate_bits: Allocation = "none"
+    channel_activations: bool = False
+    deployable: bool = True
+
+
+def refine(
+    plan: QuantPlan, view: GraphView, observed: Observations | None, *, config: AciqConfig | None = None
+) -> QuantPlan:
+    """Clip every activation at its optimum, every weight channel at its own, then correct norm and expected output."""
+    chosen = config or AciqConfig()
+    if observed is not None:
+        plan = _scaled(clip_activations(plan, view, observed, method=chosen.clip), view, observed, chosen)
+    return _Weights(view, observed, chosen).refine(plan, chosen.allocate_bits in ("weights", "both"))
+
+
+def _scaled(plan: QuantPlan, view: GraphView, observed: Observations, config: AciqConfig) -> QuantPlan:
+    """Steps, and perhaps bits, per channel of activations, where these are wanted."""
+    if not config.channel_activations or config.clip not in ("aciq", "max"):
+        return plan
+    allocate = config.allocate_bits in ("activations", "both")
+    channels = ChannelConfig(clip=config.clip, allocate=allocate, deployable=config.deployable)
+    return scale_channels(plan, view, observed, config=channels)
+
+
+class _Weights:
+    """Clips and corrections of weights; layers that several plans have in common are worked on once."""
+
+    def __init__(self, view: GraphView, observed: Observations | None, config: AciqConfig) -> None:
+        self.view, self.observed, self.config = view, observed, config
+        self.known: dict[LayerQuant, LayerQuant] = {}
+
+    def refine(self, plan: QuantPlan, allocate: bool) -> QuantPlan:
+        """The plan with its weights clipped and corrected, and with bits per channel if they are to be allocated."""
+        if allocate:
+            plan = allocate_weights(plan, self.view)
+        fresh = tuple(quant for quant in plan.layers if quant not in self.known)
+        part = self._finished(dataclasses.replace(plan, layers=fresh))
+        self.known.update(zip(fresh, part.layers, strict=True))
+        return plan.map_layers(self.known.__getitem__)
+
+    def _finished(self, plan: QuantPlan) -> QuantPlan:
+        if self.config.weight_clip != "max":
+            plan = clip_weights(plan, self.view, method=self.config.weight_clip)
+        if self.config.bias_correction:
+            plan = correct_norm(plan, self.view)
+            if self.observed is not None:
+                plan = correct_shift(plan, self.view, self.observed)
+        return plan
+
+
+def choose(
+    plan: QuantPlan,
+    view: GraphView,
+    observed: Observations,
+    *,
+    config: AciqConfig,
+    loss: Callable[[QuantPlan], float],
+) -> QuantPlan:
+    """The refinement with the least `loss`: with or without a step per activation channel, bits per channel of
+    activations, and then bits per channel of weights, where these have fewer than 8.
+
+    `loss` measures how far the outputs of a plan are from the float model's, on calibration samples; it needs no
+    labels. The 2/3-power rule minimises the noise of a layer, and where channels differ in what they mean to later
+    layers that may not be the noise of the network.
+    """
+    weights = _Weights(view, observed, config)
+    plan = clip_activations(plan, view, observed, method=config.clip)
+    variants = [plan]
+    if any(a.bits < MAX_BITS for a in plan.activations):
+        scaled = dataclasses.replace(config, channel_activations=True)
+        for allocate in ("none", "activations"):
+            variants.append(_scaled(plan, view, observed, dataclasses.replace(scaled, allocate_bits=allocate)))
+    variants = [v for i, v in enumerate(variants) if v.activations not in [u.activations for u in variants[:i]]]
+    tried = [(loss(done), done, first) for first in variants for done in [weights.refine(first, False)]]
+    least, best, first = min(tried, key=lambda one: one[0])
+    if any(quant.weight.bits < MAX_BITS for quant in plan.layers):
+        candidate = weights.refine(first, True)
+        if loss(candidate) < least:
+            return candidate
+    return best

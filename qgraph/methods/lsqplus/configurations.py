@@ -1,0 +1,58 @@
+"""Which configuration of LSQ+'s Table 1 a tensor gets, and how its offset may be represented."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import onnx_ir as ir
+
+from qgraph.graph.layers import LAYER_OPS, Layer, pads
+from qgraph.graph.tensors import is_non_negative, is_transparent
+from qgraph.plan.plan import MAX_BITS
+
+_LINEAR = frozenset({*LAYER_OPS, "Add", "Sub", "BatchNormalization", "Concat", "AveragePool", "GlobalAveragePool"})
+
+
+def configuration_of(value: ir.Value, bits: int, forced: int | None) -> int:
+    """1 (unsigned), 2 (signed), 3 (signed with offset) or 4 (unsigned with offset) for the tensor `value`.
+
+    A tensor that cannot be negative (behind ReLU or a sigmoid) needs neither sign nor offset: 1; any other gets 4. The
+    `forced` configuration holds below 8 bits; where it is 1 and the tensor comes from no activation function, it
+    means 2, as in the paper (section 5.1): half of the values would be lost.
+    """
+    if forced is None or bits == MAX_BITS:
+        return 1 if is_non_negative(value) else 4
+    return 2 if forced == 1 and _is_linear(value) else forced
+
+
+def offset_kind(
+    value: ir.Value, configuration: int, readers: list[Layer], *, alone: bool
+) -> Literal["none", "real", "integer"]:
+    """Whether an offset is real, or a whole number of steps: a zero point. `alone`: only the layers see the grid.
+
+    A real offset goes into the bias of the next layer, which is exact unless that layer pads with zeros, or others read
+    the tensor too. There the zero must lie on the grid.
+    """
+    if configuration in (1, 2):
+        return "none"
+    nodes = {layer.node for layer in readers}
+    alone = alone or (not value.is_graph_output() and all(_leads_to(use.node, nodes) for use in value.uses()))
+    return "real" if alone and not any(map(pads, readers)) else "integer"
+
+
+def _leads_to(node: ir.Node, layers: set[ir.Node]) -> bool:
+    """Whether everything behind `node` is one of the layers, reached without padding."""
+    if node in layers:
+        return True
+    if not is_transparent(node) or node.op_type == "Pad" or any(v.is_graph_output() for v in node.outputs):
+        return False
+    return all(_leads_to(use.node, layers) for use in node.outputs[0].uses())
+
+
+def _is_linear(value: ir.Value) -> bool:
+    producer = value.producer()
+    if producer is None:
+        return True
+    if is_transparent(producer) and producer.inputs[0] is not None:
+        return _is_linear(producer.inputs[0])
+    return producer.op_type in _LINEAR

@@ -1,0 +1,214 @@
+"""The training graph in the blocked layout of onnxruntime's fastest convolutions, with weights that may change.
+
+onnxruntime runs a convolution about twice as fast when its weight is a constant: it rearranges the weight when it loads
+the model, and lets activations stay in blocks of channels. A training step changes its weights. So onnxruntime is shown
+constants that count upwards; where their numbers turn up in the graph that it makes is where every weight belongs, and
+there they are fed (`Blocked.feeds`).
+
+onnxruntime also leaves the blocked layout for every operator that it does not know, a quantizer for one, and comes back
+to it behind. Element-wise operators do the same in any layout, so they are let into the blocked one (`_stay_blocked`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from qgraph.running.sessions import optimised
+
+DOMAIN = "com.microsoft.nchwc"
+_BLOCK = 16  # channels, or 8 on older machines
+_FIRST = 2**22  # of the numbers: larger than any constant of a network, and with as many again exact in float32
+_ELEMENTWISE = frozenset(
+    {
+        "Add",
+        "And",
+        "Cast",
+        "DequantizeLinear",
+        "Div",
+        "Greater",
+        "HardSigmoid",
+        "Less",
+        "Max",
+        "Min",
+        "Mul",
+        "Neg",
+        "Not",
+    }
+    | {"QuantizeLinear", "Relu", "Sigmoid", "Sub", "Tanh", "Where"}
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Blocked:
+    """A model for this machine alone, and for each of its arranged inputs which value of `names` goes where."""
+
+    model: ir.Model
+    names: tuple[str, ...]
+    arranged: Mapping[str, NDArray[np.int64]]
+
+    def feeds(self, parameters: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.float32]]:
+        """The arranged inputs for these values of `names`."""
+        flat = np.concatenate([[np.float32(0)], *(parameters[name].reshape(-1) for name in self.names)])
+        return {name: flat[index] for name, index in self.arranged.items()}
+
+
+def blocked(model: ir.Model, names: Sequence[str]) -> Blocked | None:
+    """`model` with what it makes of the float inputs `names` as inputs in their place; None where that is not possible.
+
+    Impossible are more than four million values, and graphs in which onnxruntime computes with the constants.
+    """
+    inputs = {str(v.name): v for v in model.graph.inputs if v.name in names}
+    sizes = {name: int(np.prod(v.shape.numpy())) for name, v in inputs.items() if v.shape is not None}
+    if len(sizes) < len(names) or (total := sum(sizes.values())) >= _FIRST:
+        return None
+    made = optimised(_numbered(model, inputs, sizes))
+    arranged = {}
+    for value in list(made.graph.initializers.values()):
+        index = _places(value)
+        if index is None:
+            continue
+        if not _is_consistent(index, value, total):
+            return None
+        name = str(value.name)
+        del made.graph.initializers[name]
+        value.const_value = None
+        made.graph.inputs.append(value)
+        arranged[name] = index
+    _stay_blocked(made)
+    return Blocked(model=made, names=tuple(names), arranged=arranged)
+
+
+def _numbered(model: ir.Model, inputs: Mapping[str, ir.Value], sizes: Mapping[str, int]) -> ir.Model:
+    """The model with constants in the place of some inputs; the values of all count upwards from `_FIRST` + 1."""
+    copy = model.clone()
+    start = _FIRST + 1
+    for value in list(copy.graph.inputs):
+        name = str(value.name)
+        if name in inputs:
+            numbers = np.arange(start, start + sizes[name], dtype=np.float32)
+            start += sizes[name]
+            copy.graph.inputs.remove(value)
+            value.const_value = ir.tensor(numbers.reshape(value.shape.numpy()), name=name)  # type: ignore[union-attr]
+            copy.graph.register_initializer(value)
+    return copy
+
+
+def _places(value: ir.Value) -> NDArray[np.int64] | None:
+    """Which number lies where in a constant that holds some, 0 for the zeros that fill up a block."""
+    if value.const_value is None or value.dtype != ir.DataType.FLOAT:
+        return None
+    array = value.const_value.numpy()
+    if not array.size or np.abs(array).max() <= _FIRST:
+        return None
+    return np.where(array == 0, 0, array.astype(np.float64) - _FIRST).astype(np.int64)
+
+
+def _is_consistent(index: NDArray[np.int64], value: ir.Value, total: int) -> bool:
+    """Whether nothing was computed: every number is one that was given."""
+    array = np.asarray(value.const_value.numpy(), np.float64) if value.const_value is not None else np.empty(0)
+    return bool(((index >= 0) & (index <= total)).all() and (np.where(index, index + _FIRST, 0) == array).all())
+
+
+def _stay_blocked(model: ir.Model) -> None:
+    """Let element-wise operators read and write blocks, and reorder only for those that cannot."""
+    graph = model.graph
+    blocks = _Blocks()
+    for node in list(graph):
+        if node.domain == DOMAIN:
+            blocks.pass_reorder(node)
+        elif node.op_type in _ELEMENTWISE and blocks.all_in(node.inputs):
+            blocks.move(graph, node)
+        elif node.op_type == "Gemm":
+            blocks.move_dot(graph, node)
+    RemoveUnusedNodesPass()(model)
+
+
+class _Blocks:
+    """The tensors that are there in blocks too: their twins, and how many channels they have."""
+
+    def __init__(self) -> None:
+        self.twins: dict[ir.Value, ir.Value] = {}
+        self.channels: dict[ir.Value, int] = {}
+
+    def pass_reorder(self, node: ir.Node) -> None:
+        """Note what is reordered out of blocks, and skip the way back into them."""
+        source, result = node.inputs[0], node.outputs[0]
+        if source is None:
+            return
+        if node.op_type == "ReorderOutput":
+            self.twins[result], self.channels[result] = source, node.attributes["channels"].as_int()
+        elif node.op_type == "ReorderInput" and source in self.twins:
+            result.replace_all_uses_with(self.twins[source])
+
+    def all_in(self, inputs: Sequence[ir.Value | None]) -> bool:
+        """Whether every input is there in blocks, of one shape, or is a scalar.
+
+        Blocks that zeros fill up are left alone: not every operator makes zeros of zeros.
+        """
+        tensors = [v for v in inputs if v is not None and not _is_scalar(v)]
+        if not tensors or any(v not in self.twins for v in tensors):
+            return False
+        shapes = {_shape(v) for v in tensors}
+        return len(shapes) == 1 and None not in shapes and self.channels[tensors[0]] % _BLOCK == 0
+
+    def move(self, graph: ir.Graph, node: ir.Node) -> None:
+        """Add a twin of `node` that computes in blocks; whoever needs the plain floats gets them reordered from it."""
+        twin = ir.node(
+            node.op_type,
+            [None if v is None else self.twins.get(v, v) for v in node.inputs],
+            attributes={name: a.value for name, a in node.attributes.items()},
+        )
+        old, new = node.outputs[0], twin.outputs[0]
+        new.name, new.type, new.shape = f"{old.name}/blocked", old.type, old.shape
+        channels = next(self.channels[v] for v in node.inputs if v is not None and v in self.channels)
+        graph.insert_before(node, twin)
+        if _is_float(node):
+            back = ir.node("ReorderOutput", [new], attributes={"channels": channels, "channels_last": 0}, domain=DOMAIN)
+            graph.insert_before(node, back)
+            plain, name = back.outputs[0], old.name
+            old.name, plain.name = f"{name}/unused", name
+            plain.shape, plain.type = old.shape, old.type
+            old.replace_all_uses_with(plain, replace_graph_outputs=True)
+            old = plain
+        self.twins[old], self.channels[old] = new, channels
+
+    def move_dot(self, graph: ir.Graph, node: ir.Node) -> None:
+        """A product of two tensors flattened to rows is the same for any order of their elements."""
+        rows = [v.producer() if v is not None else None for v in node.inputs]
+        if len(rows) != 2 or not all(_is_row(row) for row in rows) or not node.attributes["transB"].as_int():
+            return
+        if self.all_in([row.inputs[0] for row in rows if row is not None]):
+            for index, row in enumerate(rows):
+                if row is not None and row.inputs[0] is not None:
+                    made = ir.node("Reshape", [self.twins[row.inputs[0]], row.inputs[1]])
+                    graph.insert_before(node, made)
+                    node.replace_input_with(index, made.outputs[0])
+
+
+def _is_row(node: ir.Node | None) -> bool:
+    if node is None or node.op_type != "Reshape" or node.inputs[1] is None or node.inputs[1].const_value is None:
+        return False
+    return node.inputs[1].const_value.numpy().tolist() == [1, -1]
+
+
+def _shape(value: ir.Value) -> tuple[int, ...] | None:
+    return tuple(value.shape.numpy()) if value.shape is not None and value.shape.is_static() else None
+
+
+def _is_scalar(value: ir.Value) -> bool:
+    return _shape(value) in ((), (1,))
+
+
+def _is_float(node: ir.Node) -> bool:
+    if node.op_type == "Cast":
+        return node.attributes["to"].as_int() == ir.DataType.FLOAT
+    if node.op_type == "Min" and node.inputs[0] is not None:
+        producer = node.inputs[0].producer()
+        return producer is None or _is_float(producer)
+    return node.op_type not in ("And", "Greater", "Less", "Not", "QuantizeLinear")

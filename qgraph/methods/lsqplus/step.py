@@ -1,0 +1,188 @@
+"""One training step: a session whose inputs are samples, targets, weights, scales and offsets, and whose outputs are
+the loss and all gradients. Nothing is rebuilt between steps.
+
+A batch is split into shards that run side by side, each on one thread; gradients are added in the shards' order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common as passes
+
+from qgraph.gradient import Deferred, deferred_gradients, gradient_name, weight_gradients
+from qgraph.graph.layers import Layer
+from qgraph.lowering.places import put_in_place
+from qgraph.methods.lsqplus.batch_norm import normalise_results
+from qgraph.methods.lsqplus.config import LsqPlusConfig
+from qgraph.methods.lsqplus.layout import blocked
+from qgraph.methods.lsqplus.loss import LOSS, Targets, append_loss, targets_of
+from qgraph.methods.lsqplus.quantizer import DOMAIN, expand, learned_quantize
+from qgraph.methods.lsqplus.trained import Trained, TrainedGrid
+from qgraph.onnxfile.model import Model
+from qgraph.onnxfile.opset import raise_opset
+from qgraph.plan.plan import ActivationQuant, LayerQuant
+from qgraph.running.sessions import Session
+
+Arrays = Mapping[str, NDArray[Any]]
+_GRADIENT_OPSET = 16
+
+
+def trainable_graph(trained: Trained, *, batch: int) -> ir.Model:
+    """The quantized network whose weights, biases and grids are inputs, for batches of a fixed size."""
+    net = raise_opset(trained.net, max(trained.net.opset, _GRADIENT_OPSET))
+    net = replace(net, ir_model=net.ir_model.clone())
+    _fix_batch(net.ir_model, batch)
+    by_key: dict[tuple[str, str], TrainedGrid] = {(grid.tensor, grid.role): grid for grid in trained.grids}
+    graph = put_in_place(net, trained.plan, lambda graph: _Emitter(graph, by_key, trained.normalised))
+    graph.opset_imports[DOMAIN] = 1
+    graph.graph.outputs.extend(normalise_results(graph, trained.normalised))
+    return graph
+
+
+def training_graph(
+    trained: Trained, targets: Targets, config: LsqPlusConfig, *, batch: int, labelled: bool
+) -> Deferred:
+    """The network, its loss and its gradients, in standard operators; weight gradients of convolutions are left out.
+
+    Raises `GradientError` for an operator that cannot be differentiated.
+    """
+    graph = trainable_graph(trained, batch=batch)
+    values = ir.convenience.create_value_mapping(graph.graph)
+    append_loss(graph, targets, config, batch=batch, labelled=labelled)
+    graph.graph.outputs.extend(values[name] for name in trained.of_batches)
+    step = deferred_gradients(graph, LOSS, wanted_gradients(trained))
+    expand(step.model)
+    return step
+
+
+def check_trainable(net: Model, layers: Sequence[Layer], config: LsqPlusConfig) -> None:
+    """Raise `GradientError` where the weights of `layers` cannot be trained: before hours go into making data."""
+    graph = raise_opset(net, max(net.opset, _GRADIENT_OPSET)).ir_model.clone()
+    _fix_batch(graph, config.shard)
+    append_loss(graph, targets_of(graph, net.source), config, batch=config.shard, labelled=False)
+    deferred_gradients(graph, LOSS, [str(layer.weight.name) for layer in layers])
+
+
+def wanted_gradients(trained: Trained) -> list[str]:
+    """The inputs of the training graph that gradients are needed for."""
+    names = [f"weight:{layer}" for layer in trained.weights]
+    names += [slot.name for slot in trained.slots.values() if slot.kind in ("bias", "scale", "offset", "gain")]
+    return names
+
+
+class TrainingStep:
+    """Loss and gradients of a batch; use it as a context manager."""
+
+    def __init__(self, graph: Deferred, *, teacher: Session | None = None, threads: int) -> None:
+        trained = [str(v.name) for v in graph.model.graph.inputs if str(v.name).startswith(("weight:", "bias:"))]
+        self._blocked = blocked(graph.model, trained)
+        model = graph.model if self._blocked is None else self._blocked.model
+        self._session = Session(model, threads=1, fuse_integers=False, optimize=self._blocked is None)
+        self._wrt = [str(v.name) for v in graph.wrt]
+        self._statistics = [str(v.name) for v in graph.outputs if v.name != LOSS]
+        self._contractions = [(str(c.weight.name), str(c.x.name), str(c.dy.name), c) for c in graph.contractions]
+        self._teacher = teacher
+        self._inputs = set(self._session.input_names)
+        self._pool = ThreadPoolExecutor(threads)
+
+    def __enter__(self) -> TrainingStep:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def __call__(self, parameters: Arrays, shards: Sequence[Arrays]) -> tuple[float, dict[str, NDArray[np.float32]]]:
+        """The loss and the gradients by the name of their input, summed over all samples; the mean of statistics."""
+        if self._blocked is not None:
+            parameters = {**parameters, **self._blocked.feeds(parameters)}
+        jobs = [self._pool.submit(self._run, parameters, shard) for shard in shards]
+        loss = 0.0
+        total: dict[str, NDArray[np.float32]] = {}
+        for job in jobs:
+            part, found = job.result()
+            loss += part
+            total = {name: total[name] + g for name, g in found.items()} if total else found
+        return loss, total | {name: total[name] / np.float32(len(shards)) for name in self._statistics}
+
+    def _run(self, parameters: Arrays, shard: Arrays) -> tuple[float, dict[str, NDArray[np.float32]]]:
+        feeds = {**parameters, **shard}
+        if self._teacher is not None:
+            samples = {name: shard[name] for name in self._teacher.input_names}
+            feeds |= {f"float:{name}": x for name, x in self._teacher.run(samples).items()}
+        values = {**feeds, **self._session.run({name: x for name, x in feeds.items() if name in self._inputs})}
+        found = {name: values[key] for name in self._wrt if (key := gradient_name(name)) in values}
+        found |= {name: values[name] for name in self._statistics}
+        operands = [(values[x], values[dy], c.correlation) for _, x, dy, c in self._contractions]
+        for (name, *_), term in zip(self._contractions, weight_gradients(operands), strict=True):
+            found[name] = found[name] + term if name in found else term
+        return float(values[LOSS]), found
+
+
+class _Emitter:
+    """Inputs in the place of weights and biases, learned quantizers in the place of grids."""
+
+    def __init__(
+        self, graph: ir.Graph, grids: Mapping[tuple[str, str], TrainedGrid], constant_biases: Collection[str]
+    ) -> None:
+        self.graph = graph
+        self.grids = grids
+        self.constant_biases = constant_biases
+        self.inputs: dict[str, ir.Value] = {}
+
+    def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
+        return self._input(f"weight:{layer.name}", layer.weight_array().shape)
+
+    def bias(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value | None:
+        if layer.bias is None or layer.bias.const_value is None or layer.name in self.constant_biases:
+            return None
+        return self._input(f"bias:{layer.name}", tuple(layer.bias.const_value.shape.numpy()))
+
+    def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
+        grid = self.grids[quant.tensor, quant.role]
+        scale, low, high = (self._input(f"{kind}:{grid.key}", ()) for kind in ("scale", "low", "high"))
+        return learned_quantize(
+            self.graph,
+            value,
+            scale,
+            low,
+            high,
+            self._input(f"zero_point:{grid.key}", (), ir.DataType.UINT8),
+            self._input(f"offset:{grid.key}", ()) if grid.offset != "none" else None,
+            qmax=grid.qmax,
+            shifted=grid.offset == "real",
+            non_negative=grid.non_negative,
+        )
+
+    def fold_offset(self, layer: Layer, quant: LayerQuant) -> None:
+        return None
+
+    def carry(self, node: ir.Node, quantized: ir.Value, quant: ActivationQuant) -> None:
+        return None
+
+    def _input(self, name: str, shape: Sequence[int], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+        if name not in self.inputs:
+            value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+            self.graph.inputs.append(value)
+            self.inputs[name] = value
+        return self.inputs[name]
+
+
+def _fix_batch(net: ir.Model, batch: int) -> None:
+    """Give the inputs their batch size and infer everybody else's shapes: static ones save arithmetic at every step."""
+    for value in net.graph.inputs:
+        if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
+            value.shape = ir.Shape([batch, *list(value.shape)[1:]])
+    for node in net.graph:
+        for output in node.outputs:
+            output.shape = None
+    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(net)

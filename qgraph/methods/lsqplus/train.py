@@ -1,0 +1,221 @@
+"""The training loop: plan (+ weights) -> plan (+ weights)."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import qmath
+from qgraph.errors import DataError, ModelError
+from qgraph.methods.lsqplus.batches import Feed, open_feed
+from qgraph.methods.lsqplus.checkpoint import Checkpoint, State
+from qgraph.methods.lsqplus.config import LsqPlusConfig, Schedule
+from qgraph.methods.lsqplus.holdout import Judgement, is_kept, judge
+from qgraph.methods.lsqplus.loss import one_hot, targets_of
+from qgraph.methods.lsqplus.optimise import Adam, Optimiser, Sgd, cosine, decayed
+from qgraph.methods.lsqplus.parameters import absorb
+from qgraph.methods.lsqplus.statistics import with_statistics
+from qgraph.methods.lsqplus.step import TrainingStep, training_graph
+from qgraph.methods.lsqplus.trained import Trained
+from qgraph.methods.lsqplus.weight_quantizer import Floats
+from qgraph.onnxfile.model import Model
+from qgraph.plan.plan import MAX_BITS, QuantPlan
+from qgraph.running.progress import SILENT, Progress
+from qgraph.running.sessions import Session
+from qgraph.samples.dataset import Batch, Dataset
+
+CHECKPOINT_EVERY = 100  # steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """The trained float network, the plan for it, and what was measured after every epoch (0 is the start)."""
+
+    net: Model
+    plan: QuantPlan
+    schedule: Schedule
+    epochs: tuple[Judgement, ...]
+    best_epoch: int
+
+
+def train(
+    net: Model,
+    plan: QuantPlan,
+    data: Dataset,
+    *,
+    config: LsqPlusConfig | None = None,
+    batch_norms: Collection[str] = (),
+    seed: int = 0,
+    threads: int | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    progress: Progress = SILENT,
+) -> Training:
+    """Learn the scales and offsets of `plan`, and the weights of `net`, from samples with labels or without.
+
+    With `keep_bn` the tensors `batch_norms` are normalised by the batch while training (see `batch_norm`).
+
+    The same arguments give the same bytes on any number of threads. The plan that returns has no grids for tensors that
+    no layer reads (see `absorb`).
+
+    Raises:
+        GradientError: an operator cannot be differentiated; before the first step.
+        DataError: labels that are no classes, too few samples, a checkpoint of another training.
+        ModelError: the loss is no longer a number.
+    """
+    chosen = config or LsqPlusConfig()
+    feed = open_feed(data, chosen, seed=seed)
+    schedule = chosen.schedule(bits=_fewest_bits(plan), steps=feed.steps)
+    trained = absorb(net, plan, chosen, batch_norms if chosen.keep_bn else ())
+    first = replace(data, limit=min(data.count, chosen.calibration))
+    trained = with_statistics(trained, first, threads=threads)
+    run = _Run(trained, net, feed, schedule, threads or qmath.get_threads())
+    checkpoint = None
+    if resume is not None:
+        identity = _identity(net, plan, chosen, seed, data)
+        checkpoint = Checkpoint(folder=Path(resume), identity=identity)
+    state = run.go(checkpoint, progress)
+    if state.best_epoch == 0:
+        warnings.warn(
+            f"training did not improve on its start in {len(state.epochs) - 1} epochs, which is kept: try a lower "
+            f"--rate (now {schedule.rate:g})",
+            stacklevel=2,
+        )
+    trained_net, learned = trained.release(state.best)
+    epochs = tuple(Judgement(**values) for values in state.epochs)
+    return Training(net=trained_net, plan=learned, schedule=schedule, epochs=epochs, best_epoch=state.best_epoch)
+
+
+class _Run:
+    """What all steps share."""
+
+    def __init__(self, trained: Trained, net: Model, feed: Feed, schedule: Schedule, threads: int) -> None:
+        self.trained, self.net, self.feed, self.schedule, self.threads = trained, net, feed, schedule, threads
+        self.config = feed.config
+        self.targets = targets_of(trained.net.ir_model, net.source)
+        self.labelled = feed.data.labels is not None
+        if self.labelled and self.targets.logits is None:
+            raise DataError(f"the data have labels, but {net.source} has no output with one score per class")
+        if feed.data.labels is not None:
+            one_hot(feed.data.labels, self.targets.classes)  # said before the work begins
+        fixed = [v.shape[0] for v in net.input_values() if v.shape is not None and len(v.shape)]
+        self.shard = next((n for n in fixed if isinstance(n, int)), min(self.config.shard, self.config.batch))
+        if self.config.batch % self.shard:
+            raise DataError(f"a batch of {self.config.batch} cannot be split into shards of {self.shard} samples")
+        self.graph = training_graph(trained, self.targets, self.config, batch=self.shard, labelled=self.labelled)
+        self.teacher = Session(net.ir_model, outputs=self.targets.watched, threads=1)
+        self.weights = trained.of_kind("weight")
+        self.rate = self._rates()
+        self.factor = trained.per_value("factor")
+
+    @property
+    def total(self) -> int:
+        return self.feed.steps * self.schedule.epochs
+
+    def go(self, checkpoint: Checkpoint | None, progress: Progress) -> State:
+        """All epochs that are left."""
+        state = (checkpoint.load() if checkpoint is not None else None) or self._fresh()
+        optimiser = self._optimiser()
+        optimiser.state = state.optimiser
+        with (
+            TrainingStep(self.graph, teacher=self.teacher, threads=self.threads) as step,
+            progress.stage("training", self.total) as advance,
+        ):
+            advance(state.step, "")
+            while state.step < self.total:
+                loss = self._advance(step, state, optimiser)
+                note = f"epoch {(state.step - 1) // self.feed.steps + 1}, loss {loss:.4f}"
+                if state.step % self.feed.steps == 0:
+                    self._close_epoch(state)
+                    note += f", {state.epochs[state.best_epoch]}"
+                due = state.step % CHECKPOINT_EVERY == 0 or state.step % self.feed.steps == 0
+                if checkpoint is not None and due:
+                    checkpoint.save(state)
+                advance(1, note)
+        return state
+
+    def _fresh(self) -> State:
+        state = State(
+            values=self.trained.start.copy(),
+            optimiser=self._optimiser().state,
+            best=self.trained.start.copy(),
+            losses=[],
+            epochs=[],
+        )
+        state.epochs.append(asdict(self._judge(state)))
+        return state
+
+    def _advance(self, step: TrainingStep, state: State, optimiser: Optimiser) -> float:
+        epoch, index = divmod(state.step, self.feed.steps)
+        shards = self._shards(self.feed.batch(epoch, index))
+        loss, found = step(self.trained.feeds(state.values), shards)
+        loss /= self.config.batch
+        gradient = self.trained.gradient(state.values, found)
+        gradient *= self.factor / np.float32(self.config.batch)
+        if not np.isfinite(loss) or not np.isfinite(gradient).all():
+            raise ModelError(
+                f"training diverged in epoch {epoch + 1}, step {index + 1}: the loss is {loss}; lower --rate "
+                f"(now {self.schedule.rate:g}) or --scale-rate (now {self.schedule.scale_rate:g})"
+            )
+        rate = self.rate * np.float32(cosine(state.step, self.total, warmup=self.config.warmup))
+        decayed(state.values, rate, self.config.weight_decay, self.weights)
+        optimiser.update(state.values, gradient, rate, state.step + 1)
+        self.trained.constrain(state.values)
+        self.trained.track(state.values, found)
+        state.step += 1
+        state.losses.append(loss)
+        return loss
+
+    def _close_epoch(self, state: State) -> None:
+        judged = self._judge(state)
+        state.losses = []
+        state.epochs.append(asdict(judged))
+        if is_kept([Judgement(**epoch) for epoch in state.epochs]):
+            state.best, state.best_epoch = state.values.copy(), len(state.epochs) - 1
+
+    def _judge(self, state: State) -> Judgement:
+        loss = float(np.mean(state.losses)) if state.losses else None
+        net, plan = self.trained.release(state.values)
+        return judge(net, plan, self.teacher, self.targets, self.feed, loss=loss, threads=self.threads)
+
+    def _shards(self, batch: Batch) -> list[Mapping[str, NDArray[Any]]]:
+        whole = dict(batch.feeds)
+        if batch.labels is not None and self.config.label_weight > 0:
+            whole["labels"] = one_hot(batch.labels, self.targets.classes)
+        starts = range(0, self.config.batch, self.shard)
+        return [{name: x[start : start + self.shard] for name, x in whole.items()} for start in starts]
+
+    def _optimiser(self) -> Optimiser:
+        kind = Adam if self.config.optimiser == "adam" else Sgd
+        return kind(self.trained.size, momentum=self.config.momentum)
+
+    def _rates(self) -> Floats:
+        """The first rate of every value."""
+        grids = self.trained.of_kind("scale", "weight_scale", "offset")
+        rate = np.where(grids, np.float32(self.schedule.scale_rate), np.float32(self.schedule.rate))
+        if self.config.optimiser == "adam":
+            rate = rate * self.trained.per_value("unit")
+        return rate.astype(np.float32)
+
+
+def _fewest_bits(plan: QuantPlan) -> int:
+    grids = [layer.weight for layer in plan.layers] + list(plan.activations)
+    return min((grid.bits for grid in grids), default=MAX_BITS)
+
+
+def _identity(net: Model, plan: QuantPlan, config: LsqPlusConfig, seed: int, data: Dataset) -> str:
+    """A name for everything that the result depends on; of the data, a few samples and all labels."""
+    digest = sha256(repr((net.digest, plan.to_json(), asdict(config), seed, data.count, data.preprocessing)).encode())
+    for batch in (data.take(range(min(8, data.count))), data.take([data.count - 1])):
+        for array in batch.feeds.values():
+            digest.update(np.ascontiguousarray(array).tobytes())
+    if data.labels is not None:
+        digest.update(np.ascontiguousarray(data.labels).tobytes())
+    return digest.hexdigest()

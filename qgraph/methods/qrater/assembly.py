@@ -1,0 +1,106 @@
+"""The plan of a search at every moment: what is frozen, what is still as the starting plan has it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from qgraph.graph.layers import INTEGER_OPS
+from qgraph.graph.sites import GraphView
+from qgraph.graph.tensors import root
+from qgraph.methods.qrater.bench import Candidate
+from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
+
+
+class Assembly:
+    """Layers of `base` and the operands they own: a tensor that several layers read is searched with the first."""
+
+    def __init__(self, base: QuantPlan, view: GraphView) -> None:
+        self.base = base
+        self._nodes = {layer.node: layer.name for layer in view.layers}
+        self._values = view.values
+        grids = {a.tensor: a for a in sorted(base.activations, key=lambda a: a.role, reverse=True)}
+        self._site: dict[str, str] = {}
+        self._owner: dict[str, str] = {}
+        for quant in base.layers:
+            layer = view.by_name[quant.name]
+            tensor = str(root(layer.input).name)
+            if layer.op in INTEGER_OPS and tensor in grids:
+                self._site[quant.name] = tensor
+                self._owner.setdefault(tensor, quant.name)
+        self._grids = {tensor: grids[tensor] for tensor in self._owner}
+        searched = {(grid.tensor, grid.role) for grid in self._grids.values()}
+        self._stored = [a for a in base.activations if (a.tensor, a.role) not in searched]
+        self._layers = {quant.name: quant for quant in base.layers}
+        self._frozen: dict[str, None] = {}
+
+    def has_operand(self, name: str) -> bool:
+        """Whether the layer reads a grid that is searched with it."""
+        return self._owner.get(self._site.get(name, "")) == name
+
+    def current(self, name: str) -> Candidate:
+        """The layer as found so far, or as the starting plan has it."""
+        quant = self._layers[name]
+        grid = self._grids.get(self._site.get(name, ""))
+        return Candidate(weight=quant.weight, operand=grid, shift=quant.bias_shift)
+
+    def freeze(self, name: str, found: Candidate) -> None:
+        self._layers[name] = dataclasses.replace(self._layers[name], weight=found.weight, bias_shift=found.shift)
+        if self.has_operand(name) and found.operand is not None:
+            self._grids[self._site[name]] = found.operand
+        self._frozen[name] = None
+
+    def without(self, name: str) -> QuantPlan:
+        """What surrounds the layer while it is searched: the frozen layers, and sums that they alone make."""
+        layers = tuple(self._layers[quant.name] for quant in self.base.layers if self._is_frozen(quant.name, name))
+        operands = [
+            dataclasses.replace(grid, role="operand")
+            for tensor, grid in self._grids.items()
+            if self._owner[tensor] in self._frozen
+        ]
+        ready = [a for a in self._stored if self._makers(a.tensor) <= self._frozen.keys() - {name}]
+        return dataclasses.replace(self.base, layers=layers, activations=(*operands, *ready))
+
+    def plan(self) -> QuantPlan:
+        """The starting plan with everything that was found."""
+        found = {(grid.tensor, grid.role): grid for grid in self._grids.values()}
+        return dataclasses.replace(
+            self.base,
+            layers=tuple(self._layers[quant.name] for quant in self.base.layers),
+            activations=tuple(found.get((a.tensor, a.role), a) for a in self.base.activations),
+        )
+
+    def to_json(self, name: str, found: Candidate) -> str:
+        """A candidate of a layer, as a plan of one layer."""
+        layer = dataclasses.replace(self._layers[name], weight=found.weight, bias_shift=found.shift)
+        operands = () if found.operand is None else (found.operand,)
+        return dataclasses.replace(self.base, layers=(layer,), activations=operands, kept_float=()).to_json()
+
+    def _is_frozen(self, name: str, searched: str) -> bool:
+        return name in self._frozen and name != searched
+
+    def _makers(self, tensor: str) -> set[str]:
+        """The layers of the plan that a tensor depends on."""
+        found = _ancestors([self._values[tensor]])
+        return {self._nodes[node] for node in found if node in self._nodes} & self._layers.keys()
+
+
+def from_json(text: str) -> Candidate:
+    """What `Assembly.to_json` wrote."""
+    plan = QuantPlan.from_json(text, source="the journal")
+    layer: LayerQuant = plan.layers[0]
+    operand: ActivationQuant | None = plan.activations[0] if plan.activations else None
+    return Candidate(weight=layer.weight, operand=operand, shift=layer.bias_shift)
+
+
+def _ancestors(values: Iterable[ir.Value]) -> set[ir.Node]:
+    found: set[ir.Node] = set()
+    pending = list(values)
+    while pending:
+        node = pending.pop().producer()
+        if node is not None and node not in found:
+            found.add(node)
+            pending.extend(v for v in node.inputs if v is not None)
+    return found

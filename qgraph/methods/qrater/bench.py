@@ -1,0 +1,239 @@
+"""Measuring candidates of one layer: one session for all of them, fed with their weight, operand and bias."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph.graph.layers import Layer
+from qgraph.methods.qrater.config import Objective
+from qgraph.methods.qrater.cut import BIAS, OPERAND, SOURCE, WEIGHT, Cut, part
+from qgraph.methods.qrater.objective import Outputs, Scorer, choose_scorer
+from qgraph.methods.qrater.tensors import Tensors
+from qgraph.onnxfile.model import Model
+from qgraph.plan import codes as weights
+from qgraph.plan.plan import ActivationQuant, WeightQuant
+from qgraph.plan.staircase import activation_table, on_grid
+from qgraph.running.executor import Executor
+from qgraph.running.sessions import Session, in_parallel
+from qgraph.samples.dataset import Batch, Dataset
+
+BATCH = 32  # samples per run: their activations stay in the cache of a core
+CHUNK = 4  # batches per job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One way to quantize a layer: its weight's grid, its operand's (None: floating point), the shift of its bias."""
+
+    weight: WeightQuant
+    operand: ActivationQuant | None = None
+    shift: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Samples:
+    """What the search measures on: batches (their feeds in `tensors`, under the inputs' names) and float outputs."""
+
+    batches: tuple[Batch, ...]
+    reference: tuple[Outputs, ...]
+    scorer: Scorer
+    digest: str
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        return tuple(batch.count for batch in self.batches)
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts)
+
+    def batches_for(self, samples: int) -> int:
+        """How many batches hold this many samples, all of them at most."""
+        return min(int(np.searchsorted(np.cumsum(self.counts), samples)) + 1, len(self.counts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One candidate on some batches."""
+
+    weight: NDArray[np.float32]
+    operand: ActivationQuant | None
+    bias: NDArray[np.float32]
+    batches: tuple[int, ...]
+
+
+class Stand:
+    """What a job needs, here or on another machine: the suffix of the network and the tensors that it reads."""
+
+    def __init__(
+        self, suffix: ir.Model, frontier: tuple[str, ...], source: str, samples: Samples, tensors: Tensors
+    ) -> None:
+        self.suffix, self.frontier, self.source = suffix, frontier, source
+        self.samples, self.tensors = samples, tensors
+        self._lock = Lock()
+        self._session: Session | None = None
+
+    def __reduce__(self) -> tuple[type[Stand], tuple[Any, ...]]:
+        needed = self.tensors.only({*self.frontier, self.source})
+        return Stand, (self.suffix, self.frontier, self.source, self.samples, needed)
+
+    def open(self) -> Session:
+        with self._lock:
+            if self._session is None:
+                self._session = Session(self.suffix, threads=1)
+            return self._session
+
+    def operand(self, batch: int, grid: ActivationQuant | None) -> NDArray[np.float32]:
+        source = self.tensors.get(self.source, batch)
+        return source if grid is None else on_grid(source, grid)
+
+
+def measure(stand: Stand, job: Job) -> list[NDArray[np.float32]]:
+    """The scores of one candidate on the samples of some batches, batch by batch."""
+    session, samples = stand.open(), stand.samples
+    scores = []
+    for batch in job.batches:
+        feeds = {name: stand.tensors.get(name, batch) for name in stand.frontier}
+        fed = {OPERAND: stand.operand(batch, job.operand), WEIGHT: job.weight, BIAS: job.bias}
+        outputs = session.run_list(feeds | {name: fed[name] for name in fed if name in session.input_names})
+        frame = samples.batches[batch]
+        real = [frame.real(output) for output in outputs]
+        scores.append(samples.scorer(real, samples.reference[batch], frame.labels).astype(np.float32))
+    return scores
+
+
+class Bench:
+    """Candidates of one layer, measured on an executor."""
+
+    def __init__(self, layer: Layer, state: str, parts: Cut, stand: Stand, executor: Executor) -> None:
+        self.layer, self.state, self.parts, self.stand, self.executor = layer, state, parts, stand, executor
+        self.array = layer.weight_array()
+
+    def key(self, candidate: Candidate) -> str:
+        """Names what a candidate computes, under this state of the other layers: equal keys, equal scores."""
+        digest = hashlib.sha256(self.state.encode())
+        digest.update(weights.quantized(self.array, candidate.weight).tobytes())
+        digest.update(np.asarray(candidate.shift, np.float64).tobytes())
+        digest.update(self._steps(candidate.operand).encode())
+        return digest.hexdigest()[:24]
+
+    def jobs(self, candidate: Candidate, batches: Sequence[int]) -> list[Job]:
+        """The candidate on some batches, in jobs of a few."""
+        weight = weights.quantized(self.array, candidate.weight)
+        bias = self.parts.bias_for(candidate.shift)
+        return [
+            Job(weight=weight, operand=candidate.operand, bias=bias, batches=tuple(batches[i : i + CHUNK]))
+            for i in range(0, len(batches), CHUNK)
+        ]
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
+        """(number of the job, scores) as they are completed."""
+        return self.executor.run(measure, self.stand, jobs)
+
+    def operand_limit(self, grid: ActivationQuant | None) -> float:
+        """The mean over batches of what the operand's grid must reach for gamma_c = 1 (Algorithm 1, ActClip).
+
+        That is the largest magnitude, or where zero is not in the middle, the side that needs the longer steps, in
+        units of the upper side's codes.
+        """
+        batches = [self._source(b) for b in range(len(self.stand.samples.counts))]
+        if grid is None or grid.symmetric or not grid.zero_point or grid.zero_point == grid.qmax:
+            return float(np.mean([np.abs(x).max(initial=0.0) for x in batches]))
+        below = (grid.qmax - grid.zero_point) / grid.zero_point
+        return float(np.mean([max(x.max(initial=0.0), -x.min(initial=0.0) * below) for x in batches]))
+
+    @cached_property
+    def _alone(self) -> Session:
+        return Session(self.parts.alone, threads=1)
+
+    def mean_output(self, candidate: Candidate, batches: int) -> NDArray[np.float64]:
+        """E[y'] per output channel over the first batches, without the layer's bias (Eq. 7)."""
+        session = self._alone
+        weight = weights.quantized(self.array, candidate.weight)
+        axis = self.layer.result_axis
+        samples = self.stand.samples
+
+        def sums(batch: int) -> NDArray[np.float64]:
+            operand = self.stand.operand(batch, candidate.operand)
+            return channel_sums(session.run_list({OPERAND: operand, WEIGHT: weight})[0], axis, samples.batches[batch])
+
+        total: NDArray[np.float64] = np.sum(list(in_parallel(sums, range(batches))), axis=0)
+        return total / sum(samples.counts[:batches])
+
+    @cached_property
+    def _range(self) -> tuple[float, float]:
+        batches = [self._source(b) for b in range(len(self.stand.samples.counts))]
+        return min(float(x.min()) for x in batches), max(float(x.max()) for x in batches)
+
+    def _source(self, batch: int) -> NDArray[np.float32]:
+        return self.stand.samples.batches[batch].real(self.stand.tensors.get(self.stand.source, batch))
+
+    def _steps(self, grid: ActivationQuant | None) -> str:
+        """The staircase of an operand's grid over the values that occur."""
+        if grid is None:
+            return "float"
+        table = activation_table(grid)
+        if table is None:
+            return f"nearest {grid.bits} {grid.scale!r} {grid.zero_point} {grid.qmax} {grid.offset!r}"
+        low, high = self._range
+        edges = table.thresholds(float(np.float32(grid.scale)), dtype=np.float32)
+        first, last = np.searchsorted(edges, (low, high), side="right")
+        return f"{grid.scale!r} {edges[first:last].tolist()} {table.codes[first : last + 1].tolist()}"
+
+
+def channel_sums(result: NDArray[Any], axis: int, batch: Batch) -> NDArray[np.float64]:
+    """The means per channel over a batch's samples, times their number."""
+    others = tuple(i for i in range(result.ndim) if i != axis % result.ndim)
+    return batch.count * np.asarray(batch.real(result).mean(axis=others, dtype=np.float64))
+
+
+def collect(dataset: Dataset, model: Model, tensors: Tensors, objective: Objective | None) -> Samples:
+    """Read the samples, run the float network on them, and choose how to score."""
+    session = Session(model.ir_model, threads=1)
+    digest = hashlib.sha256()
+    batches = list(dataset.batches(BATCH))
+    reference: list[Outputs] = list(
+        in_parallel(lambda batch: [batch.real(output) for output in session.run_list(batch.feeds)], batches)
+    )
+    for index, batch in enumerate(batches):
+        for name, array in sorted(batch.feeds.items()):
+            tensors.put(name, index, array)
+            digest.update(np.ascontiguousarray(array).tobytes())
+        if batch.labels is not None:
+            digest.update(np.ascontiguousarray(batch.labels).tobytes())
+    labels = [batch.labels for batch in batches]
+    every = None if any(part is None for part in labels) else np.concatenate([x for x in labels if x is not None])
+    return Samples(
+        batches=tuple(replace(batch, feeds={}) for batch in batches),
+        reference=tuple(reference),
+        scorer=choose_scorer(objective, reference, every),
+        digest=digest.hexdigest(),
+    )
+
+
+def advance(cut: Cut, tensors: Tensors, batches: int) -> None:
+    """Compute what the suffix and the layer read from what is there, and forget the rest but the inputs."""
+    wanted = {*cut.frontier, cut.source}
+    inputs = {str(v.name) for v in cut.prefix.graph.inputs}
+    tensors.keep(tensors.names() - {SOURCE})
+    missing = sorted(wanted - tensors.names())
+    if missing:
+        net = part(cut.prefix, inputs=tensors.names(), outputs=missing)
+        session = Session(net, threads=1)
+
+        def compute(batch: int) -> list[NDArray[Any]]:
+            return session.run_list({name: tensors.get(name, batch) for name in session.input_names})
+
+        for batch, arrays in enumerate(in_parallel(compute, range(batches))):
+            for name, array in zip(missing, arrays, strict=True):
+                tensors.put(name, batch, array)
+    tensors.keep(wanted | inputs)

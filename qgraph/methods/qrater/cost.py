@@ -1,0 +1,73 @@
+"""What a search costs, in image-forwards: one is the whole network on one sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qgraph.graph.layers import Layer
+from qgraph.graph.sites import GraphView
+
+
+@dataclass(slots=True, kw_only=True)
+class Cost:
+    """Counts so far; those of a stage are added when it is over.
+
+    `asked` evaluations are what Algorithm 1 makes, each of all samples through the whole network; `run` evaluations
+    are the candidates that were measured at all, `samples` how often a sample went through a suffix, and `forwards`
+    the same weighted by the suffix's share of the network's multiplications.
+    """
+
+    asked: int = 0
+    run: int = 0
+    samples: int = 0
+    forwards: float = 0.0
+
+    def add(self, other: Cost) -> None:
+        self.asked += other.asked
+        self.run += other.run
+        self.samples += other.samples
+        self.forwards += other.forwards
+
+    def saving(self, total: int) -> float:
+        """Image-forwards of Algorithm 1 on `total` samples over those made."""
+        return self.asked * total / self.forwards if self.forwards else float("inf")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"asked": self.asked, "run": self.run, "samples": self.samples, "forwards": self.forwards}
+
+
+def shares(view: GraphView) -> dict[str, float]:
+    """For every layer, the share of the network's multiplications in what depends on it, itself included."""
+    work = {layer.node: _multiplications(layer) for layer in view.layers}
+    total = sum(work.values()) or 1.0
+    return {
+        layer.name: sum(work[node] for node in _behind(layer.node) if node in work) / total for layer in view.layers
+    }
+
+
+def own_shares(view: GraphView) -> dict[str, float]:
+    """For every layer, the share of the network's multiplications that it makes itself."""
+    work = {layer.name: _multiplications(layer) for layer in view.layers}
+    total = sum(work.values()) or 1.0
+    return {name: own / total for name, own in work.items()}
+
+
+def _multiplications(layer: Layer) -> float:
+    """Multiplications for one sample; sizes that are not known count as one."""
+    weight, shape = layer.weight_array(), layer.output.shape
+    sizes = [d if isinstance(d, int) else 1 for d in (shape if shape is not None else ())][1:]
+    return float(np.prod(sizes, dtype=np.float64)) * weight.size / weight.shape[layer.output_axis]
+
+
+def _behind(node: ir.Node) -> set[ir.Node]:
+    found, pending = {node}, [node]
+    while pending:
+        for value in pending.pop().outputs:
+            fresh = {use.node for use in value.uses()} - found
+            found |= fresh
+            pending.extend(fresh)
+    return found

@@ -1,0 +1,116 @@
+"""How good outputs are, sample by sample, larger being better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import qmath
+from qgraph.errors import DataError
+from qgraph.methods.qrater.config import Objective
+
+INVALID = -1e6  # a sample whose outputs are not finite
+
+Outputs = list[NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scorer:
+    """Scores of a batch against its labels or the float network's outputs.
+
+    `scores` is the index of the output with one score per class: logits, or `probabilities`. `power` holds the mean
+    square of every float output.
+    """
+
+    objective: Objective
+    scores: int
+    probabilities: bool = False
+    power: tuple[float, ...] = ()
+
+    def __call__(self, outputs: Outputs, reference: Outputs, labels: NDArray[Any] | None) -> NDArray[np.float64]:
+        """One number per sample: 1 for a correct answer, minus the cross entropy, minus the divergence from the float
+        network (nats), or minus the squared distance from its outputs over their mean square.
+        """
+        with np.errstate(invalid="ignore", over="ignore"):
+            values = self._values(outputs, reference, labels)
+        return np.where(np.isfinite(values), np.maximum(values, INVALID), INVALID)
+
+    def _values(self, outputs: Outputs, reference: Outputs, labels: NDArray[Any] | None) -> NDArray[np.float64]:
+        if self.objective == "mse":
+            return -np.sum([_distance(a, b, p) for a, b, p in zip(outputs, reference, self.power, strict=True)], axis=0)
+        scores = self._logits(outputs[self.scores])
+        scores = np.where(np.isfinite(scores).all(axis=1, keepdims=True), scores, np.nan)
+        if self.objective == "kl":
+            return -_divergence(self._logits(reference[self.scores]), scores)
+        if labels is None:
+            raise DataError(f"the objective '{self.objective}' needs labels: choose kl or mse")
+        if self.objective == "accuracy":
+            correct = (scores.argmax(axis=1) == labels).astype(np.float64)
+            return np.where(np.isnan(scores[:, 0]), np.nan, correct)
+        return scores[np.arange(len(labels)), labels] - _log_sum_exp(scores)
+
+    def _logits(self, scores: NDArray[Any]) -> NDArray[np.float64]:
+        scores = scores.astype(np.float64)
+        return np.log(np.maximum(scores, 1e-12)) if self.probabilities else scores
+
+
+def choose_scorer(objective: Objective | None, reference: list[Outputs], labels: NDArray[Any] | None) -> Scorer:
+    """The scorer for the outputs of the float network, batch by batch; checks that the objective can be computed."""
+    joined = [np.concatenate([batch[i] for batch in reference]) for i in range(len(reference[0]))]
+    bad = next((i for i, o in enumerate(joined) if o.dtype.kind == "f" and not np.isfinite(o).all()), None)
+    if bad is not None:
+        raise DataError(f"the float model computes NaN or infinite values for its output {bad} on these data")
+    found = next((i for i, o in enumerate(joined) if o.dtype.kind == "f" and o.ndim == 2 and o.shape[1] > 1), None)
+    wanted: Objective = objective or "mse"
+    if wanted in ("accuracy", "loss") and labels is None:
+        raise DataError(
+            f"the objective '{wanted}' needs labels and the data have none: add an array 'labels', or choose kl"
+        )
+    if wanted == "mse":
+        power = tuple(_power(o) for o in joined)
+        if not any(power):
+            raise DataError("every float output is zero or not of a floating type: there is no objective to measure")
+        return Scorer(objective="mse", scores=-1, power=power)
+    if found is None:
+        raise DataError(f"the objective '{wanted}' needs an output with one score per class; choose mse")
+    scores = joined[found]
+    if labels is not None and wanted != "kl":
+        _check_labels(labels, scores.shape[1])
+    is_probability = bool((scores >= 0).all() and np.allclose(scores.sum(axis=1), 1.0, atol=1e-3))
+    return Scorer(objective=wanted, scores=found, probabilities=is_probability)
+
+
+def _check_labels(labels: NDArray[Any], classes: int) -> None:
+    if labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() < classes:
+        raise DataError(
+            f"labels must be whole numbers from 0 to {classes - 1}, the data have {labels.min()}..{labels.max()} "
+            f"({labels.dtype})"
+        )
+
+
+def _power(output: NDArray[Any]) -> float:
+    return float(np.mean(output.astype(np.float64) ** 2)) if output.dtype.kind == "f" and output.size else 0.0
+
+
+def _distance(output: NDArray[Any], reference: NDArray[Any], power: float) -> NDArray[np.float64]:
+    """Mean squared distance per sample over the output's power; 0 where it cannot be measured."""
+    if not power or output.shape != reference.shape:
+        return np.zeros(len(reference))
+    difference = output.astype(np.float64) - reference
+    return np.asarray(np.mean(difference.reshape(len(difference), -1) ** 2, axis=1) / power)
+
+
+def _divergence(expected: NDArray[np.float64], produced: NDArray[np.float64]) -> NDArray[np.float64]:
+    finite = ~np.isnan(produced).any(axis=1)
+    values = np.full(len(produced), np.nan)
+    if finite.any():
+        values[finite] = qmath.kl_divergence(expected[finite], produced[finite], axis=-1)
+    return values
+
+
+def _log_sum_exp(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    highest = scores.max(axis=1)
+    return np.asarray(highest + np.log(np.exp(scores - highest[:, None]).sum(axis=1)))

@@ -1,0 +1,97 @@
+"""Where a search starts: the plans that Q-Rater's paper compares itself with.
+
+The paper's protocol: one scale per layer, symmetric; the inputs of layers are quantized, and their weights; codes are
+signed even after a ReLU; the first layer stays in floating point; BatchNormalization is not folded; sums and outputs
+are not quantized. All grids are clipped by one method, rounding is to nearest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+import qmath
+from qgraph.graph.layers import INTEGER_OPS, Layer
+from qgraph.graph.sites import GraphView
+from qgraph.graph.tensors import root
+from qgraph.observe.statistics import Observations
+from qgraph.plan.plan import ActivationQuant, KeptFloat, LayerQuant, QuantPlan, WeightQuant
+
+HISTOGRAM = 201  # bins of the public code that the paper takes its MSE baseline from
+KL_HISTOGRAM = 2001
+
+
+def paper_plan(
+    view: GraphView,
+    observed: Observations | None,
+    *,
+    weights: int,
+    activations: int | None,
+    clip: str = "mse",
+    first_layer_bits: int | None = None,
+    keep: Mapping[str, str] | None = None,
+) -> QuantPlan:
+    """Symmetric grids for every layer and its input, clipped by `clip`: mse, aciq, kl or max (Table 1, Clip + RTN).
+
+    `first_layer_bits` quantizes the layers fed by the network's inputs too. `keep`: layers to leave out, and why.
+    """
+    kept = dict(view.skipped if keep is None else keep)
+    first = {layer.name for layer in view.layers if root(layer.input).is_graph_input()}
+    if first_layer_bits is None:
+        kept = dict.fromkeys(first, "first layer") | kept
+    chosen = [layer for layer in view.layers if layer.name not in kept]
+    sites: dict[str, ActivationQuant] = {}
+    layers = []
+    for layer in chosen:
+        of_weight, of_input = (first_layer_bits,) * 2 if layer.name in first else (weights, activations)
+        layers.append(_layer(layer, int(of_weight or weights), clip))
+        if of_input is not None and observed is not None and layer.op in INTEGER_OPS:
+            name = str(root(layer.input).name)
+            sites.setdefault(name, _activation(name, observed[name], of_input, clip))
+    return QuantPlan(
+        model=view.model.digest,
+        recipe="qrater",
+        layers=tuple(layers),
+        activations=tuple(sites.values()),
+        kept_float=tuple(KeptFloat(name=name, why=why) for name, why in sorted(kept.items())),
+        fold_bn=False,
+    )
+
+
+def clip_threshold(data: NDArray[np.floating] | qmath.Histogram, *, bits: int, method: str) -> float:
+    """The symmetric clip of one tensor, in its units; `mse` and `kl` on histograms of as many bins as the baselines."""
+    if method == "mse":
+        return _histogram_mse(data, bits)
+    options = {"bins": KL_HISTOGRAM} if method == "kl" else {}
+    return float(qmath.clip_range(data, method=method, bits=bits, symmetric=True, **options).high)
+
+
+def _histogram_mse(data: NDArray[np.floating] | qmath.Histogram, bits: int) -> float:
+    """The best of 0.01, 0.02, ..., 0.99 max|x| by the squared error at the centres of 201 bins over +-max|x|."""
+    points, counts = (data.centers, data.counts) if isinstance(data, qmath.Histogram) else (np.ravel(data), None)
+    occupied = points if counts is None else points[counts > 0]
+    limit = float(np.abs(occupied).max())
+    mass, edges = np.histogram(points, bins=HISTOGRAM, range=(-limit, limit), weights=counts)
+    centres = (edges[:-1] + edges[1:]) / 2
+    clips = np.arange(1, 100)[:, None] / 100 * limit
+    steps = clips / (2 ** (bits - 1) - 1)
+    rounded = np.rint(np.clip(centres, -clips, clips) / steps) * steps
+    return float(clips[int(((rounded - centres) ** 2 @ mass).argmin()), 0])
+
+
+def _layer(layer: Layer, bits: int, clip: str) -> LayerQuant:
+    weight = layer.weight_array()
+    limit = clip_threshold(weight, bits=bits, method=clip) if weight.any() else 1.0
+    grid = WeightQuant(bits=bits, scale=(float(np.float32(limit / (2 ** (bits - 1) - 1))),))
+    return LayerQuant(name=layer.name, op=layer.op, weight=grid)
+
+
+def _activation(tensor: str, statistics: qmath.Statistics, bits: int, clip: str) -> ActivationQuant:
+    histogram = statistics.histogram
+    usable = histogram is not None and statistics.count and (statistics.min or statistics.max)
+    limit = clip_threshold(histogram, bits=bits, method=clip) if usable and histogram is not None else 1.0
+    middle = 2 ** (bits - 1) - 1
+    scale = float(np.float32(limit / middle))
+    return ActivationQuant(tensor=tensor, bits=bits, scale=scale, zero_point=middle, role="operand", symmetric=True)

@@ -1,0 +1,138 @@
+"""Mixed precision (ZeroQ, Eq. 4): bits per layer from sensitivities, under a budget of bytes.
+
+    minimise sum_i Omega_i(k_i)  subject to  sum_i bytes_i(k_i) <= budget
+
+over every layer's choices, exactly: the frontier of all sizes comes at once (`qmath.pareto_frontier`). Where layers
+influence each other, `search_groups` measures combinations instead of adding up (Appendix A).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+import qmath
+from qgraph.errors import UsageError
+from qgraph.methods.zeroq.sensitivity import Menu, Sensitivity
+from qgraph.plan.plan import QuantPlan
+
+MEGABYTE = 2**20
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GroupConfig:
+    """Appendix A's a, b, t1 and t2: layers per group, parts of the size range, selections measured and kept in each."""
+
+    group: int = 10
+    intervals: int = 10
+    candidates: int = 12
+    keep: int = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Allocation:
+    """The frontier of sizes and sensitivities, and the selection that was taken from it."""
+
+    sensitivity: Sensitivity
+    frontier: qmath.Frontier
+    chosen: qmath.Selection
+
+    @property
+    def bits(self) -> dict[str, int]:
+        """Bits of every layer in the chosen selection."""
+        rows = zip(self.sensitivity.layers, self.chosen.choices.tolist(), strict=True)
+        return {layer.name: layer.bits[choice] for layer, choice in rows}
+
+
+def frontier(table: Sensitivity) -> qmath.Frontier:
+    """Every size worth taking, with the least sum of sensitivities at that size; `sizes` are bytes of weights."""
+    return qmath.pareto_frontier([row.measured for row in table.layers], [row.nbytes for row in table.layers])
+
+
+def search_groups(
+    table: Sensitivity,
+    measure: Callable[[tuple[int, ...]], float],
+    *,
+    budget: float | None = None,
+    config: GroupConfig | None = None,
+) -> qmath.Frontier:
+    """Sizes and measured sensitivities of whole selections, grown group by group (Appendix A).
+
+    `measure` receives the choices of the first layers, the others being float, and returns their joint sensitivity.
+    What adding up sensitivities would take (the smallest, the largest and the one at `budget`) is measured as well, so
+    that the result is never the worse one.
+    """
+    costs, sizes = [row.measured for row in table.layers], [row.nbytes for row in table.layers]
+    found = qmath.group_search(costs, sizes, measure, **dataclasses.asdict(config or GroupConfig()))
+    added = frontier(table)
+    known = sorted({0, len(added) - 1, *([] if budget is None else [_index(added, budget)])})
+    measured = [measure(tuple(added.choices[i].tolist())) for i in known]
+    size = np.concatenate([found.sizes, added.sizes[known]])
+    cost = np.concatenate([found.costs, measured])
+    order = np.lexsort((cost, size))
+    cheapest = np.minimum.accumulate(cost[order])
+    kept = order[np.concatenate(([True], cost[order][1:] < cheapest[:-1]))]
+    choices = np.concatenate([found.choices, added.choices[known]])[kept]
+    return qmath.Frontier(sizes=size[kept], costs=cost[kept], gaps=np.full(kept.size, np.nan), choices=choices)
+
+
+def within(front: qmath.Frontier, table: Sensitivity, budget: float) -> qmath.Selection:
+    """The selection of least sensitivity that takes at most `budget` bytes.
+
+    Raises `UsageError` below the smallest reachable size; warns above what float weights take.
+    """
+    smallest = float(sum(min(row.nbytes) for row in table.layers))
+    if budget < smallest:
+        raise UsageError(
+            f"a budget of {_mb(budget)} MB cannot be reached: the smallest weights that the allowed bits give take "
+            f"{_mb(smallest, up=True)} MB; pass --size-mb {_mb(smallest, up=True)} or more, or allow fewer --bits"
+        )
+    floats = FLOAT_BYTES * sum(row.weights for row in table.layers)
+    if budget > floats:
+        most = max(bits for row in table.layers for bits in row.bits)
+        warnings.warn(
+            f"the budget of {_mb(budget)} MB is above the {_mb(floats)} MB of float weights: {most} bits are used",
+            stacklevel=2,
+        )
+    return front.within(budget)
+
+
+def smallest_accepted(front: qmath.Frontier, accept: Callable[[qmath.Selection], bool]) -> qmath.Selection | None:
+    """The smallest selection that `accept` takes, by bisection: larger ones are supposed to be no worse.
+
+    The largest is tried first; None when even that is refused.
+    """
+    low, high = 0, len(front) - 1
+    if not accept(front[high]):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        if accept(front[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return front[high]
+
+
+def mix(plan: QuantPlan, menu: Menu, chosen: qmath.Selection) -> QuantPlan:
+    """`plan` with each layer of the menu quantized as chosen."""
+    picked = {
+        name: choices[index] for (name, choices), index in zip(menu.items(), chosen.choices.tolist(), strict=True)
+    }
+    return plan.map_layers(lambda layer: picked.get(layer.name, layer))
+
+
+def _index(front: qmath.Frontier, budget: float) -> int:
+    """The largest point within the budget, or the smallest there is."""
+    return max(int(np.searchsorted(front.sizes, budget, side="right")) - 1, 0)
+
+
+def _mb(nbytes: float, *, up: bool = False) -> str:
+    """Megabytes with four digits, rounded up where the number is a bound to stay above."""
+    tenths = nbytes / MEGABYTE * 10_000
+    return f"{(-(-tenths // 1) if up else tenths) / 10_000:.4f}"

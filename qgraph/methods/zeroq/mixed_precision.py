@@ -1,0 +1,177 @@
+"""plan -> plan: bits of its own for every layer, as the recipe's budget asks (ZeroQ, section III-B).
+
+The recipe's method makes a plan for each allowed number of bits; together they are the menu from which every layer
+takes its weight. Sensitivities say what each choice costs, `qgraph.methods.zeroq.allocate` which to take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+import qmath
+from qgraph.errors import ModelError
+from qgraph.graph.sites import GraphView
+from qgraph.lowering.simulate import simulate
+from qgraph.methods.zeroq.allocate import (
+    MEGABYTE,
+    Allocation,
+    GroupConfig,
+    frontier,
+    mix,
+    search_groups,
+    smallest_accepted,
+    within,
+)
+from qgraph.methods.zeroq.predict import predict
+from qgraph.methods.zeroq.sensitivity import SAMPLES, Menu, Sensitivity, sensitivity
+from qgraph.observe.distance import Reference
+from qgraph.observe.propagation import Moments
+from qgraph.onnxfile.model import Model
+from qgraph.plan.grids import initial_plan
+from qgraph.plan.plan import LayerQuant, QuantPlan
+from qgraph.plan.recipe import DEFAULT_AVERAGE, Recipe
+from qgraph.running.executor import open_executor
+from qgraph.running.job import Job
+from qgraph.running.sessions import Session
+from qgraph.running.store import open_journal
+from qgraph.samples.dataset import Dataset
+
+Refine = Callable[[QuantPlan, Recipe], QuantPlan]
+Lower = Callable[[QuantPlan], ir.Model]
+Accuracy = Callable[[ir.Model], float | None]
+Better = Callable[[QuantPlan], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixer:
+    """What choosing bits needs.
+
+    The network, samples to measure on, how the recipe's method makes a plan, and how a plan becomes the model whose
+    accuracy counts; `accuracy` measures that in percent. `norms` is what BatchNormalization says of its outputs;
+    `on_better` gets every plan that a search accepts on its way.
+    """
+
+    net: Model
+    recipe: Recipe
+    data: Dataset
+    refine: Refine
+    lower: Lower
+    accuracy: Accuracy
+    norms: Mapping[str, Moments] = field(default_factory=dict)
+    on_better: Better | None = None
+    job: Job = field(default_factory=Job)
+
+    def mix(self, plan: QuantPlan) -> tuple[QuantPlan, Allocation]:
+        """`plan` with the bits that the recipe's budget asks for, and how they were found."""
+        stage = self.job.stage
+        with stage("menu"):
+            menu = self.menu()
+        with stage("sensitivity"):
+            table = self.sensitivity(menu)
+        with stage("frontier"):
+            front = self.frontier(table, menu)
+        with stage("choose"):
+            chosen = self.choose(plan, table, front, menu)
+        return mix(plan, menu, chosen), Allocation(sensitivity=table, frontier=front, chosen=chosen)
+
+    def menu(self) -> dict[str, list[LayerQuant]]:
+        """Every layer's weight at each of the recipe's bits, ascending, as its method quantizes it."""
+        view = GraphView(self.net)
+        menu: dict[str, list[LayerQuant]] = {}
+        for bits in sorted(set(self.recipe.bits)):
+            at = self.recipe.at(bits)
+            for layer in self.refine(initial_plan(view, at, None), at).layers:
+                choices = menu.setdefault(layer.name, [])
+                if all(layer.weight.bits != known.weight.bits for known in choices):
+                    choices.append(layer)
+        return menu
+
+    def sensitivity(self, menu: Menu) -> Sensitivity:
+        """Omega of the whole menu, measured and in closed form."""
+        with open_executor(self.job.executor, workers=self.job.threads) as executor:
+            table = sensitivity(
+                self.net,
+                self.data,
+                menu,
+                direction=self.recipe.direction,
+                executor=executor,
+                resume=self.job.resume,
+                progress=self.job.progress,
+            )
+        return predict(table, GraphView(self.net), self.norms)
+
+    def frontier(self, table: Sensitivity, menu: Menu) -> qmath.Frontier:
+        """Sizes worth taking, by adding up sensitivities or by measuring combinations, as the recipe says."""
+        return frontier(table) if self.recipe.search == "frontier" else self._group_search(table, menu)
+
+    def choose(self, plan: QuantPlan, table: Sensitivity, front: qmath.Frontier, menu: Menu) -> qmath.Selection:
+        """The selection that the recipe's budget asks for."""
+        budget = self._budget(table)
+        if budget is None:
+            return self._smallest_within_drop(plan, front, menu, allowed=self.recipe.max_drop or 0.0)
+        return within(front, table, budget)
+
+    def _budget(self, table: Sensitivity) -> float | None:
+        """Bytes of weights; None where accuracy is the budget."""
+        recipe = self.recipe
+        if recipe.max_drop is not None:
+            return None
+        if recipe.size_mb is not None:
+            return recipe.size_mb * MEGABYTE
+        return sum(row.weights for row in table.layers) * (recipe.average_bits or DEFAULT_AVERAGE) / 8
+
+    def _group_search(self, table: Sensitivity, menu: Menu) -> qmath.Frontier:
+        reference = Reference.of(self.net, self.data, samples=SAMPLES, direction=self.recipe.direction)
+        journal = open_journal(self.job.resume, "groups", self.net.digest, reference.identity, dict(menu))
+        config = GroupConfig()
+        names = list(menu)
+        groups = -(-len(names) // config.group)
+
+        with self.job.progress.stage("group search", groups * config.intervals * config.candidates) as advance:
+
+            def measure(choices: tuple[int, ...]) -> float:
+                key = ",".join(map(str, choices))
+                if key not in journal.done:
+                    layers = tuple(menu[name][index] for name, index in zip(names, choices, strict=False))
+                    part = QuantPlan(model=self.net.digest, recipe="", layers=layers)
+                    session = Session(simulate(self.net, part), threads=self.job.threads)
+                    journal.add(key, reference.distance(session))
+                advance(1)
+                return float(journal.done[key])
+
+            return search_groups(table, measure, budget=self._budget(table), config=config)
+
+    def _smallest_within_drop(
+        self, plan: QuantPlan, front: qmath.Frontier, menu: Menu, *, allowed: float
+    ) -> qmath.Selection:
+        """Bisection along the frontier by measured accuracy; what is accepted goes to `on_better`."""
+        floats = self._accuracy(self.net.ir_model)
+        journal = open_journal(self.job.resume, "max-drop", plan.to_json(), dict(menu), self.data.count, floats)
+        dropped: list[float] = []
+
+        def accept(point: qmath.Selection) -> bool:
+            mixed = mix(plan, menu, point)
+            key = ",".join(map(str, point.choices))
+            if key not in journal.done:
+                journal.add(key, self._accuracy(self.lower(mixed)))
+            dropped.append(floats - float(journal.done[key]))
+            if dropped[-1] <= allowed and self.on_better is not None:
+                self.on_better(mixed)
+            return dropped[-1] <= allowed
+
+        chosen = smallest_accepted(front, accept)
+        if chosen is None:
+            raise ModelError(
+                f"even the largest weights that the allowed bits give lose {dropped[0]:.2f} points of {floats:.2f} %, "
+                f"more than --max-drop {allowed:g}: allow more, or more bits with --bits or --activations"
+            )
+        return chosen
+
+    def _accuracy(self, model: ir.Model) -> float:
+        top1 = self.accuracy(model)
+        if top1 is None:
+            raise ModelError(f"{self.net.source} has no output with one score per class: --max-drop cannot be measured")
+        return top1

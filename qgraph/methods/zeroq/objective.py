@@ -1,0 +1,144 @@
+"""The function that distillation minimises: a model in, a session out that gives loss and gradients for a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common as passes
+
+from qgraph.errors import DataError, ModelError
+from qgraph.gradient import Builder, gradient_name, gradients
+from qgraph.methods.zeroq.assumed_statistics import assumed_targets
+from qgraph.methods.zeroq.loss import LOSS, Per, Target, standard, target_of, with_loss
+from qgraph.methods.zeroq.spectrum import natural_noise
+from qgraph.methods.zeroq.statistics import BatchNorm, batch_norms
+from qgraph.onnxfile.folding import fold_batch_normalization
+from qgraph.onnxfile.model import Model
+from qgraph.onnxfile.normalise import normalise
+from qgraph.onnxfile.opset import raise_opset
+from qgraph.running.sessions import Session
+
+_GRADIENT_OPSET = 16
+Arrays = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Objective:
+    """Loss and gradients of a batch of `shapes`; safe to call from several threads.
+
+    `layers` counts the BatchNormalizations that the loss compares with, 0 where it goes by assumed statistics.
+    """
+
+    session: Session
+    shapes: Mapping[str, tuple[int, ...]]
+    layers: int
+
+    def __call__(self, batch: Arrays) -> tuple[float, Arrays]:
+        values = self.session.run(batch)
+        return float(values[LOSS].item()), {name: values[gradient_name(name)] for name in self.shapes}
+
+
+def has_batch_norms(model: Model) -> bool:
+    """Whether the model keeps statistics to distil from."""
+    return bool(batch_norms(normalise(model, fold_bn=False).ir_model))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StepModel:
+    """A graph from a batch of `shapes` to loss and gradients."""
+
+    model: ir.Model
+    shapes: Mapping[str, tuple[int, ...]]
+    layers: int
+
+
+def objective(
+    model: Model,
+    *,
+    batch: int,
+    per: Per,
+    threads: int | None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    builder: Builder | None = None,
+) -> Objective:
+    """What `step_model` builds, loaded."""
+    step = step_model(model, batch=batch, per=per, shapes=shapes, builder=builder)
+    return Objective(session=Session(step.model, threads=threads), shapes=step.shapes, layers=step.layers)
+
+
+def step_model(
+    model: Model,
+    *,
+    batch: int,
+    per: Per,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    builder: Builder | None = None,
+) -> StepModel:
+    """Build the loss over all BatchNormalizations and the inputs, and differentiate it.
+
+    Where a BatchNormalization follows a convolution it is folded into it, which saves a pass over the activations in
+    either direction; the loss then judges the folded output. A model without any is compared with what can be told of
+    folded ones. Raises `ModelError` where nothing can.
+    """
+    plain = normalise(model, fold_bn=False)
+    norms = batch_norms(plain.ir_model)
+    inputs = input_shapes(plain, batch=batch, shapes=shapes)
+    net = plain.ir_model.clone()
+    fold_batch_normalization(net)
+    passes.RemoveUnusedNodesPass()(net)
+    if plain.opset < _GRADIENT_OPSET:
+        net = raise_opset(replace(plain, ir_model=net), _GRADIENT_OPSET).ir_model
+    _fix_shapes(net, inputs)
+    targets = _targets(net, norms) if norms else assumed_targets(net, natural_noise(inputs, seed=0))
+    if not targets:
+        raise ModelError(f"{model.source} has no BatchNormalization to distil data from, kept or folded")
+    targets += [standard(name, shape[1]) for name, shape in inputs.items() if len(shape) > 1]
+    step = gradients(with_loss(net, targets, per=per), LOSS, list(inputs), builder=builder)
+    return StepModel(model=step, shapes=inputs, layers=len(norms))
+
+
+def _targets(net: ir.Model, norms: list[BatchNorm]) -> list[Target]:
+    tensors = {str(v.name) for node in net.graph for v in (*node.inputs, *node.outputs) if v is not None}
+    return [target_of(norm, tensors) for norm in norms]
+
+
+def input_shapes(
+    model: Model, *, batch: int, shapes: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """The shape of a batch for every input: `batch` where the model leaves axis 0 open.
+
+    Raises `DataError` for integer inputs and for sizes that neither the model nor `shapes` gives.
+    """
+    found = {}
+    for value in model.input_values():
+        name = str(value.name)
+        if value.dtype != ir.DataType.FLOAT:
+            raise DataError(
+                f"input '{name}' of {model.source} is of type {value.dtype}: only float inputs can be distilled; "
+                f"give data with --data"
+            )
+        given = list((shapes or {}).get(name, value.shape or ()))
+        sizes = [batch if i == 0 and not isinstance(d, int) else d for i, d in enumerate(given)]
+        unknown = [i for i, d in enumerate(sizes) if not isinstance(d, int)]
+        if unknown or not sizes:
+            raise DataError(
+                f"input '{name}' of {model.source} has shape {value.shape}: the size of axis {unknown or 'all'} "
+                f"is not fixed; give the shape of a batch"
+            )
+        found[name] = tuple(int(d) for d in sizes if isinstance(d, int))
+    return found
+
+
+def _fix_shapes(net: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give the inputs their sizes and infer everybody else's: static shapes save shape arithmetic at every step."""
+    for value in net.graph.inputs:
+        if value.name in shapes:
+            value.shape = ir.Shape(shapes[str(value.name)])
+    for node in net.graph:
+        for value in node.outputs:
+            value.shape = None
+    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(net)

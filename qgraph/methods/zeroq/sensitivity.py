@@ -1,0 +1,198 @@
+"""Sensitivity (ZeroQ, Eq. 2): how far the outputs move when one layer alone is quantized.
+
+    Omega_i(k) = 1/N sum_j KL(M(x_j) || M_i,k(x_j))
+
+with layer i on a grid of k bits and all others in floating point. The part of the network before layer i is run once
+in float; all bit-widths of the layer share its results and run only what lies behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from scipy import stats
+
+from qgraph.errors import ModelError
+from qgraph.graph.layers import Layer
+from qgraph.graph.sites import GraphView
+from qgraph.lowering.bit_planes import stored_bytes
+from qgraph.lowering.simulate import simulate
+from qgraph.observe.distance import Reference
+from qgraph.onnxfile.model import Model
+from qgraph.plan.plan import LayerQuant, QuantPlan
+from qgraph.plan.recipe import Direction
+from qgraph.running import sessions as runtime
+from qgraph.running.executor import Executor, open_executor
+from qgraph.running.progress import SILENT, Progress
+from qgraph.running.sessions import Session
+from qgraph.running.store import open_journal
+from qgraph.samples.dataset import Dataset
+
+SAMPLES = 64
+Menu = Mapping[str, Sequence[LayerQuant]]
+"""By layer name, the ways to quantize it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSensitivity:
+    """Omega of one layer at each of `bits`, where its weights take `nbytes`; `predicted` is the closed form."""
+
+    name: str
+    op: str
+    weights: int
+    bits: tuple[int, ...]
+    nbytes: tuple[int, ...]
+    measured: tuple[float, ...]
+    predicted: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """Omega of every layer, over `samples` samples; `outputs` says by what each output was compared."""
+
+    model: str
+    data: str
+    samples: int
+    outputs: tuple[tuple[str, str], ...]
+    layers: tuple[LayerSensitivity, ...]
+
+    def agreement(self) -> float:
+        """Rank correlation (Spearman) of measured and predicted over all layers and bits; NaN where one is constant."""
+        pairs = [pair for row in self.layers for pair in zip(row.measured, row.predicted, strict=True)]
+        measured, closed = np.array(pairs).T
+        constant = np.ptp(measured) == 0 or np.ptp(closed) == 0
+        return float("nan") if constant else float(stats.spearmanr(measured, closed).statistic)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `qgraph sensitivity` prints and writes."""
+        return {**dataclasses.asdict(self), "outputs": dict(self.outputs)}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
+
+def sensitivity(
+    model: Model,
+    data: Dataset,
+    menu: Menu,
+    *,
+    direction: Direction = "forward",
+    executor: Executor | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Sensitivity:
+    """Omega of every choice of every layer in `menu`, over the first 64 samples of `data`.
+
+    The result does not depend on the executor, on the number of threads, or on being interrupted.
+
+    Args:
+        model: the normalised float model.
+        menu: the layers, and for each the grids to try (a `LayerQuant` of each plan that a method made).
+        direction: of the divergence between class scores.
+        executor: where layers are measured; by default on threads.
+        resume: folder of a journal; layers that it holds are not measured again.
+
+    Raises:
+        ModelError: outputs are NaN or infinite; the message names the layer and its bits.
+    """
+    reference = Reference.of(model, data, samples=SAMPLES, direction=direction)
+    job = _Job(model=model, reference=reference, menu={name: tuple(choices) for name, choices in menu.items()})
+    journal = open_journal(resume, "sensitivity", model.digest, reference.identity, job.menu)
+    missing = [name for name in menu if name not in journal.done]
+    with progress.stage("sensitivity", len(menu)) as advance:
+        advance(len(menu) - len(missing))
+        if executor is not None:
+            _measure(executor, job, missing, journal.add, advance)
+        elif missing:
+            with open_executor(workers=threads) as threads_here:
+                _measure(threads_here, job, missing, journal.add, advance)
+    by_name = GraphView(model).by_name
+    return Sensitivity(
+        model=model.digest,
+        data=data.description,
+        samples=reference.samples,
+        outputs=tuple(reference.kinds.items()),
+        layers=tuple(_row(by_name[name], menu[name], journal.done[name]) for name in menu),
+    )
+
+
+def _measure(executor: Executor, job: _Job, names: list[str], note: Any, advance: Any) -> None:
+    for index, omega in executor.run(_omega, job, names):
+        note(names[index], omega)
+        advance(1, names[index])
+
+
+def _row(layer: Layer, choices: Sequence[LayerQuant], omega: list[float]) -> LayerSensitivity:
+    shape = layer.weight_array().shape
+    bits = tuple(choice.weight.bits for choice in choices)
+    return LayerSensitivity(
+        name=layer.name,
+        op=layer.op,
+        weights=int(np.prod(shape)),
+        bits=bits,
+        nbytes=tuple(stored_bytes(shape, choice.weight) for choice in choices),
+        measured=tuple(omega),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What all layers share: the float model, what it computes on the samples, and the grids to try."""
+
+    model: Model
+    reference: Reference
+    menu: dict[str, tuple[LayerQuant, ...]]
+
+
+def _omega(job: _Job, name: str) -> list[float]:
+    """Omega of one layer for all its choices; raises `ModelError` when outputs are not finite."""
+    rest, boundary = _behind(job.model, name)
+    before = Session(job.model.ir_model, outputs=boundary, threads=1) if boundary else None
+    feeds = [b.feeds for b in job.reference.batches]
+    at_cut = feeds if before is None else [{**given, **before.run(given)} for given in feeds]
+    result = []
+    for choice in job.menu[name]:
+        quantized = simulate(rest, QuantPlan(model=rest.digest, recipe="", layers=(choice,)))
+        omega = job.reference.distance(Session(quantized, threads=1), at_cut)
+        if not np.isfinite(omega):
+            raise ModelError(
+                f"the outputs are NaN or infinite when '{name}' alone has {choice.weight.bits}-bit weights: leave it "
+                f"in floating point with --keep '{name}'"
+            )
+        result.append(omega)
+    return result
+
+
+def _behind(model: Model, name: str) -> tuple[Model, list[str]]:
+    """The layer and all that depends on it, and the names of the float tensors it needs (graph inputs left out)."""
+    net = model.ir_model
+    first = GraphView(model).by_name[name].node
+    behind: list[ir.Node] = []
+    made: set[ir.Value] = set()
+    for node in net.graph:  # in topological order
+        if node is first or any(value in made for value in _reads(node)):
+            behind.append(node)
+            made.update(node.outputs)
+    read = dict.fromkeys(value for node in behind for value in _reads(node))
+    needed = [v for v in read if v not in made and v.const_value is None]
+    part = ir.convenience.extract(net.graph, needed, [v for v in net.graph.outputs if v in made])
+    rest = ir.Model(part, ir_version=net.ir_version or runtime.MAX_IR_VERSION)
+    return dataclasses.replace(model, ir_model=rest), [str(v.name) for v in needed if not v.is_graph_input()]
+
+
+def _reads(node: ir.Node) -> list[ir.Value]:
+    """What a node reads of the main graph, in its bodies as well."""
+    found = [v for v in node.inputs if v is not None]
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            for inner in ir.traversal.RecursiveGraphIterator(attribute.as_graph()):
+                found += [v for v in inner.inputs if v is not None and v.graph is node.graph]
+    return found

@@ -1,0 +1,65 @@
+"""The law of every channel of an activation, from its moments, and the error that a grid per channel makes under it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+import qmath
+from qgraph.plan.plan import ActivationQuant
+
+FAINTEST = 2.0**-8  # the range of a channel that never fires, relative to the strongest
+
+
+def channel_errors(
+    grid: ActivationQuant, statistics: qmath.Statistics, prior: ChannelPrior | None = None
+) -> NDArray[np.float64]:
+    """Expected squared error of every channel of a grid with a step per channel, from its moments (A.18, A.19).
+
+    A channel that never reached the end of its grid has rounding alone. What a Clip holds at its bound is not in the
+    law: with much of it, the error is overestimated.
+    """
+    step = grid.scale * np.asarray(grid.channel_scale)
+    bits = np.asarray(grid.channel_bits or grid.bits)
+    prior = prior or channel_prior(statistics)
+    rounding = step**2 / 12 * np.where(prior.heavy, prior.laplace.positive_mass, prior.gaussian.positive_mass)
+    reached = statistics.channels.max > step * (2.0**bits - 0.5)
+    return np.where(reached, prior.errors(step * 2.0**bits, bits), rounding)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ChannelPrior:
+    """The rectified law of every channel: Gaussian, or Laplace where `heavy`."""
+
+    laplace: qmath.Prior
+    gaussian: qmath.Prior
+    heavy: NDArray[np.bool_]
+
+    def clips(self, bits: int | NDArray[np.int64]) -> NDArray[np.float64]:
+        """The optimal range of every channel."""
+        return np.where(self.heavy, *(qmath.prior_clip(prior, bits) for prior in (self.laplace, self.gaussian)))
+
+    def errors(self, clip: NDArray[np.float64], bits: NDArray[np.int64]) -> NDArray[np.float64]:
+        both = (qmath.expected_error(prior, clip, bits) for prior in (self.laplace, self.gaussian))
+        return np.where(self.heavy, *both)
+
+
+def channel_prior(statistics: qmath.Statistics, *, floor: float = 0.0, faintest: float = FAINTEST) -> ChannelPrior:
+    """Laws with each channel's mean and variance, of the family whose expected largest value is nearest the one seen.
+
+    Of n values one is expected above the largest: n P(X > max) = 1. The family of the whole tensor would mislead: a
+    mixture of Gaussians of many widths has Laplace's tails. The laws are those of X - `floor`. Channels
+    whose mean is below `faintest` of the tensor's count as that.
+    """
+    channels = statistics.channels
+    if channels is None:
+        raise ValueError("statistics per channel are needed")
+    mean = np.maximum(channels.mean - floor, faintest * max(statistics.mean - floor, 1e-30))
+    second = np.maximum(np.square(channels.mean - floor) + channels.variance, mean**2)
+    laplace, gaussian = (qmath.rectified_prior(family, mean, second) for family in (qmath.Laplace, qmath.Gaussian))
+    beyond = [
+        np.log(np.maximum(channels.count * prior.sf(channels.max - floor), 1e-300)) for prior in (laplace, gaussian)
+    ]
+    return ChannelPrior(laplace=laplace, gaussian=gaussian, heavy=np.abs(beyond[0]) < np.abs(beyond[1]))

@@ -1,0 +1,123 @@
+"""How far a model's outputs are from the float model's: one number per output, summed over outputs.
+
+Class scores (a float output of shape N x C, C > 1) are compared by the mean Kullback-Leibler divergence of their
+softmaxes (ZeroQ, Eq. 2); every other float output by its normalised squared error, sum (y - y')^2 / sum y^2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import qmath
+from qgraph.errors import ModelError
+from qgraph.onnxfile.model import Model
+from qgraph.plan.recipe import Direction
+from qgraph.running.sessions import Session
+from qgraph.samples.dataset import Batch, Dataset
+
+BATCH = 32
+Outputs = Mapping[str, NDArray[Any]]
+
+
+def is_scores(output: NDArray[Any]) -> bool:
+    """Whether an output holds one score per class."""
+    return output.dtype.kind == "f" and output.ndim == 2 and output.shape[1] > 1
+
+
+def divergence(expected: NDArray[Any], produced: NDArray[Any]) -> NDArray[np.float64]:
+    """KL(expected || produced) per sample; outputs that are probabilities already are taken as such."""
+    return np.asarray(qmath.kl_divergence(_logits(expected), _logits(produced), axis=-1))
+
+
+def measures(outputs: Outputs, direction: Direction = "forward") -> dict[str, str]:
+    """By what each float output is compared: `kl`, `kl-reverse` or `nse`; outputs of other types are left out."""
+    kl = "kl" if direction == "forward" else "kl-reverse"
+    return {name: kl if is_scores(o) else "nse" for name, o in outputs.items() if o.dtype.kind == "f"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """Samples, and what the float model computes on them; `kinds` says by what each output is compared."""
+
+    batches: tuple[Batch, ...]
+    expected: tuple[Outputs, ...]
+    kinds: dict[str, str]
+
+    @classmethod
+    def of(cls, model: Model, data: Dataset, *, samples: int, direction: Direction = "forward") -> Reference:
+        """Run the float model on the first batches of `data` that hold `samples` samples.
+
+        Raises `ModelError` when its outputs are NaN or infinite, or none is of floating point.
+        """
+        session = Session(model.ir_model, threads=1)
+        batches: list[Batch] = []
+        for batch in data.batches(BATCH):
+            batches.append(batch)
+            if sum(b.count for b in batches) >= samples:
+                break
+        expected = tuple(_real(session.run(batch.feeds), batch) for batch in batches)
+        for name, output in ((name, o) for outputs in expected for name, o in outputs.items()):
+            if output.dtype.kind == "f" and not np.isfinite(output).all():
+                raise ModelError(
+                    f"{model.source} computes NaN or infinite values in its output '{name}' on {data.description}: "
+                    f"there is nothing to compare quantized models with; give other data"
+                )
+        kinds = measures(expected[0], direction)
+        if not kinds:
+            raise ModelError(f"{model.source} has no floating-point output, so there is nothing to compare")
+        return cls(batches=tuple(batches), expected=expected, kinds=kinds)
+
+    @property
+    def samples(self) -> int:
+        return sum(batch.count for batch in self.batches)
+
+    @property
+    def identity(self) -> str:
+        """A digest of the samples and of the way to compare."""
+        digest = sha256(repr(self.kinds).encode())
+        for batch in self.batches:
+            for array in batch.feeds.values():
+                digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    def distance(self, session: Session, feeds: Sequence[Mapping[str, NDArray[Any]]] | None = None) -> float:
+        """The sum over outputs of their distances; NaN where one holds NaN or infinite values.
+
+        `feeds` has an entry per batch, by default the samples; outputs that the session lacks are as expected.
+        """
+        sums = {name: np.zeros(2) for name in self.kinds}
+        given = feeds or [batch.feeds for batch in self.batches]
+        for batch, known, expected in zip(self.batches, given, self.expected, strict=True):
+            produced = _real(session.run({name: known[name] for name in session.input_names}), batch)
+            for name, kind in self.kinds.items():
+                if name in produced:
+                    sums[name] += _compared(expected[name], produced[name], kind)
+        return float(sum(total / weight for total, weight in sums.values() if weight != 0))
+
+
+def _compared(want: NDArray[Any], have: NDArray[Any], kind: str) -> tuple[float, float]:
+    if want.shape != have.shape or not np.isfinite(have).all():
+        return np.nan, 1.0
+    if kind == "nse":
+        exact = want.astype(np.float64)
+        return float(np.sum((have - exact) ** 2)), float(np.sum(exact**2))
+    pair = (want, have) if kind == "kl" else (have, want)
+    return float(divergence(*pair).sum()), float(len(want))
+
+
+def _logits(scores: NDArray[Any]) -> NDArray[np.float64]:
+    scores = scores.astype(np.float64)
+    is_probability = (scores >= 0).all() and np.allclose(scores.sum(axis=1), 1.0, atol=1e-3)
+    return np.log(np.maximum(scores, 1e-12)) if is_probability else scores
+
+
+def _real(outputs: Outputs, batch: Batch) -> Outputs:
+    """Without the samples that only pad a fixed batch."""
+    size = len(next(iter(batch.feeds.values())))
+    return {name: o[: batch.count] if o.ndim and len(o) == size else o for name, o in outputs.items()}

@@ -1,0 +1,176 @@
+"""Ranges, moments and histograms of activations, in one streaming pass.
+
+Memory is bounded by one batch, and the result does not depend on how samples are batched or ordered: histograms count
+in power-of-two bins, sums are compensated (`qmath.StatisticsAccumulator`).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import qmath
+from qgraph.errors import DataError, ModelError
+from qgraph.graph.layers import Layer
+from qgraph.graph.sites import GraphView
+from qgraph.onnxfile.model import Model
+from qgraph.running.files import write_atomically
+from qgraph.running.progress import SILENT, Progress
+from qgraph.running.sessions import Session, in_parallel
+from qgraph.samples.dataset import Batch, Dataset
+
+BATCH_BYTES = 128 * 2**20  # activations held at once
+MAX_BATCH = 32
+_ALONG = " along axis "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observations:
+    """Statistics of named tensors over `count` samples of one model."""
+
+    model: str
+    count: int
+    tensors: Mapping[str, qmath.Statistics]
+
+    def __getitem__(self, tensor: str) -> qmath.Statistics:
+        try:
+            return self.tensors[tensor]
+        except KeyError:
+            raise DataError(f"the calibration has no statistics of '{tensor}': observe the model again") from None
+
+    def check_model(self, model: Model) -> None:
+        """Raise `DataError` unless the statistics are of this model."""
+        if model.digest != self.model:
+            raise DataError(
+                f"the calibration file was made for another model ({self.model[:12]}...), not for {model.source} "
+                f"({model.digest[:12]}...); delete it or name another file"
+            )
+
+    def operand(self, layer: Layer) -> qmath.Statistics:
+        """Statistics of the tensor that a layer reads, with those of its channels along the axis that it sums over."""
+        name, axis = layer.operand_channels
+        other = _along(name, axis)
+        found = self.tensors[other] if other in self.tensors else self[name]
+        if found.channels is not None and np.size(found.channels.mean) not in (0, layer.input_channels):
+            raise DataError(
+                f"'{layer.name}' sums over {layer.input_channels} channels of '{name}', and the data made "
+                f"{np.size(found.channels.mean)}: give data with --data, in batches of the size that the model needs"
+            )
+        return found
+
+    def range_of(self, tensor: str) -> tuple[float, float]:
+        """Observed minimum and maximum; (0, 0) for a tensor that was always empty."""
+        statistics = self[tensor]
+        return (float(statistics.min), float(statistics.max)) if statistics.count else (0.0, 0.0)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to an .npz file that `load` reads back exactly."""
+        buffer = io.BytesIO()
+        content = {name: statistics.to_dict() for name, statistics in self.tensors.items()}
+        text = json.dumps({"model": self.model, "count": self.count, "tensors": content})
+        np.savez_compressed(buffer, observations=np.frombuffer(text.encode(), np.uint8))
+        try:
+            write_atomically(Path(path), buffer.getvalue())
+        except OSError as error:
+            raise DataError(f"cannot write {path}: {error.strerror}") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Observations:
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                raw = json.loads(archive["observations"].tobytes())
+            tensors = {name: qmath.Statistics.from_dict(d) for name, d in raw["tensors"].items()}
+            return cls(model=raw["model"], count=raw["count"], tensors=tensors)
+        except Exception as error:
+            raise DataError(f"{path} is not a calibration file: {error}; delete it to calibrate again") from error
+
+
+def watched_tensors(view: GraphView) -> dict[str, int | None]:
+    """Every tensor that a plan may quantize, with the axis of its channels where a layer reads it (else None).
+
+    A tensor that layers read along several axes is there once more for each further axis, as `_along` names it.
+    """
+    watched: dict[str, int | None] = {site.tensor: None for site in view.activation_sites(view.layers)}
+    for name, axis in (layer.operand_channels for layer in view.layers):
+        first = watched.get(name)
+        watched[name if first is None or first == axis else _along(name, axis)] = axis
+    return watched
+
+
+def _along(tensor: str, axis: int) -> str:
+    return f"{tensor}{_suffix(axis)}"
+
+
+def _suffix(axis: int | None) -> str:
+    return f"{_ALONG}{axis}"
+
+
+def observe(
+    model: Model,
+    data: Dataset,
+    *,
+    tensors: Mapping[str, int | None] | None = None,
+    histograms: bool = True,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Observations:
+    """Statistics of `tensors` over all of `data`: name -> channel axis or None, by default all a plan may quantize.
+
+    Without `histograms`, ranges and moments alone, which is faster.
+    """
+    wanted = watched_tensors(GraphView(model)) if tensors is None else dict(tensors)
+    bins = qmath.BINS if histograms else 0
+    accumulators = {
+        name: qmath.StatisticsAccumulator(bins=bins, channel_axis=axis, parallel=False) for name, axis in wanted.items()
+    }
+    fed = {str(v.name) for v in model.input_values()}
+    sources = {name: name.split(_ALONG)[0] if name.endswith(_suffix(axis)) else name for name, axis in wanted.items()}
+    inner = [name for name in dict.fromkeys(sources.values()) if name not in fed]
+    session = Session(model.ir_model, outputs=inner, threads=1) if inner else None
+    locks = {name: Lock() for name in wanted}
+
+    def take_in(batch: Batch) -> int:
+        seen = dict(batch.feeds)
+        if session is not None:
+            seen.update(session.run(batch.feeds))
+        for name, accumulator in accumulators.items():
+            with locks[name]:
+                _update(accumulator, name, batch.real(seen[sources[name]]))
+        return batch.count
+
+    workers = threads or qmath.get_threads()
+    batches = data.batches(_batch_size(model, inner, workers))
+    with progress.stage("observing", data.count) as advance:
+        for count in in_parallel(take_in, batches, workers=workers):
+            advance(count)
+    return Observations(
+        model=model.digest, count=data.count, tensors={name: a.result() for name, a in accumulators.items()}
+    )
+
+
+def _update(accumulator: qmath.StatisticsAccumulator, name: str, array: NDArray[Any]) -> None:
+    if array.dtype.kind != "f":
+        return
+    try:
+        accumulator.update(array)
+    except ValueError as error:
+        raise ModelError(f"the float model computes invalid values for '{name}': {error}") from error
+
+
+def _batch_size(model: Model, tensors: list[str], workers: int) -> int:
+    """As many samples at once as fit `BATCH_BYTES` of observed activations over all workers."""
+    values = GraphView(model).values
+    per_sample = 0
+    for name in tensors:
+        dims = [d if isinstance(d, int) else 1 for d in (values[name].shape or ())][1:]
+        per_sample += 4 * int(np.prod(dims, dtype=np.int64))
+    return int(np.clip(BATCH_BYTES // max(per_sample * (workers + 1), 1), 1, MAX_BATCH))

@@ -1,0 +1,56 @@
+"""The few edits that all graph rewriting is made of: read a constant, add one, append a node, find a free name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph.onnxfile.lazy_array import Later
+
+_NAMES = "qgraph: names in use"
+
+
+def constant(value: ir.Value | None) -> NDArray[Any] | None:
+    """The array behind a value, or None when it is not a constant."""
+    if value is None or value.const_value is None or value.is_graph_input():
+        return None
+    return value.const_value.numpy()
+
+
+def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any] | np.generic | Later) -> ir.Value:
+    """Register a constant under `name`, or under `name` with a number where that is taken."""
+    unique = unique_name(graph, name)
+    tensor = array.tensor(unique) if isinstance(array, Later) else ir.Tensor(np.asarray(array), name=unique)
+    value = ir.Value(name=unique, shape=ir.Shape(tensor.shape.numpy()), const_value=tensor)
+    value.dtype = tensor.dtype
+    graph.register_initializer(value)
+    return value
+
+
+def append_node(
+    graph: ir.Graph, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any]
+) -> ir.Node:
+    """Add a node at the end of the graph; its output gets a name that subgraphs have not taken either."""
+    node = ir.node(op_type, list(inputs), attributes=dict(attributes))
+    graph.append(node)
+    node.outputs[0].name = unique_name(graph, str(node.outputs[0].name))
+    return node
+
+
+def unique_name(graph: ir.Graph, name: str) -> str:
+    """`name`, or `name` with a number where a tensor of the graph or of its subgraphs has it; reserved from now on."""
+    owner, taken = graph.meta.get(_NAMES, (None, set()))
+    if owner is not graph:  # a clone inherits the entry of its original
+        taken = {str(v.name) for g in (graph, *graph.subgraphs()) for v in (*g.inputs, *g.initializers.values())}
+        taken |= {str(v.name) for node in ir.traversal.RecursiveGraphIterator(graph) for v in node.outputs}
+        graph.meta[_NAMES] = graph, taken
+    unique, suffix = name, 1
+    while unique in taken:
+        suffix += 1
+        unique = f"{name}.{suffix}"
+    taken.add(unique)
+    return unique

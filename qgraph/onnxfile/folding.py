@@ -1,0 +1,260 @@
+"""The rewrites of `normalise` that are ours: identities bypassed, constants, BatchNormalization and biases folded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph.errors import ModelError
+from qgraph.onnxfile.edit import add_initializer, constant
+from qgraph.running import sessions as runtime
+
+LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_FOLD_ALWAYS = 1024  # bytes: a constant this small is stored rather than computed
+
+
+def bypass_identities(model: ir.Model) -> None:
+    """Let the readers of y = Identity(x), and of y = Dropout(x) in inference, read x.
+
+    One that makes a graph output stays: the output keeps its name.
+    """
+    for node in list(model.graph):
+        if node.domain == "" and _is_identity(node) and not node.outputs[0].is_graph_output():
+            source = node.inputs[0]
+            if source is not None:
+                node.outputs[0].replace_all_uses_with(source)
+                model.graph.remove(node, safe=True)
+
+
+def _is_identity(node: ir.Node) -> bool:
+    if node.op_type == "Identity":
+        return True
+    training = node.inputs[2] if len(node.inputs) > 2 else None
+    mask_read = any(v.uses() or v.is_graph_output() for v in node.outputs[1:])
+    return node.op_type == "Dropout" and training is None and not mask_read
+
+
+def fold_constants(model: ir.Model) -> None:
+    """Replace what can be computed from initializers alone by its value.
+
+    Folded are results that are small or not larger than what they are computed from (weights behind Identity, Cast,
+    Reshape or Transpose; shape arithmetic) or that a layer takes as its weight, never others that would make the file
+    grow (Expand, Tile, ConstantOfShape).
+    """
+    _resolve_cast_like(model.graph)
+    foldable = constant_nodes(model.graph)
+    if not foldable:
+        return
+    inner = set(foldable)
+    frontier = [v for n in foldable for v in n.outputs if _leaves(v, inner)]
+    values = runtime.evaluate_constants(model, frontier)
+    for value, array in zip(frontier, values, strict=True):
+        if array is None or (array.nbytes > max(_FOLD_ALWAYS, _source_bytes(value)) and not _is_weight(value)):
+            continue
+        _replace_by_initializer(model.graph, value, array)
+
+
+def _resolve_cast_like(graph: ir.Graph) -> None:
+    """CastLike(x, y) -> Cast(x) to the type of y, which torch's dynamo exporter writes into constants (opset 15)."""
+    for node in [n for n in graph if n.op_type == "CastLike" and n.domain == ""]:
+        like = node.inputs[1]
+        if like is not None and like.dtype is not None:
+            cast = ir.node("Cast", [node.inputs[0]], attributes={"to": like.dtype.value})
+            graph.insert_before(node, cast)
+            old, new = node.outputs[0], cast.outputs[0]
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+            graph.remove(node, safe=True)
+            new.name, new.type, new.shape = old.name, old.type, old.shape
+
+
+def fold_batch_normalization(model: ir.Model) -> None:
+    """W' = W gamma / sqrt(var + eps) per output channel, b' = (b - mean) gamma / sqrt(var + eps) + beta.
+
+    Pattern: Conv | ConvTranspose | Gemm | MatMul -> BatchNormalization in inference form, where the layer's output
+    has no other consumer and all parameters are constant. Other BatchNormalizations stay as they are.
+    """
+    for bn in [n for n in model.graph if n.op_type == "BatchNormalization" and n.domain == ""]:
+        if _is_training(bn):
+            raise ModelError(
+                f"BatchNormalization '{bn.name}' is in training mode: its output depends on the batch; "
+                f"export the model in evaluation mode (model.eval() in torch)"
+            )
+        layer = bn.inputs[0].producer() if bn.inputs[0] is not None else None
+        if layer is not None and _can_fold(layer, bn):
+            _fold(model.graph, layer, bn)
+
+
+def fuse_matrix_product_bias(model: ir.Model) -> None:
+    """MatMul(x, W) + b -> Gemm(x, W, b), for x of rank 2 and one number of b per column.
+
+    Dense layers come so from tf2onnx and scikit-learn. Needs shapes. onnxruntime does the same when it loads a float
+    model, but takes the pair apart from its quantizers when it loads a quantized one, and then computes it in floats.
+    """
+    for add in [n for n in model.graph if n.op_type == "Add" and n.domain == ""]:
+        for summand, other in (add.inputs, reversed(add.inputs)):
+            product = summand.producer() if summand is not None else None
+            bias = None if product is None else _column_bias(product, constant(other))
+            if product is not None and bias is not None:
+                _fuse_bias(model.graph, product, add, bias)
+                break
+
+
+def _column_bias(product: ir.Node, added: NDArray[Any] | None) -> NDArray[Any] | None:
+    """What is added to each column of a matrix product that nothing else reads, or None."""
+    if added is None or product.op_type != "MatMul" or product.domain != "" or len(product.outputs[0].uses()) != 1:
+        return None
+    x, weight = product.inputs[0], constant(product.inputs[1])
+    if weight is None or weight.ndim != 2 or x is None or x.shape is None or len(x.shape) != 2:
+        return None
+    columns = weight.shape[1]
+    per_column = added.ndim <= 2 and added.size in (1, columns) and (added.ndim < 2 or added.shape[0] == 1)
+    if product.outputs[0].is_graph_output() or not per_column:
+        return None
+    return np.broadcast_to(added.reshape(-1), (columns,))
+
+
+def _fuse_bias(graph: ir.Graph, product: ir.Node, add: ir.Node, bias: NDArray[Any]) -> None:
+    taken = next(v for v in add.inputs if v is not product.outputs[0])
+    stored = add_initializer(graph, f"{taken.name if taken is not None else product.name}", bias)
+    gemm = ir.node("Gemm", [*product.inputs, stored], name=product.name)
+    graph.insert_before(add, gemm)
+    old, new = add.outputs[0], gemm.outputs[0]
+    name, shape, dtype = old.name, old.shape, old.type
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove([add, product], safe=True)
+    new.name, new.shape, new.type = name, shape, dtype
+
+
+def constant_nodes(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes that can be computed from initializers alone."""
+    known: set[ir.Value] = {v for v in graph.initializers.values() if not v.is_graph_input()}
+    nodes = []
+    for node in graph:
+        pure = node.domain == "" and not any(
+            a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
+        )
+        random = node.op_type.startswith(("Random", "Multinomial", "Bernoulli"))
+        inputs = [v for v in node.inputs if v is not None]
+        if pure and not random and inputs and all(v in known for v in inputs) and node.op_type != "DequantizeLinear":
+            nodes.append(node)
+            known.update(node.outputs)
+    return nodes
+
+
+def _leaves(value: ir.Value, inner: set[ir.Node]) -> bool:
+    return bool(value.uses()) and (value.is_graph_output() or any(use.node not in inner for use in value.uses()))
+
+
+def _is_weight(value: ir.Value) -> bool:
+    """Whether a layer multiplies its input with the value: it will be quantized, and take less than it did."""
+    return any(
+        use.node.op_type in LINEAR and use.node.domain == "" and (use.idx == 1 or use.node.op_type == "MatMul")
+        for use in value.uses()
+    )
+
+
+def _source_bytes(value: ir.Value) -> int:
+    seen: set[ir.Value] = set()
+    pending, total = [value], 0
+    while pending:
+        current = pending.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        producer = current.producer()
+        if producer is not None:
+            pending.extend(v for v in producer.inputs if v is not None)
+        elif current.const_value is not None:
+            total += current.const_value.nbytes
+    return total
+
+
+def _replace_by_initializer(graph: ir.Graph, value: ir.Value, array: NDArray[np.generic]) -> None:
+    if value.is_graph_output():
+        return
+    name = value.name
+    value.name = f"{name}/computed"
+    constant = ir.Value(name=name, shape=ir.Shape(array.shape), const_value=ir.tensor(array, name=name))
+    constant.dtype = ir.DataType.from_numpy(array.dtype)
+    graph.register_initializer(constant)
+    value.replace_all_uses_with(constant)
+
+
+def _is_training(bn: ir.Node) -> bool:
+    mode = bn.attributes.get("training_mode")
+    return (mode is not None and mode.as_int() == 1) or sum(bool(v.uses()) for v in bn.outputs[1:]) > 0
+
+
+def _can_fold(layer: ir.Node, bn: ir.Node) -> bool:
+    if layer.op_type not in LINEAR or layer.domain != "" or layer.graph is not bn.graph:
+        return False
+    result = layer.outputs[0]
+    if len(result.uses()) != 1 or result.is_graph_output():
+        return False
+    parameters = [constant(v) for v in bn.inputs[1:5]]
+    weight = constant(layer.inputs[1])
+    bias_known = len(layer.inputs) < 3 or layer.inputs[2] is None or constant(layer.inputs[2]) is not None
+    if weight is None or not bias_known or any(p is None for p in parameters):
+        return False
+    bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 else None
+    if bias is not None and bias.ndim > 1 and bias.shape[0] != 1:
+        return False  # Gemm adds a matrix or a column: not one number per channel
+    if layer.op_type == "MatMul":
+        return False  # BatchNormalization normalises axis 1, MatMul's channels are the last axis
+    return layer.op_type != "Gemm" or not _gemm_is_scaled(layer)
+
+
+def _gemm_is_scaled(layer: ir.Node) -> bool:
+    return any(name in layer.attributes and layer.attributes[name].as_float() != 1.0 for name in ("alpha", "beta"))
+
+
+def output_axis(layer: ir.Node) -> int:
+    """The axis of the weight that runs over output channels."""
+    if layer.op_type == "ConvTranspose":
+        return 1
+    if layer.op_type == "Gemm":
+        trans_b = layer.attributes.get("transB")
+        return 0 if trans_b is not None and trans_b.as_int() else 1
+    return 0 if layer.op_type == "Conv" else -1
+
+
+def _fold(graph: ir.Graph, layer: ir.Node, bn: ir.Node) -> None:
+    gamma, beta, mean, var = (np.asarray(constant(v), np.float64) for v in bn.inputs[1:5])
+    epsilon = bn.attributes["epsilon"].as_float() if "epsilon" in bn.attributes else 1e-5
+    factor = gamma / np.sqrt(var + epsilon)
+    weight = np.asarray(constant(layer.inputs[1]))
+    scaled = scale_output_channels(layer, weight, factor)
+    old_bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 else None
+    bias = (0.0 if old_bias is None else old_bias.astype(np.float64).reshape(-1)) - mean
+    bias = np.broadcast_to(bias * factor + beta, factor.shape).astype(weight.dtype)
+
+    stem = layer.inputs[1].name if layer.inputs[1] is not None else layer.name
+    new_weight = add_initializer(graph, f"{stem}", scaled.astype(weight.dtype))
+    bias_stem = layer.inputs[2].name if len(layer.inputs) > 2 and layer.inputs[2] is not None else f"{stem}.bias"
+    new_bias = add_initializer(graph, f"{bias_stem}", bias)
+    if len(layer.inputs) < 3:
+        layer.resize_inputs(3)
+    layer.replace_input_with(1, new_weight)
+    layer.replace_input_with(2, new_bias)
+    old, result = bn.outputs[0], layer.outputs[0]
+    name, shape, dtype = old.name, old.shape, old.type
+    is_output = old.is_graph_output()
+    old.replace_all_uses_with(result, replace_graph_outputs=is_output)
+    graph.remove(bn, safe=True)
+    result.name, result.shape, result.type = name, shape, dtype
+
+
+def scale_output_channels(
+    layer: ir.Node, weight: NDArray[np.generic], factor: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Multiply each output channel of `weight` by `factor` (float64, one value per output channel)."""
+    if layer.op_type == "ConvTranspose":  # weight: in x out/groups x ...; channel o of group g is row block g, column o
+        groups = layer.attributes["group"].as_int() if "group" in layer.attributes else 1
+        split = weight.reshape(groups, -1, *weight.shape[1:]).astype(np.float64)
+        shape = (groups, 1, -1) + (1,) * (weight.ndim - 2)
+        return (split * factor.reshape(shape)).reshape(weight.shape)
+    aligned = np.moveaxis(np.broadcast_to(factor, (1,) * (weight.ndim - 1) + factor.shape), -1, output_axis(layer))
+    return weight.astype(np.float64) * aligned

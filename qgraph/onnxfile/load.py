@@ -1,0 +1,104 @@
+"""Loading, checking, normalising and saving ONNX models: the only place that touches files with models in them.
+
+`load` reads and checks a model. `normalise` brings it to the one form that the rest of qgraph works on: functions
+inlined, constants lifted to initializers, initializers removed from the inputs, constant weight chains folded,
+BatchNormalization folded into the layer before it, every node named, shapes inferred.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from qgraph.errors import ModelError, first_line
+from qgraph.onnxfile.content import check_content
+from qgraph.onnxfile.model import Model, ModelLike
+from qgraph.running import sessions as runtime
+
+logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it logs failed shape inference with a traceback; we go on
+MIN_OPSET = 7
+MAX_OPSET = 26  # what onnxruntime 1.31 accepts; onnx writes higher ones by default
+
+
+def load(model: ModelLike) -> Model:
+    """Read a model from a path, a `ModelProto` or an onnx-ir model, and check it.
+
+    Raises `ModelError` when the file is missing, truncated, not ONNX, refused by the ONNX checker, or of an unknown
+    opset.
+    """
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, onnx.ModelProto):
+        check_content(model, "the given ModelProto")
+        _check(model, "the given ModelProto")
+        loaded = Model(ir_model=ir.from_proto(model), source="<ModelProto>", nbytes=model.ByteSize())
+    elif isinstance(model, ir.Model):
+        proto = ir.to_proto(model)
+        _check(proto, "the given model")
+        given = model.clone()
+        for value in given.graph.initializers.values():
+            if isinstance(value.const_value, ir.LazyTensor):
+                value.const_value = ir.tensor(value.const_value.numpy(), dtype=value.const_value.dtype)
+        loaded = Model(ir_model=given, source="<onnx_ir.Model>", nbytes=proto.ByteSize())
+    else:
+        loaded = _load_file(Path(model))
+    _check_versions(loaded)
+    return loaded
+
+
+def _load_file(path: Path) -> Model:
+    if not path.exists():
+        raise ModelError(f"no such model file: {path}")
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder, not an ONNX file")
+    try:
+        proto = onnx.load(path, load_external_data=False, format="protobuf")
+    except DecodeError:
+        raise ModelError(f"{path} is not an ONNX file, or is truncated: protobuf cannot decode it") from None
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+    if not proto.HasField("graph") or not proto.opset_import:
+        raise ModelError(f"{path} is not an ONNX model: it has no graph; export the model again")
+    check_content(proto, str(path), folder=path.parent)
+    _check(str(path) if _has_external_data(proto) else proto, str(path))
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:
+        raise ModelError(f"{path} cannot be read as an ONNX graph: {error}") from error
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    nbytes = path.stat().st_size
+    external = [t for v in model.graph.initializers.values() if isinstance(t := v.const_value, ir.ExternalTensor)]
+    if external:
+        size = sum(t.nbytes for t in external)
+        nbytes += size
+        try:
+            if size <= runtime.PROTOBUF_LIMIT:  # larger weights stay mapped from their file
+                ir.external_data.load_to_model(model)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path}: cannot read its external data: {first_line(error)}") from error
+    return Model(ir_model=model, source=str(path), nbytes=nbytes)
+
+
+def _check(model: onnx.ModelProto | str, where: str) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=False)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"{where} is refused by the ONNX checker: {first_line(error)}") from error
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{where} cannot be checked: {first_line(error)}") from error
+
+
+def _check_versions(model: Model) -> None:
+    if not MIN_OPSET <= model.opset <= MAX_OPSET:
+        raise ModelError(
+            f"{model.source} has opset {model.opset}; supported are {MIN_OPSET} to {MAX_OPSET} "
+            f"(onnx.version_converter.convert_version changes it)"
+        )
+
+
+def _has_external_data(proto: onnx.ModelProto) -> bool:
+    return any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto.graph.initializer)

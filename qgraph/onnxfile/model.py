@@ -1,0 +1,49 @@
+"""A model in memory, and what is known of where it came from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import onnx
+import onnx_ir as ir
+
+ModelLike: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | ir.Model | Model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A checked ONNX model: its graph, where it came from and how many bytes it took there."""
+
+    ir_model: ir.Model
+    source: str
+    nbytes: int
+    digest: str = ""
+    """SHA-256 of what a normalised model computes: nodes, attributes, weights and interface."""
+
+    def __reduce__(self) -> tuple[Callable[..., Model], tuple[bytes, str, int, str]]:
+        """Pickled as ONNX; the digest stays, since nothing is computed anew."""
+        return _unpickled, (ir.to_proto(self.ir_model).SerializeToString(), self.source, self.nbytes, self.digest)
+
+    @property
+    def opset(self) -> int:
+        return self.ir_model.opset_imports.get("", 1)
+
+    @property
+    def graph(self) -> ir.Graph:
+        return self.ir_model.graph
+
+    @property
+    def normalised(self) -> bool:
+        return bool(self.digest)
+
+    def input_values(self) -> list[ir.Value]:
+        """The inputs a caller feeds: graph inputs that are not initializers."""
+        return [v for v in self.graph.inputs if v.name not in self.graph.initializers]
+
+
+def _unpickled(data: bytes, source: str, nbytes: int, digest: str) -> Model:
+    net = ir.from_proto(onnx.ModelProto.FromString(data))
+    return Model(ir_model=net, source=source, nbytes=nbytes, digest=digest)

@@ -1,0 +1,129 @@
+"""The normal form that every method works on, and its digest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from qgraph.errors import ModelError, QGraphError, first_line
+from qgraph.onnxfile.cost_limits import GROWING_OPS, check_bounds
+from qgraph.onnxfile.folding import (
+    bypass_identities,
+    constant_nodes,
+    fold_batch_normalization,
+    fold_constants,
+    fuse_matrix_product_bias,
+)
+from qgraph.onnxfile.model import Model
+from qgraph.running import sessions as runtime
+
+
+def normalise(model: Model, *, fold_bn: bool = True) -> Model:
+    """The form every method works on; computes the same function as `model`, which stays as it was.
+
+    With `fold_bn`, BatchNormalization in inference form is folded into the convolution or matrix product before it.
+    """
+    if model.normalised:
+        return model
+    net = model.ir_model.clone()
+    transforms: list[Callable[[ir.Model], object]] = [
+        passes.InlinePass() if net.functions else lambda _: None,
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.RemoveInitializersFromInputsPass(),
+        _rename_twins,
+        bypass_identities,
+        _check_constants,
+        fold_constants,
+        *([fold_batch_normalization] if fold_bn else []),
+        passes.RemoveUnusedNodesPass(),
+        passes.TopologicalSortPass(),
+        name_everything,
+        _infer_shapes,
+        fuse_matrix_product_bias,
+        _drop_notes,
+    ]
+    try:
+        for transform in transforms:
+            transform(net)
+        digest = _digest(net)
+    except QGraphError:
+        raise
+    except Exception as error:  # of any kind: the file promised what it does not hold
+        raise ModelError(f"{model.source} is not a valid ONNX graph: {first_line(error)}") from error
+    net.ir_version = min(max(net.ir_version, runtime.MIN_IR_VERSION), runtime.MAX_IR_VERSION)
+    return Model(ir_model=net, source=model.source, nbytes=model.nbytes, digest=digest)
+
+
+def _drop_notes(net: ir.Model) -> None:
+    """Without what exporters note on nodes and tensors (source lines, stack traces); the model's own notes stay."""
+    for node in ir.traversal.RecursiveGraphIterator(net.graph):
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+def _rename_twins(model: ir.Model) -> None:
+    """Number the nodes that have a name in common: onnxruntime does not load them."""
+    name_everything(model, also_unnamed=False)
+
+
+def name_everything(model: ir.Model, *, also_unnamed: bool = True) -> None:
+    """Give every node a unique name: its own, else one made of its operator and first output."""
+    seen: set[str] = set()
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if not node.name and not also_unnamed:
+            continue
+        base = node.name or f"{node.op_type}_{node.outputs[0].name}"
+        name, suffix = base, 1
+        while name in seen:
+            suffix += 1
+            name = f"{base}_{suffix}"
+        seen.add(name)
+        node.name = name
+
+
+def _infer_shapes(model: ir.Model) -> None:
+    """Shapes of inner tensors, none of them out of bounds; the outputs stay as their author declared them."""
+    declared = [(v.type, v.shape) for v in model.graph.outputs]
+    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    check_bounds(model)
+    for output, (kind, shape) in zip(model.graph.outputs, declared, strict=True):
+        output.type, output.shape = kind, shape
+
+
+def _check_constants(model: ir.Model) -> None:
+    """Before constants are computed, where they may be much larger than what they are computed from."""
+    if any(node.op_type in GROWING_OPS for node in constant_nodes(model.graph)):
+        _infer_shapes(model)
+
+
+def _digest(model: ir.Model) -> str:
+    digest = hashlib.sha256()
+    digest.update(repr(sorted(model.opset_imports.items())).encode())
+    for graph in model.graphs():
+        for value in (*graph.inputs, *graph.outputs):
+            digest.update(f"{value.name} {value.type} {value.shape}\n".encode())
+        for name in sorted(graph.initializers):
+            tensor = graph.initializers[name].const_value
+            if tensor is not None:
+                digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+                digest.update(_content(tensor))
+        for node in graph:
+            proto = ir.to_proto(node)
+            proto.ClearField("doc_string")
+            proto.ClearField("metadata_props")
+            digest.update(proto.SerializeToString(deterministic=True))
+    return digest.hexdigest()
+
+
+def _content(tensor: ir.TensorProtocol) -> bytes | memoryview:
+    """The numbers of a tensor, not copied; of texts their bytes with their lengths."""
+    if isinstance(tensor, ir.StringTensor):
+        return repr(list(tensor.string_data())).encode()
+    array = np.ascontiguousarray(tensor.numpy()).reshape(-1)
+    return array.view(np.uint8).data if tensor.size else b""

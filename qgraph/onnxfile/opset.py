@@ -1,0 +1,99 @@
+"""Models at the opset that quantized graphs need: raised as far as that, and checked to compute the same."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.version_converter
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common as passes
+
+from qgraph.errors import ModelError, UsageError, first_line
+from qgraph.onnxfile.load import MAX_OPSET, load
+from qgraph.onnxfile.model import Model, ModelLike
+from qgraph.onnxfile.normalise import name_everything, normalise
+from qgraph.running import sessions as runtime
+
+QUANTIZED_OPSET = 13  # per-channel QuantizeLinear, Min on uint8
+_RESIZE_OPSET = 11  # the first whose Resize says how it maps coordinates
+_TRIED_SIZES = (1, 2, 32, 128, 224)  # of dimensions that a model leaves open, to compare two forms of it
+
+
+def raise_opset(model: Model, opset: int | None = None) -> Model:
+    """The normalised model at `opset`, or at the lowest one that quantized graphs need; checked to compute the same.
+
+    Raises `ModelError` when the ONNX version converter cannot do it, or does it wrongly.
+    """
+    target = max(model.opset, QUANTIZED_OPSET, opset or 0)
+    if opset is not None and not model.opset <= opset <= MAX_OPSET:
+        raise UsageError(f"--opset {opset}: the model has opset {model.opset}; it can be raised up to {MAX_OPSET}")
+    if target == model.opset:
+        return model
+    try:
+        converted = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model.ir_model), target))
+    except Exception as error:
+        raise ModelError(
+            f"{model.source} has opset {model.opset}, quantized graphs need {QUANTIZED_OPSET}, and onnx's "
+            f"version converter "
+            f"cannot raise it: {first_line(error)}; export the model with a newer opset"
+        ) from error
+    if model.opset < _RESIZE_OPSET <= target:
+        _keep_corners(converted)
+    name_everything(converted)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(converted)
+    _compare_outputs(model, converted, target)
+    return replace(model, ir_model=converted)
+
+
+def _keep_corners(converted: ir.Model) -> None:
+    """Resize maps coordinates as Upsample and the first Resize did; onnx's converter leaves it at the new default."""
+    for node in converted.graph.all_nodes():
+        if node.op_type == "Resize" and node.domain == "":
+            node.attributes.add(ir.AttrString("coordinate_transformation_mode", "asymmetric"))
+            node.attributes.add(ir.AttrString("nearest_mode", "floor"))
+
+
+def _compare_outputs(model: Model, converted: ir.Model, opset: int) -> None:
+    """Run both on the same noise; a version conversion that changes results must not pass silently."""
+    original, after = runtime.Session(model.ir_model), runtime.Session(converted)
+    before = feeds = None
+    for size in _TRIED_SIZES:
+        try:
+            feeds = _noise(model, size)
+            before = original.run_list(feeds)
+            break
+        except (ModelError, MemoryError, ValueError):
+            continue  # some dimension that the model leaves open must have another size
+    if before is None or feeds is None:
+        warnings.warn(f"{model.source} was raised from opset {model.opset} to {opset} unchecked", stacklevel=2)
+        return
+    for output, a, b in zip(model.graph.outputs, before, after.run_list(feeds), strict=True):
+        if isinstance(a, np.ndarray) and a.dtype.kind == "f":
+            same = a.shape == b.shape and np.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)
+            if not same:
+                raise ModelError(
+                    f"raising {model.source} from opset {model.opset} to {opset} changes output '{output.name}': "
+                    f"onnx's version converter is wrong here; export with opset {opset}"
+                )
+
+
+def _noise(model: Model, size: int) -> dict[str, NDArray[Any]]:
+    """Standard normal floats and zeros of other types, `size` where the model leaves a dimension open."""
+    generator = np.random.default_rng(0)
+    feeds = {}
+    for value in model.input_values():
+        dims = [d if isinstance(d, int) else size if i else min(size, 2) for i, d in enumerate(value.shape or ())]
+        kind = np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
+        noise = generator.standard_normal(dims) if kind.kind == "f" else np.zeros(dims)
+        feeds[str(value.name)] = np.asarray(noise, kind)
+    return feeds
+
+
+def prepare(model: ModelLike, *, opset: int | None = None, fold_bn: bool = True) -> Model:
+    """Load and normalise, at the opset that quantized graphs need or a higher one asked for."""
+    return raise_opset(normalise(load(model), fold_bn=fold_bn), opset)

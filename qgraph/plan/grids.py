@@ -1,0 +1,153 @@
+"""The plan that every method starts from: full-range grids for the chosen layers and the tensors between them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+import qmath
+from qgraph.graph.layers import Layer
+from qgraph.graph.sites import ActivationSite, GraphView, choose_layers
+from qgraph.graph.tensors import root
+from qgraph.plan import codes as weights
+from qgraph.plan.plan import MAX_BITS, ActivationQuant, KeptFloat, LayerQuant, QuantPlan, WeightQuant
+from qgraph.plan.recipe import Recipe
+
+STORAGE_BITS = 8  # of tensors that no layer multiplies: sums, and what residual connections carry
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**23
+
+
+class Ranges(Protocol):
+    """What is known of the values of tensors."""
+
+    def range_of(self, tensor: str) -> tuple[float, float]:
+        """The least and the largest value of a tensor."""
+
+
+def initial_plan(view: GraphView, recipe: Recipe, observed: Ranges | None) -> QuantPlan:
+    """Weights spanned to their largest magnitude; activations to their observed minimum and maximum."""
+    layers, kept = choose_layers(view, recipe.keep)
+    activations: list[ActivationQuant] = []
+    if recipe.activations is not None and observed is not None:
+        edges = {root(view.by_name[name].input).name for name in view.edge_layers if name in view.by_name}
+        for site in view.activation_sites(layers):
+            bits = recipe.edge_bits or STORAGE_BITS if site.tensor in edges else recipe.activations
+            activations += _activation_grids(site, bits, observed)
+    return QuantPlan(
+        model=view.model.digest,
+        recipe=recipe.method,
+        layers=tuple(_layer_grid(layer, recipe, view) for layer in layers),
+        activations=tuple(activations),
+        kept_float=(*(KeptFloat(name=name, why=why) for name, why in sorted(kept.items())), *_tail(view)),
+    )
+
+
+def _tail(view: GraphView) -> list[KeptFloat]:
+    """One entry for each operator type that computes behind the last layers."""
+    counts = Counter(node.op_type for node in view.tail)
+    first = {node.op_type: str(node.name) for node in reversed(view.tail)}
+    return [
+        KeptFloat(
+            name=first[op] + (f" and {count - 1} more {op}" if count > 1 else ""),
+            why="post-processing behind the last layers: wide ranges, little work",
+        )
+        for op, count in counts.items()
+    ]
+
+
+def _layer_grid(layer: Layer, recipe: Recipe, view: GraphView) -> LayerQuant:
+    weight = layer.weight_array()
+    axis = layer.scale_axis if recipe.per_channel else None
+    over = tuple(i for i in range(weight.ndim) if i != axis)
+    low, high = weight.min(axis=over), weight.max(axis=over)
+    bits = recipe.bits_of(layer, view.edge_layers)
+    grid = weight_grid(low, high, bits=bits, axis=axis, symmetric=recipe.symmetric_at(bits))
+    return LayerQuant(name=layer.name, op=layer.op, weight=grid)
+
+
+def weight_grid(
+    low: NDArray[np.floating],
+    high: NDArray[np.floating],
+    *,
+    bits: int,
+    axis: int | None,
+    symmetric: bool,
+    channel_bits: tuple[int, ...] = (),
+) -> WeightQuant:
+    """The signed grid that spans low..high per channel: symmetric about 0, or with an integer zero point."""
+    low, high = (np.atleast_1d(np.asarray(v, np.float64)) for v in (low, high))
+    half = 2.0 ** (np.asarray(channel_bits or bits) - 1)
+    if symmetric:
+        limit = np.maximum(np.abs(low), np.abs(high))
+        scale = _positive(limit / (half - 1))
+        return WeightQuant(bits=bits, scale=_floats(scale), axis=axis, channel_bits=channel_bits)
+    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    scale = _positive((high - low) / (2 * half - 1))
+    zero = np.clip(np.rint(-half - low / scale), -half, half - 1)
+    return WeightQuant(
+        bits=bits,
+        scale=_floats(scale),
+        zero_point=tuple(int(z) for z in zero),
+        axis=axis,
+        symmetric=False,
+        channel_bits=channel_bits,
+    )
+
+
+def activation_grid(tensor: str, low: float, high: float, *, bits: int, role: str = "tensor") -> ActivationQuant:
+    """The unsigned grid of `bits` that spans low..high, widened to contain 0 exactly, with an integer zero point."""
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    qmax = 2**bits - 1
+    scale = float(_positive(np.float64((high - low) / qmax)).astype(np.float32))
+    zero_point = int(np.clip(np.rint(-low / scale), 0, qmax))
+    return ActivationQuant(tensor=tensor, bits=bits, scale=scale, zero_point=zero_point, role=role)  # type: ignore[arg-type]
+
+
+def _activation_grids(site: ActivationSite, bits: int, observed: Ranges) -> list[ActivationQuant]:
+    """One grid, or two where layers read fewer bits than the other consumers of the tensor."""
+    low, high = observed.range_of(site.tensor)
+    if not site.operand:
+        wanted = [("tensor", STORAGE_BITS)]
+    elif site.shared and bits != STORAGE_BITS:
+        wanted = [("tensor", STORAGE_BITS), ("operand", bits)]
+    else:
+        wanted = [("tensor", bits)]
+    return [activation_grid(site.tensor, low, high, bits=b, role=role) for role, b in wanted]
+
+
+def _positive(scale: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
+    """Scales of all-zero channels become 1, denormal ones the smallest safe value."""
+    scale = np.asarray(scale)
+    return np.where(scale > 0, np.maximum(scale, _SMALLEST_SCALE), 1.0)
+
+
+def _floats(scale: NDArray[np.float64]) -> tuple[float, ...]:
+    """float32 values: what the model file can hold."""
+    return tuple(float(s) for s in scale.astype(np.float32))
+
+
+def weight_ends(
+    weight: NDArray[np.floating], grid: WeightQuant, method: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both ends of every channel's range at its own width, or of the tensor's, on a grid of this shape."""
+
+    def choose(values: NDArray[np.floating], bits: int, axis: int | None) -> tuple[Any, Any]:
+        how = method if bits < MAX_BITS else "max"
+        if not grid.symmetric:
+            return qmath.weight_range(values, bits=bits, method=how, axis=axis)
+        limit = qmath.weight_clip(values, bits=bits, method=how, axis=axis)
+        return -limit, limit
+
+    if not grid.channel_bits:
+        parts = [choose(part, grid.bits, grid.axis) for part in weights.channel_blocks(weight, grid.axis)]
+        low, high = (np.concatenate([np.atleast_1d(end) for end in ends]) for ends in zip(*parts, strict=True))
+        return low, high
+    rows, widths = np.moveaxis(weight, grid.axis or 0, 0), np.asarray(grid.channel_bits)
+    low, high = np.empty(len(rows)), np.empty(len(rows))
+    for bits in sorted(set(grid.channel_bits)):
+        alike = widths == bits
+        low[alike], high[alike] = choose(rows[alike], bits, 0)
+    return low, high

@@ -1,0 +1,337 @@
+"""`QuantPlan`: everything that quantizing a model decides, as one frozen value.
+
+A plan names the model it is for by digest, and holds the grid of every quantized weight and activation. It is
+comparable,
+hashable by content and round-trips through JSON exactly, so that it can be edited by hand, diffed and kept under
+version control. Methods are functions from a plan to a better plan; `simulate` and `export` turn a plan into nodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from qgraph.errors import PlanError
+
+SCHEMA = 1
+MIN_BITS, MAX_BITS = 2, 8
+MAX_SHIFTED_BITS = 7  # of weights whose code - zero_point fits into int8
+_NUMBERS = re.compile(r"\[\n([-+.\deE,\s]*)\]")  # a list of numbers goes on one line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounding:
+    """Q-Rater's rounding in place of rounding to nearest (`qmath.rounding_table`).
+
+    `gamma_n` in [-1, 1] and `gamma_s` in [0, 1] are those of Eq. 6, read as `reading` says; without `gamma_s` the
+    scheme is Eq. 4, of first order. With `subdivision` k > 0 a value is first rounded to the nearest k-th of a step, so
+    that its code is a look-up by an integer; 0 keeps the exact thresholds.
+    """
+
+    gamma_n: float
+    gamma_s: float | None = None
+    reading: Literal["distance", "printed"] = "distance"
+    subdivision: int = 0
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.gamma_n <= 1:
+            raise PlanError(f"gamma_n of a rounding must lie in -1..1, not {self.gamma_n}")
+        if self.gamma_s is not None and not 0 <= self.gamma_s <= 1:
+            raise PlanError(f"gamma_s of a rounding must lie in 0..1, not {self.gamma_s}")
+        if self.subdivision < 0:
+            raise PlanError(f"the subdivision of a rounding must not be negative, it is {self.subdivision}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightQuant:
+    """The grid of a weight: value = gain * scale * (code - zero_point) / input_scale, per channel along `axis` or for
+    the whole tensor.
+
+    Codes are those of round(w / scale) + zero_point, half to even, clamped to the signed range of `bits`, without its
+    lowest code when `symmetric`. `gain` rescales after rounding (the norm correction of ACIQ, Eq. 12). A symmetric grid
+    may have a `rounding` of its own.
+
+    `channel_bits`, where given, are the widths of the channels; `bits` is then the width whose quota they share.
+    `input_scale`, where given, multiplies the weight before it is rounded, one factor per input channel: that of the
+    operand's `channel_scale`, which the stored codes then contain.
+    """
+
+    bits: int
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...] = (0,)
+    gain: tuple[float, ...] = (1.0,)
+    axis: int | None = None
+    symmetric: bool = True
+    rounding: Rounding | None = None
+    channel_bits: tuple[int, ...] = ()
+    input_scale: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_bits(self.bits)
+        _check_scale(self.scale)
+        _check_scale(self.gain)
+        _check_scale(self.input_scale or (1.0,))
+        if self.rounding is not None and (not self.symmetric or self.rounding.subdivision):
+            raise PlanError("a weight grid with a rounding is symmetric, and its rounding has no subdivision")
+        if self.rounding is not None and self.channel_bits:
+            raise PlanError("a weight grid with a rounding has one width for all channels")
+        if self.symmetric and any(self.zero_point):
+            raise PlanError("a symmetric weight grid has zero_point 0")
+        if self.axis is None and len(self.scale) != 1:
+            raise PlanError(f"a weight grid without axis has one scale, not {len(self.scale)}")
+        for bits in self.channel_bits:
+            _check_bits(bits)
+        if self.channel_bits and len(self.channel_bits) != len(self.scale):
+            raise PlanError(f"{len(self.channel_bits)} channel_bits need as many scales, not {len(self.scale)}")
+        for zero_point, (low, high) in zip(self.zero_point, itertools.cycle(self.limits), strict=False):
+            if not low <= zero_point <= high:
+                raise PlanError(f"zero points of a weight must lie in {low}..{high}, not {zero_point}")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Bits of every channel, or of all."""
+        return self.channel_bits or (self.bits,)
+
+    @property
+    def limits(self) -> tuple[tuple[int, int], ...]:
+        """Lowest and highest code of every channel, or of all."""
+        return tuple((self.symmetric - 2 ** (bits - 1), 2 ** (bits - 1) - 1) for bits in self.widths)
+
+    @property
+    def qmin(self) -> int:
+        """The lowest code of any channel."""
+        return min(low for low, _ in self.limits)
+
+    @property
+    def qmax(self) -> int:
+        """The highest code of any channel."""
+        return max(high for _, high in self.limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationQuant:
+    """The grid of an activation: value = scale * (code - zero_point) + offset, codes 0 .. qmax in uint8.
+
+    `offset` is the real shift of LSQ+ (Eq. 1), in the units of the tensor; the exported graph folds it into the bias of
+    the layers that read the tensor without padding it (Eq. 5).
+
+    `role` says who sees it: `tensor` is every consumer; `operand` only the layers, on top of a `tensor` grid if there
+    is one. A `symmetric` grid has 2^(bits-1) - 1 codes on either side of its zero point. A grid with a `rounding` is
+    symmetric, or begins at zero.
+
+    With `channel_scale`, channel c along axis 1 has the step scale * channel_scale[c]; with `channel_bits`, its codes
+    run from 0 to 2^channel_bits[c] - 1, and `bits` is the width whose quota they share. In a deployed file the
+    factors live in the weights on both sides of the tensor (`WeightQuant.input_scale`).
+    """
+
+    tensor: str
+    bits: int
+    scale: float
+    zero_point: int = 0
+    role: Literal["tensor", "operand"] = "tensor"
+    offset: float = 0.0
+    symmetric: bool = False
+    rounding: Rounding | None = None
+    channel_scale: tuple[float, ...] = ()
+    channel_bits: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_bits(self.bits)
+        _check_scale((self.scale,))
+        _check_scale(self.channel_scale or (1.0,))
+        for bits in self.channel_bits:
+            _check_bits(bits)
+        if self.channel_bits and len(self.channel_bits) != len(self.channel_scale):
+            raise PlanError(
+                f"'{self.tensor}' has {len(self.channel_bits)} channel_bits and {len(self.channel_scale)} "
+                f"channel_scale: as many of both expected"
+            )
+        if self.channel_scale and (self.symmetric or self.rounding is not None or self.offset):
+            raise PlanError(f"a grid with channel_scale has no offset, rounding or signed codes: see '{self.tensor}'")
+        middle = 2 ** (self.bits - 1) - 1
+        if self.symmetric and self.zero_point != middle:
+            raise PlanError(f"a symmetric grid of {self.bits} bits has zero_point {middle}: see '{self.tensor}'")
+        if self.rounding is not None and self.zero_point and not self.symmetric:
+            raise PlanError(f"a grid with a rounding is symmetric or has zero_point 0: see '{self.tensor}'")
+        if self.rounding is not None and self.offset:
+            raise PlanError(f"a grid with a rounding has no offset: see '{self.tensor}'")
+        if self.rounding is not None and self.qmax * self.rounding.subdivision > 255:
+            raise PlanError(f"a subdivision fits 8 bits, {255 // self.qmax} at most for '{self.tensor}'")
+        if not 0 <= self.zero_point <= min(self.channel_qmax):
+            raise PlanError(f"zero_point {self.zero_point} of '{self.tensor}' lies outside 0..{min(self.channel_qmax)}")
+        if not math.isfinite(self.offset):
+            raise PlanError(f"the offset of '{self.tensor}' must be finite, not {self.offset}")
+
+    @property
+    def qmax(self) -> int:
+        """The highest code of any channel."""
+        return max(self.channel_qmax)
+
+    @property
+    def channel_qmax(self) -> tuple[int, ...]:
+        """The highest code of every channel, or of all."""
+        return tuple(2**bits - 1 - self.symmetric for bits in self.channel_bits or (self.bits,))
+
+    @property
+    def low(self) -> float:
+        return self.offset - self.zero_point * self.scale
+
+    @property
+    def high(self) -> float:
+        return self.offset + (self.qmax - self.zero_point) * self.scale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerQuant:
+    """How one layer is quantized: its weight's grid, and what is added to its bias (one value per output channel)."""
+
+    name: str
+    op: str
+    weight: WeightQuant
+    bias_shift: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptFloat:
+    """A layer that stays in floating point, and why."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantPlan:
+    """What is quantized and how, for the model with digest `model`.
+
+    `fold_bn` says whether BatchNormalization was folded into the layers before the model was looked at.
+    """
+
+    model: str
+    recipe: str
+    layers: tuple[LayerQuant, ...] = ()
+    activations: tuple[ActivationQuant, ...] = ()
+    kept_float: tuple[KeptFloat, ...] = ()
+    notes: tuple[str, ...] = ()
+    fold_bn: bool = True
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise PlanError(f"plan schema {self.schema} is not known; this version reads schema {SCHEMA}")
+        _check_unique("layer", [layer.name for layer in self.layers])
+        _check_unique("activation", [f"{a.tensor} ({a.role})" for a in self.activations])
+
+    def layer(self, name: str) -> LayerQuant | None:
+        return next((layer for layer in self.layers if layer.name == name), None)
+
+    def map_layers(self, change: Callable[[LayerQuant], LayerQuant]) -> QuantPlan:
+        return dataclasses.replace(self, layers=tuple(map(change, self.layers)))
+
+    def map_activations(self, change: Callable[[ActivationQuant], ActivationQuant]) -> QuantPlan:
+        return dataclasses.replace(self, activations=tuple(map(change, self.activations)))
+
+    def to_json(self) -> str:
+        """JSON text that `from_json` reads back to an equal plan (floats by repr)."""
+        text = json.dumps(dataclasses.asdict(self), indent=1)
+        return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "the plan") -> QuantPlan:
+        """Raises `PlanError` for anything that is not a plan, naming the field."""
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(f"{source} is not JSON: line {error.lineno}: {error.msg}") from None
+        try:
+            plan = _decode(cls, raw, "plan")
+        except PlanError as error:
+            raise PlanError(f"{source}: {error}") from None
+        return typing.cast(QuantPlan, plan)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> QuantPlan:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"cannot read the plan {path}: {getattr(error, 'strerror', None) or error}") from None
+        return cls.from_json(text, source=str(path))
+
+    def check_model(self, digest: str, source: str) -> None:
+        """Raise `PlanError` unless the plan was made for the model with this digest."""
+        if digest != self.model:
+            raise PlanError(
+                f"the plan was made for another model: it names {self.model[:12]}..., {source} is {digest[:12]}...; "
+                f"make a plan for this model with qgraph quantize --plan"
+            )
+
+
+def _decode(kind: Any, raw: Any, where: str) -> Any:
+    """Build a value of type `kind` from parsed JSON, strictly."""
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(typing.cast(type, kind), raw, where)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is tuple:
+        if not isinstance(raw, list):
+            raise PlanError(f"{where} must be a list, not {raw!r}")
+        return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(raw))
+    if origin is Literal:
+        if raw not in arguments:
+            raise PlanError(f"{where} must be one of {', '.join(map(repr, arguments))}, not {raw!r}")
+        return raw
+    if origin in (types.UnionType, typing.Union):
+        if raw is None and type(None) in arguments:
+            return None
+        return _decode(next(a for a in arguments if a is not type(None)), raw, where)
+    if kind is float and isinstance(raw, (int, float)) and not isinstance(raw, bool):
+        return float(raw)
+    if not isinstance(raw, kind) or (isinstance(raw, bool) and kind is not bool):
+        raise PlanError(f"{where} must be of type {kind.__name__}, not {raw!r}")
+    return raw
+
+
+def _decode_dataclass(kind: type, raw: Any, where: str) -> Any:
+    if not isinstance(raw, dict):
+        raise PlanError(f"{where} must be an object, not {raw!r}")
+    hints = get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    unknown = sorted(set(raw) - set(fields))
+    if unknown:
+        raise PlanError(f"{where} has an unknown field '{unknown[0]}'; known are {', '.join(fields)}")
+    needed = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
+    missing = sorted(needed - set(raw))
+    if missing:
+        raise PlanError(f"{where} lacks the field '{missing[0]}'")
+    return kind(**{name: _decode(hints[name], value, f"{where}.{name}") for name, value in raw.items()})
+
+
+def _check_unique(kind: str, names: list[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise PlanError(f"the plan lists {kind} '{name}' more than once")
+        seen.add(name)
+
+
+def _check_bits(bits: int) -> None:
+    if not MIN_BITS <= bits <= MAX_BITS:
+        raise PlanError(f"bits must lie in {MIN_BITS}..{MAX_BITS}, not {bits}")
+
+
+def _check_scale(scale: tuple[float, ...]) -> None:
+    if not scale or any(not (0.0 < s < float("inf")) for s in scale):
+        raise PlanError(f"every scale must be positive and finite, not {scale[:3]}")
+
+
+def operand_grids(plan: QuantPlan) -> Mapping[str, ActivationQuant]:
+    """The grid that layers read each tensor on: the operand grid where there is one, else the tensor's."""
+    return {a.tensor: a for a in sorted(plan.activations, key=lambda a: a.role, reverse=True)}

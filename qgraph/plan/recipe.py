@@ -1,0 +1,215 @@
+"""What the caller asked for: the method and every override, checked and with defaults filled in."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import qmath
+from qgraph.errors import UsageError, hint
+from qgraph.graph.layers import Layer
+from qgraph.plan.plan import MAX_SHIFTED_BITS
+
+Method = Literal["minmax", "aciq", "zeroq", "qrater", "lsqplus"]
+METHODS: tuple[str, ...] = get_args(Method)
+DATA_FREE = ("zeroq", "qrater", "lsqplus")
+ROUNDINGS = ("nearest", "qrater")
+SEARCHED = "qrater"  # as a clip or a rounding: found by measuring the task
+FORMATS = ("qdq", "float")
+ALLOCATIONS = ("none", "weights", "activations", "both")
+BUDGETS = ("size_mb", "average_bits", "max_drop")
+SEARCHES = ("frontier", "groups")
+DEFAULT_AVERAGE = 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A method and its settings.
+
+    `weights` and `activations` are bits, or None for floating point; `edge_bits` holds for the first and last layers.
+    With `weights` "mixed", each layer takes one of `bits` so that outputs move least (`direction` of the divergence)
+    under one budget: `size_mb` of weights (1 MB = 2**20 bytes), `average_bits` (4 if no budget is given), or the least
+    size that loses at most `max_drop` points of accuracy. `search` adds up sensitivities ("frontier") or measures
+    combinations ("groups"). The edges are mixed as well unless `edge_bits` is given.
+
+    `symmetric` says whether weight grids lie about zero; None: those of 8 bits, and those that are searched. Narrower
+    ones gain from both ends, and files hold them without zero points.
+
+    `clip` is the clipping method of activations, `weight_clip` that of weights (both names of `qmath.clip_methods()`);
+    `clip` and `rounding` may be `qrater` too: found by measuring the task, which then also decides on bias shifts.
+    `correct_outputs` measures the shift of every layer's mean output on samples, in place of the expected one.
+    `allocate_bits` says whose channels share their bits by the 2/3-power rule; None tries below 8 bits what is best.
+    """
+
+    method: str = "aciq"
+    weights: int | Literal["mixed"] | None = 8
+    activations: int | None = 8
+    edge_bits: int | None = None
+    per_channel: bool = True
+    symmetric: bool | None = None
+    clip: str = "aciq"
+    weight_clip: str = "mse"
+    rounding: str = "nearest"
+    bias_correction: bool = True
+    correct_outputs: bool = False
+    allocate_bits: str | None = None
+    reduce_range: bool = False
+    keep: tuple[str, ...] = ()
+    bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    size_mb: float | None = None
+    average_bits: float | None = None
+    max_drop: float | None = None
+    search: str = "frontier"
+    direction: Direction = "forward"
+
+    @classmethod
+    def choose(cls, method: str | None, has_data: bool, **overrides: Any) -> Recipe:
+        """The recipe named `method`, or the default for what is at hand.
+
+        None means floating point for `weights` and `activations`, and the default for every other option.
+        """
+        name = method or ("aciq" if has_data else "zeroq")
+        if name not in METHODS:
+            raise UsageError(f"unknown method '{name}': choose one of {', '.join(METHODS)}")
+        given = {k: v for k, v in overrides.items() if v is not None or k in ("weights", "activations")}
+        fields = {f.name for f in dataclasses.fields(cls)} - {"method"}
+        unknown = sorted(set(given) - fields)
+        if unknown:
+            raise UsageError(f"unknown option '{unknown[0]}'{hint(unknown[0], sorted(fields))}")
+        budgets = [option for option in BUDGETS if option in given]
+        if budgets and given.get("weights", "mixed") != "mixed":
+            raise UsageError(f"{_flag(budgets[0])} chooses bits per layer: give it with --weights mixed")
+        if len(budgets) > 1:
+            raise UsageError(f"give one of {' and '.join(map(_flag, budgets))}, not both")
+        if budgets:
+            given["weights"] = "mixed"
+        elif given.get("weights") == "mixed":
+            given["average_bits"] = DEFAULT_AVERAGE
+        for option in ("weights", "activations"):
+            if given.get(option) == "none":
+                given[option] = None
+        recipe = cls(method=name, **{**_DEFAULTS[name], **given})
+        recipe._check(has_data)
+        return recipe
+
+    def _check(self, has_data: bool) -> None:
+        for option in ("weights", "activations", "edge_bits"):
+            bits = getattr(self, option)
+            mixed = option == "weights" and bits == "mixed"
+            if not mixed and bits is not None and (not isinstance(bits, int) or not 2 <= bits <= 8):
+                raise UsageError(f"--{option.replace('_', '-')} must be a number from 2 to 8, not {bits}")
+        if self.weights is None and self.activations is None:
+            raise UsageError("both --weights none and --activations none leave nothing to quantize")
+        if self.weights is None:
+            raise UsageError("--weights none with quantized activations has no integer kernel: give --weights 8")
+        for option in ("clip", "weight_clip"):
+            known = (*qmath.clip_methods(), SEARCHED) if option == "clip" else qmath.clip_methods()
+            if getattr(self, option) not in known:
+                raise UsageError(f"unknown clip method '{getattr(self, option)}': choose one of {', '.join(known)}")
+        if self.rounding not in ROUNDINGS:
+            raise UsageError(f"unknown rounding '{self.rounding}': choose one of {', '.join(ROUNDINGS)}")
+        if not self.bits or any(not 2 <= bits <= 8 for bits in self.bits):
+            raise UsageError(f"--bits must be numbers from 2 to 8, such as 2,4,8, not {self.bits}")
+        for option in BUDGETS:
+            amount = getattr(self, option)
+            if amount is not None and not (0 <= amount < float("inf") and (amount or option == "max_drop")):
+                raise UsageError(f"{_flag(option)} must be a positive number, not {amount}")
+        if self.allocate_bits not in (None, *ALLOCATIONS):
+            raise UsageError(f"--allocate-bits must be one of {', '.join(ALLOCATIONS)}, not '{self.allocate_bits}'")
+        if self.mixed and self.allocate_bits not in (None, "none"):
+            raise UsageError("--weights mixed gives bits to layers, --allocate-bits to channels: choose one of them")
+        for option, known in (("search", SEARCHES), ("direction", DIRECTIONS)):
+            if getattr(self, option) not in known:
+                raise UsageError(f"{_flag(option)} must be one of {', '.join(known)}, not '{getattr(self, option)}'")
+        if self.symmetric is False and self.method == "lsqplus":
+            raise UsageError(
+                "--asymmetric is for grids that are not trained: LSQ+ learns weight grids with --symmetric"
+            )
+        if self.correct_outputs and self.method == "lsqplus":
+            raise UsageError("--correct-outputs is for plans that are not trained: method 'lsqplus' learns its biases")
+        if self.needs_data and not has_data and self.method not in DATA_FREE:
+            raise UsageError(
+                f"method '{self.method}' needs data to quantize activations or to mix bits: pass --data, or "
+                f"--activations none for weights of fixed bits alone"
+            )
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether activations are quantized, bits mixed or the task measured: something must flow through the net."""
+        return self.activations is not None or self.mixed or bool(self.ingredients) or self.correct_outputs
+
+    @property
+    def undecided(self) -> bool:
+        """Whether variants of the method are worth trying: some grids have fewer than 8 bits."""
+        free = self.allocate_bits is None and self.clip == "aciq" and not (self.mixed or self.ingredients)
+        return free and self.needs_data and any(b is not None and b != 8 for b in (self.weights, self.activations))
+
+    @property
+    def mixed(self) -> bool:
+        """Whether every layer gets bits of its own."""
+        return self.weights == "mixed"
+
+    def symmetric_at(self, bits: int) -> bool:
+        """Whether a weight grid of this width lies about zero."""
+        if self.symmetric is not None:
+            return self.symmetric
+        return bits > MAX_SHIFTED_BITS - self.reduce_range or bool(self.ingredients)
+
+    def at(self, bits: int) -> Recipe:
+        """The same with all weights at `bits`; the edges too, unless they have theirs."""
+        return dataclasses.replace(self, weights=bits, edge_bits=self.edge_bits or bits)
+
+    @property
+    def ingredients(self) -> tuple[Literal["clip", "round", "bias"], ...]:
+        """What a search looks for; () where nothing is searched."""
+        searched = {"clip": self.clip == SEARCHED, "round": self.rounding == SEARCHED}
+        searched["bias"] = self.bias_correction and (any(searched.values()) or self.method == SEARCHED)
+        return tuple(name for name in ("clip", "round", "bias") if searched[name])
+
+    @property
+    def needs_histograms(self) -> bool:
+        """Whether ranges alone do not decide the plan."""
+        return self.clip != "max" and self.activations is not None
+
+    def bits_of(self, layer: Layer, edges: frozenset[str]) -> int:
+        """Weight bits of a layer; `reduce_range` leaves one bit of headroom for CPUs without VNNI."""
+        weights = self.weights if isinstance(self.weights, int) else 8
+        bits = (self.edge_bits or 8) if layer.name in edges else weights
+        return min(bits, 7) if self.reduce_range else bits
+
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "minmax": {
+        "symmetric": True,
+        "clip": "max",
+        "weight_clip": "max",
+        "bias_correction": False,
+        "allocate_bits": "none",
+    },
+    "aciq": {},
+    "lsqplus": {
+        "weights": 4,
+        "activations": 4,
+        "symmetric": True,
+        "clip": "max",
+        "weight_clip": "max",
+        "bias_correction": False,
+    },
+    "zeroq": {},  # the grids of ACIQ, on distilled data
+    "qrater": {"symmetric": True, "clip": SEARCHED, "rounding": SEARCHED},
+}
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")
+
+
+def check_format(format: str) -> None:
+    """Raise `UsageError` for a format that plans are not turned into."""
+    if format not in FORMATS:
+        raise UsageError(f"unknown format '{format}': choose one of {', '.join(FORMATS)}")
+
+
+Direction = Literal["forward", "reverse"]  # KL(float || quantized), KL(quantized || float)
+DIRECTIONS: tuple[str, ...] = get_args(Direction)

@@ -1,0 +1,50 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from qgraph.errors import ModelError, UsageError
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a reader sees the old content or the new one, never a part."""
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def check_writable(path: str | os.PathLike[str], *, source: str | None = None) -> None:
+    """Raise before any work is done if `path` cannot be written or is the input itself."""
+    target = Path(path)
+    if source is not None and target.exists() and Path(source).exists() and os.path.samefile(target, source):
+        raise UsageError(f"output {target} is the input model itself: choose another file name with -o")
+    if target.is_dir():
+        raise UsageError(f"output {target} is a folder: give a file name, for example -o {target / 'model.onnx'}")
+    folder = target.parent
+    if not folder.is_dir():
+        raise UsageError(f"cannot write {target}: the folder {folder} does not exist; make it first")
+    if not os.access(folder, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
+        raise ModelError(f"cannot write {target}: permission denied; choose another place with -o")
+
+
+def flush(path: Path) -> None:
+    """Bring what was written to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,73 @@
+"""Samples in the type and layout of a model's input.
+
+uint8 images in NHWC become floats in NCHW divided by 255, then (x - mean) / std per channel; other arrays are fed as
+they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from qgraph.errors import DataError
+from qgraph.samples.read import Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """(x / 255 - mean) / std per channel for images, (x - mean) / std for float arrays; one number serves all."""
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(not s > 0 for s in self.std):
+            raise DataError(f"std must be positive, not {self.std}")
+
+    def normalise(self, images: Array, channel_axis: int) -> Array:
+        channels = images.shape[channel_axis]
+        shape = [1] * images.ndim
+        shape[channel_axis] = -1
+        for name, numbers, change in (("mean", self.mean, np.subtract), ("std", self.std, np.divide)):
+            if numbers:
+                if len(numbers) not in (1, channels):
+                    raise DataError(f"{name} has {len(numbers)} values, the images have {channels} channels")
+                images = change(images, np.asarray(numbers, np.float32).reshape(shape))
+        return images
+
+
+def to_input(array: Array, value: ir.Value, preprocessing: Preprocessing) -> Array:
+    """The array in the type and layout of the model's input."""
+    wanted = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"input '{value.name}' needs numbers, the data are of type {array.dtype}")
+    shape = value.shape
+    if array.dtype == np.uint8 and wanted.kind == "f" and array.ndim == 4:
+        images = preprocessing.normalise(array.astype(np.float32) / np.float32(255), channel_axis=3)
+        if shape is None or not _is_channels_last(shape, images.shape):
+            images = images.transpose(0, 3, 1, 2)
+        return np.ascontiguousarray(images, dtype=wanted)
+    if wanted.kind == "f" and array.ndim >= 2:
+        array = preprocessing.normalise(array, channel_axis=1)
+    if wanted.kind in "iu" and array.dtype.kind == "f":
+        raise DataError(f"input '{value.name}' needs {wanted} values, the data are {array.dtype}")
+    return np.require(array, dtype=wanted, requirements="C")
+
+
+def _is_channels_last(shape: ir.Shape, image: tuple[int, ...]) -> bool:
+    """Whether an input of this shape takes NHWC images: its last dimension is the channels, its second is not."""
+    return len(shape) == 4 and shape[3] == image[3] and shape[1] != image[3]
+
+
+def check_shape(array: Array, value: ir.Value, description: str) -> None:
+    if value.shape is None:
+        return
+    wanted = [d if isinstance(d, int) else None for d in value.shape]
+    fits = array.ndim == len(wanted) and all(w in (None, a) for w, a in zip(wanted[1:], array.shape[1:], strict=True))
+    if not fits:
+        text = ", ".join("?" if w is None else str(w) for w in wanted)
+        raise DataError(
+            f"{description}: samples of shape {list(array.shape[1:])} do not fit input '{value.name}' of shape [{text}]"
+        )

@@ -1,0 +1,145 @@
+"""Samples as they are given: a path, arrays, a mapping or batches become parts, dictionaries from input to array."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph.errors import DataError
+from qgraph.samples.images import IMAGE_SUFFIXES
+
+Array: TypeAlias = NDArray[Any]
+
+LABELS = "labels"
+
+
+def read_parts(source: Any, inputs: tuple[ir.Value, ...], limit: int | None) -> tuple[list[dict[str, Any]], str]:
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if not path.exists():
+            raise DataError(f"no such data file or folder: {path}")
+        return [_read_path(path, inputs, limit)], str(path)
+    if isinstance(source, np.ndarray):
+        return [_assign({"data": source}, inputs, "the given array")], "the given array"
+    if isinstance(source, Mapping):
+        return [_assign(dict(source), inputs, "the given mapping")], "the given mapping"
+    if isinstance(source, Iterable):
+        return _read_batches(source, inputs, limit), "the given batches"
+    raise DataError(f"data must be a path, arrays or an iterable of batches, not {type(source).__name__}")
+
+
+def _read_path(path: Path, inputs: tuple[ir.Value, ...], limit: int | None) -> dict[str, Any]:
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise DataError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        if len(inputs) != 1:
+            raise DataError(
+                f"a folder of images feeds one input, the model has {len(inputs)}: use an .npz with one array each"
+            )
+        return {str(inputs[0].name): files}
+    try:
+        if path.suffix == ".npy":
+            return _assign({"data": np.load(path, mmap_mode="r", allow_pickle=False)}, inputs, str(path))
+        return _assign(_read_npz(path, limit), inputs, str(path))
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise DataError(f"cannot read {path} as .npz or .npy: {error}") from error
+    except BadZipFile as error:
+        raise DataError(f"cannot read {path}: it is not a valid .npz archive") from error
+
+
+def _read_npz(path: Path, limit: int | None) -> dict[str, Array]:
+    """The first `limit` rows of every array, without unpacking the rest."""
+    arrays = {}
+    with ZipFile(path) as archive:
+        for entry in archive.namelist():
+            with archive.open(entry) as file:
+                arrays[entry.removesuffix(".npy")] = _read_rows(file, limit)
+    return arrays
+
+
+def _read_rows(file: IO[bytes], limit: int | None) -> Array:
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, not numbers")
+    if fortran_order:
+        whole = np.frombuffer(file.read(), dtype).reshape(shape[::-1]).T
+        return whole[:limit] if shape else whole
+    rows = (min(shape[0], limit or shape[0]), *shape[1:]) if shape else ()
+    return np.frombuffer(file.read(math.prod(rows) * dtype.itemsize), dtype).reshape(rows)
+
+
+def _assign(arrays: dict[str, Any], inputs: tuple[ir.Value, ...], where: str) -> dict[str, Any]:
+    """Give every model input its array: by name, or for one input `images` or the only array."""
+    names = [str(v.name) for v in inputs]
+    labels = {LABELS: np.asarray(arrays[LABELS])} if LABELS in arrays and LABELS not in names else {}
+    candidates = {k: v for k, v in arrays.items() if k not in labels}
+    if all(name in candidates for name in names):
+        chosen = {name: candidates[name] for name in names}
+    elif len(names) == 1 and ("images" in candidates or len(candidates) == 1):
+        chosen = {names[0]: candidates.get("images", next(iter(candidates.values())))}
+    else:
+        raise DataError(
+            f"{where} has the arrays {', '.join(arrays) or '(none)'}; the model's inputs are {', '.join(names)}: "
+            f"name the arrays like the inputs"
+        )
+    fits = all(_fits(np.shape(chosen[str(v.name)]), v) for v in inputs)
+    if is_one_run(chosen) and (not fits or _share_a_batch(inputs)):
+        lengths = {name: len(array) if np.ndim(array) else 0 for name, array in chosen.items()}
+        raise DataError(f"{where}: the inputs have different numbers of samples: {lengths}")
+    return {**chosen, **labels}
+
+
+def _read_batches(source: Iterable[Any], inputs: tuple[ir.Value, ...], limit: int | None) -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = []
+    seen = 0
+    for index, batch in enumerate(source):
+        arrays = dict(batch) if isinstance(batch, Mapping) else {"data": np.asarray(batch)}
+        part = _assign(arrays, inputs, f"batch {index}")
+        if length(part):
+            parts.append(part)
+            seen += length(part)
+        if limit is not None and seen >= limit:
+            break
+    return parts
+
+
+def is_one_run(part: Mapping[str, Any]) -> bool:
+    """Whether the arrays are the inputs of one run, that cannot be cut into samples.
+
+    They are where they do not share a first dimension: scalars, parameters, or states beside a batch.
+    """
+    lengths = {len(v) if isinstance(v, list) or np.ndim(v) else None for k, v in part.items() if k != LABELS}
+    return len(lengths) > 1 or None in lengths
+
+
+def _fits(shape: tuple[int, ...], value: ir.Value) -> bool:
+    """Whether an array of this shape is what the input takes, its first dimension included."""
+    wanted = value.shape
+    if wanted is None:
+        return True
+    return len(shape) == len(wanted) and all(
+        not isinstance(w, int) or w == s for w, s in zip(wanted, shape, strict=True)
+    )
+
+
+def _share_a_batch(inputs: tuple[ir.Value, ...]) -> bool:
+    """Whether the model itself says, by the name of their first dimension, that the inputs have as many samples."""
+    first = {str(v.shape[0]) if v.shape is not None and len(v.shape) else "None" for v in inputs}
+    return len(inputs) > 1 and len(first) == 1 and first != {"None"}
+
+
+def length(part: Mapping[str, Any]) -> int:
+    if is_one_run(part):
+        return 1
+    return min((len(values) for values in part.values()), default=0)

@@ -1,0 +1,103 @@
+"""Compiled loops of `qmath.grid`: real numbers to codes, and to the values that codes stand for.
+
+`grid` is a (6, channels) array in the type of the data, in which all arithmetic is done: scale, 1 / scale, offset, the
+ends of the grid less the offset, and the zero point. A value is first clamped to the ends, so that its rounded quotient
+is a code and cannot overflow; NaN stays NaN.
+"""
+
+# mypy: disable-error-code="no-untyped-def, call-arg"
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from qmath.kernels.fma import fma
+from qmath.kernels.vectors import widest_vectors
+
+
+@njit(cache=True, nogil=True)
+def _level(x, scale, inverse, offset, low, high, half_up):
+    """round((x - offset) / scale), x clamped; ties to even, or upwards.
+
+    The quotient is the product with the reciprocal, corrected once by its remainder, which a fused multiply-add gives
+    exactly. Before its last rounding that is about 2^-47 of it off (float32), so may differ from the division only
+    in rare cases: none is known, and tests look for them next to the ties, but it is not proved that none exists.
+    """
+    v = x - offset
+    v = low if v < low else v
+    v = high if v > high else v
+    q = v * inverse
+    q = fma(fma(-q, scale, v), inverse, q)
+    r = np.rint(q)
+    if half_up:
+        half, one = type(x)(0.5), type(x)(1)
+        r = r + one if q - r >= half else r
+    return r
+
+
+@njit(cache=True, nogil=True)
+def _values(x, out, scale, inverse, offset, low, high, half_up):
+    widest_vectors()
+    for i in range(x.size):
+        out[i] = _level(x[i], scale, inverse, offset, low, high, half_up) * scale + offset
+
+
+@njit(cache=True, nogil=True)
+def _codes(x, out, scale, inverse, offset, low, high, zero_point, half_up):
+    widest_vectors()
+    for i in range(x.size):
+        out[i] = np.int32(_level(x[i], scale, inverse, offset, low, high, half_up) + zero_point)
+
+
+@njit(cache=True, nogil=True)
+def values_by_row(start, stop, inner, x, out, grid, half_up):
+    """The values start..stop, where row i // inner belongs to channel (i // inner) mod channels."""
+    scale, inverse, offset, low, high, _ = grid
+    while start < stop:
+        c = start // inner % grid.shape[1]
+        end = min(stop, (start // inner + 1) * inner)
+        _values(x[start:end], out[start:end], scale[c], inverse[c], offset[c], low[c], high[c], half_up)
+        start = end
+
+
+@njit(cache=True, nogil=True)
+def codes_by_row(start, stop, inner, x, out, grid, half_up):
+    """As `values_by_row`, for codes."""
+    scale, inverse, offset, low, high, zero_point = grid
+    while start < stop:
+        c = start // inner % grid.shape[1]
+        end = min(stop, (start // inner + 1) * inner)
+        _codes(x[start:end], out[start:end], scale[c], inverse[c], offset[c], low[c], high[c], zero_point[c], half_up)
+        start = end
+
+
+@njit(cache=True, nogil=True)
+def values_by_column(start, stop, x, out, grid, half_up):
+    """The rows start..stop, each with one value per column of `grid`; the last row may be short."""
+    width = grid.shape[1]
+    for row in range(start, stop):
+        _values_across(x[row * width : (row + 1) * width], out[row * width : (row + 1) * width], grid, half_up)
+
+
+@njit(cache=True, nogil=True)
+def codes_by_column(start, stop, x, out, grid, half_up):
+    """As `values_by_column`, for codes."""
+    width = grid.shape[1]
+    for row in range(start, stop):
+        _codes_across(x[row * width : (row + 1) * width], out[row * width : (row + 1) * width], grid, half_up)
+
+
+@njit(cache=True, nogil=True)
+def _values_across(x, out, grid, half_up):
+    widest_vectors()
+    for c in range(x.size):
+        level = _level(x[c], grid[0, c], grid[1, c], grid[2, c], grid[3, c], grid[4, c], half_up)
+        out[c] = level * grid[0, c] + grid[2, c]
+
+
+@njit(cache=True, nogil=True)
+def _codes_across(x, out, grid, half_up):
+    widest_vectors()
+    for c in range(x.size):
+        level = _level(x[c], grid[0, c], grid[1, c], grid[2, c], grid[3, c], grid[4, c], half_up)
+        out[c] = np.int32(level + grid[5, c])

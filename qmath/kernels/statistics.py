@@ -1,0 +1,190 @@
+"""One-pass statistics in Numba: ranges and sums per sample and channel, and counts per power-of-two bin."""
+
+# mypy: disable-error-code="no-untyped-def, call-arg"
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from qmath.kernels.vectors import greatest, least, widest_vectors
+
+_REASSOCIATE = {"reassoc", "contract", "nsz"}
+_PIECE = 1 << 12  # values that are read from memory once, then again from the first-level cache
+_FULL = 1 << 31  # values that the 32-bit counters of `scan` hold for certain
+
+
+@njit(cache=True, nogil=True)
+def scan(start, stop, blocks, minimum_exponent, bins, lows, highs, sums):
+    """Statistics of the samples start..stop of `blocks` (samples, before, channels, after), each on its own.
+
+    Fills lows[s, c] (inf at first) and highs[s, c] (-inf) with the least and greatest value, and sums[:, s, c] with
+    those of x, x^2 and |x| in float64, added in an order that the shape of a sample alone decides. Returns counts in
+    `bins` bins over [-2^e, 2^e) (none for 0 bins) and e. Stops where a sum of squares is not finite, which then tells.
+    """
+    counts, tables, held = np.zeros(bins, np.int64), np.zeros((4, bins), np.uint32), 0
+    cells = np.empty(_PIECE, np.int32)
+    exponent = minimum_exponent
+    _, before, channels, after = blocks.shape
+    within = after if after > _PIECE else channels * after  # pieces do not cross its multiples,
+    step = _PIECE if after > _PIECE else _PIECE // after * after  # and hold whole rows where rows are short
+    for s in range(start, stop):
+        for a in range(before):
+            values = blocks[s, a].reshape(-1)
+            for first in range(0, values.size, within):
+                for begin in range(first, first + within, step):
+                    piece = values[begin : min(begin + step, first + within)]
+                    c = begin // after
+                    if after == 1:
+                        reach = _add_columns(piece, lows[s, c:], highs[s, c:], sums[:, s, c:])
+                    else:
+                        reach = _add_rows(piece, min(after, piece.size), lows[s, c:], highs[s, c:], sums[:, s, c:])
+                    if reach == np.inf:
+                        return counts, exponent
+                    if bins:
+                        steps = max(0, _exponent(reach) - exponent)
+                        if held > _FULL or (steps and held):
+                            _empty(tables, counts)
+                            held = 0
+                        _widen(counts, steps)
+                        exponent += steps
+                        bin_cells(piece, values.dtype.type(math.ldexp(bins / 2, -exponent)), np.int32(bins // 2), cells)
+                        tally(cells[: piece.size], tables)
+                        held += piece.size
+    _empty(tables, counts)
+    return counts, exponent
+
+
+@njit(cache=True, nogil=True)
+def _add_rows(values, after, lows, highs, sums):
+    """Take in rows of `after` values, one for each channel; the largest magnitude, inf where squares are not finite."""
+    reach = 0.0
+    for c in range(values.size // after):
+        row = values[c * after : (c + 1) * after]
+        total, squares, magnitudes = _sums(row)
+        sums[0, c] += total
+        sums[1, c] += squares
+        sums[2, c] += magnitudes
+        if not np.isfinite(squares):
+            return np.inf
+        low, high = _range(row)
+        lows[c] = min(lows[c], low)
+        highs[c] = max(highs[c], high)
+        reach = max(reach, np.float64(-low), np.float64(high))
+    return reach
+
+
+@njit(cache=True, nogil=True, fastmath=_REASSOCIATE)
+def _add_columns(values, lows, highs, sums):
+    """As `_add_rows`, of one value for each channel."""
+    widest_vectors()
+    squares, low, high = 0.0, values[0], values[0]
+    for c in range(values.size):
+        x = np.float64(values[c])
+        sums[0, c] += x
+        sums[1, c] += x * x
+        sums[2, c] += abs(x)
+        squares += x * x
+    for c in range(values.size):
+        lows[c] = least(values[c], lows[c])
+        highs[c] = greatest(values[c], highs[c])
+        low = least(values[c], low)
+        high = greatest(values[c], high)
+    return np.float64(max(-low, high)) if np.isfinite(squares) else np.inf
+
+
+@njit(cache=True, nogil=True, fastmath=_REASSOCIATE)
+def _sums(row):
+    widest_vectors()
+    total = squares = magnitudes = 0.0
+    for i in range(row.size):
+        x = np.float64(row[i])
+        total += x
+        squares += x * x
+        magnitudes += abs(x)
+    return total, squares, magnitudes
+
+
+@njit(cache=True, nogil=True)
+def _range(row):
+    widest_vectors()
+    low, high = row[0], row[0]
+    for i in range(row.size):
+        low = least(row[i], low)
+        high = greatest(row[i], high)
+    return low, high
+
+
+@njit(cache=True, nogil=True)
+def _exponent(reach):
+    """The e of 2^e, the least power of two above a magnitude; very small for 0."""
+    return math.frexp(reach)[1] if reach > 0 else -(1 << 20)
+
+
+@njit(cache=True, nogil=True)
+def bin_cells(values, factor, half, cells):
+    """half + trunc(|x| factor) for x >= 0, else half - 1 - trunc(|x| factor); exact, as factor is a power of two."""
+    widest_vectors()
+    for i in range(values.size):
+        x = values[i]
+        k = np.int32(abs(x) * factor)
+        cells[i] = half + k if x >= 0 else half - np.int32(1) - k
+
+
+@njit(cache=True, nogil=True)
+def tally(cells, tables):
+    """Count in four tables in turn, so that equal neighbours (zeros after a ReLU) do not wait for each other."""
+    first, second, third, fourth = tables[0], tables[1], tables[2], tables[3]
+    whole = cells.size // 4 * 4
+    pairs = cells[:whole].view(np.uint64)  # one load for two
+    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    for i in range(0, pairs.size, 2):
+        one, two = pairs[i], pairs[i + 1]
+        first[one & low] += 1
+        second[one >> half] += 1
+        third[two & low] += 1
+        fourth[two >> half] += 1
+    for i in range(whole, cells.size):
+        first[np.uint32(cells[i])] += 1
+
+
+@njit(cache=True, nogil=True)
+def _empty(tables, counts):
+    """Move what the tables hold to `counts`."""
+    for k in range(counts.size):
+        counts[k] += np.int64(tables[0, k]) + tables[1, k] + tables[2, k] + tables[3, k]
+    tables[:] = 0
+
+
+@njit(cache=True, nogil=True)
+def _widen(counts, steps):
+    """Merge 2^steps bins into one, towards zero: the k-th on either side goes to the (k >> steps)-th."""
+    half = counts.size // 2
+    steps = min(steps, 62)
+    if steps:
+        for k in range(1, half):
+            above, below = counts[half + k], counts[half - 1 - k]
+            counts[half + k] = counts[half - 1 - k] = 0
+            counts[half + (k >> steps)] += above
+            counts[half - 1 - (k >> steps)] += below
+
+
+@njit(cache=True, nogil=True)
+def add_to_limbs(limbs, terms):
+    """Add every row of `terms` (rows, sums), doubles seen as int64, to the wide integers `limbs` (sums, limbs)."""
+    for r in range(terms.shape[0]):
+        for k in range(terms.shape[1]):
+            bits = terms[r, k]
+            place = (bits >> 52) & 0x7FF
+            mantissa = bits & 0xFFFFFFFFFFFFF
+            if place:
+                mantissa |= 0x10000000000000
+                place -= 1
+            limb, shift = place >> 5, place & 31
+            low = (mantissa & 0xFFFFFFFF) << shift
+            high = (mantissa >> 32) << shift
+            sign = 1 if bits >= 0 else -1
+            limbs[k, limb] += sign * (low & 0xFFFFFFFF)
+            limbs[k, limb + 1] += sign * ((low >> 32) + (high & 0xFFFFFFFF))
+            limbs[k, limb + 2] += sign * (high >> 32)

@@ -1,0 +1,60 @@
+"""Clips of weights: on every kind of grid, no worse than the full range."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qgraph.assess.layer_errors import layer_reports
+from qgraph.graph.sites import GraphView
+from qgraph.methods.aciq.clip import clip_weights
+from qgraph.methods.aciq.refine import refine
+from qgraph.observe.statistics import observe
+from qgraph.onnxfile.opset import prepare
+from qgraph.plan import codes as weights
+from qgraph.plan.grids import initial_plan
+from qgraph.plan.recipe import Recipe
+from qgraph.samples.dataset import open_data
+
+TEXT = """
+<ir_version: 8, opset_import: ["": 17]>
+net (float[N,4] x, float[4,6] w) => (float[N,6] y) { y = MatMul(x, w) }"""
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_the_least_squares_clip_of_weights(model_from_text, symmetric, per_channel):
+    weight = np.random.default_rng(4).laplace(0.3, 1.0, (4000, 6)).astype(np.float32)
+    weight[:, 5] = 0
+    net = prepare(model_from_text(TEXT.replace("4,6", "4000,6").replace("N,4]", "N,4000]"), w=weight))
+    view = GraphView(net)
+    options = {"weights": 3, "edge_bits": 3, "activations": None}
+    full = initial_plan(
+        view, Recipe.choose("minmax", False, symmetric=symmetric, per_channel=per_channel, **options), None
+    )
+
+    def errors(plan):
+        return ((weights.quantized(weight, plan.layers[0].weight) - weight) ** 2).mean(axis=0)
+
+    before, after = errors(full), errors(clip_weights(full, view, method="mse"))
+    assert after[5] == before[5] == 0
+    assert (after[:5] < 0.6 * before[:5]).all()
+    clipped = clip_weights(full, view, method="percentile").layers[0].weight
+    assert clipped.symmetric == symmetric
+    assert max(clipped.scale[:5]) < max(full.layers[0].weight.scale[:5])
+
+
+def test_priors_are_rejected_where_the_data_have_two_peaks(model_from_text):
+    rng = np.random.default_rng(0)
+    net = prepare(model_from_text(TEXT, w=rng.standard_normal((4, 6)).astype(np.float32)))
+    view = GraphView(net)
+    recipe = Recipe.choose("aciq", True, activations=3, edge_bits=3)
+    for peaks, rejected in ((0.0, False), (30.0, True)):
+        x = rng.normal(0, 1, (500, 4)) + peaks * rng.choice([-1, 1], (500, 4))
+        data = open_data(x.astype(np.float32), net)
+        observed = observe(net, data)
+        plan = refine(initial_plan(view, recipe, observed), view, observed)
+        reports = layer_reports(view, plan, observed, data)
+        assert [report.prior_rejected for report in reports] == [rejected]
+        bare = observe(net, data, histograms=False)
+        assert [report.prior_rejected for report in layer_reports(view, plan, bare, data)] == [None]

@@ -1,0 +1,116 @@
+"""Streaming statistics of a whole network."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+
+from qgraph.errors import DataError, ModelError
+from qgraph.graph.sites import GraphView
+from qgraph.observe.statistics import Observations, observe, watched_tensors
+from qgraph.onnxfile.load import load
+from qgraph.onnxfile.normalise import normalise
+from qgraph.running.sessions import Session
+from qgraph.samples.dataset import open_data
+
+RNG = np.random.default_rng(5)
+
+
+@pytest.fixture(scope="module")
+def net(digits):
+    return normalise(load(digits))
+
+
+@pytest.fixture(scope="module")
+def images(digits_calibration):
+    return np.load(digits_calibration)["images"][:48]
+
+
+def test_statistics_are_those_of_the_tensors(net, images):
+    observed = observe(net, open_data(images, net))
+    data = open_data(images, net)
+    (batch,) = data.batches(48)
+    names = [n for n in watched_tensors(GraphView(net)) if n != "input"]
+    values = {**Session(net.ir_model, outputs=names).run(batch.feeds), **batch.feeds}
+    for name, axis in watched_tensors(GraphView(net)).items():
+        have, value = observed[name], values[name].astype(np.float64)
+        np.testing.assert_allclose([have.min, have.max], [value.min(), value.max()], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(have.mean, value.mean(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(have.variance, value.var(), rtol=1e-5, atol=1e-6)
+        assert have.histogram.total == value.size
+        if axis is not None:
+            others = tuple(i for i in range(value.ndim) if i != axis)
+            np.testing.assert_allclose(have.channels.mean, value.mean(others), rtol=1e-4, atol=1e-5)
+
+
+def test_order_and_batching_of_samples_do_not_matter(net, images):
+    order = RNG.permutation(len(images))
+    whole = observe(net, open_data(images, net))
+    parts = observe(net, open_data([images[order][:7], images[order][7:8], images[order][8:]], net))
+    for name in whole.tensors:
+        a, b = whole[name], parts[name]
+        assert (a.count, a.histogram.total) == (b.count, b.histogram.total)
+        np.testing.assert_allclose([a.min, a.max, a.mean, a.variance], [b.min, b.max, b.mean, b.variance], rtol=1e-6)
+        moved = np.abs(a.histogram.counts - b.histogram.counts).sum()
+        assert moved <= 1e-3 * a.histogram.total  # the float network itself rounds differently in another batch
+    assert whole["input"] == parts["input"]  # what is fed is the same to the last bit
+
+
+def test_save_and_load_are_exact(net, images, tmp_path):
+    observed = observe(net, open_data(images, net))
+    observed.save(tmp_path / "c.npz")
+    again = Observations.load(tmp_path / "c.npz")
+    assert again == observed
+    again.check_model(net)
+
+
+def test_statistics_of_another_model_are_refused(net, images, tmp_path):
+    observed = Observations(model="0" * 64, count=1, tensors={})
+    with pytest.raises(DataError, match="made for another model"):
+        observed.check_model(net)
+    with pytest.raises(DataError, match="no statistics of 'x'"):
+        observed["x"]
+
+
+def test_invalid_activations_name_the_tensor():
+    text = """
+    <ir_version: 8, opset_import: ["": 17]>
+    net (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1,2,3,4}> {
+      l = Log(x)
+      y = MatMul(l, w)
+    }"""
+    net = normalise(load(onnx.parser.parse_model(text)))
+    with pytest.raises(ModelError, match="invalid values for 'l'"):
+        observe(net, open_data(-np.ones((3, 2), np.float32), net))
+
+
+def test_a_fixed_batch_counts_every_sample_once():
+    text = """
+    <ir_version: 8, opset_import: ["": 17]>
+    net (float[4,2] x) => (float[4,2] y) <float[2,2] w = {1,2,3,4}> { y = MatMul(x, w) }"""
+    net = normalise(load(onnx.parser.parse_model(text)))
+    observed = observe(net, open_data(np.float32([[1, 1]] * 5 + [[100, 1]]), net))
+    assert observed["x"].count == 12
+    np.testing.assert_allclose(observed["x"].mean, (5 * 2 + 101) / 12)
+
+
+@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_observing_takes_less_than_a_gibibyte(shared, count):
+    """Peak memory of the whole process while it observes test images on a network of 32 layers."""
+    script = f"""
+import resource
+from qgraph.samples.dataset import open_data
+from qgraph.samples.preprocessing import Preprocessing
+from qgraph.onnxfile.load import load, normalise
+from qgraph.observe.statistics import observe
+net = normalise(load({str(shared / "models" / "cifar10_resnet32.onnx")!r}))
+data = open_data({str(shared / "data" / "cifar10_test.npz")!r}, net, limit={count})
+assert observe(net, data)["input"].count == {count} * 3 * 32 * 32
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True)
+    assert int(done.stdout) < 1024, f"{done.stdout} MiB"
