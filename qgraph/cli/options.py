@@ -139,6 +139,11 @@ def recipe_options(f: F) -> F:
             help="Bits of the first and last layers.  [default: 8, and mixed with --weights mixed]",
         ),
         click.option("--reduce-range", is_flag=True, default=None, help="7-bit weights, for CPUs without VNNI."),
+        click.option(
+            "--target-cpu",
+            type=click.Choice(["any", "vnni"]),
+            help="any (default): no CPU saturates; vnni: use all of int8, for CPUs that have VNNI (or are not x86).",
+        ),
     )(f)
 
 

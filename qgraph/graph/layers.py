@@ -97,6 +97,17 @@ class Layer:
             return -2 if self.weight_index == 0 else -1
         return 1
 
+    def kernel_rows(self, array: NDArray[Any]) -> NDArray[Any]:
+        """An array of the weight's shape as output channels x products, in the order in which kernels add them: a
+        convolution tap by tap with the inputs innermost, a matrix product along its inputs.
+        """
+        if self.op == "Conv":
+            return np.moveaxis(array, 1, -1).reshape(len(array), -1)
+        if self.op == "ConvTranspose":
+            return np.moveaxis(array, 1, 0).reshape(array.shape[1], -1)
+        inner = array if self.output_axis == array.ndim - 2 else np.swapaxes(array, -1, -2)
+        return inner.reshape(-1, inner.shape[-1])
+
     @property
     def input_channels(self) -> int:
         """How many channels of the operand are summed over, all groups together."""

@@ -15,6 +15,7 @@ from qgraph.methods.zeroq.allocate import Allocation
 from qgraph.onnxfile.model import ModelLike
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import check_format
+from qgraph.plan.saturation import without_saturation
 from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
 from qgraph.samples.dataset import DataLike
@@ -83,6 +84,8 @@ def quantize(
         with job.stage("correct"):
             samples = given.need_samples("--correct-outputs measures on samples")
             plan = correct_outputs(plan, given.view, samples, threads=threads, progress=progress)
+    if given.recipe.target_cpu == "any":
+        plan = without_saturation(plan, given.view)
     with job.stage("export"):
         result = _result(given, plan, format, allocation)
         _ = result.model

@@ -80,6 +80,17 @@ def finer(quant: WeightQuant) -> tuple[int, ...]:
     return tuple(1 << max(7 - is_shifted(quant) - bits, 0) for bits in quant.widths)
 
 
+def stored(integer: NDArray[np.int8], quant: WeightQuant) -> NDArray[np.int16]:
+    """What an integer kernel multiplies: the codes on the finer grid of narrow weights, less their zero points where
+    files hold them so.
+    """
+    rank = integer.ndim
+    result = integer.astype(np.int16)
+    if is_shifted(quant):
+        result -= _along(quant.zero_point, quant, rank).astype(np.int16)
+    return result * _along(finer(quant), quant, rank).astype(np.int16)
+
+
 def accumulator_scale(quant: WeightQuant, operand: ActivationQuant) -> NDArray[np.float32]:
     """The unit of an integer kernel's sums, one per channel (or one): biases are whole multiples of it."""
     narrow = np.asarray(finer(quant), np.float32)

@@ -15,6 +15,7 @@ from qgraph.graph.tensors import root
 from qgraph.plan import codes as weights
 from qgraph.plan.plan import MAX_BITS, ActivationQuant, KeptFloat, LayerQuant, QuantPlan, WeightQuant
 from qgraph.plan.recipe import Recipe
+from qgraph.plan.saturation import without_saturation
 
 STORAGE_BITS = 8  # of tensors that no layer multiplies: sums, and what residual connections carry
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**23
@@ -36,13 +37,14 @@ def initial_plan(view: GraphView, recipe: Recipe, observed: Ranges | None) -> Qu
         for site in view.activation_sites(layers):
             bits = recipe.edge_bits or STORAGE_BITS if site.tensor in edges else recipe.activations
             activations += _activation_grids(site, bits, observed)
-    return QuantPlan(
+    plan = QuantPlan(
         model=view.model.digest,
         recipe=recipe.method,
         layers=tuple(_layer_grid(layer, recipe, view) for layer in layers),
         activations=tuple(activations),
         kept_float=(*(KeptFloat(name=name, why=why) for name, why in sorted(kept.items())), *_tail(view)),
     )
+    return plan if recipe.target_cpu == "vnni" else without_saturation(plan, view)
 
 
 def _tail(view: GraphView) -> list[KeptFloat]:

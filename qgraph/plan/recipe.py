@@ -11,6 +11,8 @@ from qgraph.errors import UsageError, hint
 from qgraph.graph.layers import Layer
 from qgraph.plan.plan import MAX_SHIFTED_BITS
 
+TargetCpu = Literal["any", "vnni"]
+TARGET_CPUS: tuple[str, ...] = get_args(TargetCpu)
 Method = Literal["minmax", "aciq", "zeroq", "qrater", "lsqplus"]
 METHODS: tuple[str, ...] = get_args(Method)
 DATA_FREE = ("zeroq", "qrater", "lsqplus")
@@ -55,6 +57,8 @@ class Recipe:
     correct_outputs: bool = False
     allocate_bits: str | None = None
     reduce_range: bool = False
+    target_cpu: TargetCpu = "any"
+    """`any`: products that a CPU without VNNI would saturate are kept small enough; `vnni`: all of int8 is used."""
     keep: tuple[str, ...] = ()
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     size_mb: float | None = None
@@ -119,7 +123,7 @@ class Recipe:
             raise UsageError(f"--allocate-bits must be one of {', '.join(ALLOCATIONS)}, not '{self.allocate_bits}'")
         if self.mixed and self.allocate_bits not in (None, "none"):
             raise UsageError("--weights mixed gives bits to layers, --allocate-bits to channels: choose one of them")
-        for option, known in (("search", SEARCHES), ("direction", DIRECTIONS)):
+        for option, known in (("search", SEARCHES), ("direction", DIRECTIONS), ("target_cpu", TARGET_CPUS)):
             if getattr(self, option) not in known:
                 raise UsageError(f"{_flag(option)} must be one of {', '.join(known)}, not '{getattr(self, option)}'")
         if self.symmetric is False and self.method == "lsqplus":

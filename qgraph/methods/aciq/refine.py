@@ -13,6 +13,8 @@ from qgraph.methods.aciq.clip import clip_activations, clip_weights
 from qgraph.methods.aciq.corrections import correct_norm, correct_shift
 from qgraph.observe.statistics import Observations
 from qgraph.plan.plan import MAX_BITS, LayerQuant, QuantPlan
+from qgraph.plan.recipe import TargetCpu
+from qgraph.plan.saturation import without_saturation
 
 Allocation = Literal["none", "weights", "activations", "both"]
 
@@ -22,7 +24,8 @@ class AciqConfig:
     """Which ingredients take part; `clip` and `weight_clip` are names of `qmath.clip_methods()`.
 
     `allocate_bits` says whose channels get bits by the 2/3-power rule; `channel_activations` gives activations a step
-    per channel, where `deployable` only as far as the weights around them can carry it.
+    per channel, where `deployable` only as far as the weights around them can carry it. For a `target_cpu` of "any",
+    weights are kept from saturating 16 bits (`without_saturation`).
     """
 
     clip: str = "aciq"
@@ -31,6 +34,7 @@ class AciqConfig:
     allocate_bits: Allocation = "none"
     channel_activations: bool = False
     deployable: bool = True
+    target_cpu: TargetCpu = "any"
 
 
 def refine(
@@ -71,6 +75,8 @@ class _Weights:
     def _finished(self, plan: QuantPlan) -> QuantPlan:
         if self.config.weight_clip != "max":
             plan = clip_weights(plan, self.view, method=self.config.weight_clip)
+        if self.config.target_cpu == "any":
+            plan = without_saturation(plan, self.view)
         if self.config.bias_correction:
             plan = correct_norm(plan, self.view)
             if self.observed is not None:

@@ -34,6 +34,7 @@ def refine(
         allocate_bits=recipe.allocate_bits or "none",  # type: ignore[arg-type]
         channel_activations=recipe.allocate_bits in ("activations", "both"),
         deployable=format == "qdq",
+        target_cpu=recipe.target_cpu,
     )
     if samples is None or observed is None or not recipe.undecided:
         return aciq.refine(plan, view, observed, config=config)

@@ -67,7 +67,7 @@ def test_apply_gives_the_bytes_of_quantize(digits, digits_calibration, tmp_path,
 
 def test_apply_hands_out_nothing_that_does_not_run(digits, digits_calibration, monkeypatch):
     plan = qgraph.quantize(digits, digits_calibration).plan
-    monkeypatch.setattr("qgraph.jobs.quantize.lower", lambda net, plan, *, format: _beyond_onnxruntime(net.ir_model))
+    monkeypatch.setattr("qgraph.jobs.apply.lower", lambda net, plan, *, format: _beyond_onnxruntime(net.ir_model))
     with pytest.raises(ModelError, match="the quantized model does not run"):
         qgraph.apply(digits, plan)
 

@@ -1,0 +1,104 @@
+"""plan -> plan: weight grids whose products no CPU saturates.
+
+x86-64 without VNNI multiplies bytes in pairs: two products of a uint8 and an int8 are added in 16 bits (vpmaddubsw) and
+cut there at 32,767. A pair of stored weights a, b is therefore safe beside activation codes up to q where
+
+    |max(a, 0) + max(b, 0)| q <= 32,767    and    |min(a, 0) + min(b, 0)| q <= 32,768
+
+or, with q = 255, where no two neighbours of one sign sum to more than 128. Neighbours are those that the kernel of
+onnxruntime lays side by side: along the inputs of a matrix product, and of a convolution channel by channel within one
+tap. A depthwise convolution with one filter a channel has a kernel of its own, which does not pair.
+
+A channel that breaks the rule gets a coarser step, by a factor below two; `--reduce-range` doubles all. Grids of 8 bits
+with zero points become symmetric first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import cycle
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qgraph.graph.layers import INTEGER_OPS, Layer
+from qgraph.graph.sites import GraphView
+from qgraph.graph.tensors import root_name
+from qgraph.plan import codes
+from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan, WeightQuant, operand_grids
+
+_INT16_MAX = 2**15 - 1
+_STEPS = 8  # a step is coarsened so often at most: rounding moves a sum of two codes by one
+
+
+def without_saturation(plan: QuantPlan, view: GraphView) -> QuantPlan:
+    """The plan with the scale of every weight channel that could saturate 16 bits widened until it cannot."""
+    grids = operand_grids(plan)
+
+    def widen(quant: LayerQuant) -> LayerQuant:
+        layer = view.by_name[quant.name]
+        operand = grids.get(root_name(layer))
+        if operand is None or not (pairs_products(layer) or has_zero_points(quant.weight)):
+            return quant
+        return dataclasses.replace(quant, weight=_widened(layer, quant.weight, operand))
+
+    return plan.map_layers(widen)
+
+
+def pairs_products(layer: Layer) -> bool:
+    """Whether the layer's integer kernel adds products in pairs."""
+    if layer.op != "Conv":
+        return layer.op in INTEGER_OPS
+    channels, inputs = layer.weight_array().shape[:2]
+    return not (inputs == 1 and channels == layer.groups)
+
+
+def has_zero_points(grid: WeightQuant) -> bool:
+    """Whether the file hands zero points to the kernel, which then pairs its products whatever the layer."""
+    return not grid.symmetric and not codes.is_shifted(grid)
+
+
+def largest_pairs(layer: Layer, stored: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Per output channel, the largest magnitude that two neighbouring codes of one sign sum to."""
+    rows = layer.kernel_rows(stored)
+    if rows.shape[1] % 2:
+        rows = np.pad(rows, ((0, 0), (0, 1)))
+    even, odd = rows[:, ::2].astype(np.int16), rows[:, 1::2]
+    above = (np.maximum(even, 0) + np.maximum(odd, 0)).max(axis=1, initial=0)
+    below = (np.minimum(even, 0) + np.minimum(odd, 0)).min(axis=1, initial=0)
+    return np.maximum(above, -below).astype(np.int64)
+
+
+def _widened(layer: Layer, grid: WeightQuant, operand: ActivationQuant) -> WeightQuant:
+    limit = _INT16_MAX // operand.qmax
+    weight = layer.weight_array()
+    if 2 * _largest_code(grid) <= limit:
+        return grid
+    if has_zero_points(grid):
+        grid = _about_zero(grid)
+    scale = np.asarray(grid.scale, np.float64)
+    for _ in range(_STEPS):
+        pairs = largest_pairs(layer, codes.stored(codes.codes(weight, grid), grid))
+        if len(scale) == 1:
+            pairs = pairs.max(initial=0, keepdims=True)
+        over = pairs > limit
+        if not over.any():
+            return grid
+        scale = np.where(over, scale * np.maximum(pairs / limit, 1 + 1 / limit), scale)
+        grid = dataclasses.replace(grid, scale=tuple(float(s) for s in scale.astype(np.float32)))
+    return grid
+
+
+def _about_zero(grid: WeightQuant) -> WeightQuant:
+    """The symmetric grid that reaches as far: stored zero points push all codes to one side."""
+    reach = np.asarray([max(high - z, z - low) for z, (low, high) in zip(grid.zero_point, cycle(grid.limits))])
+    half = 2.0 ** (np.asarray(grid.widths) - 1) - 1
+    scale = (np.asarray(grid.scale) * reach / half).astype(np.float32)
+    return dataclasses.replace(grid, symmetric=True, zero_point=(0,), scale=tuple(float(s) for s in scale))
+
+
+def _largest_code(grid: WeightQuant) -> int:
+    """The largest magnitude of what is stored for one weight."""
+    shifted = codes.is_shifted(grid)
+    reaches = (high - low if shifted else max(-low, high) for low, high in grid.limits)
+    return max(finer * reach for finer, reach in zip(codes.finer(grid), reaches, strict=True))
