@@ -21,7 +21,7 @@ _HOMES = {
         "goodness_of_fit",
         "rectified_prior",
     ),
-    "divergence": ("cosine_similarity", "kl_divergence", "sqnr_db"),
+    "divergence": ("cosine_similarity", "kl_divergence", "power_ratio_db", "sqnr_db"),
     "empirical_clipping": (
         "ClipRange",
         "clip_method",

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from qmath._validation import as_parameter
+from qmath._validation import as_data, as_parameter
 from qmath.distributions import Floats
 
 
@@ -31,10 +31,22 @@ def sqnr_db(x: ArrayLike, y: ArrayLike, *, axis: int | tuple[int, ...] | None = 
     unequal shapes, empty or non-finite arrays.
     """
     x, y = _pair(x, y)
-    signal, noise = np.sum(x * x, axis=axis), np.sum((x - y) ** 2, axis=axis)
+    return power_ratio_db(np.sum(x * x, axis=axis), np.sum((x - y) ** 2, axis=axis))
+
+
+def power_ratio_db(signal: ArrayLike, noise: ArrayLike) -> Floats:
+    """10 log10(signal / noise) in dB, from powers or sums of squares (>= 0, in the same units); they broadcast.
+
+    For sums over more values than fit into memory. Infinite where the noise is 0, minus infinity where only the signal
+    is; sums that overflowed count as infinite. Raises ValueError for negative or empty numbers or NaN.
+    """
+    power, error = (as_data(v, name).astype(np.float64) for v, name in ((signal, "signal"), (noise, "noise")))
+    for name, values in (("signal", power), ("noise", error)):
+        if not (values >= 0).all():
+            raise ValueError(f"{name}: expected numbers >= 0, found {values.min()}")
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = 10 * (np.log10(signal) - np.log10(noise))
-    return np.asarray(np.where(noise == 0, np.inf, ratio))
+        ratio = 10 * (np.log10(power) - np.log10(error))
+    return np.asarray(np.where(error == 0, np.inf, ratio))
 
 
 def cosine_similarity(x: ArrayLike, y: ArrayLike, *, axis: int | tuple[int, ...] | None = None) -> Floats:

@@ -9,12 +9,12 @@ from functools import cache
 import numpy as np
 
 from qgraph.assess.bits_in_file import Bits, bits_in_file
-from qgraph.assess.layer_errors import sqnr_db as ratio_db
 from qgraph.errors import UsageError
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import fused_output, root_name
 from qgraph.methods.aciq.clip import prior_rejected
+from qgraph.observe.distance import ratio_db
 from qgraph.observe.statistics import observe
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qgraph.assess.layer_errors import sqnr_db as ratio_db
 from qgraph.errors import DataError
-from qgraph.observe.distance import divergence, is_scores
+from qgraph.observe.distance import divergence, is_scores, ratio_db
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.running.executor import LOCAL, Executor, open_executor

@@ -29,11 +29,12 @@ from qgraph.lowering.places import shift_bias
 from qgraph.lowering.simulate import FloatEmitter
 from qgraph.methods.aciq.clip import rejected_priors
 from qgraph.observe.channel_laws import channel_errors
+from qgraph.observe.distance import ratio_db
 from qgraph.observe.operand_noise import FINEST, channel_noise, coverage, tap_sums
 from qgraph.observe.statistics import Observations
 from qgraph.onnxfile.edit import append_node
 from qgraph.plan import codes as weights
-from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan, operand_grids
+from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
 from qgraph.plan.staircase import activation_table
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import Dataset
@@ -70,7 +71,7 @@ def layer_reports(
     """One report per layer of the plan; errors are left out where there are no statistics or no samples."""
     power = measured_power(view, plan, data, threads=threads) if data is not None else {}
     predicted = predicted_noise(view, plan, observed) if observed is not None else {}
-    grids = operand_grids(plan)
+    grids = plan.operand_grids
     rejected = {} if observed is None else rejected_priors(view, observed, list(grids.values()))
     reports = []
     for quant in plan.layers:
@@ -84,8 +85,8 @@ def layer_reports(
                 weight_bits=quant.weight.bits,
                 activation_bits=None if grid is None else grid.bits,
                 weight_bytes=stored_bytes(layer.weight_array().shape, quant.weight),
-                predicted_sqnr_db=sqnr_db(signal, predicted.get(quant.name, 0.0)),
-                measured_sqnr_db=sqnr_db(signal, noise),
+                predicted_sqnr_db=ratio_db(signal, predicted.get(quant.name, 0.0)),
+                measured_sqnr_db=ratio_db(signal, noise),
                 prior_rejected=None if grid is None else rejected.get(grid.tensor),
             )
         )
@@ -109,13 +110,8 @@ def measured_power(
 
 def predicted_noise(view: GraphView, plan: QuantPlan, observed: Observations) -> dict[str, float]:
     """Per layer: the expected mean square of the local quantization error, from statistics and closed forms alone."""
-    grids = operand_grids(plan)
+    grids = plan.operand_grids
     return {quant.name: _predict(view.by_name[quant.name], quant, grids, observed) for quant in plan.layers}
-
-
-def sqnr_db(signal: float, noise: float) -> float | None:
-    """10 log10(signal / noise); None where either is zero."""
-    return float(10 * np.log10(signal / noise)) if signal > 0 and noise > 0 else None
 
 
 def _predict(layer: Layer, quant: LayerQuant, grids: Mapping[str, ActivationQuant], observed: Observations) -> float:
@@ -186,7 +182,7 @@ def _probe(view: GraphView, plan: QuantPlan) -> ir.Model:
     twin = GraphView(dataclasses.replace(view.model, ir_model=net))
     layers = [twin.by_name[quant.name] for quant in plan.layers]
     emitter = FloatEmitter(net.graph)
-    grids = operand_grids(plan)
+    grids = plan.operand_grids
     net.graph.outputs.clear()
     on_grid: dict[ir.Value, ir.Value] = {}
     for layer, quant in zip(layers, plan.layers, strict=True):

@@ -20,7 +20,7 @@ from qgraph.cli.options import (
 )
 from qgraph.errors import UsageError
 from qgraph.graph.sites import GraphView
-from qgraph.graph.tensors import root
+from qgraph.graph.tensors import root_name
 from qgraph.jobs.search import PROTOCOLS, Searched
 from qgraph.jobs.search import search as run
 from qgraph.methods.qrater import SearchConfig
@@ -231,11 +231,11 @@ def _show(searched: Searched, result: dict[str, Any]) -> None:
         "objective",
         left=4,
     )
-    grids = {a.tensor: a for a in sorted(plan.activations, key=lambda a: a.role, reverse=True)}
+    grids = plan.operand_grids
     means = dict(found.history)
     for quant in plan.layers:
         layer = next(one for one in GraphView(searched.net).layers if one.name == quant.name)
-        grid = grids.get(str(root(layer.input).name))
+        grid = grids.get(root_name(layer))
         rows.add_row(
             quant.name,
             _rounding(quant.weight.bits, quant.weight.rounding),

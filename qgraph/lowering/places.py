@@ -60,8 +60,8 @@ def put_in_place(model: Model, plan: QuantPlan, make_emitter: Callable[[ir.Graph
     emitter = make_emitter(net.graph)
     layers = [_find(view, quant) for quant in plan.layers]
     roots = [root(layer.input) for layer in layers]
-    values, in_order = view.values, sorted(plan.activations, key=lambda a: a.role, reverse=True)
-    grids = {values[a.tensor]: a for a in in_order if a.tensor in values}  # an operand's grid hides the tensor's
+    values = view.values
+    grids = {values[tensor]: grid for tensor, grid in plan.operand_grids.items() if tensor in values}
     _place_activations(view, plan, dict(zip(layers, roots, strict=True)), emitter)
     for layer, quant, origin in zip(layers, plan.layers, roots, strict=True):
         operand = grids.get(origin)
@@ -90,9 +90,9 @@ def _find(view: GraphView, quant: LayerQuant) -> Layer:
 
 
 def _place_activations(view: GraphView, plan: QuantPlan, roots: dict[Layer, ir.Value], emitter: Emitter) -> None:
-    """Put every activation grid in place, those for all consumers before those for layers alone."""
+    """Put every activation grid in place."""
     values = dict(view.values)  # by name, before outputs are renamed
-    for quant in sorted(plan.activations, key=lambda a: a.role, reverse=True):
+    for quant in plan.by_reach:
         value = values.get(quant.tensor)
         if value is None:
             raise PlanError(f"the plan quantizes the tensor '{quant.tensor}', which the model does not have")

@@ -35,6 +35,11 @@ def divergence(expected: NDArray[Any], produced: NDArray[Any]) -> NDArray[np.flo
     return np.asarray(qmath.kl_divergence(_logits(expected), _logits(produced), axis=-1))
 
 
+def ratio_db(signal: float, noise: float) -> float | None:
+    """The signal-to-noise ratio of two powers in dB; None where there is none: either is zero, or unknown (NaN)."""
+    return float(qmath.power_ratio_db(signal, noise)) if signal > 0 and noise > 0 else None
+
+
 def measures(outputs: Outputs, direction: Direction = "forward") -> dict[str, str]:
     """By what each float output is compared: `kl`, `kl-reverse` or `nse`; outputs of other types are left out."""
     kl = "kl" if direction == "forward" else "kl-reverse"

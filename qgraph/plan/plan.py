@@ -26,6 +26,7 @@ from qgraph.errors import PlanError
 SCHEMA = 1
 MIN_BITS, MAX_BITS = 2, 8
 MAX_SHIFTED_BITS = 7  # of weights whose code - zero_point fits into int8
+_ROLES = ("tensor", "operand")
 _NUMBERS = re.compile(r"\[\n([-+.\deE,\s]*)\]")  # a list of numbers goes on one line
 
 
@@ -234,6 +235,18 @@ class QuantPlan:
     def layer(self, name: str) -> LayerQuant | None:
         return next((layer for layer in self.layers if layer.name == name), None)
 
+    @property
+    def by_reach(self) -> tuple[ActivationQuant, ...]:
+        """The activation grids in the order in which they take effect: those that every consumer of a tensor sees, then
+        those on top of them that layers alone see. Of two grids of a tensor, layers are on the later one.
+        """
+        return tuple(sorted(self.activations, key=lambda grid: _ROLES.index(grid.role)))
+
+    @property
+    def operand_grids(self) -> Mapping[str, ActivationQuant]:
+        """The grid that layers read each tensor on, by the tensor's name."""
+        return {grid.tensor: grid for grid in self.by_reach}
+
     def map_layers(self, change: Callable[[LayerQuant], LayerQuant]) -> QuantPlan:
         return dataclasses.replace(self, layers=tuple(map(change, self.layers)))
 
@@ -330,8 +343,3 @@ def _check_bits(bits: int) -> None:
 def _check_scale(scale: tuple[float, ...]) -> None:
     if not scale or any(not (0.0 < s < float("inf")) for s in scale):
         raise PlanError(f"every scale must be positive and finite, not {scale[:3]}")
-
-
-def operand_grids(plan: QuantPlan) -> Mapping[str, ActivationQuant]:
-    """The grid that layers read each tensor on: the operand grid where there is one, else the tensor's."""
-    return {a.tensor: a for a in sorted(plan.activations, key=lambda a: a.role, reverse=True)}

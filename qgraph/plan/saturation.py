@@ -25,7 +25,7 @@ from qgraph.graph.layers import INTEGER_OPS, Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import root_name
 from qgraph.plan import codes
-from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan, WeightQuant, operand_grids
+from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan, WeightQuant
 
 _INT16_MAX = 2**15 - 1
 _STEPS = 8  # a step is coarsened so often at most: rounding moves a sum of two codes by one
@@ -33,7 +33,7 @@ _STEPS = 8  # a step is coarsened so often at most: rounding moves a sum of two 
 
 def without_saturation(plan: QuantPlan, view: GraphView) -> QuantPlan:
     """The plan with the scale of every weight channel that could saturate 16 bits widened until it cannot."""
-    grids = operand_grids(plan)
+    grids = plan.operand_grids
 
     def widen(quant: LayerQuant) -> LayerQuant:
         layer = view.by_name[quant.name]

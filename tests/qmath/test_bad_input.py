@@ -105,6 +105,7 @@ CALLS = {
     "optimal_bins": Call(lambda x: qmath.optimal_bins(x, bits=4), POSITIVE[0]),
     "output_shift": Call(lambda x: qmath.output_shift(x, CODES / 2, np.ones(4)), WEIGHTS),
     "pareto_frontier": Call(lambda x: qmath.pareto_frontier(x, [[1, 2, 3, 4]] * 3), POSITIVE),
+    "power_ratio_db": Call(lambda x: qmath.power_ratio_db(x, 2.0), POSITIVE, frozenset({"infinite"})),
     "prior_clip": Call(lambda x: qmath.prior_clip(qmath.Laplace(), x), np.array([2, 3, 4, 8])),
     "prior_ranges": Call(
         lambda x: qmath.prior_ranges([qmath.Histogram(counts=x, exponent=0)], bits=4, one_sided=False).high,

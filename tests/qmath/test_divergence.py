@@ -77,3 +77,12 @@ def test_what_cannot_be_compared(function) -> None:
         function([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match="finite"):
         function([1.0, np.nan], [1.0, 2.0])
+
+
+def test_the_ratio_of_powers_is_that_of_arrays():
+    x, y = np.array([[3.0, -4.0], [1.0, 0.0], [0.0, 0.0]]), np.array([[3.5, -4.0], [1.0, 0.0], [1.0, 0.0]])
+    found = qmath.power_ratio_db((x * x).sum(axis=1), ((x - y) ** 2).sum(axis=1))
+    np.testing.assert_array_equal(found, qmath.sqnr_db(x, y, axis=1))
+    np.testing.assert_allclose(found, [20.0, np.inf, -np.inf])
+    with pytest.raises(ValueError, match=r"noise: expected numbers >= 0, found -1\.0"):
+        qmath.power_ratio_db(1.0, [2.0, -1.0])

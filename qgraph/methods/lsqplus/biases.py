@@ -24,14 +24,14 @@ from qgraph.onnxfile.edit import constant
 from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan import codes as weights
-from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan, operand_grids
+from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
 
 
 def settle_biases(net: Model, plan: QuantPlan) -> tuple[Model, QuantPlan]:
     """The network with every bias on the grid of its layer's accumulator, and the same plan for it."""
     copy = net.ir_model.clone()
     view = GraphView(dataclasses.replace(net, ir_model=copy))
-    grids = operand_grids(plan)
+    grids = plan.operand_grids
     for quant in plan.layers:
         layer = view.by_name[quant.name]
         bias, operand = constant(layer.bias), grids.get(root_name(layer))

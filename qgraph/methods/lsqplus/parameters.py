@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from itertools import accumulate
 
 import numpy as np
@@ -12,7 +12,7 @@ import qmath
 from qgraph.errors import UsageError
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
-from qgraph.graph.tensors import is_non_negative, root
+from qgraph.graph.tensors import is_non_negative, root_name
 from qgraph.lowering.places import shift_bias
 from qgraph.methods.lsqplus.batch_norm import EPSILON
 from qgraph.methods.lsqplus.config import LsqPlusConfig
@@ -113,12 +113,10 @@ def _plain(quant: LayerQuant, layer: Layer) -> tuple[LayerQuant, Floats]:
 
 def _read_grids(view: GraphView, plan: QuantPlan, read: dict[tuple[str, str], list[Layer]]) -> list[ActivationQuant]:
     """The grids that the plan's layers read, and in `read` who reads each."""
-    hiding: Mapping[str, ActivationQuant] = {
-        a.tensor: a for a in sorted(plan.activations, key=lambda a: a.role, reverse=True)
-    }
+    grids = plan.operand_grids
     for quant in plan.layers:
         layer = view.by_name[quant.name]
-        grid = hiding.get(str(root(layer.input).name))
+        grid = grids.get(root_name(layer))
         if grid is not None and not (grid.bits == MAX_BITS and view.values[grid.tensor].is_graph_input()):
             read.setdefault((grid.tensor, grid.role), []).append(layer)
     chosen = [a for a in plan.activations if (a.tensor, a.role) in read]

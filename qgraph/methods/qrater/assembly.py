@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from qgraph.graph.layers import INTEGER_OPS
 from qgraph.graph.sites import GraphView
-from qgraph.graph.tensors import root
+from qgraph.graph.tensors import root_name
 from qgraph.methods.qrater.bench import Candidate
 from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
 
@@ -21,12 +21,12 @@ class Assembly:
         self.base = base
         self._nodes = {layer.node: layer.name for layer in view.layers}
         self._values = view.values
-        grids = {a.tensor: a for a in sorted(base.activations, key=lambda a: a.role, reverse=True)}
+        grids = base.operand_grids
         self._site: dict[str, str] = {}
         self._owner: dict[str, str] = {}
         for quant in base.layers:
             layer = view.by_name[quant.name]
-            tensor = str(root(layer.input).name)
+            tensor = root_name(layer)
             if layer.op in INTEGER_OPS and tensor in grids:
                 self._site[quant.name] = tensor
                 self._owner.setdefault(tensor, quant.name)

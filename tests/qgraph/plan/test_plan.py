@@ -133,3 +133,12 @@ def test_grid_limits():
     assert (mixed.qmin, mixed.qmax) == (-15, 15)
     activation = ActivationQuant(tensor="x", bits=4, scale=0.5, zero_point=2)
     assert (activation.low, activation.high) == (-1.0, 6.5)
+
+
+def test_layers_are_on_the_operand_grid_of_a_tensor_with_two():
+    stored, read = (ActivationQuant(tensor="x", bits=8, scale=0.1, role=role) for role in ("tensor", "operand"))
+    other = ActivationQuant(tensor="y", bits=8, scale=0.1)
+    for grids in ((read, other, stored), (stored, read, other)):
+        plan = QuantPlan(model="abc", recipe="aciq", activations=grids)
+        assert plan.operand_grids == {"x": read, "y": other}
+        assert plan.by_reach.index(stored) < plan.by_reach.index(read)
