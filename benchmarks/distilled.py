@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import qgraph
 from benchmarks.common import CIFAR, arguments, images, report, shared, timed
 from qgraph.assess.evaluate import evaluate
-from qgraph.methods.zeroq import distill
+from qgraph.methods.zeroq.distill import distill
 from qgraph.methods.zeroq.spectrum import natural_noise
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model

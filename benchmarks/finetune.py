@@ -28,7 +28,7 @@ import qgraph
 from benchmarks.common import CIFAR, images, report, shared
 from qgraph.assess.evaluate import evaluate
 from qgraph.jobs.distil import distilled_inputs
-from qgraph.methods.lsqplus import LsqPlusConfig
+from qgraph.methods.lsqplus.config import LsqPlusConfig
 from qgraph.onnxfile.load import load
 
 FLOAT = {"resnet20": 91.73, "resnet32": 92.63, "silu_se": 88.39}

@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from benchmarks import torch_net
 from benchmarks.common import CIFAR, arguments, images, in_turn, report, shared
 from qgraph.graph.sites import GraphView
-from qgraph.methods.lsqplus import LsqPlusConfig, initialise
+from qgraph.methods.lsqplus.config import LsqPlusConfig
+from qgraph.methods.lsqplus.initialise import initialise
 from qgraph.methods.lsqplus.loss import one_hot, targets_of
 from qgraph.methods.lsqplus.optimise import Adam
 from qgraph.methods.lsqplus.parameters import absorb

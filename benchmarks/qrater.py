@@ -24,9 +24,10 @@ from qgraph.assess.evaluate import evaluate
 from qgraph.cli.console import progress
 from qgraph.graph.sites import GraphView
 from qgraph.lowering.simulate import simulate
-from qgraph.methods.qrater import SearchConfig, paper_plan
-from qgraph.methods.qrater import search as run_search
+from qgraph.methods.qrater.config import SearchConfig
 from qgraph.methods.qrater.journal import compact
+from qgraph.methods.qrater.protocol import paper_plan
+from qgraph.methods.qrater.search import search as run_search
 from qgraph.observe.statistics import observe
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model

@@ -26,8 +26,8 @@ from qgraph.assess.evaluate import evaluate
 from qgraph.graph.sites import GraphView
 from qgraph.jobs.distil import DISTILLED
 from qgraph.lowering.simulate import simulate
-from qgraph.methods.zeroq import distill
 from qgraph.methods.zeroq.allocate import mix
+from qgraph.methods.zeroq.distill import distill
 from qgraph.methods.zeroq.predict import predict
 from qgraph.methods.zeroq.sensitivity import Sensitivity
 from qgraph.observe.propagation import known_moments

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from qgraph.jobs.quantize import quantize as quantize
     from qgraph.jobs.result import Result as Result
     from qgraph.jobs.search import search as search
-    from qgraph.methods.lsqplus import LsqPlusConfig as LsqPlusConfig
-    from qgraph.methods.qrater import SearchConfig as SearchConfig
+    from qgraph.methods.lsqplus.config import LsqPlusConfig as LsqPlusConfig
+    from qgraph.methods.qrater.config import SearchConfig as SearchConfig
     from qgraph.onnxfile.write import save as save
     from qgraph.plan.plan import QuantPlan as QuantPlan
+    from qgraph.plan.registry import method as method
     from qgraph.samples.dataset import Dataset as Dataset
     from qgraph.samples.dataset import open_data as open_data
     from qgraph.samples.preprocessing import Preprocessing as Preprocessing
@@ -35,7 +36,8 @@ _HOMES = {
     "QGraphError": "errors",
     "UsageError": "errors",
     "QuantPlan": "plan.plan",
-    "SearchConfig": "methods.qrater",
+    "method": "plan.registry",
+    "SearchConfig": "methods.qrater.config",
     "search": "jobs.search",
     "Result": "jobs.result",
     "apply": "jobs.apply",
@@ -45,7 +47,7 @@ _HOMES = {
     "compare": "assess.compare",
     "evaluate": "assess.evaluate",
     "finetune": "jobs.finetune",
-    "LsqPlusConfig": "methods.lsqplus",
+    "LsqPlusConfig": "methods.lsqplus.config",
 }
 __all__ = sorted(_HOMES)
 

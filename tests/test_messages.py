@@ -23,11 +23,11 @@ from qgraph.graph.tensors import root
 from qgraph.jobs.search import search
 from qgraph.jobs.sensitivity import measure_sensitivity
 from qgraph.lowering.simulate import simulate
-from qgraph.methods.lsqplus import LsqPlusConfig
-from qgraph.methods.qrater import SearchConfig
+from qgraph.methods.lsqplus.config import LsqPlusConfig
+from qgraph.methods.qrater.config import SearchConfig
 from qgraph.methods.qrater.journal import Journal
 from qgraph.methods.qrater.objective import choose_scorer
-from qgraph.methods.zeroq import distill
+from qgraph.methods.zeroq.distill import distill
 from qgraph.observe.statistics import observe
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise

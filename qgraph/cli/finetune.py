@@ -13,7 +13,7 @@ from qgraph.cli.options import data_options, format_options, preprocessing, reci
 from qgraph.errors import UsageError
 from qgraph.jobs.finetune import Finetuned
 from qgraph.jobs.finetune import finetune as run
-from qgraph.methods.lsqplus import LsqPlusConfig
+from qgraph.methods.lsqplus.config import LsqPlusConfig
 from qgraph.onnxfile.write import save
 from qgraph.running.files import check_writable, write_atomically
 

@@ -7,7 +7,9 @@ from fractions import Fraction
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
+from qgraph.plan.registry import method_names
 from qgraph.samples.preprocessing import Preprocessing
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -59,6 +61,22 @@ class Numbers(click.ParamType):
             return tuple(float(Fraction(part.strip())) for part in value.split(","))
         except (ValueError, ZeroDivisionError):
             return self.fail(f"'{value}' is not a list of numbers such as 0.485,0.456,0.406 or 127/255", param, ctx)
+
+
+class _MethodOption(click.Option):
+    """`--method`, whose names are looked up only when they are shown."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        self.help = str(self.help).replace("NAMES", ", ".join(method_names()))
+        return super().get_help_record(ctx)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in method_names() if name.startswith(incomplete)]
+
+
+def method_option(text: str) -> Callable[[F], F]:
+    """The name of a registered method; in the text of the help, NAMES stands for all of them."""
+    return click.option("--method", cls=_MethodOption, metavar="NAME", help=text)
 
 
 def data_options(*, required: bool = False) -> Callable[[F], F]:

@@ -12,6 +12,7 @@ from qgraph.cli.options import (
     data_options,
     format_options,
     given,
+    method_option,
     mixed_options,
     preprocessing,
     recipe_options,
@@ -30,9 +31,7 @@ from qgraph.running.files import check_writable, write_atomically
 @click.command()
 @click.argument("model")
 @click.option("-o", "--output", required=True, metavar="OUT.onnx", help="Where to write the quantized model.")
-@click.option(
-    "--method", metavar="NAME", help="minmax, aciq (default with --data), zeroq (default without), qrater, lsqplus."
-)
+@method_option("NAMES.  [default: aciq with --data, zeroq without]")
 @data_options()
 @recipe_options
 @mixed_options

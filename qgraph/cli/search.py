@@ -23,8 +23,7 @@ from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import root_name
 from qgraph.jobs.search import PROTOCOLS, Searched
 from qgraph.jobs.search import search as run
-from qgraph.methods.qrater import SearchConfig
-from qgraph.methods.qrater.config import INGREDIENTS, OBJECTIVES, SEARCHES
+from qgraph.methods.qrater.config import INGREDIENTS, OBJECTIVES, SEARCHES, SearchConfig
 from qgraph.plan.plan import Rounding
 from qgraph.running.files import check_writable, write_atomically
 

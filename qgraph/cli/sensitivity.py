@@ -15,6 +15,7 @@ from qgraph.cli.options import (
     direction_option,
     executor_option,
     given,
+    method_option,
     preprocessing,
     run_options,
 )
@@ -30,7 +31,7 @@ _SHADES = ("green", "yellow", "dark_orange", "red")  # a quarter of the range of
 @click.argument("model")
 @click.option("-o", "--output", metavar="SENSITIVITY.json", help="Where to write the table.")
 @click.option("--bits", type=BitList(), default=(2, 4, 8), help="Bit-widths to try, of 2 to 8.  [default: 2,4,8]")
-@click.option("--method", metavar="NAME", help="How weights are quantized: minmax, aciq or zeroq.")
+@method_option("How weights are quantized: NAMES.")
 @data_options()
 @click.option("--per-channel/--per-tensor", default=None, help="One scale per output channel (default), or one.")
 @click.option(

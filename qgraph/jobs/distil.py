@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qgraph.methods.zeroq import DistillConfig, distill
+from qgraph.methods.zeroq.distill import DistillConfig, distill
 from qgraph.onnxfile.model import Model
 from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress

@@ -15,22 +15,19 @@ from qgraph.jobs.distil import distilled_samples
 from qgraph.jobs.result import Result
 from qgraph.lowering.lower import lower
 from qgraph.lowering.simulate import simulate
-from qgraph.methods.lsqplus import (
-    Judgement,
-    LsqPlusConfig,
-    Schedule,
-    Training,
-    check_trainable,
-    initialise,
-    settle_biases,
-    train,
-)
+from qgraph.methods.lsqplus.biases import settle_biases
+from qgraph.methods.lsqplus.config import LsqPlusConfig, Schedule
+from qgraph.methods.lsqplus.holdout import Judgement
+from qgraph.methods.lsqplus.step import check_trainable
+from qgraph.methods.lsqplus.train import Training, train
+from qgraph.observe.material import Material, check_needs
 from qgraph.observe.propagation import known_moments
 from qgraph.observe.statistics import observe
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import normalise
 from qgraph.onnxfile.opset import prepare
+from qgraph.plan import registry
 from qgraph.plan.grids import activation_grid, initial_plan
 from qgraph.plan.plan import ActivationQuant, QuantPlan
 from qgraph.plan.recipe import Recipe, check_format
@@ -63,6 +60,7 @@ def finetune(
     model: ModelLike,
     data: DataLike | None = None,
     *,
+    method: str = "lsqplus",
     config: LsqPlusConfig | None = None,
     start: QuantPlan | str | Path | None = None,
     format: str = "qdq",
@@ -80,6 +78,7 @@ def finetune(
     Args:
         model: a path, `onnx.ModelProto` or onnx-ir model.
         data: training samples, with labels or without; by default distilled from the model.
+        method: what makes the plan that the training starts from: `lsqplus`, or another method that trains.
         config: settings of the training; what they leave open, the fewest bits choose.
         start: a plan for this model to start from, with its grids; by default they are initialised.
         format, preprocessing, limit, opset, seed, threads, resume: as in `quantize`.
@@ -91,16 +90,12 @@ def finetune(
     check_format(format)
     chosen = config or LsqPlusConfig()
     job = Job(seed=seed, threads=threads, resume=resume, progress=progress)
-    recipe = Recipe.choose("lsqplus", data is not None, **overrides)
-    if recipe.mixed:
-        raise UsageError(
-            "fine-tuning chooses no bits: write a plan with qgraph quantize --weights mixed --plan PLAN.json, and pass "
-            "it with --start PLAN.json"
-        )
+    recipe = _recipe(method, data is not None, **overrides)
     with job.stage("load"):
         loaded = load(model)
         net = prepare(loaded, opset=opset)
         samples = None if data is None else open_data(data, net, preprocessing=preprocessing, limit=limit)
+        check_needs(method, loaded, samples)
         given = _given_plan(start, net)
         batch_norms = known_moments(normalise(loaded, fold_bn=False)).keys()
         _check(net, recipe, chosen, batch_norms, distilling=samples is None)
@@ -111,7 +106,8 @@ def finetune(
     with job.stage("observe"):
         observed = observe(net, calibration, threads=threads, progress=progress)
     view = GraphView(net)
-    plan = given or initialise(initial_plan(view, recipe, observed), view, observed, config=chosen)
+    material = Material(view=view, recipe=recipe, observed=observed, samples=samples, format=format, job=job)
+    plan = given or registry.run(method, initial_plan(view, recipe, observed), material, config=chosen)
     with job.stage("verify"):  # what cannot be exported or run is said before the training
         verify(lower(net, plan, format=format), net, samples, threads=threads)
     with job.stage("train"):
@@ -131,6 +127,19 @@ def finetune(
         verify(result.model, result.net, samples, threads=threads)
     job.finish()
     return result
+
+
+def _recipe(method: str, has_data: bool, **overrides: Any) -> Recipe:
+    """The recipe of a method that trains, for bits that are given."""
+    if not registry.find(method).trains:
+        raise UsageError(f"method '{method}' does not train: use qgraph quantize --method {method}")
+    recipe = Recipe.choose(method, has_data, **overrides)
+    if recipe.mixed:
+        raise UsageError(
+            "fine-tuning chooses no bits: write a plan with qgraph quantize --weights mixed --plan PLAN.json, and pass "
+            "it with --start PLAN.json"
+        )
+    return recipe
 
 
 def _check(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ from qgraph.errors import UsageError
 from qgraph.graph.sites import GraphView, choose_layers
 from qgraph.jobs.distil import DISTILLED, distilled_samples
 from qgraph.lowering.lower import lower
-from qgraph.methods.aciq.variants import refine
 from qgraph.methods.zeroq.mixed_precision import Better, Mixer
+from qgraph.observe.material import Material, check_needs
 from qgraph.observe.propagation import known_moments
 from qgraph.observe.statistics import Observations, observe
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import normalise
 from qgraph.onnxfile.opset import prepare
+from qgraph.plan import registry
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import Recipe
@@ -29,33 +31,36 @@ from qgraph.samples.dataset import DataLike, Dataset, open_data
 from qgraph.samples.preprocessing import Preprocessing
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gathered:
-    """What a plan is made of: the network, the recipe, and what is known of its activations."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Gathered(Material):
+    """What a plan is made of, with the model as it was loaded, and where the samples are from."""
 
     loaded: Model
-    net: Model
-    view: GraphView
-    recipe: Recipe
-    samples: Dataset | None
-    observed: Observations | None
     source: str
-    job: Job
 
-    def plan(self, *, format: str = "qdq", samples: Dataset | None = None) -> QuantPlan:
+    def plan(self) -> QuantPlan:
         """The plan of the recipe's method; where bits are to be mixed, the one with 8 bits everywhere."""
-        first = initial_plan(self.view, self.recipe, self.observed)
-        return refine(first, self.view, self.observed, self.recipe, format=format, samples=samples)
+        return registry.run(self.recipe.method, initial_plan(self.view, self.recipe, self.observed), self)
 
-    def mixer(self, *, format: str = "qdq", on_better: Better | None = None) -> Mixer:
+    def _at(self, plan: QuantPlan, recipe: Recipe) -> QuantPlan:
+        """What the method makes of a plan for other bits."""
+        return registry.run(recipe.method, plan, dataclasses.replace(self, recipe=recipe, format="qdq", variants=False))
+
+    def finished(self, plan: QuantPlan) -> QuantPlan:
+        """The plan after the methods that run once, when every layer has its bits."""
+        for name in self.recipe.methods:
+            plan = registry.run(name, plan, self, once=True)
+        return plan
+
+    def mixer(self, *, on_better: Better | None = None) -> Mixer:
         """What chooses the bits of every layer."""
         return Mixer(
             net=self.net,
             recipe=self.recipe,
             data=self.need_samples("mixed bits are measured on samples"),
             norms=known_moments(normalise(self.loaded, fold_bn=False)),
-            refine=lambda plan, recipe: refine(plan, self.view, self.observed, recipe),
-            lower=lambda plan: lower(self.net, plan, format=format),
+            refine=self._at,
+            lower=lambda plan: lower(self.net, plan, format=self.format),
             accuracy=self._accuracy,
             on_better=on_better,
             job=self.job,
@@ -67,12 +72,6 @@ class Gathered:
         samples = self.need_samples("accuracy is measured on samples")
         return evaluate(quantized, samples, threads=self.job.threads, progress=self.job.progress).top1
 
-    def need_samples(self, why: str) -> Dataset:
-        """The samples; raises `UsageError` where there are none, as with a calibration file."""
-        if self.samples is None:
-            raise UsageError(f"{why}: pass --data, a calibration file is not enough")
-        return self.samples
-
 
 def gather(
     model: ModelLike,
@@ -80,6 +79,7 @@ def gather(
     job: Job | None = None,
     *,
     method: str | None = None,
+    format: str = "qdq",
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
     calibration: str | Path | None = None,
@@ -96,6 +96,7 @@ def gather(
         view = GraphView(net)
         choose_layers(view, recipe.keep)  # what cannot be done is said before the work begins
         samples = None if data is None else open_data(data, net, preprocessing=preprocessing, limit=limit)
+    check_needs(recipe.method, loaded, samples)
     if recipe.max_drop is not None and (samples is None or samples.labels is None):
         raise UsageError("--max-drop measures accuracy: pass --data with an array 'labels'")
     if samples is None and recipe.needs_data and (recipe.mixed or not measured):
@@ -103,15 +104,15 @@ def gather(
             samples = distilled_samples(loaded, net, job, count=DISTILLED)
     with job.stage("observe"):
         observed = _observations(net, recipe, samples, calibration, job)
-    source = _source(observed, given=data is not None or measured)
     return Gathered(
         loaded=loaded,
-        net=net,
         view=view,
         recipe=recipe,
         samples=samples,
         observed=observed,
-        source=source,
+        source=_source(observed, given=data is not None or measured),
+        format=format,
+        variants=calibration is None,  # a file of statistics decides alone
         job=job,
     )
 

@@ -10,11 +10,11 @@ from qgraph.assess.verify import verify
 from qgraph.jobs.prepare import Gathered, gather
 from qgraph.jobs.result import Result
 from qgraph.methods.aciq.corrections import correct_outputs
-from qgraph.methods.qrater import SearchConfig
 from qgraph.methods.zeroq.allocate import Allocation
 from qgraph.onnxfile.model import ModelLike
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import check_format
+from qgraph.plan.registry import chain, find
 from qgraph.plan.saturation import without_saturation
 from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
@@ -46,7 +46,8 @@ def quantize(
         model: a path, `onnx.ModelProto` or onnx-ir model.
         data: calibration samples: a path (.npz, .npy, folder of images), arrays, or an iterable of batches.
         method: `minmax`, `aciq` (default with data), `zeroq` (default without: data are distilled from the model),
-            `qrater` (found by measuring the task: see `search`), or `lsqplus` (trained: see `finetune`).
+            `qrater` (found by measuring the task: see `search`), `lsqplus` (trained: see `finetune`), or what another
+            package registered (`qgraph.method`).
         format: `qdq` to deploy, `float` for a simulation in plain float operators.
         preprocessing: mean and std for images.
         limit: use at most this many samples.
@@ -65,21 +66,20 @@ def quantize(
     """
     check_format(format)
     source: dict[str, Any] = {"preprocessing": preprocessing, "limit": limit, "opset": opset}
-    if method == "lsqplus":
+    if method is not None and find(method).trains:
         run = {"seed": seed, "threads": threads, "resume": resume, "progress": progress}
-        return _trained(model, data, format=format, **source, **run, **overrides)
+        return _trained(model, data, method=method, format=format, **source, **run, **overrides)
     job = Job(seed=seed, threads=threads, resume=resume, executor=executor, progress=progress)
-    given = gather(model, data, job, method=method, calibration=calibration, **source, **overrides)
+    given = gather(model, data, job, method=method, format=format, calibration=calibration, **source, **overrides)
     allocation = None
     with job.stage("plan"):
-        # a file of statistics decides alone
-        plan = given.plan(format=format, samples=None if calibration is not None else given.samples)
+        plan = given.plan()
     if given.recipe.mixed:
-        better = None if on_better is None else lambda mixed: on_better(_result(given, mixed, format))
-        plan, allocation = given.mixer(format=format, on_better=better).mix(plan)
-    if given.recipe.ingredients:
+        better = None if on_better is None else lambda mixed: on_better(_result(given, mixed))
+        plan, allocation = given.mixer(on_better=better).mix(plan)
+    if any(step.once for name in given.recipe.methods for step in chain(name)):
         with job.stage("search"):
-            plan = _searched(plan, given)
+            plan = given.finished(plan)
     if given.recipe.correct_outputs:
         with job.stage("correct"):
             samples = given.need_samples("--correct-outputs measures on samples")
@@ -87,7 +87,7 @@ def quantize(
     if given.recipe.target_cpu == "any":
         plan = without_saturation(plan, given.view)
     with job.stage("export"):
-        result = _result(given, plan, format, allocation)
+        result = _result(given, plan, allocation)
         _ = result.model
     with job.stage("verify"):
         verify(result.model, given.net, result.samples, threads=threads)
@@ -95,11 +95,11 @@ def quantize(
     return result
 
 
-def _result(given: Gathered, plan: QuantPlan, format: str, allocation: Allocation | None = None) -> Result:
+def _result(given: Gathered, plan: QuantPlan, allocation: Allocation | None = None) -> Result:
     return Result(
         net=given.net,
         plan=plan,
-        format=format,
+        format=given.format,
         data=given.source,
         seconds=given.job.seconds,
         observed=given.observed,
@@ -113,12 +113,3 @@ def _trained(model: ModelLike, data: DataLike | None, **options: Any) -> Result:
     from qgraph.jobs.finetune import finetune  # compiled kernels that nothing else needs
 
     return finetune(model, data, **options)
-
-
-def _searched(plan: QuantPlan, given: Gathered) -> QuantPlan:
-    """What Q-Rater finds from `plan`, with its default settings; `qgraph.search` has all of them."""
-    from qgraph.jobs.search import polish  # a sampler that nothing else needs
-
-    samples = given.need_samples("a search measures the task on samples")
-    config = SearchConfig(ingredients=given.recipe.ingredients, fine=True, seed=given.job.seed)
-    return polish(plan, given.net, samples, config=config, job=given.job).plan

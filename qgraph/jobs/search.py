@@ -7,29 +7,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from qgraph.errors import QGraphError, UsageError
+from qgraph.errors import UsageError
 from qgraph.graph.sites import GraphView, choose_layers
-from qgraph.methods.aciq.variants import refine
-from qgraph.methods.qrater import Found, SearchConfig, paper_plan
-from qgraph.methods.qrater import search as run_search
+from qgraph.methods.qrater.config import SearchConfig
+from qgraph.methods.qrater.polish import ConstantObjective as ConstantObjective
+from qgraph.methods.qrater.polish import polish
+from qgraph.methods.qrater.protocol import paper_plan
+from qgraph.methods.qrater.search import Found
+from qgraph.observe.material import Material
 from qgraph.observe.statistics import Observations, observe
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.opset import prepare
+from qgraph.plan import registry
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import SEARCHED, Recipe
-from qgraph.running.executor import open_executor
 from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
-from qgraph.samples.dataset import DataLike, Dataset, open_data
+from qgraph.samples.dataset import DataLike, open_data
 from qgraph.samples.preprocessing import Preprocessing
 
 Protocol = Literal["deploy", "paper"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
-
-
-class ConstantObjective(QGraphError):
-    """Every candidate of every layer scored the same: the search had nothing to go by."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,26 +88,6 @@ def search(
     return Searched(net=net, base=base, found=polish(base, net, samples, config=config, job=job))
 
 
-def polish(
-    base: QuantPlan,
-    net: Model,
-    samples: Dataset,
-    *,
-    config: SearchConfig,
-    job: Job,
-) -> Found:
-    """The search over a starting plan; raises `ConstantObjective` when it had nothing to go by."""
-    folder = None if job.resume is None else Path(job.resume)
-    with open_executor(job.executor, workers=job.threads) as pool:
-        found = run_search(base, net, samples, executor=pool, config=config, folder=folder, progress=job.progress)
-    if found.constant:
-        raise ConstantObjective(
-            f"the objective '{found.objective}' was the same for every candidate on {found.samples} samples, so there "
-            f"is nothing to search by: choose another --objective (mse needs no labels), more samples or fewer bits"
-        )
-    return found
-
-
 def starting_plan(
     view: GraphView,
     observed: Observations | None,
@@ -119,7 +98,8 @@ def starting_plan(
 ) -> QuantPlan:
     """The plan that a search improves: least squared error on the grids of the protocol, rounding to nearest."""
     if protocol == "deploy":
-        return refine(initial_plan(view, recipe, observed), view, observed, recipe)
+        given = Material(view=view, recipe=recipe, observed=observed)
+        return registry.run(recipe.method, initial_plan(view, recipe, observed), given)
     if not isinstance(recipe.weights, int):
         raise UsageError("the paper's protocol has weights of one width: give --weights N")
     return paper_plan(

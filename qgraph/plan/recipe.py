@@ -9,13 +9,11 @@ from typing import Any, Literal, get_args
 import qmath
 from qgraph.errors import UsageError, hint
 from qgraph.graph.layers import Layer
+from qgraph.plan import registry
 from qgraph.plan.plan import MAX_SHIFTED_BITS
 
 TargetCpu = Literal["any", "vnni"]
 TARGET_CPUS: tuple[str, ...] = get_args(TargetCpu)
-Method = Literal["minmax", "aciq", "zeroq", "qrater", "lsqplus"]
-METHODS: tuple[str, ...] = get_args(Method)
-DATA_FREE = ("zeroq", "qrater", "lsqplus")
 ROUNDINGS = ("nearest", "qrater")
 SEARCHED = "qrater"  # as a clip or a rounding: found by measuring the task
 FORMATS = ("qdq", "float")
@@ -74,11 +72,10 @@ class Recipe:
         None means floating point for `weights` and `activations`, and the default for every other option.
         """
         name = method or ("aciq" if has_data else "zeroq")
-        if name not in METHODS:
-            raise UsageError(f"unknown method '{name}': choose one of {', '.join(METHODS)}")
+        defaults = registry.defaults(name)
         given = {k: v for k, v in overrides.items() if v is not None or k in ("weights", "activations")}
         fields = {f.name for f in dataclasses.fields(cls)} - {"method"}
-        unknown = sorted(set(given) - fields)
+        unknown = sorted({*defaults, *given} - fields)
         if unknown:
             raise UsageError(f"unknown option '{unknown[0]}'{hint(unknown[0], sorted(fields))}")
         budgets = [option for option in BUDGETS if option in given]
@@ -88,12 +85,13 @@ class Recipe:
             raise UsageError(f"give one of {' and '.join(map(_flag, budgets))}, not both")
         if budgets:
             given["weights"] = "mixed"
-        elif given.get("weights") == "mixed":
+        given = {**defaults, **given}
+        if not any(option in given for option in BUDGETS) and given.get("weights") == "mixed":
             given["average_bits"] = DEFAULT_AVERAGE
         for option in ("weights", "activations"):
             if given.get(option) == "none":
                 given[option] = None
-        recipe = cls(method=name, **{**_DEFAULTS[name], **given})
+        recipe = cls(method=name, **given)
         recipe._check(has_data)
         return recipe
 
@@ -126,13 +124,16 @@ class Recipe:
         for option, known in (("search", SEARCHES), ("direction", DIRECTIONS), ("target_cpu", TARGET_CPUS)):
             if getattr(self, option) not in known:
                 raise UsageError(f"{_flag(option)} must be one of {', '.join(known)}, not '{getattr(self, option)}'")
-        if self.symmetric is False and self.method == "lsqplus":
+        method = registry.find(self.method)
+        if self.symmetric is False and method.trains:
             raise UsageError(
                 "--asymmetric is for grids that are not trained: LSQ+ learns weight grids with --symmetric"
             )
-        if self.correct_outputs and self.method == "lsqplus":
-            raise UsageError("--correct-outputs is for plans that are not trained: method 'lsqplus' learns its biases")
-        if self.needs_data and not has_data and self.method not in DATA_FREE:
+        if self.correct_outputs and method.trains:
+            raise UsageError(
+                f"--correct-outputs is for plans that are not trained: method '{self.method}' learns its biases"
+            )
+        if self.needs_data and not has_data and "data" in method.needs:
             raise UsageError(
                 f"method '{self.method}' needs data to quantize activations or to mix bits: pass --data, or "
                 f"--activations none for weights of fixed bits alone"
@@ -172,6 +173,11 @@ class Recipe:
         return tuple(name for name in ("clip", "round", "bias") if searched[name])
 
     @property
+    def methods(self) -> tuple[str, ...]:
+        """The recipe's method, and Q-Rater where an option asks for what it searches."""
+        return tuple(dict.fromkeys((self.method, *([SEARCHED] if self.ingredients else []))))
+
+    @property
     def needs_histograms(self) -> bool:
         """Whether ranges alone do not decide the plan."""
         return self.clip != "max" and self.activations is not None
@@ -181,28 +187,6 @@ class Recipe:
         weights = self.weights if isinstance(self.weights, int) else 8
         bits = (self.edge_bits or 8) if layer.name in edges else weights
         return min(bits, 7) if self.reduce_range else bits
-
-
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "minmax": {
-        "symmetric": True,
-        "clip": "max",
-        "weight_clip": "max",
-        "bias_correction": False,
-        "allocate_bits": "none",
-    },
-    "aciq": {},
-    "lsqplus": {
-        "weights": 4,
-        "activations": 4,
-        "symmetric": True,
-        "clip": "max",
-        "weight_clip": "max",
-        "bias_correction": False,
-    },
-    "zeroq": {},  # the grids of ACIQ, on distilled data
-    "qrater": {"symmetric": True, "clip": SEARCHED, "rounding": SEARCHED},
-}
 
 
 def _flag(option: str) -> str:

@@ -20,7 +20,7 @@ import qgraph
 from qgraph.cli import main
 from qgraph.errors import ModelError
 from qgraph.jobs.sensitivity import measure_sensitivity
-from qgraph.methods.zeroq import DistillConfig, distill
+from qgraph.methods.zeroq.distill import DistillConfig, distill
 
 DISTILL = ("--steps", "100", "--count", "32", "--seed", "3", "--threads", "1", "--quiet")
 

@@ -1,19 +1,29 @@
 """LSQ+: scales, offsets and weights learned on the quantized network (Bhalgat et al., 2020)."""
 
-from qgraph.methods.lsqplus.biases import settle_biases
-from qgraph.methods.lsqplus.config import LsqPlusConfig, Schedule
-from qgraph.methods.lsqplus.holdout import Judgement
-from qgraph.methods.lsqplus.initialise import initialise
-from qgraph.methods.lsqplus.step import check_trainable
-from qgraph.methods.lsqplus.train import Training, train
+from __future__ import annotations
 
-__all__ = [
-    "Judgement",
-    "LsqPlusConfig",
-    "Schedule",
-    "Training",
-    "check_trainable",
-    "initialise",
-    "settle_biases",
-    "train",
-]
+from typing import TYPE_CHECKING
+
+from qgraph.plan.registry import method
+
+if TYPE_CHECKING:
+    from qgraph.methods.lsqplus.config import LsqPlusConfig
+    from qgraph.observe.material import Material
+    from qgraph.plan.plan import QuantPlan
+
+_START = {
+    "weights": 4,
+    "activations": 4,
+    "symmetric": True,
+    "clip": "max",
+    "weight_clip": "max",
+    "bias_correction": False,
+}
+
+
+@method("lsqplus", defaults=_START, trains=True)
+def lsqplus(plan: QuantPlan, given: Material, *, config: LsqPlusConfig | None = None) -> QuantPlan:
+    """Weights, scales and offsets trained together, 4 bits by default (Bhalgat et al., 2020)."""
+    from qgraph.methods.lsqplus.initialise import initialise
+
+    return initialise(plan, given.view, given.observed, config=config)

@@ -9,8 +9,8 @@ import numpy as np
 import qgraph
 from qgraph.assess.evaluate import evaluate
 from qgraph.lowering.lower import lower
-from qgraph.methods.lsqplus import LsqPlusConfig
-from qgraph.methods.zeroq import DistillConfig, distill
+from qgraph.methods.lsqplus.config import LsqPlusConfig
+from qgraph.methods.zeroq.distill import DistillConfig, distill
 from qgraph.onnxfile.load import load
 
 

@@ -15,8 +15,9 @@ from qgraph.gradient import append, gradients, op, tensor
 from qgraph.graph.sites import GraphView
 from qgraph.jobs.quantize import prepare
 from qgraph.lowering.simulate import simulate
-from qgraph.methods.lsqplus import LsqPlusConfig, initialise
 from qgraph.methods.lsqplus.batch_norm import EPSILON, normalise_results
+from qgraph.methods.lsqplus.config import LsqPlusConfig
+from qgraph.methods.lsqplus.initialise import initialise
 from qgraph.methods.lsqplus.parameters import absorb
 from qgraph.methods.lsqplus.statistics import with_statistics
 from qgraph.methods.lsqplus.trained import Trained

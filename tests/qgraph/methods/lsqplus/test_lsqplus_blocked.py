@@ -8,7 +8,8 @@ import pytest
 
 from qgraph.gradient import deferred_gradients
 from qgraph.graph.sites import GraphView
-from qgraph.methods.lsqplus import LsqPlusConfig, initialise
+from qgraph.methods.lsqplus.config import LsqPlusConfig
+from qgraph.methods.lsqplus.initialise import initialise
 from qgraph.methods.lsqplus.layout import DOMAIN, blocked
 from qgraph.methods.lsqplus.loss import targets_of
 from qgraph.methods.lsqplus.parameters import absorb

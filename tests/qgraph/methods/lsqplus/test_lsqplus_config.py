@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qgraph.errors import UsageError
-from qgraph.methods.lsqplus import LsqPlusConfig, Schedule
+from qgraph.methods.lsqplus.config import LsqPlusConfig, Schedule
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,14 @@ from qgraph.graph.sites import GraphView
 from qgraph.lowering.lower import lower
 from qgraph.lowering.simulate import simulate
 from qgraph.methods.aciq import refine as aciq
-from qgraph.methods.lsqplus import Judgement, LsqPlusConfig, Training, initialise, train
 from qgraph.methods.lsqplus.batches import augment, open_feed
+from qgraph.methods.lsqplus.config import LsqPlusConfig
 from qgraph.methods.lsqplus.configurations import configuration_of
 from qgraph.methods.lsqplus.equalise import equalise
-from qgraph.methods.lsqplus.holdout import is_kept
+from qgraph.methods.lsqplus.holdout import Judgement, is_kept
+from qgraph.methods.lsqplus.initialise import initialise
 from qgraph.methods.lsqplus.parameters import absorb
+from qgraph.methods.lsqplus.train import Training, train
 from qgraph.observe.statistics import observe
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model

@@ -22,9 +22,11 @@ from qgraph.graph.sites import GraphView
 from qgraph.jobs.search import ConstantObjective
 from qgraph.jobs.search import search as search_file
 from qgraph.lowering.simulate import simulate
-from qgraph.methods.qrater import JournalError, SearchConfig, paper_plan
-from qgraph.methods.qrater import search as run_search
 from qgraph.methods.qrater.bench import channel_sums
+from qgraph.methods.qrater.config import SearchConfig
+from qgraph.methods.qrater.journal import JournalError
+from qgraph.methods.qrater.protocol import paper_plan
+from qgraph.methods.qrater.search import search as run_search
 from qgraph.observe.statistics import observe
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model

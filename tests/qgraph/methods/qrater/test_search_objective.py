@@ -8,10 +8,10 @@ import pytest
 from qgraph.errors import DataError
 from qgraph.graph.sites import GraphView
 from qgraph.lowering.simulate import simulate
-from qgraph.methods.qrater import SearchConfig, paper_plan
-from qgraph.methods.qrater import search as run_search
-from qgraph.methods.qrater.config import OBJECTIVES
+from qgraph.methods.qrater.config import OBJECTIVES, SearchConfig
 from qgraph.methods.qrater.objective import INVALID, choose_scorer
+from qgraph.methods.qrater.protocol import paper_plan
+from qgraph.methods.qrater.search import search as run_search
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
 from qgraph.running.executor import open_executor

@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 
 from qgraph.errors import DataError, QGraphError, UsageError
-from qgraph.methods.zeroq import DistillConfig, distill
 from qgraph.methods.zeroq.adam import Adam
 from qgraph.methods.zeroq.assumed_statistics import assumed_targets
+from qgraph.methods.zeroq.distill import DistillConfig, distill
 from qgraph.methods.zeroq.objective import objective
 from qgraph.methods.zeroq.spectrum import natural_noise
 from qgraph.methods.zeroq.statistics import batch_norms

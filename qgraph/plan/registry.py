@@ -1,0 +1,179 @@
+"""Methods by name: what each sets and needs, and the function that turns a plan into a better one.
+
+A method registers itself where it stands: in the `__init__` of its folder in `qgraph/methods`, or in a module of
+another package. From Python, importing that module is enough; the command line also finds what an installed package
+lists under the entry points `qgraph.methods`, by the method's name::
+
+    @method("mine", defaults={"weights": 4}, needs=["data"])
+    def mine(plan, given):
+        \"""One line that --help and the documentation show.\"""
+        return plan.map_layers(...)
+
+Names and defaults are known without the engines behind them: a function imports what it needs when it is called.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from qgraph.errors import UsageError, first_line
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from qgraph.plan.plan import QuantPlan
+
+PLACE = "qgraph.methods"  # the package whose folders are methods, and the group of entry points for those of others
+Need = Literal["data", "labels", "batch norm"]
+NEEDS: tuple[Need, ...] = get_args(Need)
+Function: TypeAlias = "Callable[..., QuantPlan]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A method as it was registered.
+
+    `function` takes a plan and what is known of the network (`qgraph.observe.material.Material`), and returns a plan.
+    `defaults` are fields of `Recipe`. `needs` says what the caller must give: "data" (without it, samples are distilled
+    from the model), "labels" among the data, or "batch norm" in the model.
+
+    `after` names the method whose plan the function receives and whose defaults hold as well; None: the full-range
+    plan. `once`: the function runs once, when every layer has its bits, and not for each width that is tried.
+    `trains`: the plan is where the training of the weights begins (`qgraph finetune`).
+    """
+
+    name: str
+    function: Function
+    defaults: Mapping[str, Any]
+    needs: frozenset[Need]
+    after: str | None
+    once: bool
+    trains: bool
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (self.function.__doc__ or "").strip().partition("\n")[0]
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def method(
+    name: str,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    needs: Collection[Need] = (),
+    after: str | None = None,
+    once: bool = False,
+    trains: bool = False,
+) -> Callable[[Function], Function]:
+    """Register a function (plan, given) -> plan as the method `name`; the arguments are the fields of `Method`.
+
+    Raises:
+        ValueError: the name is taken, or `needs` holds what is unknown.
+    """
+    if unknown := sorted(set(needs) - set(NEEDS)):
+        raise ValueError(f"method '{name}' needs '{unknown[0]}', which is none of {', '.join(NEEDS)}")
+
+    def register(function: Function) -> Function:
+        if not function.__module__.startswith(f"{PLACE}."):
+            _read_folders()  # a name of ours is not taken by whoever comes first
+        if name in _METHODS:
+            taken = _METHODS[name].function
+            raise ValueError(f"method '{name}' is already registered, by {taken.__module__}.{taken.__qualname__}")
+        _METHODS[name] = Method(
+            name=name,
+            function=function,
+            defaults=dict(defaults or {}),
+            needs=frozenset(needs),
+            after=after,
+            once=once,
+            trains=trains,
+        )
+        return function
+
+    return register
+
+
+def find(name: str) -> Method:
+    """The method of that name; raises `UsageError` where there is none."""
+    _read_folders()
+    if name not in _METHODS:
+        for entry in _entry_points():
+            if entry.name == name:
+                _load(entry)
+    if name not in _METHODS:
+        raise UsageError(f"unknown method '{name}': choose one of {', '.join(method_names())}")
+    return _METHODS[name]
+
+
+def method_names() -> tuple[str, ...]:
+    """Every method that `find` knows; those of other packages are not imported for that."""
+    _read_folders()
+    return tuple(dict.fromkeys((*_METHODS, *(entry.name for entry in _entry_points()))))
+
+
+def chain(name: str) -> tuple[Method, ...]:
+    """The methods that make a plan one after the other: those that `name` stands on, then itself."""
+    steps = [find(name)]
+    while (before := steps[0].after) is not None:
+        if before in [step.name for step in steps]:
+            raise ValueError(f"method '{name}' stands on itself, by way of '{before}'")
+        steps.insert(0, find(before))
+    return tuple(steps)
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The defaults of a method, over those of the methods that it stands on."""
+    return {option: value for step in chain(name) for option, value in step.defaults.items()}
+
+
+def run(name: str, plan: QuantPlan, given: Any, *, once: bool = False, **settings: Any) -> QuantPlan:
+    """What the functions along `chain(name)` make of a plan: those for every width, or those that run `once`.
+
+    `settings` are of the method's own, and go to its function alone. Raises `UsageError` for a function that returns
+    something else than a plan.
+    """
+    from qgraph.plan.plan import QuantPlan
+
+    for step in chain(name):
+        if step.once == once:
+            plan = step.function(plan, given, **(settings if step.name == name else {}))
+            if not isinstance(plan, QuantPlan):
+                raise UsageError(
+                    f"method '{step.name}' must return a QuantPlan, and its function {step.function.__module__}."
+                    f"{step.function.__qualname__} returned {type(plan).__name__}"
+                )
+    return plan
+
+
+@functools.cache
+def _read_folders() -> None:
+    """Let every folder of `PLACE` register itself."""
+    for folder in pkgutil.iter_modules(importlib.import_module(PLACE).__path__):
+        importlib.import_module(f"{PLACE}.{folder.name}")
+
+
+def _entry_points() -> Collection[EntryPoint]:
+    from importlib.metadata import entry_points
+
+    return entry_points(group=PLACE)
+
+
+def _load(entry: EntryPoint) -> None:
+    package = entry.dist.name if entry.dist is not None else entry.value
+    try:
+        entry.load()
+    except Exception as error:
+        raise UsageError(
+            f"method '{entry.name}' cannot be imported from '{package}': {first_line(error)}; mend or uninstall that "
+            f"package"
+        ) from error
+    if entry.name not in _METHODS:
+        raise UsageError(f"'{package}' lists the method '{entry.name}', but {entry.value} registers none of that name")
