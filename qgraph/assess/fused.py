@@ -53,7 +53,15 @@ class FusedGraph:
 
 def inspect_fused(model: Model, *, threads: int | None = None) -> FusedGraph:
     """Load the file in onnxruntime, read back the graph it optimised, and match it with the layers of the file."""
-    kernels = _optimised_kernels(model, threads)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimised.onnx"
+        Session(model.ir_model, threads=threads, optimized_path=path)
+        return read_fused(model, path)
+
+
+def read_fused(model: Model, optimised: Path) -> FusedGraph:
+    """The layers of `model`, matched with the graph that onnxruntime wrote when it loaded the model."""
+    kernels = _kernels(optimised)
     layers = []
     for node in model.graph:
         if node.op_type in LAYER_OPS and node.domain == "":
@@ -64,12 +72,9 @@ def inspect_fused(model: Model, *, threads: int | None = None) -> FusedGraph:
     return FusedGraph(layers=tuple(layers), warnings=tuple(_warnings(model, layers)))
 
 
-def _optimised_kernels(model: Model, threads: int | None) -> dict[str, str]:
+def _kernels(optimised: Path) -> dict[str, str]:
     """Operator by node name and by output name in the graph that onnxruntime runs."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimised.onnx"
-        Session(model.ir_model, threads=threads, optimized_path=path)
-        graph = onnx.load(path, load_external_data=False).graph
+    graph = onnx.load(optimised, load_external_data=False).graph
     kernels: dict[str, str] = {}
     for node in graph.node:
         kernels.setdefault(_SUFFIXES.sub("", node.name), node.op_type)

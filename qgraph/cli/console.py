@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from qgraph.assess.verdict import Verdict
 from qgraph.running.progress import SILENT, Advance, Progress
 
 ERRORS = Console(stderr=True)
@@ -60,6 +61,12 @@ def show(*parts: Any) -> None:
         console.width = max(console.width, 120)
     for part in parts:
         console.print(part, markup=False, highlight=False) if isinstance(part, str) else console.print(part)
+
+
+def show_quality(quality: Verdict | None) -> None:
+    """The verdict on a file in three lines, where it was measured."""
+    if quality is not None:
+        show(*quality.lines())
 
 
 def show_json(content: Any) -> None:

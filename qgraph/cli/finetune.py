@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
-from qgraph.cli.options import data_options, format_options, preprocessing, recipe_options, run_options
+from qgraph.cli.console import number, progress, show, show_json, show_quality, silence_warnings, table
+from qgraph.cli.options import data_options, format_options, preprocessing, quality_options, recipe_options, run_options
 from qgraph.errors import UsageError
 from qgraph.jobs.finetune import Finetuned
 from qgraph.jobs.finetune import finetune as run
@@ -62,6 +62,7 @@ def _setting(name: str, kind: Any, text: str) -> Any:
 @click.option("--resume", metavar="DIR", help="Folder for checkpoints: a job that was stopped goes on from there.")
 @click.option("--plan", metavar="PLAN.json", help="Also write the plan; it names the trained float model.")
 @click.option("--float", "trained", metavar="FLOAT.onnx", help="Also write the trained float model.")
+@quality_options
 @run_options
 def finetune(
     model: str, output: str, plan: str | None, trained: str | None, as_json: bool, quiet: bool, **options: Any
@@ -113,3 +114,4 @@ def _show(result: Finetuned, output: str, nbytes: int) -> None:
     show(rows)
     share = nbytes / result.net.nbytes
     show(f"{output}: {nbytes:,} bytes ({share:.0%} of {result.net.nbytes:,}) in {result.seconds['total']:.1f} s")
+    show_quality(result.quality)

@@ -102,6 +102,17 @@ def run_options(f: F) -> F:
     )(f)
 
 
+def quality_options(f: F) -> F:
+    """What becomes of the file that was written."""
+    return _all(
+        click.option(
+            "--measure/--no-measure",
+            default=True,
+            help="Run the file beside the float model, on samples kept apart (default), or not.",
+        )
+    )(f)
+
+
 def format_options(f: F) -> F:
     return _all(
         click.option(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qgraph.cli.console import PRIOR_REJECTED, number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.console import PRIOR_REJECTED, number, progress, show, show_json, show_quality, silence_warnings, table
 from qgraph.cli.options import (
     data_options,
     format_options,
@@ -15,6 +15,7 @@ from qgraph.cli.options import (
     method_option,
     mixed_options,
     preprocessing,
+    quality_options,
     recipe_options,
     run_options,
 )
@@ -47,6 +48,7 @@ from qgraph.running.files import check_writable, write_atomically
 @click.option("--resume", metavar="DIR", help="Folder for checkpoints: a job that was stopped goes on from there.")
 @click.option("--plan", metavar="PLAN.json", help="Also write the plan.")
 @click.option("--report", metavar="FILE.html", help="Also write a page about it.")
+@quality_options
 @run_options
 def quantize(
     model: str, output: str, plan: str | None, report: str | None, as_json: bool, quiet: bool, **options: Any
@@ -144,3 +146,4 @@ def _show(result: Result, output: str, nbytes: int) -> None:
         show(f"{len(result.plan.notes)} activations keep one step for all channels; the plan says why (--plan)")
     share = nbytes / result.net.nbytes
     show(f"{output}: {nbytes:,} bytes ({share:.0%} of {result.net.nbytes:,}) in {result.seconds['total']:.2f} s")
+    show_quality(result.quality)

@@ -13,6 +13,7 @@ from qgraph.errors import UsageError
 from qgraph.graph.sites import GraphView, choose_layers
 from qgraph.jobs.distil import distilled_samples
 from qgraph.jobs.result import Result
+from qgraph.jobs.trial import Trial
 from qgraph.lowering.lower import lower
 from qgraph.lowering.simulate import simulate
 from qgraph.methods.lsqplus.biases import settle_biases
@@ -35,6 +36,7 @@ from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
 from qgraph.samples.dataset import DataLike, Dataset, open_data
 from qgraph.samples.preprocessing import Preprocessing
+from qgraph.samples.split import hold_out
 
 DISTILLED = 512  # samples distilled where none are given
 
@@ -68,6 +70,7 @@ def finetune(
     limit: int | None = None,
     opset: int | None = None,
     seed: int = 0,
+    measure: bool = True,
     threads: int | None = None,
     resume: str | Path | None = None,
     progress: Progress = SILENT,
@@ -81,7 +84,7 @@ def finetune(
         method: what makes the plan that the training starts from: `lsqplus`, or another method that trains.
         config: settings of the training; what they leave open, the fewest bits choose.
         start: a plan for this model to start from, with its grids; by default they are initialised.
-        format, preprocessing, limit, opset, seed, threads, resume: as in `quantize`.
+        format, preprocessing, limit, opset, seed, measure, threads, resume: as in `quantize`.
         overrides: `weights`, `activations` (4 bits by default), `keep`, ...: the fields of `Recipe`.
 
     Raises:
@@ -102,6 +105,9 @@ def finetune(
     if samples is None:
         with job.stage("distill"):
             samples = distilled_samples(loaded, net, job, count=limit or DISTILLED)
+    apart = hold_out(samples)
+    samples = apart.used
+    trial = Trial.of(loaded, apart, given=data is not None, progress=progress) if measure else None
     calibration = dataclasses.replace(samples, limit=min(samples.count, chosen.calibration))
     with job.stage("observe"):
         observed = observe(net, calibration, threads=threads, progress=progress)
@@ -123,8 +129,11 @@ def finetune(
             progress=progress,
         )
     with job.stage("export"):
-        result = _trained(training, plan, samples, calibration, job, format=format, distilled=data is None)
+        result = _trained(training, plan, samples, calibration, job, format=format, distilled=data is None, trial=trial)
         verify(result.model, result.net, samples, threads=threads)
+    if measure:
+        with job.stage("measure"):
+            _ = result.quality
     job.finish()
     return result
 
@@ -165,6 +174,7 @@ def _trained(
     *,
     format: str,
     distilled: bool,
+    trial: Trial | None,
 ) -> Finetuned:
     """The result of a training that started with the plan `before`."""
     net, plan = settle_biases(training.net, _complete(training, before, calibration, job.threads))
@@ -177,6 +187,7 @@ def _trained(
         observed=observe(net, calibration, threads=job.threads, progress=job.progress),
         samples=samples,
         threads=job.threads,
+        trial=trial,
         schedule=training.schedule,
         epochs=training.epochs,
         best_epoch=training.best_epoch,

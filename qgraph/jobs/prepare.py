@@ -13,6 +13,7 @@ from qgraph.assess.evaluate import evaluate
 from qgraph.errors import UsageError
 from qgraph.graph.sites import GraphView, choose_layers
 from qgraph.jobs.distil import DISTILLED, distilled_samples
+from qgraph.jobs.trial import Trial
 from qgraph.lowering.lower import lower
 from qgraph.methods.zeroq.mixed_precision import Better, Mixer
 from qgraph.observe.material import Material, check_needs
@@ -29,6 +30,7 @@ from qgraph.plan.recipe import Recipe
 from qgraph.running.job import Job
 from qgraph.samples.dataset import DataLike, Dataset, open_data
 from qgraph.samples.preprocessing import Preprocessing
+from qgraph.samples.split import hold_out
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -36,6 +38,7 @@ class Gathered(Material):
     """What a plan is made of, with the model as it was loaded, and where the samples are from."""
 
     loaded: Model
+    trial: Trial
     source: str
 
     def plan(self) -> QuantPlan:
@@ -102,6 +105,8 @@ def gather(
     if samples is None and recipe.needs_data and (recipe.mixed or not measured):
         with job.stage("distill"):
             samples = distilled_samples(loaded, net, job, count=DISTILLED)
+    apart = None if samples is None else hold_out(samples)
+    samples = None if apart is None else apart.used
     with job.stage("observe"):
         observed = _observations(net, recipe, samples, calibration, job)
     return Gathered(
@@ -109,6 +114,7 @@ def gather(
         view=view,
         recipe=recipe,
         samples=samples,
+        trial=Trial.of(loaded, apart, given=data is not None, progress=job.progress),
         observed=observed,
         source=_source(observed, given=data is not None or measured),
         format=format,

@@ -33,6 +33,7 @@ def quantize(
     calibration: str | Path | None = None,
     opset: int | None = None,
     seed: int = 0,
+    measure: bool = True,
     threads: int | None = None,
     resume: str | Path | None = None,
     executor: str = "local",
@@ -55,6 +56,7 @@ def quantize(
             the plan alone, so that variants of a method are not tried on samples.
         opset: raise the model to this opset first.
         seed: of distilled data.
+        measure: run what will be written beside the float model, on samples that took no part: `Result.quality`.
         resume: folder for the checkpoints of long stages; what it holds of the same job is continued.
         executor: where independent jobs run, `local` or `dask:ADDRESS`.
         on_better: called with every smaller result that a search for the smallest (`max_drop`) accepts on its way.
@@ -67,7 +69,7 @@ def quantize(
     check_format(format)
     source: dict[str, Any] = {"preprocessing": preprocessing, "limit": limit, "opset": opset}
     if method is not None and find(method).trains:
-        run = {"seed": seed, "threads": threads, "resume": resume, "progress": progress}
+        run = {"seed": seed, "measure": measure, "threads": threads, "resume": resume, "progress": progress}
         return _trained(model, data, method=method, format=format, **source, **run, **overrides)
     job = Job(seed=seed, threads=threads, resume=resume, executor=executor, progress=progress)
     given = gather(model, data, job, method=method, format=format, calibration=calibration, **source, **overrides)
@@ -87,15 +89,20 @@ def quantize(
     if given.recipe.target_cpu == "any":
         plan = without_saturation(plan, given.view)
     with job.stage("export"):
-        result = _result(given, plan, allocation)
+        result = _result(given, plan, allocation, measure=measure)
         _ = result.model
     with job.stage("verify"):
         verify(result.model, given.net, result.samples, threads=threads)
+    if measure:
+        with job.stage("measure"):
+            _ = result.quality
     job.finish()
     return result
 
 
-def _result(given: Gathered, plan: QuantPlan, allocation: Allocation | None = None) -> Result:
+def _result(
+    given: Gathered, plan: QuantPlan, allocation: Allocation | None = None, *, measure: bool = False
+) -> Result:
     return Result(
         net=given.net,
         plan=plan,
@@ -105,6 +112,7 @@ def _result(given: Gathered, plan: QuantPlan, allocation: Allocation | None = No
         observed=given.observed,
         samples=given.samples,
         threads=given.job.threads,
+        trial=given.trial if measure else None,
         allocation=allocation,
     )
 

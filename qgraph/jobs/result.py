@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from qgraph.assess.layer_errors import LayerReport, layer_reports
+from qgraph.assess.verdict import Verdict
 from qgraph.graph.sites import GraphView
+from qgraph.jobs.trial import Trial
 from qgraph.lowering.lower import lower
 from qgraph.observe.statistics import Observations
 from qgraph.onnxfile.model import Model
@@ -34,6 +36,8 @@ class Result:
     observed: Observations | None = None
     samples: Dataset | None = None
     threads: int | None = None
+    trial: Trial | None = None
+    """What `quality` is measured on; None where it is not."""
     allocation: Allocation | None = None
     """Sensitivities, frontier and choice, where bits were mixed."""
 
@@ -41,6 +45,11 @@ class Result:
     def layers(self) -> tuple[LayerReport, ...]:
         """What became of every layer, with its predicted and measured error; measured on a few samples at first use."""
         return layer_reports(GraphView(self.net), self.plan, self.observed, self.samples, threads=self.threads)
+
+    @cached_property
+    def quality(self) -> Verdict | None:
+        """What the file that `save` writes is worth beside the float model; None where it was not to be measured."""
+        return None if self.trial is None else self.trial.judge(self.model, threads=self.threads)
 
     @cached_property
     def model(self) -> ir.Model:
@@ -78,4 +87,5 @@ class Result:
                 for layer in self.layers
             ],
             "kept_float": [{"name": k.name, "why": k.why} for k in self.plan.kept_float],
+            "quality": None if self.quality is None else self.quality.to_dict(),
         }

@@ -30,6 +30,34 @@ def is_scores(output: NDArray[Any]) -> bool:
     return output.dtype.kind == "f" and output.ndim == 2 and output.shape[1] > 1
 
 
+def score_axis(output: NDArray[Any], *, linear: bool = False) -> int | None:
+    """The axis along which an output holds one score per class; None where it holds something else.
+
+    Scores are floats of shape N x C; distributions, or their logarithms, along the last axis (sequences, N x T x C) or
+    along axis 1 (maps, N x C x H x W); and where the output is `linear` in its last axis, N x T x C before a softmax.
+    """
+    if output.dtype.kind != "f" or output.ndim < 2:
+        return None
+    if is_scores(output):
+        return 1
+    if output.ndim == 2:
+        return None
+    along = [axis for axis in (output.ndim - 1, 1) if output.shape[axis] > 1 and is_distribution(output, axis)]
+    last = output.ndim - 1 if linear and output.ndim == 3 and output.shape[-1] > 1 else None
+    return along[0] if along else last
+
+
+def is_distribution(scores: NDArray[Any], axis: int = 1) -> bool:
+    """Whether scores are probabilities along an axis, or logarithms of such."""
+    if not scores.size:
+        return False
+    if (scores >= 0).all():
+        return bool(np.allclose(scores.sum(axis=axis, dtype=np.float64), 1.0, atol=1e-3))
+    if (scores <= 1e-6).all():
+        return bool(np.allclose(np.exp(scores.astype(np.float64)).sum(axis=axis), 1.0, atol=1e-3))
+    return False
+
+
 def divergence(expected: NDArray[Any], produced: NDArray[Any]) -> NDArray[np.float64]:
     """KL(expected || produced) per sample; outputs that are probabilities already are taken as such."""
     return np.asarray(qmath.kl_divergence(_logits(expected), _logits(produced), axis=-1))

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx.version_converter
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
 from qgraph.errors import ModelError, UsageError, first_line
 from qgraph.onnxfile.load import MAX_OPSET, load
 from qgraph.onnxfile.model import Model, ModelLike
+from qgraph.onnxfile.noise import TRIED_SIZES, noise
 from qgraph.onnxfile.normalise import name_everything, normalise
 from qgraph.running import sessions as runtime
 
 QUANTIZED_OPSET = 13  # per-channel QuantizeLinear, Min on uint8
 _RESIZE_OPSET = 11  # the first whose Resize says how it maps coordinates
-_TRIED_SIZES = (1, 2, 32, 128, 224)  # of dimensions that a model leaves open, to compare two forms of it
 
 
 def raise_opset(model: Model, opset: int | None = None) -> Model:
@@ -62,9 +60,9 @@ def _compare_outputs(model: Model, converted: ir.Model, opset: int) -> None:
     """Run both on the same noise; a version conversion that changes results must not pass silently."""
     original, after = runtime.Session(model.ir_model), runtime.Session(converted)
     before = feeds = None
-    for size in _TRIED_SIZES:
+    for size in TRIED_SIZES:
         try:
-            feeds = _noise(model, size)
+            feeds = noise(model, size)
             before = original.run_list(feeds)
             break
         except (ModelError, MemoryError, ValueError):
@@ -80,18 +78,6 @@ def _compare_outputs(model: Model, converted: ir.Model, opset: int) -> None:
                     f"raising {model.source} from opset {model.opset} to {opset} changes output '{output.name}': "
                     f"onnx's version converter is wrong here; export with opset {opset}"
                 )
-
-
-def _noise(model: Model, size: int) -> dict[str, NDArray[Any]]:
-    """Standard normal floats and zeros of other types, `size` where the model leaves a dimension open."""
-    generator = np.random.default_rng(0)
-    feeds = {}
-    for value in model.input_values():
-        dims = [d if isinstance(d, int) else size if i else min(size, 2) for i, d in enumerate(value.shape or ())]
-        kind = np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
-        noise = generator.standard_normal(dims) if kind.kind == "f" else np.zeros(dims)
-        feeds[str(value.name)] = np.asarray(noise, kind)
-    return feeds
 
 
 def prepare(model: ModelLike, *, opset: int | None = None, fold_bn: bool = True) -> Model:

@@ -26,11 +26,17 @@ def save(model: ir.Model | Model, path: str | os.PathLike[str], *, source: str |
     try:
         if not runtime.fits_one_file(model):
             return _save_with_external_data(model, target)
-        data = ir.to_proto(model).SerializeToString(deterministic=True)
+        data = serialised(model)
         write_atomically(target, data)
         return len(data)
     except OSError as error:
         raise ModelError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def serialised(model: ir.Model) -> bytes:
+    """What `save` writes, of a model whose weights fit one file."""
+    data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return data
 
 
 def _save_with_external_data(model: ir.Model, target: Path) -> int:

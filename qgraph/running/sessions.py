@@ -45,7 +45,7 @@ class Session:
     """A model loaded in onnxruntime on the CPU.
 
     Args:
-        model: the model; it is not changed.
+        model: the model, a file or what such a file holds; it is not changed.
         outputs: names of the tensors to return, inner ones included; by default the graph's outputs.
         threads: intra-op threads; by default all cores.
         optimize: whether onnxruntime may rewrite the graph.
@@ -55,7 +55,7 @@ class Session:
 
     def __init__(
         self,
-        model: ir.Model | str | Path,
+        model: ir.Model | str | Path | bytes,
         *,
         outputs: Sequence[str] | None = None,
         threads: int | None = None,
@@ -141,10 +141,13 @@ def in_parallel(job: Callable[[T], R], items: Iterable[T], *, workers: int | Non
                 future.cancel()
 
 
-def _with_outputs(model: ir.Model | str | Path, outputs: Sequence[str] | None) -> ir.Model | str | Path:
+def _with_outputs(model: ir.Model | str | Path | bytes, outputs: Sequence[str] | None) -> ir.Model | str | Path | bytes:
     if outputs is None:
         return model
-    part = model.clone() if isinstance(model, ir.Model) else ir.load(model)
+    if isinstance(model, bytes):
+        part = ir.from_proto(onnx.ModelProto.FromString(model))
+    else:
+        part = model.clone() if isinstance(model, ir.Model) else ir.load(model)
     values = ir.convenience.create_value_mapping(part.graph)
     part.graph.outputs.clear()
     part.graph.outputs.extend(values[name] for name in dict.fromkeys(outputs))
@@ -155,9 +158,11 @@ def _with_outputs(model: ir.Model | str | Path, outputs: Sequence[str] | None) -
     return part
 
 
-def _create(model: ir.Model | str | Path, options: ort.SessionOptions) -> ort.InferenceSession:
+def _create(model: ir.Model | str | Path | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
     providers = ["CPUExecutionProvider"]
     try:
+        if isinstance(model, bytes):
+            return ort.InferenceSession(model, options, providers=providers)
         if not isinstance(model, ir.Model):
             return ort.InferenceSession(str(model), options, providers=providers)
         if fits_one_file(model):

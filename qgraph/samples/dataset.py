@@ -6,8 +6,9 @@ Whatever the source, `open_data` gives a `Dataset` whose `batches` are dictionar
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,11 +28,15 @@ DataLike: TypeAlias = "str | os.PathLike[str] | Array | Mapping[str, Array] | It
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Feeds of one run; the first `count` samples are real, the rest fill a fixed batch up to `padded_to`."""
+    """Feeds of one run; the first `count` samples are real, the rest fill a fixed batch up to `padded_to`.
+
+    `labels` are one for each sample; those of any other shape are `targets`.
+    """
 
     feeds: dict[str, Array]
     count: int
     labels: Array | None = None
+    targets: Array | None = None
     padded_to: int | None = None
 
     def real(self, array: Array) -> Array:
@@ -48,78 +53,91 @@ class Dataset:
     """Either one part that holds all samples, or one part per given batch; see `is_one_run` for those kept whole."""
     inputs: tuple[ir.Value, ...]
     labels: Array | None = None
+    targets: Array | None = None
+    """Labels that are not one number for each sample: only a metric of the user's, or the verdict, reads them."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     limit: int | None = None
+    rows: tuple[int, ...] | None = None
+    """Positions in `parts` of the samples that belong to these data, ascending; None: all of them."""
 
     @property
     def count(self) -> int:
-        total = sum(length(part) for part in self.parts)
+        total = sum(length(part) for part in self.parts) if self.rows is None else len(self.rows)
         return total if self.limit is None else min(total, self.limit)
+
+    def choose(self, positions: Iterable[int]) -> Dataset:
+        """The samples at these positions alone, in ascending order; nothing is copied."""
+        chosen = sorted(int(p) for p in positions)
+        rows = tuple(chosen) if self.rows is None else tuple(self.rows[p] for p in chosen)
+        return replace(self, rows=rows, limit=None)
 
     def batches(self, size: int = 32) -> Iterator[Batch]:
         """Batches of `size` samples, or of the size that the model fixes; raises `DataError` on what does not fit."""
         fixed = _fixed_batch(self.inputs)
-        remaining, position = self.count, 0
+        remaining, begin = self.count, 0
         for part in self.parts:
-            available = min(length(part), remaining)
+            places = self._places(begin, begin + length(part))[:remaining]
             if is_one_run(part):
-                yield from self._whole(part, position, available)
-                position += available
-                remaining -= available
-                continue
-            for start in range(0, available, fixed or size):
-                stop = min(start + (fixed or size), available)
-                chunk = {name: values[start:stop] for name, values in part.items()}
-                labels = None if self.labels is None else self.labels[position : position + stop - start]
-                yield from self._prepared(chunk, position, labels, fixed)
-                position += stop - start
-            remaining -= available
+                yield from self._whole(part, begin, len(places))
+            else:
+                for start in range(0, len(places), fixed or size):
+                    chosen = places[start : start + (fixed or size)]
+                    chunk = {name: _rows(values, [p - begin for p in chosen]) for name, values in part.items()}
+                    yield from self._prepared(chunk, chosen, fixed)
+            begin += length(part)
+            remaining -= len(places)
+
+    def _places(self, begin: int, end: int) -> Sequence[int]:
+        """Positions of the samples of one part that belong to these data."""
+        if self.rows is None:
+            return range(begin, end)
+        return self.rows[bisect_left(self.rows, begin) : bisect_left(self.rows, end)]
 
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Batch:
         """The samples at these positions as one batch, in this order; they must be of one size."""
         if any(is_one_run(part) for part in self.parts):
             raise DataError(f"{self.description}: inputs of whole runs cannot be drawn sample by sample")
+        indices = indices if self.rows is None else [self.rows[i] for i in indices]
         ends = np.cumsum([length(part) for part in self.parts])
         places = [
             (int(p), int(i - (ends[p - 1] if p else 0))) for i in indices for p in [np.searchsorted(ends, i, "right")]
         ]
         chunk = {str(v.name): _gathered(self.parts, str(v.name), places) for v in self.inputs}
-        labels = None if self.labels is None else self.labels[np.asarray(indices)]
-        batches = list(self._prepared(chunk, 0, labels, None))
+        batches = list(self._prepared(chunk, [int(i) for i in indices], None))
         if len(batches) != 1:
             raise DataError(f"{self.description}: samples of different sizes cannot form a batch")
         return batches[0]
 
-    def _prepared(
-        self, chunk: Mapping[str, Any], position: int, labels: Array | None, fixed: int | None
-    ) -> Iterator[Batch]:
+    def _prepared(self, chunk: Mapping[str, Any], places: Sequence[int], fixed: int | None) -> Iterator[Batch]:
         arrays = {v.name: chunk[str(v.name)] for v in self.inputs}
         for start, stop in _equal_shapes(arrays):
             feeds = {}
             for value in self.inputs:
-                samples = self._prepare(arrays[value.name][start:stop], value, position + start)
+                samples = self._prepare(arrays[value.name][start:stop], value, places[start:stop])
                 feeds[str(value.name)] = _padded(samples, fixed)
             real = stop - start
             padded_to = fixed if fixed is not None and real < fixed else None
-            yield Batch(
-                feeds=feeds, count=real, labels=None if labels is None else labels[start:stop], padded_to=padded_to
+            labels, targets = (
+                None if known is None else known[list(places[start:stop])] for known in (self.labels, self.targets)
             )
+            yield Batch(feeds=feeds, count=real, labels=labels, targets=targets, padded_to=padded_to)
 
     def _whole(self, part: Mapping[str, Any], position: int, length: int) -> Iterator[Batch]:
         """The inputs of one run as they are, where there is room for one more."""
         if length:
-            feeds = {str(v.name): self._prepare(part[str(v.name)], v, position) for v in self.inputs}
+            feeds = {str(v.name): self._prepare(part[str(v.name)], v, [position]) for v in self.inputs}
             yield Batch(feeds=feeds, count=1)
 
-    def _prepare(self, samples: Any, value: ir.Value, position: int) -> Array:
+    def _prepare(self, samples: Any, value: ir.Value, places: Sequence[int]) -> Array:
         if isinstance(samples, list):
             samples = np.stack([read_image(path, value) for path in samples])
         array = to_input(np.asarray(samples), value, self.preprocessing)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             bad = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1))) if array.ndim else 0
+            sample = places[min(bad, len(places) - 1)]
             raise DataError(
-                f"{self.description}: sample {position + bad} of input '{value.name}' has NaN or infinite "
-                f"values; clean the data first"
+                f"{self.description}: sample {sample} of input '{value.name}' has NaN or infinite values; clean the "
+                f"data first"
             )
         check_shape(array, value, self.description)
         return array
@@ -149,17 +167,29 @@ def open_data(
         raise DataError(f"{description} holds no samples")
     if labels and len(labels) != len(parts):
         raise DataError(f"{description}: some batches have labels and others have not")
-    joined = np.concatenate([np.asarray(x).reshape(-1) for x in labels]) if labels else None
-    if joined is not None and len(joined) != sum(length(part) for part in parts):
-        raise DataError(f"{description}: {len(joined)} labels for {sum(length(part) for part in parts)} samples")
+    one_each, others = _joined(labels, sum(length(part) for part in parts), description)
     return Dataset(
         description=description,
         parts=parts,
         inputs=inputs,
-        labels=joined,
+        labels=one_each,
+        targets=others,
         preprocessing=preprocessing or Preprocessing(),
         limit=limit,
     )
+
+
+def _joined(labels: list[Any], samples: int, description: str) -> tuple[Array | None, Array | None]:
+    """Labels of all batches where they are one for each sample; and where they are anything else."""
+    if not labels:
+        return None, None
+    arrays = [np.asarray(x) for x in labels]
+    if sum(x.size for x in arrays) == samples:
+        return np.concatenate([x.reshape(-1) for x in arrays]), None
+    count = sum(len(x) if x.ndim else 1 for x in arrays)
+    if count != samples:
+        raise DataError(f"{description}: {count} labels for {samples} samples")
+    return None, np.concatenate(arrays)
 
 
 def _equal_shapes(arrays: Mapping[Any, Any]) -> Iterator[tuple[int, int]]:
@@ -173,6 +203,13 @@ def _equal_shapes(arrays: Mapping[Any, Any]) -> Iterator[tuple[int, int]]:
         length = sum(1 for _ in group)
         yield position, position + length
         position += length
+
+
+def _rows(values: Any, places: Sequence[int]) -> Any:
+    """The samples at these places: a view where they lie side by side."""
+    if len(places) and places[-1] - places[0] == len(places) - 1:
+        return values[places[0] : places[-1] + 1]
+    return [values[p] for p in places] if isinstance(values, list) else values[list(places)]
 
 
 def _padded(samples: Array, fixed: int | None) -> Array:

@@ -41,7 +41,7 @@ class Feed:
             return chosen
         rng = np.random.default_rng([self.seed, _CHANGE, epoch, step])
         feeds = {name: augment(x, rng) if _is_image(x) else x for name, x in chosen.feeds.items()}
-        return Batch(feeds=feeds, count=chosen.count, labels=chosen.labels)
+        return Batch(feeds=feeds, count=chosen.count, labels=chosen.labels, targets=chosen.targets)
 
     def held_out_batches(self, size: int) -> Iterator[Batch]:
         for start in range(0, len(self.held_out), size):

@@ -1,0 +1,349 @@
+"""The verdict on a quantized file: run in onnxruntime beside the float model, on samples that took no part.
+
+It is measured on the very bytes that are written: how far every output moved, what the task lost where it can be told,
+how large the file is, how fast, and how much of it still is in floating point.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph.assess.float_constants import float_constant_bytes, is_linear
+from qgraph.assess.fused import FusedGraph, read_fused
+from qgraph.assess.metric import Collected, Metric, compare_by
+from qgraph.assess.output_quality import AccuracyTally, Compared, OutputQuality, OutputTally
+from qgraph.errors import DataError, ModelError
+from qgraph.observe.distance import score_axis
+from qgraph.observe.statistics import MAX_BATCH
+from qgraph.onnxfile.model import Model
+from qgraph.onnxfile.noise import TRIED_SIZES, noise
+from qgraph.onnxfile.write import serialised
+from qgraph.running.progress import SILENT, Progress
+from qgraph.running.sessions import Session, fits_one_file, in_parallel
+from qgraph.samples.dataset import Batch, Dataset, open_data
+
+Basis = Literal["held-out", "calibration", "distilled", "noise", "none"]
+_SAID: dict[Basis, str] = {
+    "held-out": "that took no part",
+    "calibration": "that also calibrated it: too few to keep some apart",
+    "distilled": "distilled from the model, for want of data",
+    "noise": "of random noise, for want of data: give --data for a figure that counts",
+    "none": "",
+}
+NOISE_SAMPLES = 8
+LATENCY_SECONDS, LATENCY_RUNS = 1.0, 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a quantized file is worth beside its float model.
+
+    `basis` says on what it was measured: `held-out` samples that took no part, the `calibration` samples themselves,
+    `distilled` ones, `noise`, or `none`. `latency` is that of the file relative to float, one sample on one thread.
+    `integer_layers` of `layers` run on integers in onnxruntime. `float_constant_bytes` are those of constants that the
+    file holds in floating point. `notes` say what went wrong.
+    """
+
+    basis: Basis
+    samples: int
+    nbytes: int
+    float_nbytes: int
+    outputs: tuple[OutputQuality, ...] = ()
+    accuracy: Compared | None = None
+    metric: Compared | None = None
+    latency: float | None = None
+    layers: int | None = None
+    integer_layers: int | None = None
+    float_constant_bytes: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def worst(self) -> OutputQuality | None:
+        """The output that moved most: one with a problem, else the one of least signal over error."""
+        troubled = [o for o in self.outputs if o.problem and o.sqnr_db is None]
+        measured = [o for o in self.outputs if o.sqnr_db is not None]
+        return troubled[0] if troubled else min(measured, key=lambda o: o.sqnr_db or 0.0, default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What stands under `quality` in `--json`."""
+        return dataclasses.asdict(self)
+
+    def lines(self) -> tuple[str, str, str]:
+        """The verdict in three lines: outputs, size, speed."""
+        return (f"quality: {self._quality()}", f"size: {self._size()}", f"speed: {self._speed()}")
+
+    def _quality(self) -> str:
+        if self.basis == "none":
+            return "; ".join(("not measured", *self.notes))
+        parts = []
+        for compared in (self.metric, self.accuracy):
+            if compared is not None:
+                parts.append(described(compared))
+        ranked = sorted(self.outputs, key=lambda o: (not o.problem, o.sqnr_db is None, o.sqnr_db or 0.0))
+        parts += [_described(output) for output in ranked[:3]]
+        if len(ranked) > 3:
+            parts.append(f"{len(ranked) - 3} more outputs are better")
+        on = f"on {self.samples:,} sample{'s' * (self.samples != 1)} {_SAID[self.basis]}"
+        return "; ".join((*parts, *self.notes)) + f" ({on})"
+
+    def _size(self) -> str:
+        share = self.nbytes / max(self.float_nbytes, 1)
+        return f"{share:.0%} of float; {self.float_constant_bytes:,} bytes of constants still in floating point"
+
+    def _speed(self) -> str:
+        ratio = "latency not measured" if self.latency is None else f"{self.latency:.2f} of float's latency"
+        if self.layers is None:
+            return ratio
+        return f"{ratio}; {self.integer_layers} of {self.layers} layers on integers"
+
+
+def described(compared: Compared) -> str:
+    """A figure before and after, with the margin of the difference."""
+    unit = " %" if compared.name == "accuracy" else ""
+    margin = "" if compared.margin is None else f" +- {compared.margin:.3g}"
+    change = f"difference {compared.difference:+.3g}{margin}"
+    return f"{compared.name} {compared.before:.4g} -> {compared.after:.4g}{unit} ({change})"
+
+
+def _described(output: OutputQuality) -> str:
+    said = [f"{output.name} {output.problem}" if output.problem else output.name]
+    if output.sqnr_db is not None:
+        said.append(f"{output.sqnr_db:.1f} dB")
+    elif output.exact:
+        said.append("exact")
+    if output.same_argmax is not None:
+        said.append(f"{output.same_argmax:.1%} same class")
+    if output.same_values is not None:
+        said.append(f"{output.same_values:.1%} same values")
+    return " ".join(said[:2]) + "".join(f", {more}" for more in said[2:])
+
+
+def measure(
+    reference: Model,
+    quantized: ir.Model,
+    samples: Dataset | None,
+    *,
+    basis: Basis = "held-out",
+    metric: Metric | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Verdict:
+    """Run `quantized`, as it will be written, beside the float model `reference`.
+
+    Samples are run one at a time, as many at once as there are `threads`, so that memory stays that of a few runs.
+    Without samples noise takes their place; weights beyond one file are not run without samples. A file that
+    onnxruntime does not run, or that answers with NaN, is described and never raises.
+
+    Raises `DataError` for a metric that fails on the float model's outputs.
+    """
+    large = not fits_one_file(quantized)
+    data = quantized if large else serialised(quantized)
+    nbytes = _bytes_of(quantized) if isinstance(data, ir.Model) else len(data)
+    found = Verdict(
+        basis="none",
+        samples=0,
+        nbytes=nbytes,
+        float_nbytes=reference.nbytes,
+        float_constant_bytes=float_constant_bytes(quantized),
+    )
+    if large and samples is None:
+        return dataclasses.replace(
+            found, notes=("onnxruntime runs weights of this size on samples alone: give --data",)
+        )
+    try:
+        float_session = Session(reference.ir_model, threads=1)
+    except ModelError as error:
+        return dataclasses.replace(found, notes=(f"the float model does not run: {error}",))
+    try:
+        session, fused = _load(quantized, data, large)
+    except ModelError as error:
+        return dataclasses.replace(found, notes=(f"the file does not run: {error}",))
+    layers = None if fused is None else len(fused.layers)
+    integers = None if fused is None else sum(layer.integer for layer in fused.layers)
+    found = dataclasses.replace(found, layers=layers, integer_layers=integers)
+    if samples is None:
+        samples, basis = _noise(reference, float_session), "noise"
+    if samples is None:
+        return dataclasses.replace(found, notes=("no samples, and noise does not run through the float model",))
+    run = _Run(reference=reference, before=float_session, after=session, metric=metric)
+    try:
+        size = run.batch_size(samples)
+    except ModelError as error:
+        return dataclasses.replace(found, notes=(f"the float model does not run on the samples kept apart: {error}",))
+    return run.judged(dataclasses.replace(found, basis=basis), samples, size, threads=threads, progress=progress)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Run:
+    """Two sessions of one thread, of the float model and of the file."""
+
+    reference: Model
+    before: Session
+    after: Session
+    metric: Metric | None
+
+    def batch_size(self, samples: Dataset) -> int:
+        """One sample at a time, or a batch where the float model takes no single one."""
+        try:
+            self.before.run_list(next(samples.batches(1)).feeds)
+        except ModelError:
+            self.before.run_list(next(samples.batches(MAX_BATCH)).feeds)
+            return MAX_BATCH
+        return 1
+
+    def judged(
+        self, found: Verdict, samples: Dataset, size: int, *, threads: int | None, progress: Progress
+    ) -> Verdict:
+        names = [str(value.name) for value in self.reference.graph.outputs]
+        linear = [is_linear(value) for value in self.reference.graph.outputs]
+        total = _Tally.empty(names, linear)
+        with progress.stage("measuring the file", samples.count) as advance:
+            for tally in in_parallel(
+                lambda batch: self._one(batch, names, linear), samples.batches(size), workers=threads
+            ):
+                total.merge(tally)
+                advance(tally.samples)
+        return dataclasses.replace(
+            found,
+            samples=total.samples,
+            outputs=tuple(output.result() for output in total.outputs),
+            accuracy=total.accuracy.result(),
+            metric=self._metric(total, names),
+            latency=self._latency(samples, size),
+            notes=tuple(total.notes()),
+        )
+
+    def _one(self, batch: Batch, names: Sequence[str], linear: Sequence[bool]) -> _Tally:
+        tally = _Tally.empty(names, linear)
+        tally.samples = batch.count
+        want = [_real(batch, output) for output in self.before.run_list(batch.feeds)]
+        try:
+            have = [_real(batch, output) for output in self.after.run_list(batch.feeds)]
+        except ModelError as error:
+            tally.failures.append(str(error))
+            return tally
+        for output, ours, theirs in zip(tally.outputs, want, have, strict=True):
+            output.take(ours, theirs)
+        labels = batch.targets if batch.labels is None else batch.labels
+        if labels is not None:
+            _classify(tally, want, have, labels)
+        if self.metric is not None:
+            tally.kept.append((want, have, labels))
+        return tally
+
+    def _metric(self, total: _Tally, names: Sequence[str]) -> Compared | None:
+        if self.metric is None or not total.kept or total.failures:
+            return None
+        labels = None
+        if total.kept[0][2] is not None:
+            labels = np.concatenate([kept for _, _, kept in total.kept])
+        before = Collected(names=names, runs=[want for want, _, _ in total.kept], labels=labels)
+        after = Collected(names=names, runs=[have for _, have, _ in total.kept], labels=labels)
+        return compare_by(self.metric, before, after)
+
+    def _latency(self, samples: Dataset, size: int) -> float | None:
+        """Median ratio of processor time, the two run in turn for a second at most."""
+        feeds = next(samples.batches(size)).feeds
+        ratios: list[float] = []
+        started = time.perf_counter()
+        try:
+            while len(ratios) < LATENCY_RUNS and (not ratios or time.perf_counter() - started < LATENCY_SECONDS):
+                before, after = (_seconds(session, feeds) for session in (self.before, self.after))
+                if before > 0:
+                    ratios.append(after / before)
+        except ModelError:
+            return None
+        return median(ratios)
+
+
+@dataclass(slots=True)
+class _Tally:
+    outputs: list[OutputTally]
+    samples: int = 0
+    accuracy: AccuracyTally = field(default_factory=AccuracyTally)
+    failures: list[str] = field(default_factory=list)
+    unfit: str = ""
+    kept: list[tuple[list[Any], list[Any], NDArray[Any] | None]] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, names: Sequence[str], linear: Sequence[bool]) -> _Tally:
+        return cls(outputs=[OutputTally(name=n, linear=flat) for n, flat in zip(names, linear, strict=True)])
+
+    def merge(self, other: _Tally) -> None:
+        for mine, theirs in zip(self.outputs, other.outputs, strict=True):
+            mine.merge(theirs)
+        self.accuracy.merge(other.accuracy)
+        self.samples += other.samples
+        self.failures += other.failures
+        self.kept += other.kept
+        self.unfit = self.unfit or other.unfit
+
+    def notes(self) -> list[str]:
+        said = [self.unfit] if self.unfit else []
+        if self.failures:
+            said.append(f"the file fails in {len(self.failures)} runs: {self.failures[0]}")
+        return said
+
+
+def _load(quantized: ir.Model, data: ir.Model | bytes, large: bool) -> tuple[Session, FusedGraph | None]:
+    """The file in onnxruntime, and what that makes of it; large graphs are not written out to look at them."""
+    if large:
+        return Session(data, threads=1), None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimised.onnx"
+        session = Session(data, threads=1, optimized_path=path)
+        return session, read_fused(Model(ir_model=quantized, source="", nbytes=0), path)
+
+
+def _noise(reference: Model, session: Session) -> Dataset | None:
+    """Noise that the float model takes; None where some open dimension wants another size."""
+    for size in TRIED_SIZES:
+        feeds = noise(reference, size, samples=NOISE_SAMPLES)
+        try:
+            data = open_data(feeds, reference)
+            session.run_list(next(data.batches(1)).feeds)
+        except (ModelError, DataError, MemoryError, ValueError):
+            continue
+        return data
+    return None
+
+
+def _classify(tally: _Tally, want: list[Any], have: list[Any], labels: NDArray[Any]) -> None:
+    """Count what is classified rightly by the first output whose classes are what the labels are of."""
+    for output, ours, theirs in zip(tally.outputs, want, have, strict=True):
+        axis = score_axis(ours, linear=output.linear) if isinstance(ours, np.ndarray) else None
+        if axis is None or ours.shape != theirs.shape or labels.dtype.kind not in "iub":
+            continue
+        classes = ours.argmax(axis=axis)
+        if classes.shape == labels.shape:
+            if labels.size and not 0 <= labels.min() <= labels.max() < ours.shape[axis]:
+                tally.unfit = f"accuracy is left out: labels from 0 to {ours.shape[axis] - 1} are needed"
+                return
+            tally.accuracy.take(classes, theirs.argmax(axis=axis), labels)
+            return
+
+
+def _real(batch: Batch, output: Any) -> Any:
+    return batch.real(output) if isinstance(output, np.ndarray) else output
+
+
+def _seconds(session: Session, feeds: dict[str, NDArray[Any]]) -> float:
+    start = time.thread_time()
+    session.run_list(feeds)
+    return time.thread_time() - start
+
+
+def _bytes_of(model: ir.Model) -> int:
+    weights = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    return sum(tensor.nbytes for tensor in weights)

@@ -1,0 +1,54 @@
+"""What a job's result is judged by: the float model that the user gave, and samples kept apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from qgraph.assess.metric import Metric
+from qgraph.assess.verdict import Basis, Verdict, measure
+from qgraph.onnxfile.model import Model
+from qgraph.running.progress import SILENT, Progress
+from qgraph.samples.dataset import Dataset
+from qgraph.samples.split import Split
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Trial:
+    """The float model to compare with, and what on: `samples` that are what `basis` says."""
+
+    reference: Model
+    samples: Dataset | None
+    basis: Basis
+    metric: Metric | None = None
+    progress: Progress = SILENT
+
+    @classmethod
+    def of(
+        cls,
+        reference: Model,
+        apart: Split | None,
+        *,
+        given: bool,
+        metric: Metric | None = None,
+        progress: Progress = SILENT,
+    ) -> Trial:
+        """On the samples that a job held out; `given` says whether they were, or were distilled."""
+        basis: Basis = "none" if apart is None else "distilled" if not given else "calibration"
+        if apart is not None and apart.apart and given:
+            basis = "held-out"
+        samples = None if apart is None else apart.held_out
+        return cls(reference=reference, samples=samples, basis=basis, metric=metric, progress=progress)
+
+    def judge(self, quantized: ir.Model, *, threads: int | None = None) -> Verdict:
+        """What `quantized` is worth, run as it will be written."""
+        return measure(
+            self.reference,
+            quantized,
+            self.samples,
+            basis=self.basis,
+            metric=self.metric,
+            threads=threads,
+            progress=self.progress,
+        )

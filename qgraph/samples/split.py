@@ -1,0 +1,57 @@
+"""Samples that take no part in a job, kept back to judge what it made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qgraph.samples.dataset import Dataset
+from qgraph.samples.read import length
+
+SHARE, MOST = 8, 64  # one sample of so many is held out, and no more than that
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Samples to work with, and samples to judge by; `apart` says whether no sample is in both."""
+
+    used: Dataset
+    held_out: Dataset
+    apart: bool
+
+
+def hold_out(samples: Dataset, *, share: int = SHARE, most: int = MOST) -> Split:
+    """One sample in `share`, at most `most`, spread over the data; the same ones every time.
+
+    Data given in many batches lose whole batches, since a model may need them as they are. With fewer than `share`
+    samples all of them are on both sides.
+    """
+    if samples.count < share:
+        return Split(used=samples, held_out=samples, apart=False)
+    chosen = _whole_parts(samples, share, most) or spread(samples.count, min(most, samples.count // share))
+    held = set(chosen)
+    rest = [p for p in range(samples.count) if p not in held]
+    return Split(used=samples.choose(rest), held_out=samples.choose(chosen), apart=True)
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """`wanted` of `count` positions, one in every stretch of the same length, at changing places in it.
+
+    The places follow multiples of the golden ratio, so that data with a period are not met at one phase alone.
+    """
+    ends = np.arange(wanted + 1) * count // wanted
+    inside = np.arange(1, wanted + 1) * _GOLDEN % 1
+    return [int(p) for p in ends[:-1] + np.floor(inside * np.diff(ends)).astype(int)]
+
+
+def _whole_parts(samples: Dataset, share: int, most: int) -> Sequence[int]:
+    """Positions of whole batches, where there are enough of more than one sample and none is too large."""
+    sizes = [length(part) for part in samples.parts]
+    if samples.rows is not None or samples.limit is not None or len(sizes) < share or not 1 < max(sizes) <= most:
+        return ()
+    starts = np.cumsum([0, *sizes])
+    parts = spread(len(sizes), max(1, min(len(sizes) // share, most // max(sizes))))
+    return [int(p) for part in parts for p in range(starts[part], starts[part + 1])]
