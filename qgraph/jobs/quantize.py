@@ -100,9 +100,7 @@ def quantize(
     return result
 
 
-def _result(
-    given: Gathered, plan: QuantPlan, allocation: Allocation | None = None, *, measure: bool = False
-) -> Result:
+def _result(given: Gathered, plan: QuantPlan, allocation: Allocation | None = None, *, measure: bool = False) -> Result:
     return Result(
         net=given.net,
         plan=plan,
