@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qgraph.assess.layer_errors import sqnr_db as ratio_db
-from qgraph.observe.distance import score_axis
+from qgraph.observe.distance import ratio_db, score_axis
 
 _NORMAL = 1.959964  # two-sided 95 %
 
