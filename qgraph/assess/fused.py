@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import tempfile
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import onnx_ir as ir
 
 from qgraph.graph.layers import LAYER_OPS
 from qgraph.graph.tensors import fused_output, root
+from qgraph.graph.walk import descendants
 from qgraph.onnxfile.model import Model
 from qgraph.running.cpu import has_fast_integers
 from qgraph.running.sessions import Session
@@ -63,11 +65,12 @@ def read_fused(model: Model, optimised: Path) -> FusedGraph:
     """The layers of `model`, matched with the graph that onnxruntime wrote when it loaded the model."""
     kernels = _kernels(optimised)
     layers = []
+    varying = descendants(v for v in model.graph.inputs if v.const_value is None)
     for node in model.graph:
         if node.op_type in LAYER_OPS and node.domain == "":
             kernel = kernels.get(str(node.name), "") or kernels.get(str(node.outputs[0].name), "") or "(folded away)"
             integer = kernel in INTEGER_KERNELS
-            why = "" if integer else _why_float(node)
+            why = "" if integer else _why_float(node, varying)
             layers.append(FusedLayer(name=str(node.name), op=node.op_type, kernel=kernel, integer=integer, why=why))
     return FusedGraph(layers=tuple(layers), warnings=tuple(_warnings(model, layers)))
 
@@ -83,13 +86,14 @@ def _kernels(optimised: Path) -> dict[str, str]:
     return kernels
 
 
-def _why_float(node: ir.Node) -> str:
+def _why_float(node: ir.Node, varying: Container[ir.Node]) -> str:
     """The first rule of onnxruntime's fusion that the layer breaks."""
     data, weight = node.inputs[0], node.inputs[1]
     if node.op_type == "ConvTranspose":
         return "onnxruntime has no integer ConvTranspose"
     if not _dequantized(weight):
-        return "its weight is floating point" if _constant_like(weight) else "its weight is not behind DequantizeLinear"
+        computed = weight is not None and not _is_constant(weight, varying)
+        return "its weight is not behind DequantizeLinear" if computed else "its weight is floating point"
     if not _dequantized(data):
         return "its input is not quantized"
     if node.op_type == "Conv":
@@ -109,14 +113,10 @@ def _dequantized(value: ir.Value | None) -> bool:
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 
-def _constant_like(value: ir.Value | None) -> bool:
-    """Whether a value is computed from constants alone."""
-    if value is None:
-        return True
+def _is_constant(value: ir.Value, varying: Container[ir.Node]) -> bool:
+    """Whether a value is computed from constants alone; `varying` are the nodes that depend on what is fed."""
     producer = value.producer()
-    if producer is None:
-        return value.const_value is not None
-    return all(_constant_like(v) for v in producer.inputs)
+    return value.const_value is not None if producer is None else producer not in varying
 
 
 def _warnings(model: Model, layers: list[FusedLayer]) -> list[str]:

@@ -14,6 +14,7 @@ from qgraph.gradient.errors import GradientError
 from qgraph.gradient.expression import Expr, op, tensor
 from qgraph.gradient.registry import Node, find_rule
 from qgraph.gradient.shapes import dims, full, unbroadcast
+from qgraph.graph.walk import descendants
 
 
 def append_gradients(net: ir.Model, loss: ir.Value, wrt: Sequence[ir.Value]) -> list[ir.Value]:
@@ -67,11 +68,11 @@ class _Sweep:
         if all(g is None for g in settled):
             return
         seen = Node(node, [None if g is None else tensor(g) for g in settled], self._opset)
-        wanted = self.reachable
         if (contraction := contraction_of(seen, settled[0], self._deferred)) is not None:
             self.contractions.append(contraction)
-            wanted = wanted - {contraction.weight}
-        for value, gradient in _input_gradients(seen, wanted):
+        for value, gradient in _input_gradients(seen, self.reachable):
+            if contraction is not None and value is contraction.weight:
+                continue
             self.pending.setdefault(value, []).append(_Term(gradient, node.name or node.op_type))
 
     def settle(self, value: ir.Value) -> ir.Value | None:
@@ -101,11 +102,7 @@ def _scope(value: ir.Value) -> str:
 
 def downstream(graph: ir.Graph, sources: Sequence[ir.Value]) -> set[ir.Value]:
     """Everything that depends on one of `sources`, themselves included."""
-    reached = set(sources)
-    for node in graph:
-        if any(v in reached for v in node.inputs if v is not None):
-            reached.update(node.outputs)
-    return reached
+    return set(sources).union(*(node.outputs for node in descendants(sources)))
 
 
 def _input_gradients(node: Node, wanted: set[ir.Value]) -> list[tuple[ir.Value, Expr]]:

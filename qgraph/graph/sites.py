@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -13,9 +13,9 @@ from functools import cached_property
 import onnx_ir as ir
 
 from qgraph.errors import ModelError, UsageError, hint
-from qgraph.graph.layers import INTEGER_OPS, LAYER_OPS, Layer, weight_index
-from qgraph.graph.tensors import CLIPPING_OPS, fused_output, is_non_negative, is_transparent, root
-from qgraph.graph.walk import descendants, reaches
+from qgraph.graph.layers import INTEGER_OPS, LAYER_OPS, Layer, present, weight_index
+from qgraph.graph.tensors import CLIPPING_OPS, fused_output, is_transparent, sign_sources
+from qgraph.graph.walk import ancestors, descendants, sources, walk
 from qgraph.onnxfile.edit import constant
 from qgraph.onnxfile.model import Model
 
@@ -71,22 +71,50 @@ class GraphView:
     @cached_property
     def edge_layers(self) -> frozenset[str]:
         """Names of first layers (fed by a graph input) and last layers (no layer after them)."""
-        first = {layer.name for layer in self.layers if root(layer.input).is_graph_input()}
-        nodes = {layer.node: layer.name for layer in self.layers}
-        last = {layer.name for layer in self.layers if not reaches(layer.output, nodes)}
+        first = {layer.name for layer in self.layers if self.root(layer.input).is_graph_input()}
+        last = {layer.name for layer in self.layers if layer.node not in self._ahead}
         return frozenset(first | last)
 
     @cached_property
     def tail(self) -> tuple[ir.Node, ...]:
         """Operators behind the last layers that compute (box decoding, softmax, sorting): they stay float."""
-        nodes = {layer.node: layer.name for layer in self.layers}
-        ahead = {node for node in self.model.graph if any(reaches(v, nodes) for v in node.outputs)}
-        behind = descendants([layer.output for layer in self.layers])
-        return tuple(n for n in self.model.graph if n in behind and n not in ahead and n not in nodes and _computes(n))
+        layers = {layer.node for layer in self.layers}
+        last = descendants(layer.output for layer in self.layers).keys() - self._ahead.keys() - layers
+        return tuple(n for n in self.model.graph if n in last and _computes(n))
+
+    @cached_property
+    def _ahead(self) -> dict[ir.Node, None]:
+        """The nodes that some layer depends on."""
+        return ancestors(v for layer in self.layers for v in layer.node.inputs if v is not None)
+
+    @cached_property
+    def _roots(self) -> dict[ir.Value, ir.Value]:
+        """`root` of every result of a transparent operator."""
+        roots: dict[ir.Value, ir.Value] = {}
+        for node in self.model.graph:
+            if is_transparent(node):
+                moved = present(node.inputs[0])
+                roots |= dict.fromkeys(node.outputs, roots.get(moved, moved))
+        return roots
+
+    def root(self, value: ir.Value) -> ir.Value:
+        """The tensor whose grid `value` lies on, in the model as it is when the view is first asked."""
+        return self._roots.get(value, value)
+
+    @cached_property
+    def _never_negative(self) -> set[ir.Value]:
+        """Every node's results that `is_non_negative` says so of."""
+        known: set[ir.Value] = set()
+        for node in self.model.graph:
+            for value in node.outputs:
+                sources = sign_sources(value)
+                if sources is not None and all(v in known or sign_sources(v) == [] for v in sources):
+                    known.add(value)
+        return known
 
     def activation_sites(self, layers: Sequence[Layer]) -> tuple[ActivationSite, ...]:
         """Where activations are quantized when `layers` are: operands, and tensors kept in integers between layers."""
-        operands = dict.fromkeys(root(layer.input) for layer in layers if layer.op in INTEGER_OPS)
+        operands = dict.fromkeys(self.root(layer.input) for layer in layers if layer.op in INTEGER_OPS)
         kept = self._kept_tensors(layers, operands)
         nodes = {layer.node for layer in layers}
         order = dict.fromkeys((*operands, *kept))
@@ -95,7 +123,7 @@ class GraphView:
                 tensor=str(value.name),
                 operand=value in operands,
                 shared=value in kept and any(use not in nodes for use in _consumers(value)),
-                non_negative=is_non_negative(value),
+                non_negative=value in self._never_negative,
             )
             for value in order
         )
@@ -103,12 +131,13 @@ class GraphView:
     def _kept_tensors(self, layers: Sequence[Layer], operands: Mapping[ir.Value, None]) -> dict[ir.Value, None]:
         """Outputs of convolutions (QLinearConv writes integers), and glue whose inputs are all on a grid."""
         nodes = {layer.node for layer in layers if layer.op in INTEGER_OPS}
+        feeding = sources((v for node in nodes for v in node.inputs if v is not None), _keeps_integers)
         kept: dict[ir.Value, None] = {}
         for node in self.model.graph:
             if node.op_type in GLUE_OPS and node not in nodes and node.domain == "":
-                inputs = [root(v) for v in node.inputs if v is not None and constant(v) is None]
+                inputs = [self.root(v) for v in node.inputs if v is not None and constant(v) is None]
                 on_grid = all(v in operands or v in kept for v in inputs) and not _has_tensor_constant(node)
-                if inputs and on_grid and _feeds_a_layer(node.outputs[0], nodes):
+                if inputs and on_grid and node.outputs[0] in feeding:
                     kept[fused_output(node.outputs[0])] = None
             elif node in nodes and node.op_type == "Conv":
                 kept[fused_output(node.outputs[0])] = None
@@ -128,28 +157,24 @@ class ActivationSite:
 
 def _consumers(value: ir.Value) -> set[ir.Node | None]:
     """Who reads the tensor, looking through transparent operators; None stands for a graph output."""
-    found: set[ir.Node | None] = {None} if value.is_graph_output() else set()
-    for use in value.uses():
-        if is_transparent(use.node) and use.idx == 0:
-            found |= _consumers(use.node.outputs[0])
-        elif use.node.op_type not in _SHAPE_OPS:
-            found.add(use.node)
+    found: set[ir.Node | None] = set()
+
+    def moved(value: ir.Value) -> Iterator[ir.Value]:
+        if value.is_graph_output():
+            found.add(None)
+        for use in value.uses():
+            if is_transparent(use.node) and use.idx == 0:
+                yield use.node.outputs[0]
+            elif use.node.op_type not in _SHAPE_OPS:
+                found.add(use.node)
+
+    walk([value], moved)
     return found
 
 
-def _feeds_a_layer(value: ir.Value, layers: set[ir.Node]) -> bool:
-    """Whether a layer is reached through operators that keep integers."""
-    pending, seen = [value], {value}
-    while pending:
-        for use in pending.pop().uses():
-            node = use.node
-            if node in layers:
-                return True
-            passes = node.op_type in GLUE_OPS | CLIPPING_OPS or is_transparent(node)
-            if passes and node.outputs[0] not in seen:
-                seen.add(node.outputs[0])
-                pending.append(node.outputs[0])
-    return False
+def _keeps_integers(node: ir.Node) -> bool:
+    """Whether a result on a grid stays in integers on its way through the node."""
+    return node.op_type in GLUE_OPS | CLIPPING_OPS or is_transparent(node)
 
 
 def _computes(node: ir.Node) -> bool:

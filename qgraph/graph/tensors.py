@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qgraph.graph.layers import Layer, attribute, present
+from qgraph.graph.walk import walk
 from qgraph.onnxfile.edit import constant
 
 CLIPPING_OPS = frozenset({"Relu", "Clip"})
@@ -28,9 +29,7 @@ TRANSPARENT_OPS = frozenset(
     | {"Resize", "DepthToSpace", "SpaceToDepth", "Expand"}
 )
 _NON_NEGATIVE_OPS = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Abs", "Softplus", "Sqrt"})
-_MONOTONE_AT_ZERO = frozenset(
-    {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "Concat"}
-)
+_KEEPS_SIGN = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax"})
 
 
 def root(value: ir.Value) -> ir.Value:
@@ -69,19 +68,27 @@ def fused_output(value: ir.Value) -> ir.Value:
 
 def is_non_negative(value: ir.Value) -> bool:
     """Whether the graph itself guarantees value >= 0 (ReLU, sigmoid, a Clip from 0, and what keeps the sign)."""
+    return all(sign_sources(v) is not None for v in walk([value], lambda v: sign_sources(v) or ()))
+
+
+def sign_sources(value: ir.Value) -> list[ir.Value] | None:
+    """The tensors of which none may be negative, so that `value` is not either; None where the graph does not say."""
+    held = constant(value)
+    if held is not None:
+        return [] if held.dtype.kind in "fiu" and bool((held >= 0).all()) else None
     producer = value.producer()
     if producer is None or producer.domain != "":
-        return False
+        return None
     if producer.op_type in _NON_NEGATIVE_OPS:
-        return True
+        return []
     if producer.op_type == "Clip":
         low = constant(producer.inputs[1]) if len(producer.inputs) > 1 else None
-        return low is not None and bool(low >= 0)
-    if is_transparent(producer):
-        return is_non_negative(present(producer.inputs[0]))
-    if producer.op_type in _MONOTONE_AT_ZERO:
-        return all(is_non_negative(v) for v in producer.inputs if v is not None and constant(v) is None)
-    return False
+        return [] if low is not None and bool(low >= 0) else None
+    if producer.op_type == "Concat":
+        return [v for v in producer.inputs if v is not None]
+    if is_transparent(producer) or producer.op_type in _KEEPS_SIGN:
+        return [present(producer.inputs[0])]
+    return None
 
 
 def upper_bound(value: ir.Value) -> float | None:

@@ -1,31 +1,96 @@
-"""Reachability: what depends on a tensor, and what a tensor depends on."""
+"""The one walk over graphs: what depends on a tensor, and what a tensor depends on, by way of all operators or of some.
+
+For a node that reads a tensor inside the body of an If, Loop or Scan, the node that has the body is met. Every walk
+takes time in proportion to what it visits, however deep that is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import onnx_ir as ir
 
+T = TypeVar("T")
+Passes = Callable[[ir.Node], bool]
 
-def reaches(value: ir.Value, nodes: dict[ir.Node, str]) -> bool:
-    pending, seen = [value], {value}
+
+def walk(start: Iterable[T], onward: Callable[[T], Iterable[T]]) -> dict[T, None]:
+    """Everything that `onward` leads to from `start`, itself included, each once, in the order in which it was met."""
+    found = dict.fromkeys(start)
+    pending = list(found)
     while pending:
-        for use in pending.pop().uses():
-            if use.node in nodes:
-                return True
-            fresh = [v for v in use.node.outputs if v not in seen]
-            seen.update(fresh)
-            pending.extend(fresh)
-    return False
-
-
-def descendants(values: Iterable[ir.Value]) -> set[ir.Node]:
-    """All nodes that depend on any of the values."""
-    found: set[ir.Node] = set()
-    pending = list(values)
-    while pending:
-        for use in pending.pop().uses():
-            if use.node not in found:
-                found.add(use.node)
-                pending.extend(use.node.outputs)
+        for one in onward(pending.pop()):
+            if one not in found:
+                found[one] = None
+                pending.append(one)
     return found
+
+
+def descendants(values: Iterable[ir.Value]) -> dict[ir.Node, None]:
+    """All nodes that depend on any of the values."""
+    owners = _Owners()
+    return walk(
+        (node for value in values for node in owners.readers(value)),
+        lambda node: (reader for value in node.outputs for reader in owners.readers(value)),
+    )
+
+
+def ancestors(values: Iterable[ir.Value]) -> dict[ir.Node, None]:
+    """All nodes that any of the values depends on."""
+    return walk(_producers(values), lambda node: _producers(reads(node)))
+
+
+def sources(values: Iterable[ir.Value], passes: Passes) -> dict[ir.Value, None]:
+    """The values, and all that lead to them as the first result of nodes that `passes` lets through."""
+
+    def before(value: ir.Value) -> Iterable[ir.Value]:
+        node = value.producer()
+        through = node is not None and value is node.outputs[0] and passes(node)
+        return (v for v in node.inputs if v is not None) if node is not None and through else ()
+
+    return walk(values, before)
+
+
+def reads(node: ir.Node) -> list[ir.Value]:
+    """What a node reads of the graph in which it lies, in its bodies as well."""
+    found = [v for v in node.inputs if v is not None]
+    for body in _bodies(node):
+        for inner in ir.traversal.RecursiveGraphIterator(body):
+            found += [v for v in inner.inputs if v is not None and v.graph is node.graph]
+        found += [v for v in body.outputs if v.graph is node.graph]
+    return found
+
+
+def _producers(values: Iterable[ir.Value]) -> Iterable[ir.Node]:
+    return (node for value in values if (node := value.producer()) is not None)
+
+
+def _bodies(node: ir.Node) -> Iterable[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+class _Owners:
+    """Who reads a value in the value's own graph: nodes in bodies are looked up under the node that has the body."""
+
+    def __init__(self) -> None:
+        self._known: dict[ir.Graph, dict[ir.Graph, ir.Node]] = {}
+
+    def readers(self, value: ir.Value) -> Iterable[ir.Node]:
+        for node in dict.fromkeys(use.node for use in value.uses()):
+            owner = node if node.graph is value.graph else self._owner(node, value.graph)
+            if owner is not None:
+                yield owner
+
+    def _owner(self, node: ir.Node, graph: ir.Graph | None) -> ir.Node | None:
+        if not isinstance(graph, ir.Graph) or not isinstance(node.graph, ir.Graph):
+            return node
+        if graph not in self._known:
+            self._known[graph] = {
+                inner: owner for owner in graph for body in _bodies(owner) for inner in (body, *body.subgraphs())
+            }
+        return self._known[graph].get(node.graph, node)

@@ -155,6 +155,8 @@ class _QdqEmitter:
         if quant.rounding is None:
             shifted = self._op("Sub", value, self._shared(np.float32(quant.offset))) if quant.offset else value
             integers = self._codes(shifted, *self._grid(quant), *self._highest(value, quant))
+            if quant.channel_scale:
+                self._let_codes_clip(value)
         else:
             integers = self._rounded(value, quant, quant.rounding)
         return self._dequantized(integers, value, quant)
@@ -190,8 +192,8 @@ class _QdqEmitter:
         return plain, offset_sums(layer, quant, offset)
 
     def _highest(self, value: ir.Value, quant: ActivationQuant) -> tuple[int, ...]:
-        """The highest code of every channel, or of all. A Clip whose bound would differ by channel becomes a ReLU: the
-        codes are cut at the bound instead.
+        """The highest code of every channel, or of all; where a Clip ends a tensor with steps per channel, that of its
+        bound.
         """
         if not quant.channel_scale:
             return quant.channel_qmax
@@ -199,10 +201,14 @@ class _QdqEmitter:
         if bound is not None:
             step = quant.scale * np.asarray(quant.channel_scale)
             highest = np.minimum(highest, np.rint(np.float32(bound) / step.astype(np.float32)).astype(np.int64))
-            clip = value.producer()
-            clip.op_type = "Relu"  # type: ignore[union-attr]
-            clip.resize_inputs(1)  # type: ignore[union-attr]
         return tuple(int(code) for code in highest)
+
+    def _let_codes_clip(self, value: ir.Value) -> None:
+        """Make a Clip a ReLU where the codes are cut at its bound, which differs by channel."""
+        clip = value.producer()
+        if clip is not None and upper_bound(value) is not None:
+            clip.op_type = "Relu"
+            clip.resize_inputs(1)
 
     def carry(self, node: ir.Node, quantized: ir.Value, quant: ActivationQuant) -> ir.Value | None:
         """Move the codes instead of the floats: one byte per value, and no rounding in between."""

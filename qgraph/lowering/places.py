@@ -5,7 +5,7 @@ there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -17,11 +17,14 @@ from qgraph.errors import PlanError
 from qgraph.graph.layers import LAYER_OPS, Layer
 from qgraph.graph.sites import GLUE_OPS, GraphView
 from qgraph.graph.sums import output_sums
-from qgraph.graph.tensors import is_transparent, root
+from qgraph.graph.tensors import is_transparent
+from qgraph.graph.walk import sources, walk
 from qgraph.onnxfile.edit import add_initializer, append_node, constant, unique_name
 from qgraph.onnxfile.model import Model
 from qgraph.plan import codes as weights
 from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
+
+_READ_INTEGERS = frozenset({*LAYER_OPS, *GLUE_OPS})
 
 
 class Emitter(Protocol):
@@ -59,10 +62,13 @@ def put_in_place(model: Model, plan: QuantPlan, make_emitter: Callable[[ir.Graph
     view = GraphView(dataclasses.replace(model, ir_model=net))
     emitter = make_emitter(net.graph)
     layers = [_find(view, quant) for quant in plan.layers]
-    roots = [root(layer.input) for layer in layers]
+    roots = [view.root(layer.input) for layer in layers]
     values = view.values
     grids = {values[tensor]: grid for tensor, grid in plan.operand_grids.items() if tensor in values}
-    _place_activations(view, plan, dict(zip(layers, roots, strict=True)), emitter)
+    readers: dict[ir.Value, list[Layer]] = {}
+    for layer, origin in zip(layers, roots, strict=True):
+        readers.setdefault(origin, []).append(layer)
+    _place_activations(view, plan, readers, emitter)
     for layer, quant, origin in zip(layers, plan.layers, roots, strict=True):
         operand = grids.get(origin)
         weight = emitter.weight(layer, quant, operand)
@@ -89,8 +95,10 @@ def _find(view: GraphView, quant: LayerQuant) -> Layer:
     return layer
 
 
-def _place_activations(view: GraphView, plan: QuantPlan, roots: dict[Layer, ir.Value], emitter: Emitter) -> None:
-    """Put every activation grid in place."""
+def _place_activations(
+    view: GraphView, plan: QuantPlan, readers: Mapping[ir.Value, list[Layer]], emitter: Emitter
+) -> None:
+    """Put every activation grid in place; `readers` are the layers that lie on the grid of a tensor."""
     values = dict(view.values)  # by name, before outputs are renamed
     for quant in plan.by_reach:
         value = values.get(quant.tensor)
@@ -99,7 +107,7 @@ def _place_activations(view: GraphView, plan: QuantPlan, roots: dict[Layer, ir.V
         if quant.role == "tensor":
             _quantize_everywhere(view, value, quant, emitter)
         else:
-            _quantize_operands([layer for layer, origin in roots.items() if origin is value], quant, emitter)
+            _quantize_operands(readers.get(value, []), quant, emitter)
 
 
 def _quantize_everywhere(view: GraphView, value: ir.Value, quant: ActivationQuant, emitter: Emitter) -> None:
@@ -110,23 +118,31 @@ def _quantize_everywhere(view: GraphView, value: ir.Value, quant: ActivationQuan
 
 def _carry_along(view: GraphView, quantized: ir.Value, quant: ActivationQuant, emitter: Emitter) -> None:
     """Keep a tensor on its grid through the transparent operators that lead to integer kernels."""
-    for use in list(quantized.uses()):
-        if use.idx == 0 and is_transparent(use.node) and _leads_to_grid(use.node.outputs[0]):
+    leading = _leading_to_grids(quantized)
+    pending = [(quantized, use) for use in reversed(list(quantized.uses()))]
+    while pending:
+        source, use = pending.pop()
+        if use.idx == 0 and use.node in leading:
             moved = use.node.outputs[0]
-            carried = emitter.carry(use.node, quantized, quant)
+            carried = emitter.carry(use.node, source, quant)
             if carried is not None:
                 _replace_uses(view, moved, carried)
-            _carry_along(view, carried or moved, quant, emitter)
+            target = carried or moved
+            pending += [(target, later) for later in reversed(list(target.uses()))]
 
 
-def _leads_to_grid(value: ir.Value) -> bool:
-    """Whether an integer kernel may read `value`: a layer, or an operator that takes part in integer arithmetic."""
-    for use in value.uses():
-        if use.node.op_type in LAYER_OPS or use.node.op_type in GLUE_OPS:
-            return True
-        if is_transparent(use.node) and _leads_to_grid(use.node.outputs[0]):
-            return True
-    return False
+def _leading_to_grids(value: ir.Value) -> set[ir.Node]:
+    """The transparent operators that move `value` to where an integer kernel may read it: a layer, or an operator that
+    takes part in integer arithmetic.
+    """
+
+    def moving(value: ir.Value) -> Iterator[ir.Node]:
+        return (use.node for use in value.uses() if is_transparent(use.node))
+
+    moves = walk(moving(value), lambda node: moving(node.outputs[0]))
+    results = {node.outputs[0]: node for node in moves}
+    read = (v for v in results if any(use.node.op_type in _READ_INTEGERS for use in v.uses()))
+    return {results[v] for v in sources(read, moves.__contains__) if v in results}
 
 
 def _quantize_operands(layers: list[Layer], quant: ActivationQuant, emitter: Emitter) -> None:
@@ -203,19 +219,19 @@ def _add_after(graph: ir.Graph, layer: Layer, shift: NDArray[np.float64]) -> ir.
 
 def producers(plan: QuantPlan, view: GraphView) -> Mapping[str, ActivationQuant]:
     """The layer that carries the factors of each tensor with a step per channel, by name; with the tensor's grid."""
+    layers = {layer.node: layer for layer in view.layers}
     found = {}
     for grid in plan.activations:
-        layer = _producer(view.values[grid.tensor], view) if grid.channel_scale else None
-        if layer is not None:
-            found[layer.name] = grid
+        node = _before(view.values[grid.tensor]) if grid.channel_scale else None
+        if node in layers:
+            found[layers[node].name] = grid
     return found
 
 
-def _producer(value: ir.Value, view: GraphView) -> Layer | None:
-    """The layer behind whose ReLU or Clip a tensor lies."""
+def _before(value: ir.Value) -> ir.Node | None:
+    """The node behind whose ReLU or Clip a tensor lies."""
     node = value.producer()
-    source = node.inputs[0].producer() if node is not None and node.inputs and node.inputs[0] is not None else None
-    return next((layer for layer in view.layers if source is not None and layer.node is source), None)
+    return node.inputs[0].producer() if node is not None and node.inputs and node.inputs[0] is not None else None
 
 
 def offset_sums(layer: Layer, quant: LayerQuant, offset: float) -> NDArray[np.float64]:

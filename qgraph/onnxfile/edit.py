@@ -43,14 +43,21 @@ def append_node(
 
 def unique_name(graph: ir.Graph, name: str) -> str:
     """`name`, or `name` with a number where a tensor of the graph or of its subgraphs has it; reserved from now on."""
-    owner, taken = graph.meta.get(_NAMES, (None, set()))
+    owner, taken = graph.meta.get(_NAMES, (None, {}))
     if owner is not graph:  # a clone inherits the entry of its original
-        taken = {str(v.name) for g in (graph, *graph.subgraphs()) for v in (*g.inputs, *g.initializers.values())}
-        taken |= {str(v.name) for node in ir.traversal.RecursiveGraphIterator(graph) for v in node.outputs}
+        taken = {str(v.name): 1 for g in (graph, *graph.subgraphs()) for v in (*g.inputs, *g.initializers.values())}
+        taken |= {str(v.name): 1 for node in ir.traversal.RecursiveGraphIterator(graph) for v in node.outputs}
         graph.meta[_NAMES] = graph, taken
-    unique, suffix = name, 1
+    return numbered(name, taken, separator=".")
+
+
+def numbered(name: str, taken: dict[str, int], *, separator: str) -> str:
+    """`name`, or `name` with the next number that is free; `taken` has the last number of every name in use."""
+    unique, suffix = name, taken.get(name, 1)
     while unique in taken:
         suffix += 1
-        unique = f"{name}.{suffix}"
-    taken.add(unique)
+        unique = f"{name}{separator}{suffix}"
+    if unique != name:
+        taken[name] = suffix
+    taken[unique] = 1
     return unique

@@ -11,6 +11,7 @@ from onnx_ir.passes import common as passes
 
 from qgraph.errors import ModelError, QGraphError, first_line
 from qgraph.onnxfile.cost_limits import GROWING_OPS, check_bounds
+from qgraph.onnxfile.edit import numbered
 from qgraph.onnxfile.folding import (
     bypass_identities,
     constant_nodes,
@@ -74,17 +75,11 @@ def _rename_twins(model: ir.Model) -> None:
 
 def name_everything(model: ir.Model, *, also_unnamed: bool = True) -> None:
     """Give every node a unique name: its own, else one made of its operator and first output."""
-    seen: set[str] = set()
+    seen: dict[str, int] = {}
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if not node.name and not also_unnamed:
             continue
-        base = node.name or f"{node.op_type}_{node.outputs[0].name}"
-        name, suffix = base, 1
-        while name in seen:
-            suffix += 1
-            name = f"{base}_{suffix}"
-        seen.add(name)
-        node.name = name
+        node.name = numbered(node.name or f"{node.op_type}_{node.outputs[0].name}", seen, separator="_")
 
 
 def _infer_shapes(model: ir.Model) -> None:

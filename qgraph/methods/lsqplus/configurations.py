@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import onnx_ir as ir
 
 from qgraph.graph.layers import LAYER_OPS, Layer, pads
 from qgraph.graph.tensors import is_non_negative, is_transparent
+from qgraph.graph.walk import walk
 from qgraph.plan.plan import MAX_BITS
 
 _LINEAR = frozenset({*LAYER_OPS, "Add", "Sub", "BatchNormalization", "Concat", "AveragePool", "GlobalAveragePool"})
@@ -36,17 +38,21 @@ def offset_kind(
     if configuration in (1, 2):
         return "none"
     nodes = {layer.node for layer in readers}
-    alone = alone or (not value.is_graph_output() and all(_leads_to(use.node, nodes) for use in value.uses()))
+    alone = alone or (not value.is_graph_output() and _leads_only_to(value, nodes))
     return "real" if alone and not any(map(pads, readers)) else "integer"
 
 
-def _leads_to(node: ir.Node, layers: set[ir.Node]) -> bool:
-    """Whether everything behind `node` is one of the layers, reached without padding."""
-    if node in layers:
-        return True
-    if not is_transparent(node) or node.op_type == "Pad" or any(v.is_graph_output() for v in node.outputs):
-        return False
-    return all(_leads_to(use.node, layers) for use in node.outputs[0].uses())
+def _leads_only_to(value: ir.Value, layers: set[ir.Node]) -> bool:
+    """Whether every reader of `value` is one of the layers, or moves it to them without padding."""
+
+    def onward(node: ir.Node) -> Iterator[ir.Node]:
+        return (use.node for use in node.outputs[0].uses() if node not in layers)
+
+    return all(node in layers or _only_moves(node) for node in walk((use.node for use in value.uses()), onward))
+
+
+def _only_moves(node: ir.Node) -> bool:
+    return is_transparent(node) and node.op_type != "Pad" and not any(v.is_graph_output() for v in node.outputs)
 
 
 def _is_linear(value: ir.Value) -> bool:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-
-import onnx_ir as ir
 
 from qgraph.graph.layers import INTEGER_OPS
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import root_name
+from qgraph.graph.walk import ancestors
 from qgraph.methods.qrater.bench import Candidate
 from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
 
@@ -35,6 +33,7 @@ class Assembly:
         self._stored = [a for a in base.activations if (a.tensor, a.role) not in searched]
         self._layers = {quant.name: quant for quant in base.layers}
         self._frozen: dict[str, None] = {}
+        self._made: dict[str, set[str]] = {}
 
     def has_operand(self, name: str) -> bool:
         """Whether the layer reads a grid that is searched with it."""
@@ -83,8 +82,10 @@ class Assembly:
 
     def _makers(self, tensor: str) -> set[str]:
         """The layers of the plan that a tensor depends on."""
-        found = _ancestors([self._values[tensor]])
-        return {self._nodes[node] for node in found if node in self._nodes} & self._layers.keys()
+        if tensor not in self._made:
+            found = ancestors([self._values[tensor]])
+            self._made[tensor] = {self._nodes[node] for node in found if node in self._nodes} & self._layers.keys()
+        return self._made[tensor]
 
 
 def from_json(text: str) -> Candidate:
@@ -93,14 +94,3 @@ def from_json(text: str) -> Candidate:
     layer: LayerQuant = plan.layers[0]
     operand: ActivationQuant | None = plan.activations[0] if plan.activations else None
     return Candidate(weight=layer.weight, operand=operand, shift=layer.bias_shift)
-
-
-def _ancestors(values: Iterable[ir.Value]) -> set[ir.Node]:
-    found: set[ir.Node] = set()
-    pending = list(values)
-    while pending:
-        node = pending.pop().producer()
-        if node is not None and node not in found:
-            found.add(node)
-            pending.extend(v for v in node.inputs if v is not None)
-    return found

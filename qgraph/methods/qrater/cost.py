@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
+from qgraph.graph.walk import descendants
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,7 +46,7 @@ def shares(view: GraphView) -> dict[str, float]:
     work = {layer.node: _multiplications(layer) for layer in view.layers}
     total = sum(work.values()) or 1.0
     return {
-        layer.name: sum(work[node] for node in _behind(layer.node) if node in work) / total for layer in view.layers
+        layer.name: sum(work[node] for node in _with_all_behind(layer) if node in work) / total for layer in view.layers
     }
 
 
@@ -63,11 +64,5 @@ def _multiplications(layer: Layer) -> float:
     return float(np.prod(sizes, dtype=np.float64)) * weight.size / weight.shape[layer.output_axis]
 
 
-def _behind(node: ir.Node) -> set[ir.Node]:
-    found, pending = {node}, [node]
-    while pending:
-        for value in pending.pop().outputs:
-            fresh = {use.node for use in value.uses()} - found
-            found |= fresh
-            pending.extend(fresh)
-    return found
+def _with_all_behind(layer: Layer) -> dict[ir.Node, None]:
+    return {layer.node: None} | descendants([layer.output])

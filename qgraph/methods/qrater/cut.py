@@ -18,7 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
-from qgraph.graph.walk import descendants
+from qgraph.graph.walk import descendants, reads
 from qgraph.lowering.places import shift_bias
 from qgraph.lowering.simulate import simulate
 from qgraph.onnxfile.edit import constant
@@ -133,7 +133,7 @@ def _bias_input(graph: ir.Graph, layer: Layer) -> tuple[ir.Value, float]:
 def _frontier(graph: ir.Graph, fed: set[ir.Value], originals: set[str]) -> set[str]:
     """Tensors of the original model that the nodes behind `fed` read besides, and unaffected outputs."""
     behind = descendants(fed)
-    pending = [v for node in behind for v in node.inputs if v is not None]
+    pending = [v for node in behind for v in reads(node)]
     pending += [v for v in graph.outputs if v.producer() not in behind]
     found: set[str] = set()
     while pending:
@@ -144,8 +144,8 @@ def _frontier(graph: ir.Graph, fed: set[ir.Value], originals: set[str]) -> set[s
         if str(value.name) in originals:
             found.add(str(value.name))
         elif producer is not None:  # made by simulate: computed again from what it was made of
-            behind.add(producer)
-            pending.extend(v for v in producer.inputs if v is not None)
+            behind[producer] = None
+            pending.extend(reads(producer))
     return found
 
 

@@ -25,6 +25,7 @@ from onnx_ir.passes.common import TopologicalSortPass
 
 from qgraph.gradient import Expr, op, rank, tensor
 from qgraph.gradient.emit import Emitter
+from qgraph.graph.walk import ancestors
 from qgraph.methods.zeroq.loss import EPSILON, Target, reduced
 from qgraph.onnxfile.edit import constant
 from qgraph.running.sessions import Session
@@ -40,10 +41,12 @@ def assumed_targets(net: ir.Model, noise: Mapping[str, NDArray[np.float32]]) -> 
     Those are layers with a bias that feed other layers (heads have none to fold), and whose outputs on `noise` are of
     the order of 1. `net` has static shapes.
     """
+    layers = [n for n in net.graph if n.op_type in _BIASED or n.op_type == "MatMul"]
+    feeding = ancestors(v for n in layers for v in n.inputs if v is not None)
     names = [
         str(n.outputs[0].name)
         for n in net.graph
-        if n.op_type in _BIASED and n.domain == "" and _bias(n) is not None and _feeds_a_layer(n)
+        if n.op_type in _BIASED and n.domain == "" and _bias(n) is not None and n in feeding
     ]
     if not names:
         return []
@@ -94,22 +97,3 @@ def _moments(y: Expr, opset: int) -> tuple[Expr, Expr]:
 def _bias(node: ir.Node) -> NDArray[np.generic] | None:
     position = _BIASED[node.op_type]
     return constant(node.inputs[position]) if len(node.inputs) > position else None
-
-
-def _feeds_a_layer(node: ir.Node) -> bool:
-    """Whether a path leads from `node` to another convolution or matrix product."""
-    seen: set[ir.Node] = set()
-    pending = _readers(node)
-    while pending:
-        current = pending.pop()
-        if current in seen:
-            continue
-        if current.op_type in _BIASED or current.op_type == "MatMul":
-            return True
-        seen.add(current)
-        pending.extend(_readers(current))
-    return False
-
-
-def _readers(node: ir.Node) -> list[ir.Node]:
-    return [use.node for value in node.outputs for use in value.uses()]

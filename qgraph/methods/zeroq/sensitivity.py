@@ -22,6 +22,7 @@ from scipy import stats
 from qgraph.errors import ModelError
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
+from qgraph.graph.walk import descendants, reads
 from qgraph.lowering.bit_planes import stored_bytes
 from qgraph.lowering.simulate import simulate
 from qgraph.observe.distance import Reference
@@ -175,24 +176,11 @@ def _behind(model: Model, name: str) -> tuple[Model, list[str]]:
     """The layer and all that depends on it, and the names of the float tensors it needs (graph inputs left out)."""
     net = model.ir_model
     first = GraphView(model).by_name[name].node
-    behind: list[ir.Node] = []
-    made: set[ir.Value] = set()
-    for node in net.graph:  # in topological order
-        if node is first or any(value in made for value in _reads(node)):
-            behind.append(node)
-            made.update(node.outputs)
-    read = dict.fromkeys(value for node in behind for value in _reads(node))
+    later = descendants(first.outputs)
+    behind = [node for node in net.graph if node is first or node in later]
+    made = {value for node in behind for value in node.outputs}
+    read = dict.fromkeys(value for node in behind for value in reads(node))
     needed = [v for v in read if v not in made and v.const_value is None]
     part = ir.convenience.extract(net.graph, needed, [v for v in net.graph.outputs if v in made])
     rest = ir.Model(part, ir_version=net.ir_version or runtime.MAX_IR_VERSION)
     return dataclasses.replace(model, ir_model=rest), [str(v.name) for v in needed if not v.is_graph_input()]
-
-
-def _reads(node: ir.Node) -> list[ir.Value]:
-    """What a node reads of the main graph, in its bodies as well."""
-    found = [v for v in node.inputs if v is not None]
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            for inner in ir.traversal.RecursiveGraphIterator(attribute.as_graph()):
-                found += [v for v in inner.inputs if v is not None and v.graph is node.graph]
-    return found
