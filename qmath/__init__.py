@@ -32,6 +32,7 @@ _HOMES = {
         "weight_range",
     ),
     "error": ("exact_error", "expected_error", "midrise_levels", "midtread_levels"),
+    "granularity": ("Granularity",),
     "grouping": ("group_search",),
     "pareto": ("Frontier", "Selection", "knapsack", "pareto_frontier"),
     "grid": ("Grid", "Rounding", "dequantize", "fake_quantize", "quantize"),

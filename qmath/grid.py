@@ -2,12 +2,13 @@
 
 Code q stands for the real number (q - zero_point) scale + offset. A grid is symmetric (zero_point and offset 0), affine
 with an integer zero point (ONNX QuantizeLinear: zero is always representable), or affine with a real offset (LSQ+).
-Parameters are scalars, or one per slice along `axis`.
+Parameters are scalars, one per slice along `axis`, or one per `group` values along it (`qmath.Granularity`).
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qmath._content import ByContent, frozen
-from qmath._validation import as_bit_count, as_data, as_parameter, check_choice, reject_nan
+from qmath._validation import as_bit_count, as_bits, as_data, as_parameter, check_choice, reject_nan
+from qmath.granularity import Granularity
 from qmath.kernels.rows import output_like, run_rows, slices_shape
 
 Rounding = Literal["half_even", "half_up"]
@@ -27,11 +29,13 @@ class Grid(ByContent):
     """Codes qmin..qmax of `bits` bits; code q stands for (q - zero_point) scale + offset.
 
     `scale` (> 0), `zero_point` (whole, in qmin..qmax) and `offset` (units of x) are scalars, or 1-D arrays along
-    `axis`; all are stored as read-only float64. `signed` grids hold -2^(bits-1)..2^(bits-1)-1, or from -2^(bits-1)+1
-    when `narrow`; unsigned ones 0..2^bits-1. Raises ValueError or TypeError for parameters that make no grid.
+    `axis`, with an entry per slice, or per group of `group` values (in the order of `qmath.Granularity`); all are
+    stored as read-only float64. So may `bits` be (whole numbers): the width of every slice. `signed` grids hold
+    -2^(bits-1)..2^(bits-1)-1, or from -2^(bits-1)+1 when `narrow`; unsigned ones 0..2^bits-1. Raises ValueError or
+    TypeError for parameters that make no grid.
     """
 
-    bits: int
+    bits: int | NDArray[np.int64]
     scale: NDArray[np.float64]
     _: KW_ONLY
     zero_point: NDArray[np.float64] = 0.0  # type: ignore[assignment]
@@ -39,24 +43,28 @@ class Grid(ByContent):
     signed: bool = True
     narrow: bool = False
     axis: int | None = None
+    group: int | None = None
     _typed: dict[np.dtype[Any], NDArray[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
-        set_field(self, "bits", as_bit_count(self.bits))
-        _check_code_range(self.bits, self.signed, self.narrow)
+        bits = as_bits(self.bits)
+        set_field(self, "bits", frozen(bits, np.int64) if bits.ndim else int(bits))
+        _check_code_range(int(bits.min()), self.signed, self.narrow)
         given = {
             "scale": as_parameter(self.scale, "scale", positive=True),
             "zero_point": as_parameter(self.zero_point, "zero_point"),
             "offset": as_parameter(self.offset, "offset"),
         }
-        shape = self._common_shape({name: value.shape for name, value in given.items()})
+        shapes = {name: value.shape for name, value in given.items()} | ({"bits": bits.shape} if bits.ndim else {})
+        shape = self._common_shape(shapes)
         for name, value in given.items():
             set_field(self, name, frozen(np.broadcast_to(value, shape)))
         if self.axis is not None:
             set_field(self, "axis", int(self.axis))
-        zero = self.zero_point
-        if ((zero != np.rint(zero)) | (zero < self.qmin) | (zero > self.qmax)).any():
+        Granularity(axis=self.axis, group=self.group)
+        zero, (lowest, highest) = self.zero_point, self.limits
+        if ((zero != np.rint(zero)) | (zero < lowest) | (zero > highest)).any():
             raise ValueError(
                 f"zero_point: expected whole numbers in {self.qmin}..{self.qmax} ({self.bits} bits), "
                 f"found {zero}: a real shift of the grid is its offset"
@@ -126,34 +134,45 @@ class Grid(ByContent):
         return cls(bits, scale, offset=below - qmin * scale, signed=signed, axis=axis)
 
     @property
+    def granularity(self) -> Granularity:
+        """What shares a parameter."""
+        return Granularity(axis=self.axis, group=self.group)
+
+    @property
+    def limits(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Lowest and highest code: scalars, or one per slice where the widths differ."""
+        top = 2 ** (np.asarray(self.bits, np.int64) - self.signed)
+        return (int(self.narrow) - top if self.signed else 0 * top), top - 1
+
+    @property
     def qmin(self) -> int:
-        """Lowest code."""
-        return _code_range(self.bits, self.signed, self.narrow)[0]
+        """Lowest code, of any slice."""
+        return int(self.limits[0].min())
 
     @property
     def qmax(self) -> int:
-        """Highest code."""
-        return _code_range(self.bits, self.signed, self.narrow)[1]
+        """Highest code, of any slice."""
+        return int(self.limits[1].max())
 
     @property
     def levels(self) -> int:
-        """Number of codes."""
+        """Number of codes, of the widest slice."""
         return self.qmax - self.qmin + 1
 
     @property
     def low(self) -> NDArray[np.float64]:
         """Lowest real number of the grid, in the units of x (per slice along `axis`)."""
-        return (self.qmin - self.zero_point) * self.scale + self.offset
+        return (self.limits[0] - self.zero_point) * self.scale + self.offset
 
     @property
     def high(self) -> NDArray[np.float64]:
         """Highest real number of the grid, in the units of x (per slice along `axis`)."""
-        return (self.qmax - self.zero_point) * self.scale + self.offset
+        return (self.limits[1] - self.zero_point) * self.scale + self.offset
 
     @property
     def code_dtype(self) -> np.dtype[Any]:
         """Smallest integer type that holds every code."""
-        name = f"{'int' if self.signed else 'uint'}{8 if self.bits <= 8 else 16}"
+        name = f"{'int' if self.signed else 'uint'}{8 if np.max(self.bits) <= 8 else 16}"
         return np.dtype(name)
 
 
@@ -168,18 +187,8 @@ def quantize(x: ArrayLike, grid: Grid, *, rounding: Rounding = "half_even") -> N
     if np.isnan(data.min()):
         reject_nan(data, "x")
     out = np.empty(data.shape, grid.code_dtype)
-    kernels, half_up = _kernels(), _is_half_up(rounding)
-    parameters = _parameters(grid, data.dtype)
-    run_rows(
-        kernels.codes_by_row,
-        kernels.codes_by_column,
-        data,
-        out,
-        grid.axis,
-        parameters,
-        half_up,
-        channels=grid.scale.size,
-    )
+    kernels = _kernels()
+    _run(kernels.codes_by_row, kernels.codes_by_column, data, out, grid, _is_half_up(rounding))
     return out
 
 
@@ -194,18 +203,8 @@ def fake_quantize(
     """
     data = as_data(x)
     out = output_like(data, out)
-    kernels, half_up = _kernels(), _is_half_up(rounding)
-    parameters = _parameters(grid, data.dtype)
-    run_rows(
-        kernels.values_by_row,
-        kernels.values_by_column,
-        data,
-        out,
-        grid.axis,
-        parameters,
-        half_up,
-        channels=grid.scale.size,
-    )
+    kernels = _kernels()
+    _run(kernels.values_by_row, kernels.values_by_column, data, out, grid, _is_half_up(rounding))
     return out
 
 
@@ -223,10 +222,45 @@ def dequantize(q: ArrayLike, grid: Grid) -> NDArray[np.float32]:
     if lowest < grid.qmin or highest > grid.qmax:
         raise ValueError(f"q: expected codes in {grid.qmin}..{grid.qmax}, found {lowest}..{highest}")
     parameters = _parameters(grid, np.dtype(np.float32))
-    _, channels, _ = shape = slices_shape(codes.shape, grid.axis, grid.scale.size)
-    scale, _, offset, _, _, zero_point = parameters.reshape(-1, 1, channels, 1)
-    values = (codes.reshape(shape).astype(np.float32) - zero_point) * scale + offset
-    return values.reshape(codes.shape)
+    _check_fit(codes.shape, grid)
+    scale, _, offset, _, _, zero_point = (grid.granularity.lay(each, codes.shape) for each in parameters)
+    values = codes.astype(np.float32)
+    if zero_point.any():
+        values -= zero_point
+    values *= scale
+    if offset.any():
+        values += offset
+    return values
+
+
+def _run(
+    by_row: Callable[..., None],
+    by_column: Callable[..., None],
+    data: NDArray[Any],
+    out: NDArray[Any],
+    grid: Grid,
+    half_up: bool,
+) -> None:
+    """Fill `out` from `data` by one of the two kernels; groups are brought into rows first."""
+    parameters, channels = _parameters(grid, data.dtype), grid.scale.size
+    if grid.group is None:
+        run_rows(by_row, by_column, data, out, grid.axis, parameters, half_up, channels=channels)
+        return
+    _check_fit(data.shape, grid)
+    rows = np.ascontiguousarray(grid.granularity.rows(data))
+    found = np.empty(rows.shape, out.dtype)
+    run_rows(by_row, by_column, rows, found, 0, parameters, half_up, channels=channels)
+    out[...] = grid.granularity.from_rows(found, data.shape)
+
+
+def _check_fit(shape: tuple[int, ...], grid: Grid) -> None:
+    if grid.group is None:
+        slices_shape(shape, grid.axis, grid.scale.size)
+    elif grid.granularity.count(shape) != grid.scale.size:
+        raise ValueError(
+            f"x: expected {grid.scale.size} groups of {grid.group} along axis {grid.axis}, one per parameter, found "
+            f"shape {shape}"
+        )
 
 
 def _parameters(grid: Grid, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -236,7 +270,8 @@ def _parameters(grid: Grid, dtype: np.dtype[Any]) -> NDArray[Any]:
             scale = grid.scale.reshape(-1).astype(dtype)
             offset = grid.offset.reshape(-1).astype(dtype)
             zero_point = grid.zero_point.reshape(-1).astype(dtype)
-            low, high = (grid.qmin - zero_point) * scale, (grid.qmax - zero_point) * scale
+            lowest, highest = (limit.astype(dtype) for limit in grid.limits)
+            low, high = (lowest - zero_point) * scale, (highest - zero_point) * scale
         usable = (scale >= np.finfo(dtype).tiny) & np.isfinite(low) & np.isfinite(high) & np.isfinite(offset)
         if not usable.all():
             raise ValueError(f"grid: scale {grid.scale} with offset {grid.offset} leaves the range of {dtype}")

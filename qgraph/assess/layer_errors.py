@@ -35,7 +35,7 @@ from qgraph.observe.statistics import Observations
 from qgraph.onnxfile.edit import append_node
 from qgraph.plan import codes as weights
 from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
-from qgraph.plan.staircase import activation_table
+from qgraph.plan.staircase import on_grid
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import Dataset
 
@@ -164,12 +164,7 @@ def grid_error(statistics: qmath.Statistics, grid: ActivationQuant) -> float:
     histogram = statistics.histogram
     if histogram is None:
         return grid.scale**2 / 12
-    table, points = activation_table(grid), histogram.centers - grid.offset
-    if table is None:
-        codes = np.clip(np.rint(points / grid.scale), -grid.zero_point, grid.qmax - grid.zero_point)
-    else:
-        codes = table.quantize(points, grid.scale)
-    squares = (points - codes * grid.scale) ** 2
+    squares = (histogram.centers - on_grid(histogram.centers, grid)) ** 2
     occupied = (histogram.counts > 0) & (grid.offset == 0)
     zero_is_exact = occupied & (np.abs(histogram.centers) <= histogram.width)  # mass at 0 (after ReLU) has no error
     squares = np.where(zero_is_exact, 0.0, squares + histogram.width**2 / 12)

@@ -256,7 +256,7 @@ class _QdqEmitter:
         """
         axis, widths = grid.axis or 0, np.asarray(grid.channel_bits)
         zero = np.asarray(grid.zero_point, np.int8) if shifted else np.zeros(1, np.int8)
-        zero = zero.reshape([-1 if i == grid.axis else 1 for i in range(len(codes.shape))]) if zero.size > 1 else zero
+        zero = grid.granularity.lay(zero, codes.shape) if zero.size > 1 else zero
         if not grid.channel_bits:
             return self._integers(stem, codes, zero, grid.bits, finer[0])
         parts, order = [], np.argsort(widths, kind="stable")

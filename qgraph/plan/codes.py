@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+import qmath
 from qgraph.errors import PlanError
 from qgraph.plan.plan import MAX_SHIFTED_BITS, ActivationQuant, WeightQuant
 from qgraph.plan.staircase import rounding_table
@@ -19,19 +20,20 @@ _BLOCK = 2**20  # values at a time
 def codes(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.int8]:
     """clip(round(w input_scale / scale) + zero_point, qmin, qmax) in int8, half to even or by the grid's rounding."""
     weight = scaled(weight, quant)
-    if quant.rounding is not None:
-        table = rounding_table(quant.rounding, quant.bits, signed=True)
-        scales = quant.scale[0] if quant.axis is None or len(quant.scale) == 1 else quant.scale
-        axis = None if np.ndim(scales) == 0 else quant.axis
-        return np.asarray(table.quantize(weight, scales, axis=axis), np.int8)
-    return _in_blocks(_rounded, weight, np.dtype(np.int8), *_grid(quant, weight.ndim))
+    if quant.rounding is None:
+        return np.asarray(qmath.quantize(weight, rounding_grid(quant, weight.shape)), np.int8)
+    table = rounding_table(quant.rounding, quant.bits, signed=True)
+    if len(quant.scale) == 1:
+        return np.asarray(table.quantize(weight, quant.scale[0]), np.int8)
+    rows = table.quantize(quant.granularity.rows(weight), quant.scale, axis=0)
+    return np.ascontiguousarray(quant.granularity.from_rows(rows, weight.shape), np.int8)
 
 
 def values(integer: NDArray[np.integer], quant: WeightQuant) -> NDArray[np.float32]:
     """gain * scale * (code - zero_point), computed as DequantizeLinear does: one float32 product (with `input_scale`
     inside).
     """
-    return _in_blocks(_real, integer, np.dtype(np.float32), *_levels(quant, integer.ndim))
+    return qmath.dequantize(integer, _grid(quant, dequantization_scale(quant), integer.shape))
 
 
 def scaled(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.floating]:
@@ -41,15 +43,44 @@ def scaled(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.float
 
 def quantized(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.float32]:
     """The weight as the quantized layer sees it."""
-    if quant.rounding is not None or quant.input_scale:
-        result = values(codes(weight, quant), quant)
-        return result / _over_inputs(quant, weight.shape) if quant.input_scale else result
+    if quant.rounding is None and not quant.input_scale and set(quant.gain) == {1.0}:
+        return np.asarray(qmath.fake_quantize(weight, rounding_grid(quant, weight.shape)), np.float32)
+    result = values(codes(weight, quant), quant)
+    return result / _over_inputs(quant, weight.shape) if quant.input_scale else result
 
-    def through(block: NDArray[Any], *grid: NDArray[Any]) -> NDArray[Any]:
-        return _real(_rounded(block, *grid[:4]), *grid[4:])
 
-    grid = *_grid(quant, weight.ndim), *_levels(quant, weight.ndim)
-    return _in_blocks(through, weight, np.dtype(np.float32), *grid)
+def rounding_grid(quant: WeightQuant, shape: tuple[int, ...], scale: ArrayLike | None = None) -> qmath.Grid:
+    """The grid that rounds a weight of this shape: the plan's without its gain, or another scale in its place."""
+    return _grid(quant, quant.scale if scale is None else scale, shape)
+
+
+def _grid(quant: WeightQuant, scale: ArrayLike, shape: tuple[int, ...]) -> qmath.Grid:
+    """The grid with this scale; parameters of which there is one for the whole weight go without an axis."""
+    parameters: list[NDArray[Any]] = [np.ravel(part) for part in (quant.widths, scale, quant.zero_point)]
+    granularity = quant.granularity
+    if all(part.size == 1 for part in parameters):
+        parameters, granularity = [part.reshape(()) for part in parameters], qmath.Granularity()
+    else:
+        _check_fit([part.size for part in parameters], granularity, shape)
+    bits, steps, zero_point = parameters
+    return qmath.Grid(
+        bits if bits.size > 1 else bits.item(),
+        steps,
+        zero_point=zero_point,
+        narrow=quant.symmetric,
+        axis=granularity.axis,
+        group=granularity.group,
+    )
+
+
+def _check_fit(sizes: Sequence[int], granularity: qmath.Granularity, shape: tuple[int, ...]) -> None:
+    """Raise `PlanError` unless there is one of each parameter, or as many as a weight of this shape has."""
+    fits = granularity.axis is None or granularity.axis < len(shape)
+    if not fits or not set(sizes) <= {1, granularity.count(shape)}:
+        raise PlanError(
+            f"a grid with {max(sizes)} scales {granularity} does not fit a weight of shape {list(shape)}: the plan was "
+            f"edited, or is for other weights"
+        )
 
 
 def channel_blocks(array: NDArray[Any], axis: int | None) -> Iterator[NDArray[Any]]:
@@ -84,11 +115,10 @@ def stored(integer: NDArray[np.int8], quant: WeightQuant) -> NDArray[np.int16]:
     """What an integer kernel multiplies: the codes on the finer grid of narrow weights, less their zero points where
     files hold them so.
     """
-    rank = integer.ndim
     result = integer.astype(np.int16)
     if is_shifted(quant):
-        result -= _along(quant.zero_point, quant, rank).astype(np.int16)
-    return result * _along(finer(quant), quant, rank).astype(np.int16)
+        result -= quant.granularity.lay(quant.zero_point, integer.shape).astype(np.int16)
+    return result * quant.granularity.lay(finer(quant), integer.shape).astype(np.int16)
 
 
 def accumulator_scale(quant: WeightQuant, operand: ActivationQuant) -> NDArray[np.float32]:
@@ -96,46 +126,6 @@ def accumulator_scale(quant: WeightQuant, operand: ActivationQuant) -> NDArray[n
     narrow = np.asarray(finer(quant), np.float32)
     scale: NDArray[np.float32] = np.float32(operand.scale) * dequantization_scale(quant) / narrow
     return scale
-
-
-def _along(per_channel: Sequence[float] | NDArray[np.floating], quant: WeightQuant, rank: int) -> NDArray[Any]:
-    array = np.asarray(per_channel)
-    if quant.axis is None or array.size == 1:
-        return array.reshape((1,) * rank)
-    return array.reshape([-1 if i == quant.axis else 1 for i in range(rank)])
-
-
-def _grid(quant: WeightQuant, rank: int) -> tuple[NDArray[Any], ...]:
-    """Scale, zero point, lowest and highest code, laid along a weight of this rank."""
-    low, high = zip(*quant.limits, strict=True)
-    scale = _along(quant.scale, quant, rank).astype(np.float32)
-    return scale, *(_along(numbers, quant, rank) for numbers in (quant.zero_point, low, high))
-
-
-def _levels(quant: WeightQuant, rank: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Zero point and the scale of DequantizeLinear, laid along a weight of this rank."""
-    zero_point = _along(quant.zero_point, quant, rank).astype(np.float32)
-    return zero_point, _along(dequantization_scale(quant), quant, rank)
-
-
-def _rounded(
-    weight: NDArray[Any], scale: NDArray[Any], zero_point: NDArray[Any], low: NDArray[Any], high: NDArray[Any]
-) -> NDArray[Any]:
-    return np.clip(np.rint(weight / scale) + zero_point, low, high)
-
-
-def _real(integer: NDArray[Any], zero_point: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    return (integer.astype(np.float32) - zero_point) * scale
-
-
-def _in_blocks(
-    function: Callable[..., NDArray[Any]], weight: NDArray[Any], kind: np.dtype[Any], *grid: NDArray[Any]
-) -> NDArray[Any]:
-    """A function of a weight and of arrays along it, computed for some rows at a time."""
-    result = np.empty(weight.shape, kind)
-    for rows in _blocks(weight.shape):
-        result[rows] = function(weight[rows], *(part if part.shape[0] == 1 else part[rows] for part in grid))
-    return result
 
 
 def _blocks(shape: Sequence[int]) -> Iterator[slice]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import qmath
 from qgraph.errors import PlanError
 
 SCHEMA = 1
@@ -97,6 +98,11 @@ class WeightQuant:
         for zero_point, (low, high) in zip(self.zero_point, itertools.cycle(self.limits), strict=False):
             if not low <= zero_point <= high:
                 raise PlanError(f"zero points of a weight must lie in {low}..{high}, not {zero_point}")
+
+    @property
+    def granularity(self) -> qmath.Granularity:
+        """What shares a scale."""
+        return qmath.Granularity(axis=self.axis)
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,12 +52,21 @@ def lookup(quant: ActivationQuant) -> NDArray[np.uint8]:
     return (table.quantize(fine, 1.0).astype(np.int64) + quant.zero_point).astype(np.uint8)
 
 
-def on_grid(x: NDArray[np.float32], quant: ActivationQuant) -> NDArray[np.float32]:
-    """`x` as the quantized network sees it: what `simulate` computes, in NumPy."""
+def on_grid(x: NDArray[np.floating], quant: ActivationQuant) -> NDArray[np.floating]:
+    """`x` as the quantized network sees it: what `simulate` computes, in NumPy and in the type of `x`."""
     table = activation_table(quant)
-    scale = np.float32(quant.scale)
     if table is not None:
-        return np.asarray(table.fake_quantize(x, float(scale)), np.float32)
-    codes = np.rint(x / scale)
-    np.clip(codes, -quant.zero_point, quant.qmax - quant.zero_point, out=codes)
-    return codes * scale
+        return table.fake_quantize(x, float(np.float32(quant.scale)))
+    return qmath.fake_quantize(x, uniform_grid(quant))
+
+
+@functools.lru_cache(maxsize=1024)
+def uniform_grid(quant: ActivationQuant) -> qmath.Grid:
+    """The grid of an activation, its rounding left aside; with a step per channel, along axis 1."""
+    bits: Any = quant.channel_bits or quant.bits
+    if quant.symmetric:  # codes are stored from the lowest, 0, on
+        return qmath.Grid(bits, quant.scale, offset=quant.offset, narrow=True)
+    scale = np.asarray([quant.scale * factor for factor in quant.channel_scale]) if quant.channel_scale else quant.scale
+    axis = 1 if quant.channel_scale else None
+    zero_point, offset = quant.zero_point, quant.offset
+    return qmath.Grid(bits, scale, zero_point=zero_point, offset=offset, signed=False, axis=axis)

@@ -30,6 +30,7 @@ NOT_CALLED = {
         "Statistics",
     },
     "functions of no array": {
+        "Granularity",
         "clip_method",
         "clip_methods",
         "get_threads",

@@ -160,8 +160,7 @@ def _with_input_scales(plan: QuantPlan, view: GraphView) -> QuantPlan:
 def _channel_ends(layer: Layer, grid: WeightQuant) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Both ends of every output channel (or of all) of what is rounded; about zero where the grid is."""
     weight = weights.scaled(layer.weight_array(), grid)
-    over = tuple(i for i in range(weight.ndim) if i != grid.axis)
-    low, high = (np.atleast_1d(end(weight, axis=over)).astype(np.float64) for end in (np.min, np.max))
+    low, high = (grid.granularity.reduce(end, weight).astype(np.float64) for end in (np.minimum, np.maximum))
     limit = np.maximum(-low, high)
     return (-limit, limit) if grid.symmetric else (np.minimum(low, 0.0), np.maximum(high, 0.0))
 

@@ -66,7 +66,7 @@ def absorb(net: Model, plan: QuantPlan, config: LsqPlusConfig, batch_norms: Coll
         net=net,
         plan=trained,
         grids=tuple(described),
-        weights={q.name: WeightGrid.of(q.weight) for q, _ in layers},
+        weights={q.name: WeightGrid(quant=q.weight) for q, _ in layers},
         slots=slots,
         start=np.concatenate([array.reshape(-1) for _, _, array, _, _ in parts]).astype(np.float32),
     )
@@ -104,11 +104,12 @@ def _plain(quant: LayerQuant, layer: Layer) -> tuple[LayerQuant, Floats]:
         grid = dataclasses.replace(around_zero, scale=tuple(float(s) for s in scales.astype(np.float32)))
     if grid.rounding is not None:
         weight = weights.quantized(weight, dataclasses.replace(grid, gain=(1.0,)))
-    shape = [-1 if axis == grid.axis else 1 for axis in range(weight.ndim)]
     gain = np.broadcast_to(np.asarray(grid.gain), len(grid.scale))
     scale = tuple(float(s) for s in (np.asarray(grid.scale) * gain).astype(np.float32))
     plain = dataclasses.replace(grid, scale=scale, gain=(1.0,), rounding=None)
-    return dataclasses.replace(quant, weight=plain, bias_shift=()), (weight * gain.reshape(shape)).astype(np.float32)
+    return dataclasses.replace(quant, weight=plain, bias_shift=()), (
+        weight * grid.granularity.lay(gain, weight.shape)
+    ).astype(np.float32)
 
 
 def _read_grids(view: GraphView, plan: QuantPlan, read: dict[tuple[str, str], list[Layer]]) -> list[ActivationQuant]:

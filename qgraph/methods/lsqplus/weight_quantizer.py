@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+import qmath
+from qgraph.plan.codes import rounding_grid
 from qgraph.plan.plan import WeightQuant
 
 Floats = NDArray[np.float32]
@@ -20,39 +22,22 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightGrid:
-    """Codes qmin..qmax and scale: one for all, or one for every slice along `axis`."""
+    """The grid of one weight: all but its scale, which is learned."""
 
-    qmin: NDArray[np.float32]
-    qmax: NDArray[np.float32]
-    axis: int | None
-
-    @classmethod
-    def of(cls, grid: WeightQuant) -> WeightGrid:
-        """The grid of a plan, without zero points."""
-        low, high = np.array(grid.limits, np.float32).T
-        return cls(qmin=low, qmax=high, axis=grid.axis)
+    quant: WeightQuant
 
     def quantize(self, w: Floats, scale: Floats) -> Floats:
         """w_hat, computed as the exported file does: round(w / scale), then one float32 product."""
-        steps = self._along(scale, w.ndim)
-        values: Floats = self._clip(np.rint(w / steps)) * steps
-        return values
+        return np.asarray(qmath.fake_quantize(w, rounding_grid(self.quant, w.shape, scale)), np.float32)
 
     def gradients(self, g: Floats, w: Floats, scale: Floats) -> tuple[Floats, Floats]:
         """(dL/dw, dL/dscale) for g = dL/dw_hat."""
-        v = w / self._along(scale, w.ndim)
-        inside = (v > self._along(self.qmin, w.ndim)) & (v < self._along(self.qmax, w.ndim))
-        slope = self._clip(np.rint(v))
+        grid, shared = rounding_grid(self.quant, w.shape, scale), self.quant.granularity
+        v = w / shared.lay(scale, w.shape)
+        low, high = (shared.lay(limit.astype(np.float32), w.shape) for limit in grid.limits)
+        inside = (v > low) & (v < high)
+        slope = qmath.quantize(w, grid).astype(np.float32)
         slope -= v * inside
-        axes = tuple(a for a in range(w.ndim) if a != self.axis)
-        by_scale = np.asarray(np.sum(g * slope, axis=axes, dtype=np.float32)).reshape(scale.shape)
-        return g * inside, by_scale
-
-    def _clip(self, codes: Floats) -> Floats:
-        clipped: Floats = np.clip(codes, self._along(self.qmin, codes.ndim), self._along(self.qmax, codes.ndim))
-        return clipped
-
-    def _along(self, parameter: Floats, rank: int) -> Floats:
-        if parameter.size == 1:
-            return parameter.reshape([1] * rank)
-        return parameter.reshape([-1 if a == self.axis else 1 for a in range(rank)])
+        slope *= g
+        by_scale = (shared if scale.size > 1 else qmath.Granularity()).reduce(np.add, slope)
+        return g * inside, by_scale.reshape(scale.shape)

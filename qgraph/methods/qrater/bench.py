@@ -183,7 +183,8 @@ class Bench:
             return "float"
         table = activation_table(grid)
         if table is None:
-            return f"nearest {grid.bits} {grid.scale!r} {grid.zero_point} {grid.qmax} {grid.offset!r}"
+            factors = f" {grid.channel_scale} {grid.channel_qmax}" if grid.channel_scale else ""
+            return f"nearest {grid.bits} {grid.scale!r} {grid.zero_point} {grid.qmax} {grid.offset!r}{factors}"
         low, high = self._range
         edges = table.thresholds(float(np.float32(grid.scale)), dtype=np.float32)
         first, last = np.searchsorted(edges, (low, high), side="right")

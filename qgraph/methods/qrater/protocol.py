@@ -75,10 +75,9 @@ def _histogram_mse(data: NDArray[np.floating] | qmath.Histogram, bits: int) -> f
     limit = float(np.abs(occupied).max())
     mass, edges = np.histogram(points, bins=HISTOGRAM, range=(-limit, limit), weights=counts)
     centres = (edges[:-1] + edges[1:]) / 2
-    clips = np.arange(1, 100)[:, None] / 100 * limit
-    steps = clips / (2 ** (bits - 1) - 1)
-    rounded = np.rint(np.clip(centres, -clips, clips) / steps) * steps
-    return float(clips[int(((rounded - centres) ** 2 @ mass).argmin()), 0])
+    clips = np.arange(1, 100) / 100 * limit
+    rounded = qmath.fake_quantize(np.tile(centres, (clips.size, 1)), qmath.Grid.symmetric(clips, bits=bits, axis=0))
+    return float(clips[int(((rounded - centres) ** 2 @ mass).argmin())])
 
 
 def _layer(layer: Layer, bits: int, clip: str) -> LayerQuant:

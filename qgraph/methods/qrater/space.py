@@ -96,9 +96,8 @@ def subdivision(grid: ActivationQuant) -> int:
 
 
 def weight_limits(array: NDArray[np.float32], grid: WeightQuant) -> NDArray[np.float64]:
-    """The largest magnitude, per channel where the grid has an axis."""
-    over = None if grid.axis is None else tuple(i for i in range(array.ndim) if i != grid.axis)
-    return np.atleast_1d(np.abs(array).max(axis=over)).astype(np.float64)
+    """The largest magnitude of what shares a scale."""
+    return grid.granularity.reduce(np.maximum, np.abs(array)).astype(np.float64)
 
 
 def positive(scales: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -104,7 +104,7 @@ def test_weight_grid_has_the_gradients_of_the_paper(bits: int, axis: int | None)
     size = 1 if axis is None else SHAPE[axis]
     scale = rng.uniform(0.5, 1.5, size).astype(np.float32) * np.float32(3.0 / 2**bits)
     plan = WeightQuant(bits=bits, scale=tuple(map(float, scale)), axis=axis, symmetric=False)
-    grid = WeightGrid.of(plan)
+    grid = WeightGrid(quant=plan)
     given = scale[0] if axis is None else scale
     expected = qmath.lsq_gradients(g, w, given, bits=bits, configuration=2, axis=axis)
     by_weight, by_scale = grid.gradients(g, w, scale)
