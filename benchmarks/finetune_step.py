@@ -29,7 +29,7 @@ from qgraph.graph.sites import GraphView
 from qgraph.methods.lsqplus.config import LsqPlusConfig
 from qgraph.methods.lsqplus.initialise import initialise
 from qgraph.methods.lsqplus.loss import one_hot, targets_of
-from qgraph.methods.lsqplus.optimise import Adam
+from qgraph.methods.lsqplus.optimise import optimiser
 from qgraph.methods.lsqplus.parameters import absorb
 from qgraph.methods.lsqplus.step import TrainingStep, trainable_graph, training_graph
 from qgraph.methods.lsqplus.trained import Trained
@@ -98,7 +98,7 @@ def _ours(net: Model, trained: Trained, batch: dict[str, Any], threads: int) -> 
     targets = targets_of(trained.net.ir_model, net.source)
     step = TrainingStep(training_graph(trained, targets, CONFIG, batch=size, labelled=True), threads=threads)
     shards = [{k: v[i : i + size] for k, v in batch.items()} for i in range(0, len(batch["labels"]), size)]
-    values, optimiser = trained.start.copy(), Adam(trained.size)
+    values, moving = trained.start.copy(), optimiser("adam", trained.size, momentum=0.9)
     rate, steps = np.full(trained.size, 1e-6, np.float32), 0
 
     def run() -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _ours(net: Model, trained: Trained, batch: dict[str, Any], threads: int) -> 
         _, found = step(trained.feeds(values), shards)
         gradient = trained.gradient(values, found)
         gradient *= trained.per_value("factor")
-        optimiser.update(values, gradient, rate, steps)
+        moving.update(values, gradient, rate, steps)
         return {name: trained.view(gradient, name) for name in trained.slots}
 
     return run

@@ -12,6 +12,7 @@ import argparse
 import gzip
 import re
 import shutil
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +26,6 @@ from qgraph.cli.console import progress
 from qgraph.graph.sites import GraphView
 from qgraph.lowering.simulate import simulate
 from qgraph.methods.qrater.config import SearchConfig
-from qgraph.methods.qrater.journal import compact
 from qgraph.methods.qrater.protocol import paper_plan
 from qgraph.methods.qrater.search import search as run_search
 from qgraph.observe.statistics import observe
@@ -35,6 +35,7 @@ from qgraph.onnxfile.normalise import normalise
 from qgraph.plan.plan import QuantPlan
 from qgraph.running.executor import open_executor
 from qgraph.running.files import write_atomically
+from qgraph.running.store import FILE
 from qgraph.samples.dataset import open_data
 
 IMAGES, IMAGES_OURS = 256, 2048
@@ -128,6 +129,16 @@ class Bench:
         return found.plan, {"fewer image-forwards": saving, "evaluations": found.cost.run}
 
 
+def compact(path: Path) -> None:
+    """Keep the choices of a finished search alone, in one file: enough to replay it."""
+    file = sqlite3.connect(path, isolation_level=None)
+    for table in ("pieces", "arrays"):
+        file.execute(f"DELETE FROM {table} WHERE key LIKE 'scores %'")
+    file.execute("PRAGMA journal_mode = DELETE")
+    file.execute("VACUUM")
+    file.close()
+
+
 def packed(label: str) -> Path:
     """Where the journal of a finished cell is kept."""
     return RESULTS / "qrater" / f"{label}.sqlite.gz"
@@ -138,7 +149,7 @@ def journal(label: str) -> Iterator[Path]:
     """A folder with the journal of a cell: unpacked from the results, and packed there when the search is done."""
     kept, folder = packed(label), RESULTS / "qrater" / label
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "journal.sqlite"
+    file = folder / FILE
     if kept.exists() and not file.exists():
         file.write_bytes(gzip.decompress(kept.read_bytes()))
     yield folder

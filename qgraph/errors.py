@@ -33,6 +33,10 @@ class PlanError(QGraphError):
     """A plan is malformed or was made for another model."""
 
 
+class StoreError(QGraphError):
+    """The checkpoints of a job cannot be read or written, belong to another job, or are in use by another process."""
+
+
 class ExecutorError(QGraphError):
     """The machines that were to do the work cannot be reached, or were lost."""
 

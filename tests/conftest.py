@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import sqlite3
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 
@@ -52,6 +55,26 @@ def cluster() -> Iterator[str]:
     distributed = pytest.importorskip("distributed", reason='needs the extra: pip install ".[dask]"')
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as running:
         yield f"dask:{running.scheduler_address}"
+
+
+@pytest.fixture(scope="session")
+def pieces_in() -> Callable[[Path, str], int]:
+    """How many pieces whose "STAGE KEY" begins so a folder has, which another process may be writing."""
+
+    def count(folder: Path, prefix: str) -> int:
+        with tempfile.TemporaryDirectory() as copies:
+            for path in sorted(folder.glob("checkpoints.sqlite*"), reverse=True):
+                shutil.copy(path, copies)
+            try:
+                file = sqlite3.connect(Path(copies) / "checkpoints.sqlite")
+                query = "SELECT count(*) FROM pieces WHERE stage || ' ' || key LIKE ?"
+                found = file.execute(query, (f"{prefix}%",)).fetchone()[0]
+                file.close()
+            except sqlite3.Error:
+                return 0
+        return int(found)
+
+    return count
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sqlite3
 import sys
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import qgraph
 from qgraph.cli import main
-from qgraph.errors import DataError, ExecutorError, ModelError, PlanError, QGraphError, UsageError
+from qgraph.errors import DataError, ExecutorError, ModelError, PlanError, QGraphError, StoreError, UsageError
 from qgraph.gradient import GradientError, gradients
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
@@ -25,7 +26,6 @@ from qgraph.jobs.sensitivity import measure_sensitivity
 from qgraph.lowering.simulate import simulate
 from qgraph.methods.lsqplus.config import LsqPlusConfig
 from qgraph.methods.qrater.config import SearchConfig
-from qgraph.methods.qrater.journal import Journal
 from qgraph.methods.qrater.objective import choose_scorer
 from qgraph.methods.zeroq.distill import distill
 from qgraph.observe.statistics import observe
@@ -36,6 +36,7 @@ from qgraph.plan import codes as weights
 from qgraph.plan.plan import ActivationQuant, QuantPlan, Rounding, WeightQuant
 from qgraph.plan.recipe import Recipe
 from qgraph.running.executor import _Dask, open_executor
+from qgraph.running.store import FILE, hold, open_store
 from qgraph.samples.dataset import Preprocessing, open_data
 
 PLAN = {"model": "0" * 64, "recipe": "aciq"}
@@ -433,14 +434,20 @@ def test_a_grid_per_channel_of_an_unknown_rank():
 # Searches and clusters
 
 
-def test_journals(tmp_path):
-    Journal(tmp_path / "j.sqlite", {"model": "a"}).close()
-    with pytest.raises(QGraphError, match="is the journal of another search"):
-        Journal(tmp_path / "j.sqlite", {"model": "b"})
-    journal = Journal(tmp_path / "j.sqlite", {"model": "a"})
-    journal.close()
-    with pytest.raises(QGraphError, match="cannot write the journal"):
-        journal.add_choice("stage", {})
+def test_checkpoints(tmp_path):
+    with open_store(tmp_path, "stage", model="a"):
+        pass
+    with pytest.raises(StoreError, match="belongs to another job"), open_store(tmp_path, "stage", model="b"):
+        pass
+    with open_store(tmp_path, "stage", model="a") as store:
+        pass
+    with pytest.raises(StoreError, match="cannot write the checkpoints"):
+        store.put("piece", 1)
+    with sqlite3.connect(tmp_path / FILE) as file:
+        file.execute("PRAGMA user_version = 99")
+    file.close()
+    with pytest.raises(StoreError, match="has schema 99, this version of qgraph reads schema"), hold(tmp_path):
+        pass
 
 
 def test_objectives():

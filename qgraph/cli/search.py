@@ -130,13 +130,13 @@ class Ingredients(click.ParamType):
 @click.option(
     "--resume",
     metavar="DIR",
-    help="Folder for the journal: a search that was stopped goes on from there.  [default: PLAN.json.search]",
+    help="Folder for checkpoints: a search that was stopped goes on from there.  [default: PLAN.json.search]",
 )
 @run_options
 def search(model: str, output: str, resume: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Search clips, roundings and bias shifts for MODEL by measuring the task (Q-Rater).
 
-    Every evaluation is kept in the journal: after a crash, Ctrl-C or a full disk, the same command goes on.
+    Every evaluation is kept in that folder: after a crash, Ctrl-C or a full disk, the same command goes on.
 
     \b
     Examples:

@@ -34,6 +34,7 @@ from qgraph.plan.plan import ActivationQuant, QuantPlan
 from qgraph.plan.recipe import Recipe, check_format
 from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
+from qgraph.running.store import hold
 from qgraph.samples.dataset import DataLike, Dataset, open_data
 from qgraph.samples.preprocessing import Preprocessing
 from qgraph.samples.split import hold_out
@@ -102,32 +103,33 @@ def finetune(
         given = _given_plan(start, net)
         batch_norms = known_moments(normalise(loaded, fold_bn=False)).keys()
         _check(net, recipe, chosen, batch_norms, distilling=samples is None)
-    if samples is None:
-        with job.stage("distill"):
-            samples = distilled_samples(loaded, net, job, count=limit or DISTILLED)
-    apart = hold_out(samples)
-    samples = apart.used
-    trial = Trial.of(loaded, apart, given=data is not None, progress=progress) if measure else None
-    calibration = dataclasses.replace(samples, limit=min(samples.count, chosen.calibration))
-    with job.stage("observe"):
-        observed = observe(net, calibration, threads=threads, progress=progress)
-    view = GraphView(net)
-    material = Material(view=view, recipe=recipe, observed=observed, samples=samples, format=format, job=job)
-    plan = given or registry.run(method, initial_plan(view, recipe, observed), material, config=chosen)
-    with job.stage("verify"):  # what cannot be exported or run is said before the training
-        verify(lower(net, plan, format=format), net, samples, threads=threads)
-    with job.stage("train"):
-        training = train(
-            net,
-            plan,
-            samples,
-            config=chosen,
-            batch_norms=batch_norms,
-            seed=seed,
-            threads=threads,
-            resume=resume,
-            progress=progress,
-        )
+    with hold(resume):
+        if samples is None:
+            with job.stage("distill"):
+                samples = distilled_samples(loaded, net, job, count=limit or DISTILLED)
+        apart = hold_out(samples)
+        samples = apart.used
+        trial = Trial.of(loaded, apart, given=data is not None, progress=progress) if measure else None
+        calibration = dataclasses.replace(samples, limit=min(samples.count, chosen.calibration))
+        with job.stage("observe"):
+            observed = observe(net, calibration, threads=threads, progress=progress)
+        view = GraphView(net)
+        material = Material(view=view, recipe=recipe, observed=observed, samples=samples, format=format, job=job)
+        plan = given or registry.run(method, initial_plan(view, recipe, observed), material, config=chosen)
+        with job.stage("verify"):  # what cannot be exported or run is said before the training
+            verify(lower(net, plan, format=format), net, samples, threads=threads)
+        with job.stage("train"):
+            training = train(
+                net,
+                plan,
+                samples,
+                config=chosen,
+                batch_norms=batch_norms,
+                seed=seed,
+                threads=threads,
+                resume=resume,
+                progress=progress,
+            )
     with job.stage("export"):
         result = _trained(training, plan, samples, calibration, job, format=format, distilled=data is None, trial=trial)
         verify(result.model, result.net, samples, threads=threads)

@@ -18,6 +18,7 @@ from qgraph.plan.registry import chain, find
 from qgraph.plan.saturation import without_saturation
 from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
+from qgraph.running.store import hold
 from qgraph.samples.dataset import DataLike
 from qgraph.samples.preprocessing import Preprocessing
 
@@ -72,8 +73,14 @@ def quantize(
         run = {"seed": seed, "measure": measure, "threads": threads, "resume": resume, "progress": progress}
         return _trained(model, data, method=method, format=format, **source, **run, **overrides)
     job = Job(seed=seed, threads=threads, resume=resume, executor=executor, progress=progress)
-    given = gather(model, data, job, method=method, format=format, calibration=calibration, **source, **overrides)
-    allocation = None
+    with hold(resume):
+        given = gather(model, data, job, method=method, format=format, calibration=calibration, **source, **overrides)
+        return _quantized(given, on_better, measure=measure)
+
+
+def _quantized(given: Gathered, on_better: Callable[[Result], object] | None, *, measure: bool) -> Result:
+    """All that follows from what was gathered."""
+    job, allocation = given.job, None
     with job.stage("plan"):
         plan = given.plan()
     if given.recipe.mixed:
@@ -85,14 +92,14 @@ def quantize(
     if given.recipe.correct_outputs:
         with job.stage("correct"):
             samples = given.need_samples("--correct-outputs measures on samples")
-            plan = correct_outputs(plan, given.view, samples, threads=threads, progress=progress)
+            plan = correct_outputs(plan, given.view, samples, threads=job.threads, progress=job.progress)
     if given.recipe.target_cpu == "any":
         plan = without_saturation(plan, given.view)
     with job.stage("export"):
         result = _result(given, plan, allocation, measure=measure)
         _ = result.model
     with job.stage("verify"):
-        verify(result.model, given.net, result.samples, threads=threads)
+        verify(result.model, given.net, result.samples, threads=job.threads)
     if measure:
         with job.stage("measure"):
             _ = result.quality

@@ -24,6 +24,7 @@ from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import SEARCHED, Recipe
 from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
+from qgraph.running.store import hold
 from qgraph.samples.dataset import DataLike, open_data
 from qgraph.samples.preprocessing import Preprocessing
 
@@ -81,11 +82,12 @@ def search(
     recipe = Recipe.choose("qrater", True, **overrides)
     net = prepare(model, opset=opset, fold_bn=protocol == "deploy")
     samples = open_data(data, net, preprocessing=preprocessing, limit=limit)
-    observed = observe(net, samples, threads=threads, progress=progress) if recipe.needs_data else None
-    base = starting_plan(GraphView(net), observed, recipe, protocol=protocol, first_layer_bits=first_layer_bits)
     config = dataclasses.replace(config or SearchConfig(), fine=protocol == "deploy")
     job = Job(threads=threads, resume=folder, executor=executor, progress=progress)
-    return Searched(net=net, base=base, found=polish(base, net, samples, config=config, job=job))
+    with hold(folder):
+        observed = observe(net, samples, threads=threads, progress=progress) if recipe.needs_data else None
+        base = starting_plan(GraphView(net), observed, recipe, protocol=protocol, first_layer_bits=first_layer_bits)
+        return Searched(net=net, base=base, found=polish(base, net, samples, config=config, job=job))
 
 
 def starting_plan(

@@ -10,6 +10,7 @@ from qgraph.methods.zeroq.sensitivity import Sensitivity
 from qgraph.onnxfile.model import ModelLike
 from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
+from qgraph.running.store import hold
 from qgraph.samples.dataset import DataLike
 from qgraph.samples.preprocessing import Preprocessing
 
@@ -34,6 +35,7 @@ def measure_sensitivity(
     """
     job = Job(seed=seed, threads=threads, resume=resume, executor=executor, progress=progress)
     overrides |= {"weights": "mixed", "activations": None}
-    given = gather(model, data, job, method=method, preprocessing=preprocessing, limit=limit, **overrides)
-    mixer = given.mixer()
-    return mixer.sensitivity(mixer.menu())
+    with hold(resume):
+        given = gather(model, data, job, method=method, preprocessing=preprocessing, limit=limit, **overrides)
+        mixer = given.mixer()
+        return mixer.sensitivity(mixer.menu())

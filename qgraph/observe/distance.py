@@ -111,7 +111,7 @@ class Reference:
         return sum(batch.count for batch in self.batches)
 
     @property
-    def identity(self) -> str:
+    def digest(self) -> str:
         """A digest of the samples and of the way to compare."""
         digest = sha256(repr(self.kinds).encode())
         for batch in self.batches:

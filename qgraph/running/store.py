@@ -1,82 +1,336 @@
-"""Finished pieces of a long job on disk, one JSON line each, so that a job that was killed goes on where it was.
+"""Finished pieces of a long job on disk: a job that was killed goes on where it was, and ends with the same bytes.
 
-A line is on the disk before `add` returns; a line that was cut off is dropped when the journal is opened again. Floats
-are written by repr, so that a job that goes on ends with the same bytes as one that was never stopped.
+One SQLite file in the folder of `--resume` serves every stage of a job. A piece is there whole or not at all, and on
+the disk before `put` returns. The process that works on a folder holds a lock on it; the system frees the lock of one
+that was killed. Each stage notes what decides its results (`identity`), and the pieces of another job are refused. A
+digest beside every piece tells damage.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from pathlib import Path
-from threading import Lock
-from typing import Any
+from threading import Lock, RLock
+from typing import Any, NoReturn, cast
 
-from qgraph.errors import DataError
+import numpy as np
+from numpy.typing import NDArray
+
+from qgraph.errors import StoreError
+
+FILE = "checkpoints.sqlite"
+VERSION = 1
+_APPLICATION = 0x7147_7068  # "qGph": tells these files from other people's
+_BLOCK = 1 << 28  # bytes of an array per row: SQLite's rows end at a billion
+_LONG = 2000  # characters from which a digest stands for a description
+_WAIT = 1.0  # seconds for a process that is just ending
+_TABLES = (
+    "CREATE TABLE stages (stage TEXT PRIMARY KEY, identity TEXT NOT NULL)",
+    "CREATE TABLE pieces (stage TEXT, key TEXT, content TEXT NOT NULL, digest BLOB NOT NULL, PRIMARY KEY (stage, key))",
+    "CREATE TABLE arrays (stage TEXT, key TEXT, name TEXT, block INTEGER, dtype TEXT NOT NULL, shape TEXT NOT NULL, "
+    "data BLOB NOT NULL, PRIMARY KEY (stage, key, name, block))",
+)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Journal:
-    """The pieces of one job; made by `open_journal`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What one piece of a job gave: anything that JSON holds, floats to their last bit, and arrays by name."""
 
-    path: Path | None
-    done: dict[str, Any] = field(default_factory=dict)
-    _lock: Lock = field(default_factory=Lock)
+    content: Any = None
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
-    def add(self, key: str, value: Any) -> None:
-        """Note that piece `key` is finished, with its JSON-serializable result."""
-        with self._lock:
-            self.done[key] = value
-            if self.path is not None:
-                _append(self.path, [key, value])
+    def digest(self, text: str) -> bytes:
+        """A digest of the arrays and of the content, written as `text`."""
+        found = blake2b(text.encode(), digest_size=16)
+        for name, array in sorted(self.arrays.items()):
+            found.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            found.update(_bytes(array).data)
+        return found.digest()
 
 
-def open_journal(folder: str | os.PathLike[str] | None, name: str, *identity: object) -> Journal:
-    """The journal `name` in `folder`, continued if it is there; without a folder, one that is kept in memory alone.
+class Store:
+    """The pieces of one stage of a job; made by `open_store`."""
 
-    `identity` is everything that decides the results (by repr). Raises `DataError` when the folder holds the journal of
-    a job with another identity, or cannot be written.
+    def __init__(self, file: _File, stage: str) -> None:
+        self._file, self._stage = file, stage
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the pieces are on disk, and will be there for another process."""
+        return self._file.path is not None
+
+    def done(self) -> set[str]:
+        """The pieces that there are."""
+        return {str(row[0]) for row in self._file.read("SELECT key FROM pieces WHERE stage = ?", self._stage)}
+
+    def get(self, key: str) -> Piece | None:
+        """A piece, or None where it is not done yet."""
+        found = self._file.read("SELECT content, digest FROM pieces WHERE stage = ? AND key = ?", self._stage, key)
+        if not found:
+            return None
+        text, digest = found[0]
+        try:
+            piece = Piece(content=json.loads(text), arrays=self._arrays(key))
+            is_whole = piece.digest(text) == digest
+        except (ValueError, TypeError, AttributeError):
+            is_whole = False
+        if not is_whole:
+            self._file.damaged(f"its piece '{key}' is not what was written")
+        return piece
+
+    def put(self, key: str, content: Any = None, arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
+        """Keep a piece, in place of what it was before."""
+        self.put_all({key: Piece(content=content, arrays=arrays or {})})
+
+    def put_all(self, pieces: Mapping[str, Piece]) -> None:
+        """Keep several pieces at once: all of them, or none where the process dies before this returns."""
+        with self._file.transaction() as execute:
+            for key, piece in pieces.items():
+                text = json.dumps(piece.content)
+                execute("DELETE FROM arrays WHERE stage = ? AND key = ?", self._stage, key)
+                row = (self._stage, key, text, piece.digest(text))
+                execute("INSERT OR REPLACE INTO pieces VALUES (?, ?, ?, ?)", *row)
+                for name, array in piece.arrays.items():
+                    self._put_array(execute, key, name, array)
+
+    def _put_array(self, execute: Any, key: str, name: str, array: NDArray[Any]) -> None:
+        data = _bytes(array)
+        for block, start in enumerate(range(0, max(len(data), 1), _BLOCK)):
+            described = (array.dtype.str, json.dumps(array.shape))
+            values = (self._stage, key, name, block, *described, data[start : start + _BLOCK].tobytes())
+            execute("INSERT INTO arrays VALUES (?, ?, ?, ?, ?, ?, ?)", *values)
+
+    def _arrays(self, key: str) -> dict[str, NDArray[Any]]:
+        query = "SELECT name, dtype, shape, data FROM arrays WHERE stage = ? AND key = ? ORDER BY name, block"
+        blocks: dict[str, list[tuple[str, str, bytes]]] = {}
+        for name, *block in self._file.read(query, self._stage, key):
+            blocks.setdefault(name, []).append(cast(tuple[str, str, bytes], tuple(block)))
+        return {
+            name: np.frombuffer(bytearray().join(data for _, _, data in parts), parts[0][0]).reshape(
+                json.loads(parts[0][1])
+            )
+            for name, parts in blocks.items()
+        }
+
+
+@contextmanager
+def hold(folder: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Lock the store in `folder` against other processes; a job does it before its work begins.
+
+    Stages of this process open it while it is held. Without a folder there is nothing to hold.
     """
     if folder is None:
-        return Journal(path=None)
-    path = Path(folder) / f"{name}.jsonl"
-    digest = sha256(repr(identity).encode()).hexdigest()
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        found, length = _read(path)
-        if not found:
-            path.unlink(missing_ok=True)
-            _append(path, digest)
-            return Journal(path=path)
-        if found[0] != digest:
-            raise DataError(
-                f"{path} belongs to a job with another model, data or options: give another folder, or remove this one"
-            )
-        os.truncate(path, length)
-        return Journal(path=path, done=dict(found[1:]))
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+        yield
+        return
+    with _opened(Path(folder)):
+        yield
 
 
-def _append(path: Path, content: Any) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(content) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+@contextmanager
+def open_store(folder: str | os.PathLike[str] | None, stage: str, **decisive: object) -> Iterator[Store]:
+    """The pieces of `stage` in `folder`, continued if they are there; without a folder, pieces in memory alone.
 
+    Args:
+        folder: the folder of `--resume`; it is made if need be.
+        stage: a name for what the pieces are of.
+        decisive: everything that decides the results, by name: see `identity`.
 
-def _read(path: Path) -> tuple[list[Any], int]:
-    """What every whole line holds, and how many bytes they take together."""
-    lines: list[Any] = []
-    length = 0
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
-        if not line.endswith(b"\n"):
-            break
+    Raises:
+        StoreError: the file belongs to another job, is open in another process, damaged, or cannot be written.
+    """
+    if folder is None:
+        file = _File(None)
         try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-        length += len(line)
-    return lines, length
+            yield Store(file, stage)
+        finally:
+            file.close()
+        return
+    with _opened(Path(folder)) as file:
+        file.check(stage, identity(**decisive))
+        yield Store(file, stage)
+
+
+def identity(**decisive: object) -> dict[str, str]:
+    """What decides a job's results, by name, as text: equal where and only where all values are.
+
+    Values are numbers, texts, arrays, collections and dataclasses of these, and whatever names its content by an
+    attribute `digest`. A digest stands for long ones.
+    """
+    texts = {name: json.dumps(_plain(value), sort_keys=True) for name, value in decisive.items()}
+    return {name: text if len(text) <= _LONG else sha256(text.encode()).hexdigest() for name, text in texts.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON holds it."""
+    if hasattr(value, "digest"):
+        return str(value.digest)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return [value.dtype.str, value.shape, sha256(_bytes(value).data).hexdigest()]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(content) for name, content in value.items()}
+    if isinstance(value, Sequence):
+        return [_plain(content) for content in value]
+    if dataclasses.is_dataclass(value):
+        return {part.name: _plain(getattr(value, part.name)) for part in dataclasses.fields(value)}
+    raise TypeError(f"a {type(value).__name__} does not say what it holds")
+
+
+class _File:
+    """An open file, for all threads of this process; `path` None is in memory."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.users = path, 0
+        self._lock = RLock()
+        try:
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(
+                path or ":memory:", timeout=_WAIT, isolation_level=None, check_same_thread=False
+            )
+        except (sqlite3.Error, OSError) as error:
+            self._not_opened(error)
+        try:
+            self._prepare()
+        except sqlite3.Error as error:
+            self.close()
+            self._not_opened(error)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self) -> None:
+        """Lock the file, and make the tables or check that they are there."""
+        for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = FULL"):
+            self._connection.execute(f"PRAGMA {pragma}")
+        application, version, tables = (
+            self._connection.execute(query).fetchone()[0]
+            for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_schema")
+        )
+        if not (application or tables):
+            with self.transaction() as execute:
+                for statement in (
+                    *_TABLES,
+                    f"PRAGMA application_id = {_APPLICATION}",
+                    f"PRAGMA user_version = {VERSION}",
+                ):
+                    execute(statement)
+            return
+        if application != _APPLICATION:
+            raise StoreError(f"{self.path} was not written by qgraph: give another folder with --resume")
+        if version != VERSION:
+            raise StoreError(
+                f"{self.path} has schema {version}, this version of qgraph reads schema {VERSION}: give another folder "
+                f"with --resume, or remove it"
+            )
+        found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            self.damaged(found)
+
+    def check(self, stage: str, wanted: Mapping[str, str]) -> None:
+        """Note whose the stage's pieces are, or raise where they are another's."""
+        row = self.read("SELECT identity FROM stages WHERE stage = ?", stage)
+        if not row:
+            with self.transaction() as execute:
+                execute("INSERT INTO stages VALUES (?, ?)", stage, json.dumps(wanted))
+            return
+        try:
+            kept = dict(json.loads(row[0][0]))
+        except (ValueError, TypeError) as error:
+            self.damaged(str(error))
+        for name, value in wanted.items():
+            if kept.get(name) != value:
+                raise StoreError(
+                    f"{self.path} belongs to another job: of its {stage}, the {name} is {_short(kept.get(name))}, here "
+                    f"it is {_short(value)}; give another folder with --resume, or remove it"
+                )
+
+    def read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """All rows of a query."""
+        with self._lock:
+            try:
+                return self._connection.execute(query, values).fetchall()
+            except sqlite3.Error as error:
+                self.damaged(str(error))
+
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:
+        """Statements that count together, or not at all."""
+        with self._lock:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield lambda statement, *values: self._connection.execute(statement, values)
+                self._connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                self._undo()
+                raise StoreError(
+                    f"cannot write the checkpoints {self.path}: {error}; what they hold stays usable: make room and "
+                    f"give the same command again to go on"
+                ) from error
+            except BaseException:
+                self._undo()
+                raise
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def damaged(self, why: str) -> NoReturn:
+        """Say that what is there was not written like that."""
+        raise StoreError(
+            f"{self.path} is damaged: {why}; remove it and begin again, or give another folder with --resume"
+        )
+
+    def _undo(self) -> None:
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            pass  # the file is closed, or says so again at the next statement
+
+    def _not_opened(self, error: Exception) -> NoReturn:
+        if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            raise StoreError(
+                f"{self.path} is in use by another process: wait until it ends, or give another folder with --resume"
+            ) from error
+        raise StoreError(
+            f"cannot open the checkpoints {self.path}: {error}; give another folder with --resume"
+        ) from error
+
+
+_files: dict[Path, _File] = {}
+_files_lock = Lock()
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[_File]:
+    """The file of a folder, opened by the first who asks and closed by the last."""
+    path = folder.resolve() / FILE
+    with _files_lock:
+        file = _files[path] if path in _files else _files.setdefault(path, _File(path))
+        file.users += 1
+    try:
+        yield file
+    finally:
+        with _files_lock:
+            file.users -= 1
+            if not file.users:
+                del _files[path]
+                file.close()
+
+
+def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _short(text: str | None) -> str:
+    return "missing" if text is None else text if len(text) <= 60 else f"{text[:57]}..."

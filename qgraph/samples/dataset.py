@@ -9,6 +9,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -70,6 +71,19 @@ class Dataset:
         chosen = sorted(int(p) for p in positions)
         rows = tuple(chosen) if self.rows is None else tuple(self.rows[p] for p in chosen)
         return replace(self, rows=rows, limit=None)
+
+    @property
+    def digest(self) -> str:
+        """Names what a model is fed, and the labels; reads all samples."""
+        found = sha256()
+        for batch in self.batches():
+            for name, array in sorted(batch.feeds.items()):
+                found.update(f"{name} {array.dtype.str} {array.shape} {batch.count}".encode())
+                found.update(
+                    np.ascontiguousarray(array).data if array.dtype.kind != "O" else repr(array.tolist()).encode()
+                )
+            found.update(b"" if batch.labels is None else np.ascontiguousarray(batch.labels).data)
+        return found.hexdigest()
 
     def batches(self, size: int = 32) -> Iterator[Batch]:
         """Batches of `size` samples, or of the size that the model fixes; raises `DataError` on what does not fit."""

@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from qgraph.gradient.adam import Adam
+from qgraph.methods.lsqplus.config import Optimiser as Kind
 from qgraph.methods.lsqplus.weight_quantizer import Floats
 
 
@@ -16,37 +18,32 @@ class Optimiser(Protocol):
 
     state: dict[str, Floats]
 
-    def update(self, values: Floats, gradient: Floats, rate: Floats, step: int) -> None:
+    def update(self, x: Floats, gradient: Floats, rate: Floats, step: int) -> None:
         """Step number `step` (from 1), with a rate for every value."""
 
 
 class Sgd:
-    """v = momentum v + g; w -= rate v."""
+    """v = momentum v + g; x -= rate v."""
 
     def __init__(self, size: int, *, momentum: float = 0.9) -> None:
         self.momentum = np.float32(momentum)
         self.state = {"velocity": np.zeros(size, np.float32)}
 
-    def update(self, values: Floats, gradient: Floats, rate: Floats, step: int) -> None:
+    def update(self, x: Floats, gradient: Floats, rate: Floats, step: int) -> None:
         velocity = self.state["velocity"]
         velocity *= self.momentum
         velocity += gradient
-        values -= rate * velocity
+        x -= rate * velocity
 
 
-class Adam:
-    """m and v are running means of g and g^2, without bias: w -= rate m / (sqrt(v) + epsilon) (Kingma and Ba, 2015)."""
+def optimiser(kind: Kind, size: int, *, momentum: float) -> Optimiser:
+    """What moves a vector of `size` values.
 
-    def __init__(self, size: int, *, momentum: float = 0.9, second: float = 0.999, epsilon: float = 1e-12) -> None:
-        self.momentum, self.second, self.epsilon = momentum, second, np.float32(epsilon)
-        self.state = {"mean": np.zeros(size, np.float32), "square": np.zeros(size, np.float32)}
-
-    def update(self, values: Floats, gradient: Floats, rate: Floats, step: int) -> None:
-        mean, square = self.state["mean"], self.state["square"]
-        mean += np.float32(1 - self.momentum) * (gradient - mean)
-        square += np.float32(1 - self.second) * (gradient * gradient - square)
-        unbias = np.float32(math.sqrt(1 - self.second**step) / (1 - self.momentum**step))
-        values -= rate * unbias * mean / (np.sqrt(square) + self.epsilon)
+    Adam's epsilon is small enough for the gradients of scales that thousands of values share.
+    """
+    if kind == "sgd":
+        return Sgd(size, momentum=momentum)
+    return Adam(shape=(size,), momentum=momentum, epsilon=1e-12, epsilon_hat=True)
 
 
 def cosine(step: int, steps: int, *, warmup: float) -> float:

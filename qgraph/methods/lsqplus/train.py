@@ -6,8 +6,6 @@ import os
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +14,12 @@ from numpy.typing import NDArray
 import qmath
 from qgraph.errors import DataError, ModelError
 from qgraph.methods.lsqplus.batches import Feed, open_feed
-from qgraph.methods.lsqplus.checkpoint import Checkpoint, State
 from qgraph.methods.lsqplus.config import LsqPlusConfig, Schedule
 from qgraph.methods.lsqplus.holdout import Judgement, is_kept, judge
 from qgraph.methods.lsqplus.loss import one_hot, targets_of
-from qgraph.methods.lsqplus.optimise import Adam, Optimiser, Sgd, cosine, decayed
+from qgraph.methods.lsqplus.optimise import Optimiser, cosine, decayed, optimiser
 from qgraph.methods.lsqplus.parameters import absorb
+from qgraph.methods.lsqplus.state import State
 from qgraph.methods.lsqplus.statistics import with_statistics
 from qgraph.methods.lsqplus.step import TrainingStep, training_graph
 from qgraph.methods.lsqplus.trained import Trained
@@ -30,6 +28,7 @@ from qgraph.onnxfile.model import Model
 from qgraph.plan.plan import MAX_BITS, QuantPlan
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session
+from qgraph.running.store import Store, open_store
 from qgraph.samples.dataset import Batch, Dataset
 
 CHECKPOINT_EVERY = 100  # steps
@@ -67,7 +66,8 @@ def train(
 
     Raises:
         GradientError: an operator cannot be differentiated; before the first step.
-        DataError: labels that are no classes, too few samples, a checkpoint of another training.
+        DataError: labels that are no classes, too few samples.
+        StoreError: the checkpoints of another training.
         ModelError: the loss is no longer a number.
     """
     chosen = config or LsqPlusConfig()
@@ -77,11 +77,9 @@ def train(
     first = replace(data, limit=min(data.count, chosen.calibration))
     trained = with_statistics(trained, first, threads=threads)
     run = _Run(trained, net, feed, schedule, threads or qmath.get_threads())
-    checkpoint = None
-    if resume is not None:
-        identity = _identity(net, plan, chosen, seed, data)
-        checkpoint = Checkpoint(folder=Path(resume), identity=identity)
-    state = run.go(checkpoint, progress)
+    decisive = {"model": net, "plan": plan.to_json(), "settings": chosen, "seed": seed, "samples": data}
+    with open_store(resume, "training", **decisive) as store:
+        state = run.go(store, progress)
     if state.best_epoch == 0:
         warnings.warn(
             f"training did not improve on its start in {len(state.epochs) - 1} epochs, which is kept: try a lower "
@@ -119,25 +117,25 @@ class _Run:
     def total(self) -> int:
         return self.feed.steps * self.schedule.epochs
 
-    def go(self, checkpoint: Checkpoint | None, progress: Progress) -> State:
+    def go(self, store: Store, progress: Progress) -> State:
         """All epochs that are left."""
-        state = (checkpoint.load() if checkpoint is not None else None) or self._fresh()
-        optimiser = self._optimiser()
-        optimiser.state = state.optimiser
+        state = State.restored(store) or self._fresh()
+        moving = self._optimiser()
+        moving.state = state.optimiser
         with (
             TrainingStep(self.graph, teacher=self.teacher, threads=self.threads) as step,
             progress.stage("training", self.total) as advance,
         ):
             advance(state.step, "")
             while state.step < self.total:
-                loss = self._advance(step, state, optimiser)
+                loss = self._advance(step, state, moving)
                 note = f"epoch {(state.step - 1) // self.feed.steps + 1}, loss {loss:.4f}"
                 if state.step % self.feed.steps == 0:
                     self._close_epoch(state)
                     note += f", {state.epochs[state.best_epoch]}"
                 due = state.step % CHECKPOINT_EVERY == 0 or state.step % self.feed.steps == 0
-                if checkpoint is not None and due:
-                    checkpoint.save(state)
+                if store.is_kept and due:
+                    state.save(store)
                 advance(1, note)
         return state
 
@@ -152,7 +150,7 @@ class _Run:
         state.epochs.append(asdict(self._judge(state)))
         return state
 
-    def _advance(self, step: TrainingStep, state: State, optimiser: Optimiser) -> float:
+    def _advance(self, step: TrainingStep, state: State, moving: Optimiser) -> float:
         epoch, index = divmod(state.step, self.feed.steps)
         shards = self._shards(self.feed.batch(epoch, index))
         loss, found = step(self.trained.feeds(state.values), shards)
@@ -166,7 +164,7 @@ class _Run:
             )
         rate = self.rate * np.float32(cosine(state.step, self.total, warmup=self.config.warmup))
         decayed(state.values, rate, self.config.weight_decay, self.weights)
-        optimiser.update(state.values, gradient, rate, state.step + 1)
+        moving.update(state.values, gradient, rate, state.step + 1)
         self.trained.constrain(state.values)
         self.trained.track(state.values, found)
         state.step += 1
@@ -193,8 +191,7 @@ class _Run:
         return [{name: x[start : start + self.shard] for name, x in whole.items()} for start in starts]
 
     def _optimiser(self) -> Optimiser:
-        kind = Adam if self.config.optimiser == "adam" else Sgd
-        return kind(self.trained.size, momentum=self.config.momentum)
+        return optimiser(self.config.optimiser, self.trained.size, momentum=self.config.momentum)
 
     def _rates(self) -> Floats:
         """The first rate of every value."""
@@ -208,14 +205,3 @@ class _Run:
 def _fewest_bits(plan: QuantPlan) -> int:
     grids = [layer.weight for layer in plan.layers] + list(plan.activations)
     return min((grid.bits for grid in grids), default=MAX_BITS)
-
-
-def _identity(net: Model, plan: QuantPlan, config: LsqPlusConfig, seed: int, data: Dataset) -> str:
-    """A name for everything that the result depends on; of the data, a few samples and all labels."""
-    digest = sha256(repr((net.digest, plan.to_json(), asdict(config), seed, data.count, data.preprocessing)).encode())
-    for batch in (data.take(range(min(8, data.count))), data.take([data.count - 1])):
-        for array in batch.feeds.values():
-            digest.update(np.ascontiguousarray(array).tobytes())
-    if data.labels is not None:
-        digest.update(np.ascontiguousarray(data.labels).tobytes())
-    return digest.hexdigest()

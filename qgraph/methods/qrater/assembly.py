@@ -90,7 +90,7 @@ class Assembly:
 
 def from_json(text: str) -> Candidate:
     """What `Assembly.to_json` wrote."""
-    plan = QuantPlan.from_json(text, source="the journal")
+    plan = QuantPlan.from_json(text, source="the checkpoints")
     layer: LayerQuant = plan.layers[0]
     operand: ActivationQuant | None = plan.activations[0] if plan.activations else None
     return Candidate(weight=layer.weight, operand=operand, shift=layer.bias_shift)

@@ -104,7 +104,7 @@ class SearchConfig:
         return sides * (stages + further) + 2 * ("bias" in self.ingredients)
 
     def identity(self) -> dict[str, object]:
-        """Everything that a choice depends on, for the journal; a finished search goes on with more `passes`."""
+        """Everything that a choice depends on, for the store; a finished search goes on with more `passes`."""
         found = dataclasses.asdict(self)
         unused = ("further", "patience") if self.search == "grid" else ()
         for name in ("passes", "reuse", "cache", "cache_bytes", *unused):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,6 @@ from qgraph.methods.qrater.bench import Bench, Candidate, Job, Samples, Stand, a
 from qgraph.methods.qrater.config import SearchConfig
 from qgraph.methods.qrater.cost import Cost, own_shares, shares
 from qgraph.methods.qrater.cut import cut
-from qgraph.methods.qrater.journal import Journal
 from qgraph.methods.qrater.means import FloatMeans
 from qgraph.methods.qrater.race import Outcome, Rules, Scores, race
 from qgraph.methods.qrater.space import Stage, can_clip, can_round, clip_stage, round_stage, weight_limits
@@ -35,9 +35,11 @@ from qgraph.plan.plan import QuantPlan
 from qgraph.running.executor import Executor
 from qgraph.running.files import write_atomically
 from qgraph.running.progress import SILENT, Advance, Progress
+from qgraph.running.store import Piece, Store, open_store
 from qgraph.samples.dataset import Dataset
 
 BEST = "best.plan.json"
+STAGE = "search"  # of the store: its pieces are the scores of candidates, and what was chosen
 CORRECTED_ON = 128  # samples that give the shift of a candidate
 
 
@@ -68,20 +70,20 @@ def search(
 
     `base` says which layers and tensors are quantized, with how many bits and on what kind of grid. With a `folder`,
     every evaluation is kept there, and a search that was stopped goes on; the best plan so far lies there too.
-    Raises `DataError` for an objective that cannot be measured, `JournalError` for the folder of another search.
+    Raises `DataError` for an objective that cannot be measured, `StoreError` for the folder of another search.
     """
     config = config or SearchConfig()
     with closing(Tensors(config.cache_bytes)) as tensors:
         samples = collect(data, model, tensors, config.objective)
-        header = {
+        decisive = {
             "model": model.digest,
             "plan": hashlib.sha256(base.to_json().encode()).hexdigest(),
             "data": samples.digest,
             "objective": samples.scorer.objective,
             "config": config.identity(),
         }
-        with closing(Journal(None if folder is None else folder / "journal.sqlite", header)) as journal:
-            run = _Search(base, model, samples, tensors, config, journal, executor)
+        with open_store(folder, STAGE, **decisive) as store:
+            run = _Search(base, model, samples, tensors, config, store, executor)
             asked = [config.evaluations(activations=run.assembly.has_operand(q.name)) for q in base.layers]
             with progress.stage("searching", config.passes * sum(asked)) as bar:
                 return run.run(bar, folder)
@@ -95,11 +97,11 @@ class _Search:
         samples: Samples,
         tensors: Tensors,
         config: SearchConfig,
-        journal: Journal,
+        store: Store,
         executor: Executor,
     ) -> None:
         self.model, self.samples, self.tensors = model, samples, tensors
-        self.config, self.journal, self.executor = config, journal, executor
+        self.config, self.store, self.executor = config, store, executor
         self.view = GraphView(model)
         self.assembly = Assembly(base, self.view)
         self.shares, self.own_shares = shares(self.view), own_shares(self.view)
@@ -175,7 +177,7 @@ class _Layer:
 
     @property
     def bench(self) -> Bench:
-        """Made when the first candidate must be measured: a stage in the journal needs none."""
+        """Made when the first candidate must be measured: a stage in the store needs none."""
         if self._bench is None:
             owner = self.owner
             plan = owner.assembly.without(self.layer.name)
@@ -216,12 +218,12 @@ class _Layer:
     def _mean(self, now: Candidate) -> float:
         """The objective of the layer as found, on every sample: what the races saw of it is not measured again."""
         owner, key = self.owner, f"{self.turn}/{self.layer.name}/mean"
-        kept = owner.journal.choice(key)
+        kept = self._chosen(key)
         if kept is None:
             self.spent = Cost()
             scores = self._measure([(self.bench.key(now), now)], range(len(owner.samples.counts)))[0]
             kept = {"mean": float(scores.astype(np.float64).mean()), "cost": self.spent.to_dict()}
-            owner.journal.add_choice(key, kept)
+            owner.store.put(f"choice {key}", kept)
         owner.cost.add(Cost(**kept["cost"]))
         return float(kept["mean"])
 
@@ -254,10 +256,15 @@ class _Layer:
         self.spent.forwards += count * self.owner.own_shares[self.layer.name]
         return _floats(expected - self.bench.mean_output(candidate, batches))
 
+    def _chosen(self, key: str) -> dict[str, Any] | None:
+        """What was chosen at some point of the search, if it is in the store."""
+        piece = self.owner.store.get(f"choice {key}")
+        return None if piece is None else dict(piece.content)
+
     def _stage(self, name: str, make: Callable[[str, Candidate], Stage], side: str, now: Candidate) -> Candidate:
-        """The best candidate of a stage, from the journal or by a race."""
+        """The best candidate of a stage, from the store or by a race."""
         owner, key = self.owner, f"{self.turn}/{self.layer.name}/{name}"
-        kept = owner.journal.choice(key)
+        kept = self._chosen(key)
         if kept is None:
             self.spent = Cost()
             chosen, outcome = self._search_stage(make(side, now), owner.order(key))
@@ -267,7 +274,7 @@ class _Layer:
                 "varied": varied,
                 "cost": self.spent.to_dict(),
             }
-            owner.journal.add_choice(key, kept)
+            owner.store.put(f"choice {key}", kept)
         owner.cost.add(Cost(**kept["cost"]))
         owner.varied |= bool(kept["varied"])
         self.bar(int(kept["cost"]["asked"]), f"{self.layer.name} {name}, {owner.progress()}")
@@ -340,7 +347,7 @@ class _Layer:
         return dataclasses.replace(outcome, winner=numbers[outcome.winner], means=means)
 
     def _measure(self, chosen: Sequence[tuple[str, Candidate]], batches: Sequence[int]) -> list[Scores]:
-        """Scores of candidates on some batches, what is in the journal not measured again."""
+        """Scores of candidates on some batches, what is in the store not measured again."""
         owner, bench = self.owner, self.bench
         found: dict[tuple[str, int], NDArray[np.float32]] = {}
         jobs: list[tuple[str, Job]] = []
@@ -351,16 +358,17 @@ class _Layer:
                     self.seen.add((key, batch))
                     self.spent.samples += owner.samples.counts[batch]
                     self.spent.forwards += owner.samples.counts[batch] * owner.shares[self.layer.name]
-                kept = owner.journal.scores(key, batch)
+                kept = owner.store.get(f"scores {key} {batch}")
                 if kept is None:
                     missing.append(batch)
                 else:
-                    found[key, batch] = kept
+                    found[key, batch] = kept.arrays["scores"]
             jobs += [(key, job) for job in bench.jobs(candidate, missing)]
         for index, scores in bench.run([job for _, job in jobs]):
             key, job = jobs[index]
             measured = dict(zip(job.batches, scores, strict=True))
-            owner.journal.add_scores(key, measured)
+            pieces = {f"scores {key} {batch}": Piece(arrays={"scores": values}) for batch, values in measured.items()}
+            owner.store.put_all(pieces)
             found |= {(key, batch): values for batch, values in measured.items()}
         return [np.concatenate([found[key, batch] for batch in batches]) for key, _ in chosen]
 

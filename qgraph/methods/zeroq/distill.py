@@ -6,9 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
-from hashlib import sha256
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from threading import Event, Lock
 
 import numpy as np
@@ -17,14 +15,15 @@ from numpy.typing import NDArray
 import qmath
 from qgraph.errors import ModelError, UsageError
 from qgraph.gradient import GradientError
-from qgraph.methods.zeroq.adam import Adam
-from qgraph.methods.zeroq.checkpoint import Checkpoints
+from qgraph.gradient.adam import Adam
 from qgraph.methods.zeroq.loss import Per
 from qgraph.methods.zeroq.objective import Arrays, Objective, has_batch_norms, input_shapes, objective
+from qgraph.methods.zeroq.plateau import Plateau
 from qgraph.methods.zeroq.spectrum import natural_noise
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import normalise
+from qgraph.running.store import Store, open_store
 
 OnStep = Callable[[int, int, float], None]
 
@@ -106,7 +105,8 @@ def distill(
         on_step: called with steps done, steps in total and a batch's loss.
 
     Raises:
-        DataError: an input is not float, its size is unknown, or `resume` holds another job.
+        DataError: an input is not float, or its size is unknown.
+        StoreError: `resume` holds another job.
         UsageError: `count` or a hyper-parameter is not positive.
     """
     config = config or DistillConfig()
@@ -129,14 +129,13 @@ def distill(
         noise = natural_noise({name: (count, *shape[1:]) for name, shape in found.items()}, seed=seed)
         seconds = time.perf_counter() - began
         return Distilled(inputs=noise, losses=np.empty((0, 0)), layers=0, seconds=seconds, note=NOISE)
-    job = _Job(
-        goal=goal,
-        config=config,
-        seed=seed,
-        checkpoints=_checkpoints(loaded, config, seed, goal, resume),
-        report=_Reporter(on_step, len(numbers) * config.steps),
-    )
-    with ThreadPoolExecutor(workers) as pool:
+    whole = normalise(loaded, fold_bn=False)
+    report = _Reporter(on_step, len(numbers) * config.steps)
+    with (
+        open_store(resume, "distillation", model=whole, configuration=config, seed=seed, shapes=goal.shapes) as store,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        job = _Job(goal=goal, config=config, seed=seed, store=store, report=report)
         try:
             results = list(pool.map(job.run, numbers))
         except BaseException:  # an interrupt must not wait for batches that nobody will see
@@ -175,14 +174,13 @@ class _Job:
     goal: Objective
     config: DistillConfig
     seed: int
-    checkpoints: Checkpoints | None
+    store: Store
     report: _Reporter
     stop: Event = field(default_factory=Event)
 
     def run(self, number: int) -> tuple[Arrays, list[float]]:
         """Optimise batch `number` to the end, from its checkpoint if there is one."""
-        saved = self.checkpoints.restore(number) if self.checkpoints else None
-        batch, optimisers, losses = saved or self._start(number)
+        batch, optimisers, losses = self._restored(number) or self._start(number)
         if losses:
             self.report(len(losses), losses[-1])
         while len(losses) < self.config.steps and not self.stop.is_set():
@@ -192,33 +190,46 @@ class _Job:
                 np.clip(x, -self.config.bound, self.config.bound, out=x)
             losses.append(loss)
             due = len(losses) % self.config.checkpoint_every == 0 or len(losses) == self.config.steps
-            if self.checkpoints and due:
-                self.checkpoints.save(number, batch, optimisers, losses)
+            if self.store.is_kept and due:
+                self._save(number, batch, optimisers, losses)
             self.report(1, loss)
         return batch, losses
 
-    def _start(self, number: int) -> tuple[Arrays, dict[str, Adam], list[float]]:
+    def _save(self, number: int, batch: Arrays, optimisers: dict[str, Plateau], losses: list[float]) -> None:
+        arrays = {f"x {name}": x for name, x in batch.items()}
+        for name, optimiser in optimisers.items():
+            arrays |= {f"{kind} {name}": state for kind, state in optimiser.adam.state.items()}
+        schedules = {name: optimiser.schedule for name, optimiser in optimisers.items()}
+        self.store.put(f"batch {number}", {"losses": losses, "schedules": schedules}, arrays)
+
+    def _restored(self, number: int) -> tuple[Arrays, dict[str, Plateau], list[float]] | None:
+        piece = self.store.get(f"batch {number}")
+        if piece is None:
+            return None
+        batch = {name: piece.arrays[f"x {name}"] for name in self.goal.shapes}
+        optimisers = self._optimisers(batch)
+        for name, optimiser in optimisers.items():
+            state = {kind: piece.arrays[f"{kind} {name}"] for kind in optimiser.adam.state}
+            optimiser.restore(piece.content["schedules"][name], state)
+        return batch, optimisers, piece.content["losses"]
+
+    def _optimisers(self, batch: Arrays) -> dict[str, Plateau]:
+        c = self.config
+        return {
+            name: Plateau(adam=Adam(shape=x.shape), rate=c.rate, factor=c.factor, patience=c.patience, floor=c.floor)
+            for name, x in batch.items()
+        }
+
+    def _start(self, number: int) -> tuple[Arrays, dict[str, Plateau], list[float]]:
         c, shapes = self.config, self.goal.shapes
         if c.natural:
             batch = natural_noise(shapes, seed=[self.seed, number])
         else:
             rng = np.random.default_rng([self.seed, number])
             batch = {n: rng.uniform(-c.start, c.start, shape).astype(np.float32) for n, shape in shapes.items()}
-        made = {n: Adam(rate=c.rate, factor=c.factor, patience=c.patience, floor=c.floor) for n in batch}
-        return batch, made, []
+        return batch, self._optimisers(batch), []
 
 
 def _batch_size(model: Model, wanted: int, shapes: Mapping[str, Sequence[int]] | None) -> int:
     """How many samples a run of the model takes: what is wanted, or what the model fixes."""
     return min(shape[0] for shape in input_shapes(model, batch=wanted, shapes=shapes).values())
-
-
-def _checkpoints(
-    model: Model, config: DistillConfig, seed: int, goal: Objective, folder: str | os.PathLike[str] | None
-) -> Checkpoints | None:
-    if folder is None:
-        return None
-    described = repr((normalise(model, fold_bn=False).digest, asdict(config), seed, sorted(goal.shapes.items())))
-    made = Checkpoints(folder=Path(folder), identity=sha256(described.encode()).hexdigest())
-    made.open()
-    return made

@@ -6,7 +6,7 @@ takes its weight. Sensitivities say what each choice costs, `qgraph.methods.zero
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -36,7 +36,7 @@ from qgraph.plan.recipe import DEFAULT_AVERAGE, Recipe
 from qgraph.running.executor import open_executor
 from qgraph.running.job import Job
 from qgraph.running.sessions import Session
-from qgraph.running.store import open_journal
+from qgraph.running.store import Store, open_store
 from qgraph.samples.dataset import Dataset
 
 Refine = Callable[[QuantPlan, Recipe], QuantPlan]
@@ -125,22 +125,25 @@ class Mixer:
 
     def _group_search(self, table: Sensitivity, menu: Menu) -> qmath.Frontier:
         reference = Reference.of(self.net, self.data, samples=SAMPLES, direction=self.recipe.direction)
-        journal = open_journal(self.job.resume, "groups", self.net.digest, reference.identity, dict(menu))
         config = GroupConfig()
         names = list(menu)
         groups = -(-len(names) // config.group)
 
-        with self.job.progress.stage("group search", groups * config.intervals * config.candidates) as advance:
+        with (
+            open_store(self.job.resume, "group search", model=self.net, samples=reference, choices=menu) as store,
+            self.job.progress.stage("group search", groups * config.intervals * config.candidates) as advance,
+        ):
 
             def measure(choices: tuple[int, ...]) -> float:
-                key = ",".join(map(str, choices))
-                if key not in journal.done:
+
+                def distance() -> float:
                     layers = tuple(menu[name][index] for name, index in zip(names, choices, strict=False))
                     part = QuantPlan(model=self.net.digest, recipe="", layers=layers)
                     session = Session(simulate(self.net, part), threads=self.job.threads)
-                    journal.add(key, reference.distance(session))
+                    return reference.distance(session)
+
                 advance(1)
-                return float(journal.done[key])
+                return _once(store, choices, distance)
 
             return search_groups(table, measure, budget=self._budget(table), config=config)
 
@@ -149,20 +152,20 @@ class Mixer:
     ) -> qmath.Selection:
         """Bisection along the frontier by measured accuracy; what is accepted goes to `on_better`."""
         floats = self._accuracy(self.net.ir_model)
-        journal = open_journal(self.job.resume, "max-drop", plan.to_json(), dict(menu), self.data.count, floats)
         dropped: list[float] = []
+        with open_store(
+            self.job.resume, "max-drop", plan=plan.to_json(), choices=menu, samples=self.data, accuracy=floats
+        ) as store:
 
-        def accept(point: qmath.Selection) -> bool:
-            mixed = mix(plan, menu, point)
-            key = ",".join(map(str, point.choices))
-            if key not in journal.done:
-                journal.add(key, self._accuracy(self.lower(mixed)))
-            dropped.append(floats - float(journal.done[key]))
-            if dropped[-1] <= allowed and self.on_better is not None:
-                self.on_better(mixed)
-            return dropped[-1] <= allowed
+            def accept(point: qmath.Selection) -> bool:
+                mixed = mix(plan, menu, point)
+                top1 = _once(store, point.choices, lambda: self._accuracy(self.lower(mixed)))
+                dropped.append(floats - top1)
+                if dropped[-1] <= allowed and self.on_better is not None:
+                    self.on_better(mixed)
+                return dropped[-1] <= allowed
 
-        chosen = smallest_accepted(front, accept)
+            chosen = smallest_accepted(front, accept)
         if chosen is None:
             raise ModelError(
                 f"even the largest weights that the allowed bits give lose {dropped[0]:.2f} points of {floats:.2f} %, "
@@ -175,3 +178,14 @@ class Mixer:
         if top1 is None:
             raise ModelError(f"{self.net.source} has no output with one score per class: --max-drop cannot be measured")
         return top1
+
+
+def _once(store: Store, choices: Sequence[int], measure: Callable[[], float]) -> float:
+    """What is measured of some choices, if it is not in the store."""
+    key = ",".join(map(str, choices))
+    kept = store.get(key)
+    if kept is not None:
+        return float(kept.content)
+    measured = measure()
+    store.put(key, measured)
+    return measured

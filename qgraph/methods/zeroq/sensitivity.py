@@ -33,7 +33,7 @@ from qgraph.running import sessions as runtime
 from qgraph.running.executor import Executor, open_executor
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session
-from qgraph.running.store import open_journal
+from qgraph.running.store import open_store
 from qgraph.samples.dataset import Dataset
 
 SAMPLES = 64
@@ -99,29 +99,33 @@ def sensitivity(
         menu: the layers, and for each the grids to try (a `LayerQuant` of each plan that a method made).
         direction: of the divergence between class scores.
         executor: where layers are measured; by default on threads.
-        resume: folder of a journal; layers that it holds are not measured again.
+        resume: folder of checkpoints; layers that it holds are not measured again.
 
     Raises:
         ModelError: outputs are NaN or infinite; the message names the layer and its bits.
     """
     reference = Reference.of(model, data, samples=SAMPLES, direction=direction)
     job = _Job(model=model, reference=reference, menu={name: tuple(choices) for name, choices in menu.items()})
-    journal = open_journal(resume, "sensitivity", model.digest, reference.identity, job.menu)
-    missing = [name for name in menu if name not in journal.done]
-    with progress.stage("sensitivity", len(menu)) as advance:
+    with (
+        open_store(resume, "sensitivity", model=model, samples=reference, choices=job.menu) as store,
+        progress.stage("sensitivity", len(menu)) as advance,
+    ):
+        done = store.done()
+        missing = [name for name in menu if name not in done]
         advance(len(menu) - len(missing))
         if executor is not None:
-            _measure(executor, job, missing, journal.add, advance)
+            _measure(executor, job, missing, store.put, advance)
         elif missing:
             with open_executor(workers=threads) as threads_here:
-                _measure(threads_here, job, missing, journal.add, advance)
+                _measure(threads_here, job, missing, store.put, advance)
+        found = {name: piece.content for name in menu if (piece := store.get(name))}
     by_name = GraphView(model).by_name
     return Sensitivity(
         model=model.digest,
         data=data.description,
         samples=reference.samples,
         outputs=tuple(reference.kinds.items()),
-        layers=tuple(_row(by_name[name], menu[name], journal.done[name]) for name in menu),
+        layers=tuple(_row(by_name[name], menu[name], found[name]) for name in menu),
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import qmath
 from qgraph.gradient import append, gradients, op, rules, tensor
-from qgraph.methods.lsqplus.optimise import Adam, Sgd, cosine
+from qgraph.methods.lsqplus.optimise import cosine, optimiser
 from qgraph.methods.lsqplus.quantizer import DOMAIN, OPERATOR, expand, learned_quantize
 from qgraph.methods.lsqplus.weight_quantizer import WeightGrid
 from qgraph.plan.plan import WeightQuant
@@ -118,7 +118,7 @@ def test_optimisers_follow_their_formulas() -> None:
     rng = np.random.default_rng(0)
     gradients_ = rng.normal(size=(3, 4)).astype(np.float32)
     rate = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
-    sgd, adam = Sgd(4, momentum=0.9), Adam(4)
+    sgd, adam = (optimiser(kind, 4, momentum=0.9) for kind in ("sgd", "adam"))
     found = {"sgd": np.ones(4, np.float32), "adam": np.ones(4, np.float32)}
     want = {"sgd": np.ones(4), "adam": np.ones(4)}
     velocity, mean, square = np.zeros(4), np.zeros(4), np.zeros(4)

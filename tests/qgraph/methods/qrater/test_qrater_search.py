@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import sqlite3
@@ -17,14 +18,13 @@ import pytest
 
 import qgraph
 from qgraph.assess.evaluate import evaluate
-from qgraph.errors import DataError, UsageError
+from qgraph.errors import DataError, StoreError, UsageError
 from qgraph.graph.sites import GraphView
 from qgraph.jobs.search import ConstantObjective
 from qgraph.jobs.search import search as search_file
 from qgraph.lowering.simulate import simulate
 from qgraph.methods.qrater.bench import channel_sums
 from qgraph.methods.qrater.config import SearchConfig
-from qgraph.methods.qrater.journal import JournalError
 from qgraph.methods.qrater.protocol import paper_plan
 from qgraph.methods.qrater.search import search as run_search
 from qgraph.observe.statistics import observe
@@ -53,6 +53,12 @@ def samples(net, digits_calibration):
 def base(net, samples) -> QuantPlan:
     whole = paper_plan(GraphView(net), observe(net, samples), weights=3, activations=3)
     return dataclasses.replace(whole, layers=whole.layers[:LAYERS])
+
+
+@pytest.fixture
+def rows(pieces_in):
+    """How many scores are in the checkpoints of a folder."""
+    return lambda folder: pieces_in(folder, "search scores")
 
 
 def find(base, net, samples, config=COARSE, folder=None, where="local", workers=2):
@@ -120,7 +126,7 @@ def test_a_cluster_changes_nothing(base, net, samples, cluster):
     assert find(short, net, samples, quick, where=cluster).plan == find(short, net, samples, quick).plan
 
 
-def test_a_finished_search_replays_from_its_journal(base, net, samples, found, tmp_path):
+def test_a_finished_search_replays_from_its_checkpoints(base, net, samples, found, tmp_path, rows):
     assert find(base, net, samples, folder=tmp_path).plan == found.plan
     before = rows(tmp_path)
     assert find(base, net, samples, folder=tmp_path).plan == found.plan
@@ -129,7 +135,7 @@ def test_a_finished_search_replays_from_its_journal(base, net, samples, found, t
 
 
 @pytest.mark.parametrize("race", [False, True])
-def test_a_finished_search_goes_on_with_another_pass(base, net, samples, race, tmp_path):
+def test_a_finished_search_goes_on_with_another_pass(base, net, samples, race, tmp_path, rows):
     """Then all other layers are quantized, and what there is takes part: on its samples it only gets better."""
     once = dataclasses.replace(COARSE, race=race, gamma_n=(-0.8, -0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6, 0.8))
     first = find(base, net, samples, once, folder=tmp_path)
@@ -143,13 +149,6 @@ def test_a_finished_search_goes_on_with_another_pass(base, net, samples, race, t
     assert rows(tmp_path) > before
     assert second.plan == find(base, net, samples, twice).plan
     assert find(base, net, samples, twice, folder=tmp_path).plan == second.plan
-
-
-def rows(folder: Path) -> int:
-    file = sqlite3.connect(folder / "journal.sqlite")
-    count = file.execute("SELECT count(*) FROM scores").fetchone()[0]
-    file.close()
-    return count
 
 
 SCRIPT = """
@@ -166,7 +165,7 @@ t.find(base, net, samples, folder=Path({folder!r}))
 
 
 def test_a_killed_search_goes_on_and_measures_nothing_twice(
-    base, net, samples, found, digits, digits_calibration, tmp_path
+    base, net, samples, found, digits, digits_calibration, tmp_path, rows
 ):
     folder, plan = tmp_path / "search", tmp_path / "base.json"
     plan.write_text(base.to_json())
@@ -181,7 +180,7 @@ def test_a_killed_search_goes_on_and_measures_nothing_twice(
     assert child.stdout is not None
     assert child.stdout.readline() == b"ready\n"
     deadline = time.time() + 60
-    while time.time() < deadline and (not (folder / "journal.sqlite").exists() or rows_or_none(folder) < 20):
+    while time.time() < deadline and rows(folder) < 20:
         time.sleep(0.02)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
@@ -204,47 +203,42 @@ def test_a_killed_search_goes_on_and_measures_nothing_twice(
     assert survived + sum(len(job.batches) for job in measured) == rows(folder)
 
 
-def rows_or_none(folder: Path) -> int:
-    try:
-        return rows(folder)
-    except sqlite3.Error:
-        return 0
-
-
 @pytest.mark.parametrize(
     ("change", "named"),
     [({"seed": 7}, "config"), ({"gamma_n": (-0.5, 0.0)}, "config"), ({"objective": "mse"}, "objective")],
 )
-def test_another_searchs_journal_is_refused_by_name(base, net, samples, tmp_path, change, named):
+def test_another_searchs_checkpoints_are_refused_by_name(base, net, samples, tmp_path, change, named):
     one = dataclasses.replace(base, layers=base.layers[:1])
     quick = dataclasses.replace(COARSE, ingredients=("bias",))
     find(one, net, samples, quick, folder=tmp_path)
-    with pytest.raises(JournalError, match=f"its {named} is"):
+    with pytest.raises(StoreError, match=f"of its search, the {named} is"):
         find(one, net, samples, dataclasses.replace(quick, **change), folder=tmp_path)
     other = open_data({"input": np.zeros((4, 1, 8, 8), np.float32)}, net)
-    with pytest.raises(JournalError, match="its data is"):
+    with pytest.raises(StoreError, match="of its search, the data is"):
         find(one, net, other, quick, folder=tmp_path)
 
 
-def test_a_journal_of_another_model_or_version_is_refused_by_name(base, net, samples, tmp_path):
+def test_checkpoints_of_another_model_are_refused_by_name(base, net, samples, tmp_path, rows):
     quick = dataclasses.replace(COARSE, ingredients=("bias",))
     find(base, net, samples, quick, folder=tmp_path)
-    for name in ("model", "plan", "version"):
-        with sqlite3.connect(tmp_path / "journal.sqlite") as file:
-            kept = file.execute("SELECT value FROM header WHERE name = ?", (name,)).fetchone()[0]
-            file.execute("UPDATE header SET value = ? WHERE name = ?", ('"another"', name))
-        file.close()
-        with pytest.raises(JournalError, match=f"another search: its {name} is"):
-            find(base, net, samples, quick, folder=tmp_path)
-        with sqlite3.connect(tmp_path / "journal.sqlite") as file:
-            file.execute("UPDATE header SET value = ? WHERE name = ?", (kept, name))
-        file.close()
     before = rows(tmp_path)
+    for name in ("model", "plan"):
+        with sqlite3.connect(tmp_path / "checkpoints.sqlite") as file:
+            kept = file.execute("SELECT identity FROM stages").fetchone()[0]
+            file.execute("UPDATE stages SET identity = ?", (json.dumps(json.loads(kept) | {name: '"another"'}),))
+        file.close()
+        with pytest.raises(StoreError, match=f'of its search, the {name} is "another", here it is '):
+            find(base, net, samples, quick, folder=tmp_path)
+        with sqlite3.connect(tmp_path / "checkpoints.sqlite") as file:
+            file.execute("UPDATE stages SET identity = ?", (kept,))
+        file.close()
     find(base, net, samples, quick, folder=tmp_path)
     assert rows(tmp_path) == before > 0
 
 
-def test_a_full_disk_stops_cleanly_and_what_was_written_stays_usable(base, net, samples, found, tmp_path, monkeypatch):
+def test_a_full_disk_stops_cleanly_and_what_was_written_stays_usable(
+    base, net, samples, found, tmp_path, rows, monkeypatch
+):
     real = sqlite3.connect
 
     def small(*arguments, **options):
@@ -254,16 +248,10 @@ def test_a_full_disk_stops_cleanly_and_what_was_written_stays_usable(base, net, 
 
     with monkeypatch.context() as full:
         full.setattr(sqlite3, "connect", small)
-        with pytest.raises(JournalError, match=r"full.*stays usable"):
+        with pytest.raises(StoreError, match=r"full.*stays usable"):
             find(base, net, samples, folder=tmp_path)
     assert rows(tmp_path) > 0
     assert find(base, net, samples, folder=tmp_path).plan == found.plan
-
-
-def test_what_is_no_journal_is_refused(base, net, samples, tmp_path):
-    (tmp_path / "journal.sqlite").write_text("not a database, but long enough to be looked at as one" * 40)
-    with pytest.raises(JournalError, match="cannot open the journal"):
-        find(base, net, samples, folder=tmp_path)
 
 
 def test_bayesian_optimisation_adds_points_and_is_never_worse_on_its_samples(base, net, samples):

@@ -18,6 +18,7 @@ from qgraph.errors import ModelError, UsageError
 from qgraph.plan.recipe import Recipe
 
 PER_MB = 2**20
+GROUPS = "group search"
 
 
 @pytest.fixture(scope="module")
@@ -132,24 +133,20 @@ def test_sensitivity_on_the_command_line(digits, digits_calibration, tmp_path, c
     assert main([*arguments, "--bits", "2,9"]) == 2
 
 
-def lines_in(path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def test_killed_and_resumed_it_ends_with_the_same_bytes(digits, digits_calibration, tmp_path):
+def test_killed_and_resumed_it_ends_with_the_same_bytes(digits, digits_calibration, tmp_path, pieces_in):
     def command(out: str, *more: str) -> list[str]:
         options = ["--data", str(digits_calibration), "--limit", "8", "--average-bits", "3", "--search", "groups"]
         return [sys.executable, "-m", "qgraph", "quantize", str(digits), "-o", out, "--quiet", *options, *more]
 
     resume = ["--resume", str(tmp_path / "work")]
     with subprocess.Popen(command("killed.onnx", *resume), cwd=tmp_path) as process:
-        while lines_in(tmp_path / "work" / "groups.jsonl") < 4 and process.poll() is None:
+        while pieces_in(tmp_path / "work", GROUPS) < 4 and process.poll() is None:
             time.sleep(0.002)
         os.kill(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed.onnx").exists()
-    done = lines_in(tmp_path / "work" / "groups.jsonl")
+    done = pieces_in(tmp_path / "work", GROUPS)
     assert main(command(str(tmp_path / "killed.onnx"), *resume)[3:]) == 0
-    assert lines_in(tmp_path / "work" / "groups.jsonl") > done
+    assert pieces_in(tmp_path / "work", GROUPS) > done
     assert main(command(str(tmp_path / "whole.onnx"))[3:]) == 0
     assert (tmp_path / "killed.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()

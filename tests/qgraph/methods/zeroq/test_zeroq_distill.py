@@ -8,11 +8,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from qgraph.errors import DataError, QGraphError, UsageError
-from qgraph.methods.zeroq.adam import Adam
+from qgraph.errors import DataError, QGraphError, StoreError, UsageError
+from qgraph.gradient.adam import Adam
 from qgraph.methods.zeroq.assumed_statistics import assumed_targets
 from qgraph.methods.zeroq.distill import DistillConfig, distill
 from qgraph.methods.zeroq.objective import objective
+from qgraph.methods.zeroq.plateau import Plateau
 from qgraph.methods.zeroq.spectrum import natural_noise
 from qgraph.methods.zeroq.statistics import batch_norms
 from qgraph.onnxfile.folding import fold_batch_normalization
@@ -125,7 +126,7 @@ def test_the_seed_decides_and_threads_do_not() -> None:
     assert np.abs(one[:4] - one[4:]).max() > 0.1  # batches differ too
 
 
-def test_an_interrupted_job_is_resumed_to_the_same_result(tmp_path: Path) -> None:
+def test_an_interrupted_job_is_resumed_to_the_same_result(tmp_path: Path, pieces_in) -> None:
     whole = distill(_model(NET), count=8, config=QUICK, threads=1)
 
     def interrupt(done: int, total: int, loss: float) -> None:
@@ -134,7 +135,7 @@ def test_an_interrupted_job_is_resumed_to_the_same_result(tmp_path: Path) -> Non
 
     with pytest.raises(KeyboardInterrupt):
         distill(_model(NET), count=8, config=QUICK, threads=1, resume=tmp_path / "job", on_step=interrupt)
-    assert list((tmp_path / "job").glob("batch-*.npz"))
+    assert pieces_in(tmp_path / "job", "distillation") == 2
     again = distill(_model(NET), count=8, config=QUICK, threads=1, resume=tmp_path / "job")
     np.testing.assert_array_equal(again.inputs["x"], whole.inputs["x"])
     np.testing.assert_array_equal(again.losses, whole.losses)
@@ -142,7 +143,7 @@ def test_an_interrupted_job_is_resumed_to_the_same_result(tmp_path: Path) -> Non
 
 def test_checkpoints_of_another_job_are_refused(tmp_path: Path) -> None:
     distill(_model(NET), count=4, config=QUICK, threads=1, resume=tmp_path)
-    with pytest.raises(DataError, match="another model, configuration or seed"):
+    with pytest.raises(StoreError, match="of its distillation, the seed is 0, here it is 1"):
         distill(_model(NET), count=4, config=QUICK, threads=1, seed=1, resume=tmp_path)
 
 
@@ -289,17 +290,18 @@ def test_adam_follows_its_equations() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=5).astype(np.float32)
     reference, mean, square = x.astype(np.float64), np.zeros(5), np.zeros(5)
-    adam = Adam(rate=0.1, factor=0.5, patience=2, floor=0.03)
+    plateau = Plateau(adam=Adam(shape=(5,)), rate=0.1, factor=0.5, patience=2, floor=0.03)
     losses = [5.0, 4.0, 4.5, 4.5, 4.5, 4.5, 4.5, 4.5, 4.5, 3.0]
     rates = []
     for t, loss in enumerate(losses, 1):
-        gradient, rate = rng.normal(size=5), adam.rate
-        adam.update(x, gradient.astype(np.float32), loss)
+        gradient, rate = rng.normal(size=5), plateau.rate
+        plateau.update(x, gradient.astype(np.float32), loss)
         mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
         reference -= rate * (mean / (1 - 0.9**t)) / (np.sqrt(square / (1 - 0.999**t)) + 1e-8)
-        rates.append(adam.rate)
+        rates.append(plateau.rate)
     np.testing.assert_allclose(x, reference, rtol=1e-4, atol=1e-5)
     assert rates == [0.1] * 4 + [0.05] * 3 + [0.03] * 3
-    again = Adam.restored(adam.state())
-    assert again.state().keys() == adam.state().keys()
-    assert (again.step, again.rate, again.best) == (10, 0.03, 3.0)
+    again = Plateau(adam=Adam(shape=(5,)), rate=0.1, factor=0.5, patience=2, floor=0.03)
+    again.restore(plateau.schedule, plateau.adam.state)
+    assert (again.step, again.rate, again.best, again.waited) == (10, 0.03, 3.0, 0)
+    assert again.adam.state is plateau.adam.state

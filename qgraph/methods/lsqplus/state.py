@@ -1,0 +1,41 @@
+"""An unfinished training: what is kept of it on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qgraph.methods.lsqplus.weight_quantizer import Floats
+from qgraph.running.store import Store
+
+_KEY = "state"
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """Everything that the rest of a training depends on."""
+
+    values: Floats
+    optimiser: dict[str, Floats]
+    best: Floats
+    best_epoch: int = 0
+    step: int = 0
+    losses: list[float]
+    """Of the steps of the running epoch."""
+    epochs: list[dict[str, float | None]]
+    """What was measured after every epoch, the first before any step."""
+
+    def save(self, store: Store) -> None:
+        """Keep it, in place of what was kept before."""
+        arrays = {f"optimiser {name}": array for name, array in self.optimiser.items()}
+        arrays |= {"values": self.values, "best": self.best}
+        names = ("step", "best_epoch", "losses", "epochs")
+        store.put(_KEY, {name: getattr(self, name) for name in names}, arrays)
+
+    @classmethod
+    def restored(cls, store: Store) -> State | None:
+        """What was saved, or None."""
+        piece = store.get(_KEY)
+        if piece is None:
+            return None
+        optimiser = {n.removeprefix("optimiser "): a for n, a in piece.arrays.items() if n.startswith("optimiser ")}
+        return cls(values=piece.arrays["values"], best=piece.arrays["best"], optimiser=optimiser, **piece.content)
