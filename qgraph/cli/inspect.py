@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -55,7 +56,8 @@ def _show_model(net: Model, as_json: bool) -> None:
         "outputs": [_describe(v) for v in net.graph.outputs],
         "operators": dict(Counter(node.op_type for node in net.graph)),
         "layers": layers,
-        "kept_float": [{"name": name, "why": why} for name, why in view.skipped.items()],
+        "kept_float": [{"name": name, "why": why} for name, why in (view.skipped | view.unfolded).items()],
+        "unchanged": [dataclasses.asdict(node) for node in view.model.unchanged],
     }
     if as_json:
         show_json(content)
@@ -72,6 +74,11 @@ def _show_model(net: Model, as_json: bool) -> None:
     for name, why in view.skipped.items():
         rows.add_row(name, "-", "-", f"stays float: {why}")
     show(rows)
+    if view.model.unchanged:
+        left = table("left as they are", "node", "op", "rewrite", "why not", left=4)
+        for node in view.model.unchanged:
+            left.add_row(node.name, node.op, node.rewrite, node.why)
+        show(left)
 
 
 def _describe(value: Any) -> dict[str, Any]:

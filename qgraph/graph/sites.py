@@ -56,6 +56,11 @@ class GraphView:
         return tuple(found), skipped
 
     @cached_property
+    def unfolded(self) -> dict[str, str]:
+        """BatchNormalizations that stay operators of their own, with the reason."""
+        return {node.name: node.why for node in self.model.unchanged if node.op == "BatchNormalization"}
+
+    @cached_property
     def by_name(self) -> dict[str, Layer]:
         return {layer.name: layer for layer in self.layers}
 

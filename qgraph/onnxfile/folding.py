@@ -1,8 +1,11 @@
-"""The rewrites of `normalise` that are ours: identities bypassed, constants, BatchNormalization and biases folded."""
+"""The rewrites of `normalise` that are ours: identities bypassed, constants, BatchNormalization and biases folded.
+
+Each returns the nodes that it looked for and left as they are, with the reason.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -12,32 +15,39 @@ from qgraph.errors import ModelError
 from qgraph.onnxfile.edit import add_initializer, constant
 from qgraph.running import sessions as runtime
 
+Declined: TypeAlias = list[tuple[ir.Node, str]]
 LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _FOLD_ALWAYS = 1024  # bytes: a constant this small is stored rather than computed
 
 
-def bypass_identities(model: ir.Model) -> None:
+def bypass_identities(model: ir.Model) -> Declined:
     """Let the readers of y = Identity(x), and of y = Dropout(x) in inference, read x.
 
     One that makes a graph output stays: the output keeps its name.
     """
-    for node in list(model.graph):
-        if node.domain == "" and _is_identity(node) and not node.outputs[0].is_graph_output():
-            source = node.inputs[0]
-            if source is not None:
-                node.outputs[0].replace_all_uses_with(source)
-                model.graph.remove(node, safe=True)
+    declined: Declined = []
+    for node in [n for n in model.graph if n.op_type in ("Identity", "Dropout") and n.domain == ""]:
+        source, why = node.inputs[0], _why_not_bypassed(node)
+        if why or source is None:
+            declined.append((node, why or "it reads nothing"))
+        else:
+            node.outputs[0].replace_all_uses_with(source)
+            model.graph.remove(node, safe=True)
+    return declined
 
 
-def _is_identity(node: ir.Node) -> bool:
-    if node.op_type == "Identity":
-        return True
-    training = node.inputs[2] if len(node.inputs) > 2 else None
-    mask_read = any(v.uses() or v.is_graph_output() for v in node.outputs[1:])
-    return node.op_type == "Dropout" and training is None and not mask_read
+def _why_not_bypassed(node: ir.Node) -> str:
+    """Why the node is more than its input under another name ('' if it is not)."""
+    if node.outputs[0].is_graph_output():
+        return f"it makes the output '{node.outputs[0].name}', which keeps its name"
+    if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        return f"'{node.inputs[2].name}' says whether it trains"
+    if any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
+        return "its mask is read"
+    return ""
 
 
-def fold_constants(model: ir.Model) -> None:
+def fold_constants(model: ir.Model) -> Declined:
     """Replace what can be computed from initializers alone by its value.
 
     Folded are results that are small or not larger than what they are computed from (weights behind Identity, Cast,
@@ -47,14 +57,30 @@ def fold_constants(model: ir.Model) -> None:
     _resolve_cast_like(model.graph)
     foldable = constant_nodes(model.graph)
     if not foldable:
-        return
+        return []
     inner = set(foldable)
     frontier = [v for n in foldable for v in n.outputs if _leaves(v, inner)]
     values = runtime.evaluate_constants(model, frontier)
+    declined: Declined = []
     for value, array in zip(frontier, values, strict=True):
-        if array is None or (array.nbytes > max(_FOLD_ALWAYS, _source_bytes(value)) and not _is_weight(value)):
-            continue
-        _replace_by_initializer(model.graph, value, array)
+        producer, why = value.producer(), _why_not_stored(value, array)
+        if array is not None and not why:
+            _replace_by_initializer(model.graph, value, array)
+        elif producer is not None:
+            declined.append((producer, why))
+    return declined
+
+
+def _why_not_stored(value: ir.Value, array: NDArray[Any] | None) -> str:
+    """Why a value that depends on constants alone is computed at run time ('' if it may be stored)."""
+    if array is None:
+        return "onnxruntime cannot compute it ahead"
+    if value.is_graph_output():
+        return f"it makes the output '{value.name}'"
+    source = _source_bytes(value)
+    if array.nbytes > max(_FOLD_ALWAYS, source) and not _is_weight(value):
+        return f"stored, it would take {array.nbytes:,} bytes; what it is computed from takes {source:,}"
+    return ""
 
 
 def _resolve_cast_like(graph: ir.Graph) -> None:
@@ -70,12 +96,13 @@ def _resolve_cast_like(graph: ir.Graph) -> None:
             new.name, new.type, new.shape = old.name, old.type, old.shape
 
 
-def fold_batch_normalization(model: ir.Model) -> None:
+def fold_batch_normalization(model: ir.Model) -> Declined:
     """W' = W gamma / sqrt(var + eps) per output channel, b' = (b - mean) gamma / sqrt(var + eps) + beta.
 
     Pattern: Conv | ConvTranspose | Gemm | MatMul -> BatchNormalization in inference form, where the layer's output
     has no other consumer and all parameters are constant. Other BatchNormalizations stay as they are.
     """
+    declined: Declined = []
     for bn in [n for n in model.graph if n.op_type == "BatchNormalization" and n.domain == ""]:
         if _is_training(bn):
             raise ModelError(
@@ -83,40 +110,54 @@ def fold_batch_normalization(model: ir.Model) -> None:
                 f"export the model in evaluation mode (model.eval() in torch)"
             )
         layer = bn.inputs[0].producer() if bn.inputs[0] is not None else None
-        if layer is not None and _can_fold(layer, bn):
+        why = _why_not_folded(layer, bn)
+        if layer is None or why:
+            declined.append((bn, why))
+        else:
             _fold(model.graph, layer, bn)
+    inner = (n for body in model.graph.subgraphs() for n in body if n.op_type == "BatchNormalization")
+    return [*declined, *((bn, "it lies in the body of a control-flow operator") for bn in inner)]
 
 
-def fuse_matrix_product_bias(model: ir.Model) -> None:
+def fuse_matrix_product_bias(model: ir.Model) -> Declined:
     """MatMul(x, W) + b -> Gemm(x, W, b), for x of rank 2 and one number of b per column.
 
     Dense layers come so from tf2onnx and scikit-learn. Needs shapes. onnxruntime does the same when it loads a float
     model, but takes the pair apart from its quantizers when it loads a quantized one, and then computes it in floats.
     """
+    declined: Declined = []
     for add in [n for n in model.graph if n.op_type == "Add" and n.domain == ""]:
         for summand, other in (add.inputs, reversed(add.inputs)):
-            product = summand.producer() if summand is not None else None
-            bias = None if product is None else _column_bias(product, constant(other))
-            if product is not None and bias is not None:
-                _fuse_bias(model.graph, product, add, bias)
-                break
+            product, added = summand.producer() if summand is not None else None, constant(other)
+            if product is None or product.op_type != "MatMul" or product.domain != "" or added is None:
+                continue
+            why = _why_not_fused(product, added)
+            if why:
+                declined.append((add, why))
+            else:
+                _fuse_bias(model.graph, product, add, added)
+            break
+    return declined
 
 
-def _column_bias(product: ir.Node, added: NDArray[Any] | None) -> NDArray[Any] | None:
-    """What is added to each column of a matrix product that nothing else reads, or None."""
-    if added is None or product.op_type != "MatMul" or product.domain != "" or len(product.outputs[0].uses()) != 1:
-        return None
-    x, weight = product.inputs[0], constant(product.inputs[1])
-    if weight is None or weight.ndim != 2 or x is None or x.shape is None or len(x.shape) != 2:
-        return None
-    columns = weight.shape[1]
-    per_column = added.ndim <= 2 and added.size in (1, columns) and (added.ndim < 2 or added.shape[0] == 1)
-    if product.outputs[0].is_graph_output() or not per_column:
-        return None
-    return np.broadcast_to(added.reshape(-1), (columns,))
+def _why_not_fused(product: ir.Node, added: NDArray[Any]) -> str:
+    """Why a constant that is added to a matrix product cannot be the bias of a Gemm ('' if it can)."""
+    x, weight, result = product.inputs[0], constant(product.inputs[1]), product.outputs[0]
+    if len(result.uses()) != 1 or result.is_graph_output():
+        return f"the result of '{name_of(product)}' is read elsewhere too"
+    if weight is None or weight.ndim != 2:
+        return f"the weight of '{name_of(product)}' is not a constant of two dimensions"
+    if x is None or x.shape is None or len(x.shape) != 2:
+        rank = "an unknown number of" if x is None or x.shape is None else str(len(x.shape))
+        return f"'{name_of(product)}' reads a tensor of {rank} dimensions, and Gemm takes two"
+    if added.ndim > 2 or added.size not in (1, weight.shape[1]) or (added.ndim == 2 and added.shape[0] != 1):
+        return f"what is added has shape {list(added.shape)}, not one number for each of {weight.shape[1]} columns"
+    return ""
 
 
-def _fuse_bias(graph: ir.Graph, product: ir.Node, add: ir.Node, bias: NDArray[Any]) -> None:
+def _fuse_bias(graph: ir.Graph, product: ir.Node, add: ir.Node, added: NDArray[Any]) -> None:
+    columns = np.asarray(constant(product.inputs[1])).shape[1]
+    bias = np.broadcast_to(added.reshape(-1), (columns,))
     taken = next(v for v in add.inputs if v is not product.outputs[0])
     stored = add_initializer(graph, f"{taken.name if taken is not None else product.name}", bias)
     gemm = ir.node("Gemm", [*product.inputs, stored], name=product.name)
@@ -173,8 +214,6 @@ def _source_bytes(value: ir.Value) -> int:
 
 
 def _replace_by_initializer(graph: ir.Graph, value: ir.Value, array: NDArray[np.generic]) -> None:
-    if value.is_graph_output():
-        return
     name = value.name
     value.name = f"{name}/computed"
     constant = ir.Value(name=name, shape=ir.Shape(array.shape), const_value=ir.tensor(array, name=name))
@@ -183,28 +222,41 @@ def _replace_by_initializer(graph: ir.Graph, value: ir.Value, array: NDArray[np.
     value.replace_all_uses_with(constant)
 
 
+def name_of(node: ir.Node) -> str:
+    """The name of a node, or one made of its operator and first output."""
+    return node.name or f"{node.op_type}_{node.outputs[0].name}"
+
+
 def _is_training(bn: ir.Node) -> bool:
     mode = bn.attributes.get("training_mode")
     return (mode is not None and mode.as_int() == 1) or sum(bool(v.uses()) for v in bn.outputs[1:]) > 0
 
 
-def _can_fold(layer: ir.Node, bn: ir.Node) -> bool:
+def _why_not_folded(layer: ir.Node | None, bn: ir.Node) -> str:
+    """Why a BatchNormalization cannot become part of the layer before it ('' if it can)."""
+    names = ("scale", "bias", "mean", "variance")
+    open_ = [name for name, v in zip(names, bn.inputs[1:5], strict=False) if constant(v) is None]
+    if open_:
+        return f"its {open_[0]} is not a constant"
+    if layer is None:
+        return f"no layer stands before it: it reads '{bn.inputs[0].name if bn.inputs[0] is not None else ''}' itself"
     if layer.op_type not in LINEAR or layer.domain != "" or layer.graph is not bn.graph:
-        return False
-    result = layer.outputs[0]
-    if len(result.uses()) != 1 or result.is_graph_output():
-        return False
-    parameters = [constant(v) for v in bn.inputs[1:5]]
-    weight = constant(layer.inputs[1])
-    bias_known = len(layer.inputs) < 3 or layer.inputs[2] is None or constant(layer.inputs[2]) is not None
-    if weight is None or not bias_known or any(p is None for p in parameters):
-        return False
-    bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 else None
-    if bias is not None and bias.ndim > 1 and bias.shape[0] != 1:
-        return False  # Gemm adds a matrix or a column: not one number per channel
+        return f"it follows {layer.op_type} '{name_of(layer)}', which is no convolution or matrix product"
     if layer.op_type == "MatMul":
-        return False  # BatchNormalization normalises axis 1, MatMul's channels are the last axis
-    return layer.op_type != "Gemm" or not _gemm_is_scaled(layer)
+        return f"it normalises axis 1, and the channels of MatMul '{name_of(layer)}' are the last axis"
+    result, added = layer.outputs[0], layer.inputs[2] if len(layer.inputs) > 2 else None
+    if result.is_graph_output():
+        return f"the result of '{name_of(layer)}' before it is an output of the model"
+    if len(result.uses()) != 1:
+        return f"the result of '{name_of(layer)}' before it is read {len(result.uses())} times"
+    if constant(layer.inputs[1]) is None:
+        return f"the weight of '{name_of(layer)}' is not a constant"
+    bias = constant(added)
+    if added is not None and bias is None:
+        return f"the bias of '{name_of(layer)}' is not a constant"
+    if bias is not None and bias.ndim > 1 and bias.shape[0] != 1:
+        return f"'{name_of(layer)}' adds {list(bias.shape)} numbers, not one for each channel"
+    return f"alpha or beta of '{name_of(layer)}' is not 1" if layer.op_type == "Gemm" and _gemm_is_scaled(layer) else ""
 
 
 def _gemm_is_scaled(layer: ir.Node) -> bool:

@@ -14,6 +14,16 @@ ModelLike: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | ir.Model | Mo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unchanged:
+    """A node that a rewrite of `normalise` looked for and left as it is, and why."""
+
+    name: str
+    op: str
+    rewrite: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A checked ONNX model: its graph, where it came from and how many bytes it took there."""
 
@@ -22,10 +32,13 @@ class Model:
     nbytes: int
     digest: str = ""
     """SHA-256 of what a normalised model computes: nodes, attributes, weights and interface."""
+    unchanged: tuple[Unchanged, ...] = ()
+    """What the rewrites of `normalise` did not apply to."""
 
-    def __reduce__(self) -> tuple[Callable[..., Model], tuple[bytes, str, int, str]]:
+    def __reduce__(self) -> tuple[Callable[..., Model], tuple[bytes, str, int, str, tuple[Unchanged, ...]]]:
         """Pickled as ONNX; the digest stays, since nothing is computed anew."""
-        return _unpickled, (ir.to_proto(self.ir_model).SerializeToString(), self.source, self.nbytes, self.digest)
+        written = ir.to_proto(self.ir_model).SerializeToString()
+        return _unpickled, (written, self.source, self.nbytes, self.digest, self.unchanged)
 
     @property
     def opset(self) -> int:
@@ -44,6 +57,6 @@ class Model:
         return [v for v in self.graph.inputs if v.name not in self.graph.initializers]
 
 
-def _unpickled(data: bytes, source: str, nbytes: int, digest: str) -> Model:
+def _unpickled(data: bytes, source: str, nbytes: int, digest: str, unchanged: tuple[Unchanged, ...]) -> Model:
     net = ir.from_proto(onnx.ModelProto.FromString(data))
-    return Model(ir_model=net, source=source, nbytes=nbytes, digest=digest)
+    return Model(ir_model=net, source=source, nbytes=nbytes, digest=digest, unchanged=unchanged)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import onnx_ir as ir
@@ -13,13 +13,15 @@ from qgraph.errors import ModelError, QGraphError, first_line
 from qgraph.onnxfile.cost_limits import GROWING_OPS, check_bounds
 from qgraph.onnxfile.edit import numbered
 from qgraph.onnxfile.folding import (
+    Declined,
     bypass_identities,
     constant_nodes,
     fold_batch_normalization,
     fold_constants,
     fuse_matrix_product_bias,
+    name_of,
 )
-from qgraph.onnxfile.model import Model
+from qgraph.onnxfile.model import Model, Unchanged
 from qgraph.running import sessions as runtime
 
 
@@ -31,20 +33,25 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
     if model.normalised:
         return model
     net = model.ir_model.clone()
+    left: list[tuple[str, ir.Node, str]] = []
+
+    def ours(rewrite: Callable[[ir.Model], Declined], title: str) -> Callable[[ir.Model], None]:
+        return lambda net: left.extend((title, node, why) for node, why in rewrite(net))
+
     transforms: list[Callable[[ir.Model], object]] = [
         passes.InlinePass() if net.functions else lambda _: None,
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.RemoveInitializersFromInputsPass(),
         _rename_twins,
-        bypass_identities,
+        ours(bypass_identities, "bypass"),
         _check_constants,
-        fold_constants,
-        *([fold_batch_normalization] if fold_bn else []),
+        ours(fold_constants, "compute ahead"),
+        *([ours(fold_batch_normalization, "fold into the layer before")] if fold_bn else []),
         passes.RemoveUnusedNodesPass(),
         passes.TopologicalSortPass(),
         name_everything,
         _infer_shapes,
-        fuse_matrix_product_bias,
+        ours(fuse_matrix_product_bias, "join with the matrix product before"),
         _drop_notes,
     ]
     try:
@@ -56,7 +63,16 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
     except Exception as error:  # of any kind: the file promised what it does not hold
         raise ModelError(f"{model.source} is not a valid ONNX graph: {first_line(error)}") from error
     net.ir_version = min(max(net.ir_version, runtime.MIN_IR_VERSION), runtime.MAX_IR_VERSION)
-    return Model(ir_model=net, source=model.source, nbytes=model.nbytes, digest=digest)
+    return Model(ir_model=net, source=model.source, nbytes=model.nbytes, digest=digest, unchanged=_unchanged(left))
+
+
+def _unchanged(left: Iterable[tuple[str, ir.Node, str]]) -> tuple[Unchanged, ...]:
+    """The nodes that are still there as rewrites left them, one entry each."""
+    found = {}
+    for rewrite, node, why in left:
+        if node.graph is not None:
+            found[node] = Unchanged(name=str(node.name), op=node.op_type, rewrite=rewrite, why=why)
+    return tuple(found.values())
 
 
 def _drop_notes(net: ir.Model) -> None:
@@ -79,7 +95,7 @@ def name_everything(model: ir.Model, *, also_unnamed: bool = True) -> None:
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if not node.name and not also_unnamed:
             continue
-        node.name = numbered(node.name or f"{node.op_type}_{node.outputs[0].name}", seen, separator="_")
+        node.name = numbered(name_of(node), seen, separator="_")
 
 
 def _infer_shapes(model: ir.Model) -> None:

@@ -42,7 +42,11 @@ def initial_plan(view: GraphView, recipe: Recipe, observed: Ranges | None) -> Qu
         recipe=recipe.method,
         layers=tuple(_layer_grid(layer, recipe, view) for layer in layers),
         activations=tuple(activations),
-        kept_float=(*(KeptFloat(name=name, why=why) for name, why in sorted(kept.items())), *_tail(view)),
+        kept_float=(
+            *(KeptFloat(name=name, why=why) for name, why in sorted(kept.items())),
+            *_tail(view),
+            *_unfolded(view),
+        ),
     )
     return plan if recipe.target_cpu == "vnni" else without_saturation(plan, view)
 
@@ -58,6 +62,12 @@ def _tail(view: GraphView) -> list[KeptFloat]:
         )
         for op, count in counts.items()
     ]
+
+
+def _unfolded(view: GraphView) -> list[KeptFloat]:
+    """BatchNormalizations between the layers that are not part of one."""
+    behind = {str(node.name) for node in view.tail}
+    return [KeptFloat(name=name, why=f"not folded: {why}") for name, why in view.unfolded.items() if name not in behind]
 
 
 def _layer_grid(layer: Layer, recipe: Recipe, view: GraphView) -> LayerQuant:
