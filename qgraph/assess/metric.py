@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +57,10 @@ class Metric:
         return figure
 
 
-def load_metric(metric: str | Callable[[Any, Any], Any] | Metric) -> Metric:
+MetricLike: TypeAlias = "str | Callable[[Any, Any], Any] | Metric"
+
+
+def load_metric(metric: MetricLike) -> Metric:
     """The metric that `MODULE:FUNCTION` names, where the module is found here or installed; functions as they are.
 
     Raises `UsageError` where there is none.

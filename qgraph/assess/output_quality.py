@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,6 +166,19 @@ class AccuracyTally:
             samples=self.samples,
             margin=100 * paired_margin(self.samples, self.difference, self.squares),
         )
+
+
+def classified(outputs: Sequence[Any], labels: NDArray[Any], linear: Sequence[bool]) -> tuple[int, int] | None:
+    """The first output whose classes are what the labels are of, and the axis of its scores; None where none is."""
+    for index, (output, flat) in enumerate(zip(outputs, linear, strict=True)):
+        axis = score_axis(output, linear=flat) if isinstance(output, np.ndarray) else None
+        if (
+            axis is not None
+            and labels.dtype.kind in "iub"
+            and labels.shape == (*output.shape[:axis], *output.shape[axis + 1 :])
+        ):
+            return index, axis
+    return None
 
 
 def paired_margin(samples: int, difference: float, squares: float) -> float:

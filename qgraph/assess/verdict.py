@@ -7,6 +7,7 @@ how large the file is, how fast, and how much of it still is in floating point.
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,10 +22,10 @@ from numpy.typing import NDArray
 
 from qgraph.assess.float_constants import float_constant_bytes, is_linear
 from qgraph.assess.fused import FusedGraph, read_fused
+from qgraph.assess.judge import batch_labels
 from qgraph.assess.metric import Collected, Metric, compare_by
-from qgraph.assess.output_quality import AccuracyTally, Compared, OutputQuality, OutputTally
+from qgraph.assess.output_quality import AccuracyTally, Compared, OutputQuality, OutputTally, classified
 from qgraph.errors import DataError, ModelError
-from qgraph.observe.distance import score_axis
 from qgraph.observe.statistics import MAX_BATCH
 from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.noise import TRIED_SIZES, noise
@@ -33,10 +34,11 @@ from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session, fits_one_file, in_parallel
 from qgraph.samples.dataset import Batch, Dataset, open_data
 
-Basis = Literal["held-out", "calibration", "distilled", "noise", "none"]
+Basis = Literal["held-out", "calibration", "given", "distilled", "noise", "none"]
 _SAID: dict[Basis, str] = {
     "held-out": "that took no part",
     "calibration": "that also calibrated it: too few to keep some apart",
+    "given": "given, of those that a job on the same data keeps apart",
     "distilled": "distilled from the model, for want of data",
     "noise": "of random noise, for want of data: give --data for a figure that counts",
     "none": "",
@@ -46,11 +48,22 @@ LATENCY_SECONDS, LATENCY_RUNS = 1.0, 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A figure of a verdict; `value` is None where it cannot be told."""
+
+    name: str
+    value: float | None
+    unit: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What a quantized file is worth beside its float model.
 
     `basis` says on what it was measured: `held-out` samples that took no part, the `calibration` samples themselves,
-    `distilled` ones, `noise`, or `none`. `latency` is that of the file relative to float, one sample on one thread.
+    samples `given` for a plan that exists, `distilled` ones, `noise`, or `none`. `latency` is that of the file relative
+    to float, one sample on one thread.
     `integer_layers` of `layers` run on integers in onnxruntime. `float_constant_bytes` are those of constants that the
     file holds in floating point. `notes` say what went wrong.
     """
@@ -74,6 +87,24 @@ class Verdict:
         troubled = [o for o in self.outputs if o.problem and o.sqnr_db is None]
         measured = [o for o in self.outputs if o.sqnr_db is not None]
         return troubled[0] if troubled else min(measured, key=lambda o: o.sqnr_db or 0.0, default=None)
+
+    def figure(self, unit: str = "") -> Figure:
+        """What a threshold is held against: the worst output's `dB`, the accuracy in `%`, or without a unit the
+        metric where there is one, else the accuracy where there are labels, else dB.
+
+        A problem in an output is below any threshold; without floats and without labels there is no figure.
+        """
+        if unit == "" and self.metric is not None:
+            return Figure(name=self.metric.name, value=self.metric.after)
+        if unit in ("", "%") and self.accuracy is not None:
+            return Figure(name="accuracy", value=self.accuracy.after, unit="%")
+        worst = self.worst
+        if unit == "%" or (worst is None and not any(output.exact for output in self.outputs)):
+            return Figure(name="accuracy" if unit == "%" else "signal over error", value=None, unit=unit)
+        if worst is None:
+            return Figure(name="every output", value=math.inf, unit="dB")
+        value = -math.inf if worst.sqnr_db is None else worst.sqnr_db
+        return Figure(name=f"output '{worst.name}'", value=value, unit="dB", problem=worst.problem)
 
     def to_dict(self) -> dict[str, Any]:
         """What stands under `quality` in `--json`."""
@@ -235,7 +266,7 @@ class _Run:
             return tally
         for output, ours, theirs in zip(tally.outputs, want, have, strict=True):
             output.take(ours, theirs)
-        labels = batch.targets if batch.labels is None else batch.labels
+        labels = batch_labels(batch)
         if labels is not None:
             _classify(tally, want, have, labels)
         if self.metric is not None:
@@ -321,17 +352,15 @@ def _noise(reference: Model, session: Session) -> Dataset | None:
 
 def _classify(tally: _Tally, want: list[Any], have: list[Any], labels: NDArray[Any]) -> None:
     """Count what is classified rightly by the first output whose classes are what the labels are of."""
-    for output, ours, theirs in zip(tally.outputs, want, have, strict=True):
-        axis = score_axis(ours, linear=output.linear) if isinstance(ours, np.ndarray) else None
-        if axis is None or ours.shape != theirs.shape or labels.dtype.kind not in "iub":
-            continue
-        classes = ours.argmax(axis=axis)
-        if classes.shape == labels.shape:
-            if labels.size and not 0 <= labels.min() <= labels.max() < ours.shape[axis]:
-                tally.unfit = f"accuracy is left out: labels from 0 to {ours.shape[axis] - 1} are needed"
-                return
-            tally.accuracy.take(classes, theirs.argmax(axis=axis), labels)
-            return
+    found = classified(want, labels, [output.linear for output in tally.outputs])
+    if found is None or want[found[0]].shape != have[found[0]].shape:
+        return
+    index, axis = found
+    classes = want[index].shape[axis]
+    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+        tally.unfit = f"accuracy is left out: labels from 0 to {classes - 1} are needed"
+    else:
+        tally.accuracy.take(want[index].argmax(axis=axis), have[index].argmax(axis=axis), labels)
 
 
 def _real(batch: Batch, output: Any) -> Any:

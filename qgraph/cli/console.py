@@ -14,7 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from qgraph.assess.verdict import Verdict
 from qgraph.running.progress import SILENT, Advance, Progress
 
 ERRORS = Console(stderr=True)
@@ -60,13 +59,10 @@ def show(*parts: Any) -> None:
     if not console.is_terminal:
         console.width = max(console.width, 120)
     for part in parts:
-        console.print(part, markup=False, highlight=False) if isinstance(part, str) else console.print(part)
-
-
-def show_quality(quality: Verdict | None) -> None:
-    """The verdict on a file in three lines, where it was measured."""
-    if quality is not None:
-        show(*quality.lines())
+        if isinstance(part, str):
+            console.print(part, markup=False, highlight=False, soft_wrap=True)
+        else:
+            console.print(part)
 
 
 def show_json(content: Any) -> None:

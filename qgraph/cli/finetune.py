@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from qgraph.cli.console import number, progress, show, show_json, show_quality, silence_warnings, table
+from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.options import data_options, format_options, preprocessing, quality_options, recipe_options, run_options
+from qgraph.cli.quality import Threshold, check_threshold, hold_against, show_quality
 from qgraph.errors import UsageError
 from qgraph.jobs.finetune import Finetuned
 from qgraph.jobs.finetune import finetune as run
@@ -65,7 +66,14 @@ def _setting(name: str, kind: Any, text: str) -> Any:
 @quality_options
 @run_options
 def finetune(
-    model: str, output: str, plan: str | None, trained: str | None, as_json: bool, quiet: bool, **options: Any
+    model: str,
+    output: str,
+    plan: str | None,
+    trained: str | None,
+    fail_below: Threshold | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
 ) -> None:
     """Train MODEL for few bits: weights, scales and offsets together (LSQ+), 4 bits by default.
 
@@ -80,6 +88,7 @@ def finetune(
     """
     if quiet:
         silence_warnings()
+    check_threshold(fail_below, measure=options["measure"])
     written = [path for path in (output, plan, trained) if path is not None]
     if len({Path(path).absolute() for path in written}) < len(written):
         raise UsageError("-o, --plan and --float must name different files")
@@ -95,13 +104,14 @@ def finetune(
     )
     nbytes = result.save(output)
     if plan is not None:
-        write_atomically(Path(plan), result.plan.to_json().encode())
+        write_atomically(Path(plan), result.plan_file.encode())
     if trained is not None:
         save(result.net, trained, source=model)
     if as_json:
         show_json(result.to_dict(output=output, nbytes=nbytes))
     elif not quiet:
         _show(result, output, nbytes)
+    hold_against(fail_below, result.quality, output)
 
 
 def _show(result: Finetuned, output: str, nbytes: int) -> None:

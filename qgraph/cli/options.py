@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, TypeVar
@@ -79,6 +80,21 @@ def method_option(text: str) -> Callable[[F], F]:
     return click.option("--method", cls=_MethodOption, metavar="NAME", help=text)
 
 
+class Threshold(click.ParamType):
+    """A number, in dB or in % where it says so: (20.0, "dB")."""
+
+    name = "X[dB|%]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, str]:
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*(dB|%)?\s*", value, re.IGNORECASE)
+        if found is None:
+            return self.fail(f"'{value}' is not a number such as 0.9, 20dB or 75%", param, ctx)
+        unit = "dB" if (found[2] or "").lower() == "db" else found[2] or ""
+        return float(found[1]), unit
+
+
 def data_options(*, required: bool = False) -> Callable[[F], F]:
     return _all(
         click.option(
@@ -109,7 +125,18 @@ def quality_options(f: F) -> F:
             "--measure/--no-measure",
             default=True,
             help="Run the file beside the float model, on samples kept apart (default), or not.",
-        )
+        ),
+        click.option(
+            "--metric",
+            metavar="MODULE:FUNCTION",
+            help="Measure the task by FUNCTION(outputs, labels) -> number, higher is better; also for --max-drop.",
+        ),
+        click.option(
+            "--fail-below",
+            type=Threshold(),
+            help="Exit status 1, with the file written, below X: the metric, else accuracy in %, else dB of the worst "
+            "output; XdB and X% say which.",
+        ),
     )(f)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qgraph.cli.console import PRIOR_REJECTED, number, progress, show, show_json, show_quality, silence_warnings, table
+from qgraph.cli.console import PRIOR_REJECTED, number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.options import (
     data_options,
     format_options,
@@ -19,6 +19,7 @@ from qgraph.cli.options import (
     recipe_options,
     run_options,
 )
+from qgraph.cli.quality import Threshold, check_threshold, hold_against, show_quality
 from qgraph.errors import UsageError
 from qgraph.jobs.apply import apply as apply_plan
 from qgraph.jobs.quantize import quantize as run
@@ -51,7 +52,14 @@ from qgraph.running.files import check_writable, write_atomically
 @quality_options
 @run_options
 def quantize(
-    model: str, output: str, plan: str | None, report: str | None, as_json: bool, quiet: bool, **options: Any
+    model: str,
+    output: str,
+    plan: str | None,
+    report: str | None,
+    fail_below: Threshold | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
 ) -> None:
     """Make MODEL smaller and faster for onnxruntime on the CPU.
 
@@ -66,6 +74,7 @@ def quantize(
     """
     if quiet:
         silence_warnings()
+    check_threshold(fail_below, measure=options["measure"])
     _check_outputs(model, {"-o": output, "--plan": plan, "--report": report})
     mean, std = options.pop("mean"), options.pop("std")
     bars = progress(quiet or as_json)
@@ -78,36 +87,57 @@ def quantize(
     )
     nbytes = result.save(output)
     if plan is not None:
-        write_atomically(Path(plan), result.plan.to_json().encode())
+        write_atomically(Path(plan), result.plan_file.encode())
     if report is not None:
         write_atomically(Path(report), render(report_of(result, name=output, progress=bars)).encode())
     if as_json:
         show_json(result.to_dict(output=output, nbytes=nbytes))
     elif not quiet:
         _show(result, output, nbytes)
+    hold_against(fail_below, result.quality, output)
 
 
 @click.command()
 @click.argument("model")
 @click.argument("plan")
 @click.option("-o", "--output", required=True, metavar="OUT.onnx", help="Where to write the quantized model.")
+@data_options()
 @format_options
-@click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
-@click.option("--quiet", is_flag=True, help="Print nothing.")
-def apply(model: str, plan: str, output: str, format: str, opset: int | None, as_json: bool, quiet: bool) -> None:
-    """Quantize MODEL as PLAN.json says, without data.
+@quality_options
+@run_options
+def apply(
+    model: str,
+    plan: str,
+    output: str,
+    fail_below: Threshold | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Quantize MODEL as PLAN.json says. Data change nothing in it: they are what the file is judged by.
 
     \b
-    Example:
+    Examples:
       qgraph apply model.onnx plan.json -o small.onnx
+      qgraph apply model.onnx plan.json -o small.onnx --data test.npz --fail-below 20dB
     """
+    if quiet:
+        silence_warnings()
+    check_threshold(fail_below, measure=options["measure"])
     check_writable(output, source=model)
-    quantized = apply_plan(model, QuantPlan.load(plan), format=format, opset=opset)
+    mean, std = options.pop("mean"), options.pop("std")
+    bars = progress(quiet or as_json)
+    quantized = apply_plan(
+        model, QuantPlan.load(plan), preprocessing=preprocessing(mean, std), progress=bars, **given(options)
+    )
     nbytes = save(quantized.ir_model, output, source=model)
     if as_json:
-        show_json({"output": output, "bytes": nbytes, "float_bytes": quantized.nbytes})
+        described = None if quantized.quality is None else quantized.quality.to_dict()
+        show_json({"output": output, "bytes": nbytes, "float_bytes": quantized.nbytes, "quality": described})
     elif not quiet:
         show(f"{output}: {nbytes:,} bytes ({nbytes / quantized.nbytes:.0%} of {quantized.nbytes:,})")
+        show_quality(quantized.quality)
+    hold_against(fail_below, quantized.quality, output)
 
 
 def _check_outputs(model: str, outputs: dict[str, str | None]) -> None:
@@ -144,6 +174,13 @@ def _show(result: Result, output: str, nbytes: int) -> None:
         show(kept)
     if result.plan.notes:
         show(f"{len(result.plan.notes)} activations keep one step for all channels; the plan says why (--plan)")
+    if result.allocation is not None and result.allocation.drop is not None:
+        drop = result.allocation.drop
+        margin = "" if drop.margin is None else f" +- {drop.margin:.3g}"
+        show(
+            f"--max-drop: {drop.name} {drop.before:.4g} -> {drop.after:.4g} (difference "
+            f"{drop.after - drop.before:+.3g}{margin}) on {drop.samples:,} samples that calibrated nothing"
+        )
     share = nbytes / result.net.nbytes
     show(f"{output}: {nbytes:,} bytes ({share:.0%} of {result.net.nbytes:,}) in {result.seconds['total']:.2f} s")
     show_quality(result.quality)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qgraph.assess.metric import MetricLike, load_metric
 from qgraph.assess.verify import verify
 from qgraph.errors import UsageError
 from qgraph.graph.sites import GraphView, choose_layers
@@ -72,6 +73,7 @@ def finetune(
     opset: int | None = None,
     seed: int = 0,
     measure: bool = True,
+    metric: MetricLike | None = None,
     threads: int | None = None,
     resume: str | Path | None = None,
     progress: Progress = SILENT,
@@ -85,7 +87,7 @@ def finetune(
         method: what makes the plan that the training starts from: `lsqplus`, or another method that trains.
         config: settings of the training; what they leave open, the fewest bits choose.
         start: a plan for this model to start from, with its grids; by default they are initialised.
-        format, preprocessing, limit, opset, seed, measure, threads, resume: as in `quantize`.
+        format, preprocessing, limit, opset, seed, measure, metric, threads, resume: as in `quantize`.
         overrides: `weights`, `activations` (4 bits by default), `keep`, ...: the fields of `Recipe`.
 
     Raises:
@@ -95,6 +97,7 @@ def finetune(
     chosen = config or LsqPlusConfig()
     job = Job(seed=seed, threads=threads, resume=resume, progress=progress)
     recipe = _recipe(method, data is not None, **overrides)
+    by = None if metric is None else load_metric(metric)
     with job.stage("load"):
         loaded = load(model)
         net = prepare(loaded, opset=opset)
@@ -109,7 +112,7 @@ def finetune(
                 samples = distilled_samples(loaded, net, job, count=limit or DISTILLED)
         apart = hold_out(samples)
         samples = apart.used
-        trial = Trial.of(loaded, apart, given=data is not None, progress=progress) if measure else None
+        trial = Trial.of(loaded, apart, given=data is not None, metric=by, progress=progress) if measure else None
         calibration = dataclasses.replace(samples, limit=min(samples.count, chosen.calibration))
         with job.stage("observe"):
             observed = observe(net, calibration, threads=threads, progress=progress)

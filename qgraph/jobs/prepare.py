@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from qgraph.assess.evaluate import evaluate
+from qgraph.assess.judge import Judge
+from qgraph.assess.metric import MetricLike, load_metric
 from qgraph.errors import UsageError
 from qgraph.graph.sites import GraphView, choose_layers
 from qgraph.jobs.distil import DISTILLED, distilled_samples
 from qgraph.jobs.trial import Trial
 from qgraph.lowering.lower import lower
+from qgraph.methods.zeroq.allocate import Drop
 from qgraph.methods.zeroq.mixed_precision import Better, Mixer
 from qgraph.observe.material import Material, check_needs
 from qgraph.observe.propagation import known_moments
@@ -30,7 +33,7 @@ from qgraph.plan.recipe import Recipe
 from qgraph.running.job import Job
 from qgraph.samples.dataset import DataLike, Dataset, open_data
 from qgraph.samples.preprocessing import Preprocessing
-from qgraph.samples.split import hold_out
+from qgraph.samples.split import Split, calibrating, hold_out
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,6 +42,8 @@ class Gathered(Material):
 
     loaded: Model
     trial: Trial
+    judging: Dataset | None
+    """Samples that choose among plans and calibrate none, where the task is the budget."""
     source: str
 
     def plan(self) -> QuantPlan:
@@ -64,16 +69,28 @@ class Gathered(Material):
             norms=known_moments(normalise(self.loaded, fold_bn=False)),
             refine=self._at,
             lower=lambda plan: lower(self.net, plan, format=self.format),
-            accuracy=self._accuracy,
+            judge=self._judge(),
+            judging=self.judging,
             on_better=on_better,
             job=self.job,
         )
 
-    def _accuracy(self, model: ir.Model) -> float | None:
-        """Percent of the labels that a model finds; None where it has no class scores."""
-        quantized = Model(ir_model=model, source=self.net.source, nbytes=0)
-        samples = self.need_samples("accuracy is measured on samples")
-        return evaluate(quantized, samples, threads=self.job.threads, progress=self.job.progress).top1
+    def _judge(self) -> Callable[[ir.Model], Drop | None]:
+        """What measures the task of a candidate; it looks at nothing before it is asked."""
+        samples = self.judging or self.need_samples("--max-drop is measured on samples")
+        judge = Judge(
+            reference=self.net,
+            samples=samples,
+            metric=self.trial.metric,
+            threads=self.job.threads,
+            progress=self.job.progress,
+        )
+
+        def dropped(model: ir.Model) -> Drop | None:
+            compared = judge(model)
+            return None if compared is None else Drop(**dataclasses.asdict(compared))
+
+        return dropped
 
 
 def gather(
@@ -87,12 +104,14 @@ def gather(
     limit: int | None = None,
     calibration: str | Path | None = None,
     opset: int | None = None,
+    metric: MetricLike | None = None,
     **overrides: Any,
 ) -> Gathered:
     """Load, distil where there are no data, and observe. Arguments as for `quantize`."""
     job = job or Job()
     measured = calibration is not None and Path(calibration).exists()
     recipe = Recipe.choose(method, data is not None or measured, **overrides)
+    by = None if metric is None else load_metric(metric)
     with job.stage("load"):
         loaded = load(model)
         net = prepare(loaded, opset=opset)
@@ -100,13 +119,13 @@ def gather(
         choose_layers(view, recipe.keep)  # what cannot be done is said before the work begins
         samples = None if data is None else open_data(data, net, preprocessing=preprocessing, limit=limit)
     check_needs(recipe.method, loaded, samples)
-    if recipe.max_drop is not None and (samples is None or samples.labels is None):
-        raise UsageError("--max-drop measures accuracy: pass --data with an array 'labels'")
+    if recipe.max_drop is not None and (samples is None or (by is None and not samples.labelled)):
+        raise UsageError("--max-drop measures accuracy: pass --data with an array 'labels', or a --metric")
     if samples is None and recipe.needs_data and (recipe.mixed or not measured):
         with job.stage("distill"):
             samples = distilled_samples(loaded, net, job, count=DISTILLED)
     apart = None if samples is None else hold_out(samples)
-    samples = None if apart is None else apart.used
+    samples, judging = _parted(apart, recipe)
     with job.stage("observe"):
         observed = _observations(net, recipe, samples, calibration, job)
     return Gathered(
@@ -114,13 +133,21 @@ def gather(
         view=view,
         recipe=recipe,
         samples=samples,
-        trial=Trial.of(loaded, apart, given=data is not None, progress=job.progress),
+        trial=Trial.of(loaded, apart, given=data is not None, metric=by, progress=job.progress),
+        judging=judging,
         observed=observed,
         source=_source(observed, given=data is not None or measured),
         format=format,
         variants=calibration is None,  # a file of statistics decides alone
         job=job,
     )
+
+
+def _parted(apart: Split | None, recipe: Recipe) -> tuple[Dataset | None, Dataset | None]:
+    """Samples to calibrate on, and where the task is the budget those that judge: half of them or more."""
+    if apart is None or recipe.max_drop is None:
+        return None if apart is None else apart.used, None
+    return calibrating(apart.used)
 
 
 def _source(observed: Observations | None, *, given: bool) -> str:

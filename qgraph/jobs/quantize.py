@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qgraph.assess.metric import MetricLike
 from qgraph.assess.verify import verify
 from qgraph.jobs.prepare import Gathered, gather
 from qgraph.jobs.result import Result
@@ -35,6 +36,7 @@ def quantize(
     opset: int | None = None,
     seed: int = 0,
     measure: bool = True,
+    metric: MetricLike | None = None,
     threads: int | None = None,
     resume: str | Path | None = None,
     executor: str = "local",
@@ -58,6 +60,8 @@ def quantize(
         opset: raise the model to this opset first.
         seed: of distilled data.
         measure: run what will be written beside the float model, on samples that took no part: `Result.quality`.
+        metric: what the task is measured by, for the verdict and `max_drop`: a function (outputs, labels) -> number,
+            higher is better, or its name as `module:function`.
         resume: folder for the checkpoints of long stages; what it holds of the same job is continued.
         executor: where independent jobs run, `local` or `dask:ADDRESS`.
         on_better: called with every smaller result that a search for the smallest (`max_drop`) accepts on its way.
@@ -68,7 +72,7 @@ def quantize(
         QGraphError: with a message that says what to do, for anything wrong with model, data or options.
     """
     check_format(format)
-    source: dict[str, Any] = {"preprocessing": preprocessing, "limit": limit, "opset": opset}
+    source: dict[str, Any] = {"preprocessing": preprocessing, "limit": limit, "opset": opset, "metric": metric}
     if method is not None and find(method).trains:
         run = {"seed": seed, "measure": measure, "threads": threads, "resume": resume, "progress": progress}
         return _trained(model, data, method=method, format=format, **source, **run, **overrides)

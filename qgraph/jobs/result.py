@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,11 @@ class Result:
         """The quantized model, as onnx-ir."""
         return lower(self.net, self.plan, format=self.format)
 
+    @property
+    def plan_file(self) -> str:
+        """The plan as JSON, with the quality of what was made of it."""
+        return replace(self.plan, quality=None if self.quality is None else self.quality.to_dict()).to_json()
+
     @cached_property
     def nbytes(self) -> int:
         """Bytes of the file that `save` writes."""
@@ -87,5 +92,11 @@ class Result:
                 for layer in self.layers
             ],
             "kept_float": [{"name": k.name, "why": k.why} for k in self.plan.kept_float],
+            "max_drop": self._drop(),
             "quality": None if self.quality is None else self.quality.to_dict(),
         }
+
+    def _drop(self) -> dict[str, Any] | None:
+        """What the task lost, where it was the budget."""
+        drop = None if self.allocation is None else self.allocation.drop
+        return None if drop is None else asdict(drop)

@@ -220,7 +220,8 @@ class KeptFloat:
 class QuantPlan:
     """What is quantized and how, for the model with digest `model`.
 
-    `fold_bn` says whether BatchNormalization was folded into the layers before the model was looked at.
+    `fold_bn` says whether BatchNormalization was folded into the layers before the model was looked at. `quality` is
+    the verdict on the file that was made of the plan; it decides nothing, and plans that differ in it alone are equal.
     """
 
     model: str
@@ -230,6 +231,7 @@ class QuantPlan:
     kept_float: tuple[KeptFloat, ...] = ()
     notes: tuple[str, ...] = ()
     fold_bn: bool = True
+    quality: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False)
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -261,7 +263,8 @@ class QuantPlan:
 
     def to_json(self) -> str:
         """JSON text that `from_json` reads back to an equal plan (floats by repr)."""
-        text = json.dumps(dataclasses.asdict(self), indent=1)
+        content = {k: v for k, v in dataclasses.asdict(self).items() if k != "quality" or v is not None}
+        text = json.dumps(content, indent=1)
         return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
     @classmethod
@@ -303,6 +306,10 @@ def _decode(kind: Any, raw: Any, where: str) -> Any:
         if not isinstance(raw, list):
             raise PlanError(f"{where} must be a list, not {raw!r}")
         return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(raw))
+    if origin is Mapping:
+        if not isinstance(raw, dict):
+            raise PlanError(f"{where} must be an object, not {raw!r}")
+        return raw
     if origin is Literal:
         if raw not in arguments:
             raise PlanError(f"{where} must be one of {', '.join(map(repr, arguments))}, not {raw!r}")

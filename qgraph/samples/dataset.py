@@ -66,6 +66,11 @@ class Dataset:
         total = sum(length(part) for part in self.parts) if self.rows is None else len(self.rows)
         return total if self.limit is None else min(total, self.limit)
 
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels, of whatever shape."""
+        return self.labels is not None or self.targets is not None
+
     def choose(self, positions: Iterable[int]) -> Dataset:
         """The samples at these positions alone, in ascending order; nothing is copied."""
         chosen = sorted(int(p) for p in positions)
@@ -82,7 +87,8 @@ class Dataset:
                 found.update(
                     np.ascontiguousarray(array).data if array.dtype.kind != "O" else repr(array.tolist()).encode()
                 )
-            found.update(b"" if batch.labels is None else np.ascontiguousarray(batch.labels).data)
+            for labels in (batch.labels, batch.targets):
+                found.update(b"" if labels is None else np.ascontiguousarray(labels).data)
         return found.hexdigest()
 
     def batches(self, size: int = 32) -> Iterator[Batch]:

@@ -11,6 +11,7 @@ from qgraph.samples.dataset import Dataset
 from qgraph.samples.read import length
 
 SHARE, MOST = 8, 64  # one sample of so many is held out, and no more than that
+CALIBRATING = 512  # samples that calibrate, where the others choose
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -35,6 +36,15 @@ def hold_out(samples: Dataset, *, share: int = SHARE, most: int = MOST) -> Split
     held = set(chosen)
     rest = [p for p in range(samples.count) if p not in held]
     return Split(used=samples.choose(rest), held_out=samples.choose(chosen), apart=True)
+
+
+def calibrating(samples: Dataset, *, most: int = CALIBRATING) -> tuple[Dataset, Dataset]:
+    """Half of the samples to calibrate on, at most `most`, and the others to choose by; of few, all for both."""
+    if samples.count < SHARE:
+        return samples, samples
+    chosen = spread(samples.count, min(samples.count // 2, most))
+    held = set(chosen)
+    return samples.choose(chosen), samples.choose(p for p in range(samples.count) if p not in held)
 
 
 def spread(count: int, wanted: int) -> list[int]:

@@ -34,13 +34,31 @@ class GroupConfig:
     keep: int = 4
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drop:
+    """What the task loses: `name` of the figure, of the float model and of the chosen plan, on how many samples.
+
+    With 95 % confidence the difference is known to `margin`; None where that cannot be told.
+    """
+
+    name: str
+    before: float
+    after: float
+    samples: int
+    margin: float | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Allocation:
-    """The frontier of sizes and sensitivities, and the selection that was taken from it."""
+    """The frontier of sizes and sensitivities, and the selection that was taken from it.
+
+    `drop` is what was measured of the selection, where the task was the budget.
+    """
 
     sensitivity: Sensitivity
     frontier: qmath.Frontier
     chosen: qmath.Selection
+    drop: Drop | None = None
 
     @property
     def bits(self) -> dict[str, int]:

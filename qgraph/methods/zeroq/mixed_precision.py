@@ -6,8 +6,10 @@ takes its weight. Sensitivities say what each choice costs, `qgraph.methods.zero
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx_ir as ir
 
@@ -18,6 +20,7 @@ from qgraph.lowering.simulate import simulate
 from qgraph.methods.zeroq.allocate import (
     MEGABYTE,
     Allocation,
+    Drop,
     GroupConfig,
     frontier,
     mix,
@@ -41,7 +44,7 @@ from qgraph.samples.dataset import Dataset
 
 Refine = Callable[[QuantPlan, Recipe], QuantPlan]
 Lower = Callable[[QuantPlan], ir.Model]
-Accuracy = Callable[[ir.Model], float | None]
+Judge = Callable[[ir.Model], Drop | None]
 Better = Callable[[QuantPlan], object]
 
 
@@ -49,9 +52,9 @@ Better = Callable[[QuantPlan], object]
 class Mixer:
     """What choosing bits needs.
 
-    The network, samples to measure on, how the recipe's method makes a plan, and how a plan becomes the model whose
-    accuracy counts; `accuracy` measures that in percent. `norms` is what BatchNormalization says of its outputs;
-    `on_better` gets every plan that a search accepts on its way.
+    The network, samples to measure on, how the recipe's method makes a plan, and how a plan becomes the model that
+    counts; `judge` measures the task of that, on the samples `judging` where there are some. `norms` is what BatchNormalization says of its
+    outputs; `on_better` gets every plan that a search accepts on its way.
     """
 
     net: Model
@@ -59,7 +62,8 @@ class Mixer:
     data: Dataset
     refine: Refine
     lower: Lower
-    accuracy: Accuracy
+    judge: Judge
+    judging: Dataset | None = None
     norms: Mapping[str, Moments] = field(default_factory=dict)
     on_better: Better | None = None
     job: Job = field(default_factory=Job)
@@ -74,8 +78,8 @@ class Mixer:
         with stage("frontier"):
             front = self.frontier(table, menu)
         with stage("choose"):
-            chosen = self.choose(plan, table, front, menu)
-        return mix(plan, menu, chosen), Allocation(sensitivity=table, frontier=front, chosen=chosen)
+            chosen, drop = self.choose(plan, table, front, menu)
+        return mix(plan, menu, chosen), Allocation(sensitivity=table, frontier=front, chosen=chosen, drop=drop)
 
     def menu(self) -> dict[str, list[LayerQuant]]:
         """Every layer's weight at each of the recipe's bits, ascending, as its method quantizes it."""
@@ -107,12 +111,14 @@ class Mixer:
         """Sizes worth taking, by adding up sensitivities or by measuring combinations, as the recipe says."""
         return frontier(table) if self.recipe.search == "frontier" else self._group_search(table, menu)
 
-    def choose(self, plan: QuantPlan, table: Sensitivity, front: qmath.Frontier, menu: Menu) -> qmath.Selection:
-        """The selection that the recipe's budget asks for."""
+    def choose(
+        self, plan: QuantPlan, table: Sensitivity, front: qmath.Frontier, menu: Menu
+    ) -> tuple[qmath.Selection, Drop | None]:
+        """The selection that the recipe's budget asks for, and what it costs the task where that is the budget."""
         budget = self._budget(table)
         if budget is None:
             return self._smallest_within_drop(plan, front, menu, allowed=self.recipe.max_drop or 0.0)
-        return within(front, table, budget)
+        return within(front, table, budget), None
 
     def _budget(self, table: Sensitivity) -> float | None:
         """Bytes of weights; None where accuracy is the budget."""
@@ -149,43 +155,60 @@ class Mixer:
 
     def _smallest_within_drop(
         self, plan: QuantPlan, front: qmath.Frontier, menu: Menu, *, allowed: float
-    ) -> qmath.Selection:
-        """Bisection along the frontier by measured accuracy; what is accepted goes to `on_better`."""
-        floats = self._accuracy(self.net.ir_model)
-        dropped: list[float] = []
+    ) -> tuple[qmath.Selection, Drop]:
+        """Bisection along the frontier by measuring the task; what is accepted goes to `on_better`."""
+        floats = self._judged(self.net.ir_model)
+        tried: dict[tuple[int, ...], Drop] = {}
         with open_store(
-            self.job.resume, "max-drop", plan=plan.to_json(), choices=menu, samples=self.data, accuracy=floats
+            self.job.resume,
+            "max-drop",
+            plan=plan.to_json(),
+            choices=menu,
+            samples=self.data,
+            judging=self.judging,
+            floats=floats,
         ) as store:
 
             def accept(point: qmath.Selection) -> bool:
                 mixed = mix(plan, menu, point)
-                top1 = _once(store, point.choices, lambda: self._accuracy(self.lower(mixed)))
-                dropped.append(floats - top1)
-                if dropped[-1] <= allowed and self.on_better is not None:
+                after, margin = _once(store, point.choices, lambda: self._after(mixed))
+                drop = dataclasses.replace(floats, after=float(after), margin=margin)
+                tried[tuple(point.choices)] = drop
+                accepted = drop.before - drop.after <= allowed
+                if accepted and self.on_better is not None:
                     self.on_better(mixed)
-                return dropped[-1] <= allowed
+                return accepted
 
             chosen = smallest_accepted(front, accept)
         if chosen is None:
+            first = next(iter(tried.values()))
             raise ModelError(
-                f"even the largest weights that the allowed bits give lose {dropped[0]:.2f} points of {floats:.2f} %, "
-                f"more than --max-drop {allowed:g}: allow more, or more bits with --bits or --activations"
+                f"even the largest weights that the allowed bits give lose {first.before - first.after:.2f} of "
+                f"{first.before:.2f} ({first.name}, on {first.samples} samples), more than --max-drop {allowed:g}: "
+                f"allow more, or more bits with --bits or --activations"
             )
-        return chosen
+        return chosen, tried[tuple(chosen.choices)]
 
-    def _accuracy(self, model: ir.Model) -> float:
-        top1 = self.accuracy(model)
-        if top1 is None:
-            raise ModelError(f"{self.net.source} has no output with one score per class: --max-drop cannot be measured")
-        return top1
+    def _after(self, plan: QuantPlan) -> tuple[float, float | None]:
+        drop = self._judged(self.lower(plan))
+        return drop.after, drop.margin
+
+    def _judged(self, model: ir.Model) -> Drop:
+        drop = self.judge(model)
+        if drop is None:
+            raise ModelError(
+                f"{self.net.source} has no output with one score per class: --max-drop cannot be measured without a "
+                f"--metric"
+            )
+        return drop
 
 
-def _once(store: Store, choices: Sequence[int], measure: Callable[[], float]) -> float:
+def _once(store: Store, choices: Sequence[int], measure: Callable[[], Any]) -> Any:
     """What is measured of some choices, if it is not in the store."""
     key = ",".join(map(str, choices))
     kept = store.get(key)
     if kept is not None:
-        return float(kept.content)
+        return kept.content
     measured = measure()
     store.put(key, measured)
     return measured

@@ -170,6 +170,7 @@ def test_json_follows_the_contract(w4a8):
         "seconds",
         "layers",
         "kept_float",
+        "max_drop",
         "quality",
     }
     assert content["data"] == "calibration"
