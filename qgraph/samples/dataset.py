@@ -88,7 +88,7 @@ class Dataset:
                     np.ascontiguousarray(array).data if array.dtype.kind != "O" else repr(array.tolist()).encode()
                 )
             for labels in (batch.labels, batch.targets):
-                found.update(b"" if labels is None else np.ascontiguousarray(labels).data)
+                found.update(b"" if labels is None else labels.tobytes())
         return found.hexdigest()
 
     def batches(self, size: int = 32) -> Iterator[Batch]:

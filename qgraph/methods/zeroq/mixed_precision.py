@@ -53,8 +53,8 @@ class Mixer:
     """What choosing bits needs.
 
     The network, samples to measure on, how the recipe's method makes a plan, and how a plan becomes the model that
-    counts; `judge` measures the task of that, on the samples `judging` where there are some. `norms` is what BatchNormalization says of its
-    outputs; `on_better` gets every plan that a search accepts on its way.
+    counts; `judge` measures the task of that, on the samples `judging` where there are some. `norms` is what
+    BatchNormalization says of its outputs; `on_better` gets every plan that a search accepts on its way.
     """
 
     net: Model
