@@ -129,9 +129,9 @@ def _torch(trained: Trained, batch: dict[str, Any]) -> Callable[[], dict[str, An
         values: dict[str, Any] = {**fed, **none, **leaves}
         for name, grid in trained.weights.items():
             weight, scale = leaves[f"weight:{name}"], leaves[f"weight_scale:{name}"]
-            zero = torch.zeros_like(scale)
+            zero, quant = torch.zeros_like(scale), grid.quant
             values[f"weight:{name}"] = torch._fake_quantize_learnable_per_channel_affine(
-                weight, scale, zero, grid.axis or 0, int(grid.qmin[0]), int(grid.qmax[0]), 1.0
+                weight, scale, zero, quant.granularity.axis or 0, quant.qmin, quant.qmax, 1.0
             )
         values |= {f"zero_point:{key}": zero for key, zero in zeros.items()}
         logits = net(values)["logits"]

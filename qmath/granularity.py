@@ -36,6 +36,11 @@ class Granularity:
             return "per tensor"
         return f"per {'channel' if self.group is None else f'group of {self.group}'} along axis {self.axis}"
 
+    @property
+    def per_channel(self) -> bool:
+        """Whether slices along an axis share a parameter, and nothing more or less."""
+        return self.axis is not None and self.group is None
+
     def parameter_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the parameters of a tensor: of the same rank, 1 along the axes that share them."""
         if self.axis is None:

@@ -392,7 +392,7 @@ def test_roundings(wrong):
 @pytest.mark.parametrize(
     ("words", "changes"),
     [
-        ("this version reads schema", {"schema": 2}),
+        ("this version reads schema", {"schema": 3}),
         ("must be an object", {"layers": [1]}),
         ("must be a list", {"layers": 1}),
         ("must be of type", {"recipe": 1}),

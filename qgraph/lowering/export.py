@@ -53,10 +53,21 @@ def export(model: Model, plan: QuantPlan, *, packed: bool = True) -> ir.Model:
     """
     view = GraphView(model)
     plan.check_model(model.digest, model.source)
+    _check_groups(plan)
     _check_factors(plan, view)
     net = put_in_place(model, plan, lambda graph: _QdqEmitter(graph, producers(plan, view), packed=packed))
     compact(net, known=[*view.values, *(str(node.name) for node in model.graph)])
     return net
+
+
+def _check_groups(plan: QuantPlan) -> None:
+    """Raise `PlanError` where groups share a scale."""
+    for quant in plan.layers:
+        if quant.weight.granularity.group is not None:
+            raise PlanError(
+                f"layer '{quant.name}' has a scale {quant.weight.granularity}, which deployable files do not hold yet: "
+                f"give it a scale per channel, or pass --format float to simulate it"
+            )
 
 
 def _check_factors(plan: QuantPlan, view: GraphView) -> None:
@@ -116,7 +127,9 @@ class _QdqEmitter:
             zero = np.zeros(scale.shape, np.int8) if shifted else np.broadcast_to(points, scale.shape)
             shape = scale.shape if per_channel else ()
             inputs = [self._constant(f"{stem}.s", scale.reshape(shape)), self._shared(zero.reshape(shape))]
-            return self._op("DequantizeLinear", integers, *inputs, **({"axis": grid.axis} if per_channel else {}))
+            return self._op(
+                "DequantizeLinear", integers, *inputs, **({"axis": grid.granularity.axis} if per_channel else {})
+            )
         return self._float_weight(stem, integers, scale, grid, weight.ndim)
 
     def _scale(self, layer: Layer, grid: WeightQuant) -> NDArray[np.float32]:
@@ -242,7 +255,7 @@ class _QdqEmitter:
     def _float_weight(
         self, stem: str, integers: ir.Value, factor: NDArray[np.float32], grid: WeightQuant, rank: int
     ) -> ir.Value:
-        shape = [-1 if i == grid.axis else 1 for i in range(rank)] if len(grid.scale) > 1 else []
+        shape = [-1 if i == grid.granularity.axis else 1 for i in range(rank)] if len(grid.scale) > 1 else []
         real = self._op("Cast", integers, to=ir.DataType.FLOAT)
         if not grid.symmetric:
             zero = np.asarray(grid.zero_point, np.float32).reshape(shape)
@@ -254,7 +267,7 @@ class _QdqEmitter:
         """Codes times `finer`, less their zero points where `shifted`; channels of one width are packed together, then
         gathered back into their order.
         """
-        axis, widths = grid.axis or 0, np.asarray(grid.channel_bits)
+        axis, widths = grid.granularity.axis or 0, np.asarray(grid.channel_bits)
         zero = np.asarray(grid.zero_point, np.int8) if shifted else np.zeros(1, np.int8)
         zero = grid.granularity.lay(zero, codes.shape) if zero.size > 1 else zero
         if not grid.channel_bits:

@@ -75,7 +75,7 @@ def _grid(quant: WeightQuant, scale: ArrayLike, shape: tuple[int, ...]) -> qmath
 
 def _check_fit(sizes: Sequence[int], granularity: qmath.Granularity, shape: tuple[int, ...]) -> None:
     """Raise `PlanError` unless there is one of each parameter, or as many as a weight of this shape has."""
-    fits = granularity.axis is None or granularity.axis < len(shape)
+    fits = granularity.axis is None or 0 <= granularity.axis < len(shape)
     if not fits or not set(sizes) <= {1, granularity.count(shape)}:
         raise PlanError(
             f"a grid with {max(sizes)} scales {granularity} does not fit a weight of shape {list(shape)}: the plan was "
@@ -83,12 +83,13 @@ def _check_fit(sizes: Sequence[int], granularity: qmath.Granularity, shape: tupl
         )
 
 
-def channel_blocks(array: NDArray[Any], axis: int | None) -> Iterator[NDArray[Any]]:
-    """The channels along `axis` some at a time, as views; the array itself without one."""
-    if axis is None:
-        return iter([array])
-    moved = np.moveaxis(array, axis, 0)
-    return (np.moveaxis(moved[rows], 0, axis) for rows in _blocks(moved.shape))
+def row_blocks(array: NDArray[Any], granularity: qmath.Granularity) -> Iterator[NDArray[Any]]:
+    """The rows of a weight (`qmath.Granularity.rows`), one for each scale, some at a time."""
+    if granularity.per_channel:
+        moved = np.moveaxis(array, granularity.axis or 0, 0)
+        return (moved[some].reshape(len(moved[some]), -1) for some in _blocks(moved.shape))
+    rows = granularity.rows(array)
+    return (rows[some] for some in _blocks(rows.shape))
 
 
 def dequantization_scale(quant: WeightQuant) -> NDArray[np.float32]:

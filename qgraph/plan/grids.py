@@ -13,7 +13,7 @@ from qgraph.graph.layers import Layer
 from qgraph.graph.sites import ActivationSite, GraphView, choose_layers
 from qgraph.graph.tensors import root
 from qgraph.plan import codes as weights
-from qgraph.plan.plan import MAX_BITS, ActivationQuant, KeptFloat, LayerQuant, QuantPlan, WeightQuant
+from qgraph.plan.plan import MAX_BITS, PER_TENSOR, ActivationQuant, KeptFloat, LayerQuant, QuantPlan, WeightQuant
 from qgraph.plan.recipe import Recipe
 from qgraph.plan.saturation import without_saturation
 
@@ -72,11 +72,10 @@ def _unfolded(view: GraphView) -> list[KeptFloat]:
 
 def _layer_grid(layer: Layer, recipe: Recipe, view: GraphView) -> LayerQuant:
     weight = layer.weight_array()
-    axis = layer.scale_axis if recipe.per_channel else None
-    over = tuple(i for i in range(weight.ndim) if i != axis)
-    low, high = weight.min(axis=over), weight.max(axis=over)
+    granularity = qmath.Granularity(axis=layer.scale_axis if recipe.per_channel else None)
+    low, high = (granularity.reduce(end, weight) for end in (np.minimum, np.maximum))
     bits = recipe.bits_of(layer, view.edge_layers)
-    grid = weight_grid(low, high, bits=bits, axis=axis, symmetric=recipe.symmetric_at(bits))
+    grid = weight_grid(low, high, bits=bits, granularity=granularity, symmetric=recipe.symmetric_at(bits))
     return LayerQuant(name=layer.name, op=layer.op, weight=grid)
 
 
@@ -85,17 +84,19 @@ def weight_grid(
     high: NDArray[np.floating],
     *,
     bits: int,
-    axis: int | None,
+    granularity: qmath.Granularity = PER_TENSOR,
     symmetric: bool,
     channel_bits: tuple[int, ...] = (),
 ) -> WeightQuant:
-    """The signed grid that spans low..high per channel: symmetric about 0, or with an integer zero point."""
+    """The signed grid that spans low..high, one of each for what shares a scale: symmetric about 0, or with an integer
+    zero point.
+    """
     low, high = (np.atleast_1d(np.asarray(v, np.float64)) for v in (low, high))
     half = 2.0 ** (np.asarray(channel_bits or bits) - 1)
     if symmetric:
         limit = np.maximum(np.abs(low), np.abs(high))
         scale = _positive(limit / (half - 1))
-        return WeightQuant(bits=bits, scale=_floats(scale), axis=axis, channel_bits=channel_bits)
+        return WeightQuant(bits=bits, scale=_floats(scale), granularity=granularity, channel_bits=channel_bits)
     low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
     scale = _positive((high - low) / (2 * half - 1))
     zero = np.clip(np.rint(-half - low / scale), -half, half - 1)
@@ -103,7 +104,7 @@ def weight_grid(
         bits=bits,
         scale=_floats(scale),
         zero_point=tuple(int(z) for z in zero),
-        axis=axis,
+        granularity=granularity,
         symmetric=False,
         channel_bits=channel_bits,
     )
@@ -144,22 +145,22 @@ def _floats(scale: NDArray[np.float64]) -> tuple[float, ...]:
 def weight_ends(
     weight: NDArray[np.floating], grid: WeightQuant, method: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both ends of every channel's range at its own width, or of the tensor's, on a grid of this shape."""
+    """Both ends of the range of what shares a scale, channels at their own widths, on a grid of this shape."""
 
-    def choose(values: NDArray[np.floating], bits: int, axis: int | None) -> tuple[Any, Any]:
+    def choose(rows: NDArray[np.floating], bits: int) -> tuple[Any, Any]:
         how = method if bits < MAX_BITS else "max"
         if not grid.symmetric:
-            return qmath.weight_range(values, bits=bits, method=how, axis=axis)
-        limit = qmath.weight_clip(values, bits=bits, method=how, axis=axis)
+            return qmath.weight_range(rows, bits=bits, method=how, axis=0)
+        limit = qmath.weight_clip(rows, bits=bits, method=how, axis=0)
         return -limit, limit
 
     if not grid.channel_bits:
-        parts = [choose(part, grid.bits, grid.axis) for part in weights.channel_blocks(weight, grid.axis)]
-        low, high = (np.concatenate([np.atleast_1d(end) for end in ends]) for ends in zip(*parts, strict=True))
+        parts = [choose(rows, grid.bits) for rows in weights.row_blocks(weight, grid.granularity)]
+        low, high = (np.concatenate(ends) for ends in zip(*parts, strict=True))
         return low, high
-    rows, widths = np.moveaxis(weight, grid.axis or 0, 0), np.asarray(grid.channel_bits)
+    rows, widths = grid.granularity.rows(weight), np.asarray(grid.channel_bits)
     low, high = np.empty(len(rows)), np.empty(len(rows))
     for bits in sorted(set(grid.channel_bits)):
         alike = widths == bits
-        low[alike], high[alike] = choose(rows[alike], bits, 0)
+        low[alike], high[alike] = choose(rows[alike], bits)
     return low, high

@@ -24,8 +24,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import qmath
 from qgraph.errors import PlanError
 
-SCHEMA = 1
+SCHEMA = 2
 MIN_BITS, MAX_BITS = 2, 8
+PER_TENSOR = qmath.Granularity()
 MAX_SHIFTED_BITS = 7  # of weights whose code - zero_point fits into int8
 _ROLES = ("tensor", "operand")
 _NUMBERS = re.compile(r"\[\n([-+.\deE,\s]*)\]")  # a list of numbers goes on one line
@@ -56,8 +57,10 @@ class Rounding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightQuant:
-    """The grid of a weight: value = gain * scale * (code - zero_point) / input_scale, per channel along `axis` or for
-    the whole tensor.
+    """The grid of a weight: value = gain * scale * (code - zero_point) / input_scale.
+
+    `granularity` says what shares a scale: the tensor, each channel along an axis, or each group of neighbours along
+    one. `scale`, `zero_point` and `gain` have one number for all, or one for each in the order of `qmath.Granularity`.
 
     Codes are those of round(w / scale) + zero_point, half to even, clamped to the signed range of `bits`, without its
     lowest code when `symmetric`. `gain` rescales after rounding (the norm correction of ACIQ, Eq. 12). A symmetric grid
@@ -72,7 +75,7 @@ class WeightQuant:
     scale: tuple[float, ...]
     zero_point: tuple[int, ...] = (0,)
     gain: tuple[float, ...] = (1.0,)
-    axis: int | None = None
+    granularity: qmath.Granularity = PER_TENSOR
     symmetric: bool = True
     rounding: Rounding | None = None
     channel_bits: tuple[int, ...] = ()
@@ -89,20 +92,17 @@ class WeightQuant:
             raise PlanError("a weight grid with a rounding has one width for all channels")
         if self.symmetric and any(self.zero_point):
             raise PlanError("a symmetric weight grid has zero_point 0")
-        if self.axis is None and len(self.scale) != 1:
+        if self.granularity.axis is None and len(self.scale) != 1:
             raise PlanError(f"a weight grid without axis has one scale, not {len(self.scale)}")
         for bits in self.channel_bits:
             _check_bits(bits)
+        if self.channel_bits and self.granularity.group is not None:
+            raise PlanError(f"channel_bits are the widths of channels: a grid {self.granularity} has one width")
         if self.channel_bits and len(self.channel_bits) != len(self.scale):
             raise PlanError(f"{len(self.channel_bits)} channel_bits need as many scales, not {len(self.scale)}")
         for zero_point, (low, high) in zip(self.zero_point, itertools.cycle(self.limits), strict=False):
             if not low <= zero_point <= high:
                 raise PlanError(f"zero points of a weight must lie in {low}..{high}, not {zero_point}")
-
-    @property
-    def granularity(self) -> qmath.Granularity:
-        """What shares a scale."""
-        return qmath.Granularity(axis=self.axis)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -236,7 +236,7 @@ class QuantPlan:
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
-            raise PlanError(f"plan schema {self.schema} is not known; this version reads schema {SCHEMA}")
+            raise PlanError(f"plan schema {self.schema} is not known; this version reads schema 1 and {SCHEMA}")
         _check_unique("layer", [layer.name for layer in self.layers])
         _check_unique("activation", [f"{a.tensor} ({a.role})" for a in self.activations])
 
@@ -269,13 +269,16 @@ class QuantPlan:
 
     @classmethod
     def from_json(cls, text: str, *, source: str = "the plan") -> QuantPlan:
-        """Raises `PlanError` for anything that is not a plan, naming the field."""
+        """The plan that a text of this schema or an earlier one holds.
+
+        Raises `PlanError` for anything that is not a plan, naming the field.
+        """
         try:
             raw = json.loads(text)
         except json.JSONDecodeError as error:
             raise PlanError(f"{source} is not JSON: line {error.lineno}: {error.msg}") from None
         try:
-            plan = _decode(cls, raw, "plan")
+            plan = _decode(cls, _of_this_schema(raw), "plan")
         except PlanError as error:
             raise PlanError(f"{source}: {error}") from None
         return typing.cast(QuantPlan, plan)
@@ -295,6 +298,17 @@ class QuantPlan:
                 f"the plan was made for another model: it names {self.model[:12]}..., {source} is {digest[:12]}...; "
                 f"make a plan for this model with qgraph quantize --plan"
             )
+
+
+def _of_this_schema(raw: Any) -> Any:
+    """Parsed JSON as this schema has it. In schema 1 the grid of a weight had an `axis`, and no groups."""
+    if not isinstance(raw, dict) or raw.get("schema", 1) != 1 or not isinstance(raw.get("layers", []), list):
+        return raw
+    for layer in raw.get("layers", []):
+        weight = layer.get("weight") if isinstance(layer, dict) else None
+        if isinstance(weight, dict) and "axis" in weight:
+            weight["granularity"] = {"axis": weight.pop("axis")}
+    return raw | {"schema": SCHEMA}
 
 
 def _decode(kind: Any, raw: Any, where: str) -> Any:
@@ -337,7 +351,11 @@ def _decode_dataclass(kind: type, raw: Any, where: str) -> Any:
     missing = sorted(needed - set(raw))
     if missing:
         raise PlanError(f"{where} lacks the field '{missing[0]}'")
-    return kind(**{name: _decode(hints[name], value, f"{where}.{name}") for name, value in raw.items()})
+    values = {name: _decode(hints[name], value, f"{where}.{name}") for name, value in raw.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise PlanError(f"{where} is impossible: {error}") from None
 
 
 def _check_unique(kind: str, names: list[str]) -> None:

@@ -38,7 +38,9 @@ def without_saturation(plan: QuantPlan, view: GraphView) -> QuantPlan:
     def widen(quant: LayerQuant) -> LayerQuant:
         layer = view.by_name[quant.name]
         operand = grids.get(root_name(layer))
-        if operand is None or not (pairs_products(layer) or has_zero_points(quant.weight)):
+        if operand is None or quant.weight.granularity.group is not None:  # no kernel adds up integers of groups
+            return quant
+        if not (pairs_products(layer) or has_zero_points(quant.weight)):
             return quant
         return dataclasses.replace(quant, weight=_widened(layer, quant.weight, operand))
 

@@ -53,7 +53,7 @@ def allocate_weights(plan: QuantPlan, view: GraphView) -> QuantPlan:
     def allocate(layer: LayerQuant) -> LayerQuant:
         grid = layer.weight
         widest = MAX_BITS if grid.symmetric else MAX_SHIFTED_BITS
-        if grid.axis is None or grid.bits >= widest:
+        if not grid.granularity.per_channel or grid.bits >= widest:
             return layer
         low, high = _channel_ends(view.by_name[layer.name], grid)
         if not (high - low).any():
@@ -169,7 +169,12 @@ def _spanned(
     grid: WeightQuant, low: NDArray[np.float64], high: NDArray[np.float64], channel_bits: tuple[int, ...]
 ) -> WeightQuant:
     spanned = weight_grid(
-        low, high, bits=grid.bits, axis=grid.axis, symmetric=grid.symmetric, channel_bits=channel_bits
+        low,
+        high,
+        bits=grid.bits,
+        granularity=grid.granularity,
+        symmetric=grid.symmetric,
+        channel_bits=channel_bits,
     )
     return dataclasses.replace(spanned, input_scale=grid.input_scale)
 
@@ -200,6 +205,6 @@ def _obstacle(value: ir.Value, grid: ActivationQuant, readers: list[Layer], plan
         or fused_output(source.outputs[0]) is not value
     ):
         return "no quantized convolution writes it"
-    if quantized[name].axis != 0:
+    if quantized[name].granularity != qmath.Granularity(axis=0):
         return "the weights before it have no scale per channel"
     return ""

@@ -156,7 +156,12 @@ def clip_weights(plan: QuantPlan, view: GraphView, *, method: str) -> QuantPlan:
         weight = weights.scaled(view.by_name[layer.name].weight_array(), grid)
         low, high = weight_ends(weight, grid, method)
         clipped = weight_grid(
-            low, high, bits=grid.bits, axis=grid.axis, symmetric=grid.symmetric, channel_bits=grid.channel_bits
+            low,
+            high,
+            bits=grid.bits,
+            granularity=grid.granularity,
+            symmetric=grid.symmetric,
+            channel_bits=grid.channel_bits,
         )
         return dataclasses.replace(layer, weight=dataclasses.replace(clipped, input_scale=grid.input_scale))
 

@@ -44,9 +44,8 @@ def correct_norm(plan: QuantPlan, view: GraphView) -> QuantPlan:
         weight = view.by_name[layer.name].weight_array()
         grid = dataclasses.replace(layer.weight, gain=(1.0,))
         rounded = weights.quantized(weight, grid)
-        pairs = zip(*(weights.channel_blocks(array, grid.axis) for array in (weight, rounded)), strict=True)
-        parts = [qmath.bias_correction(before, after, axis=grid.axis).gain for before, after in pairs]
-        gain = np.concatenate([np.atleast_1d(part) for part in parts])
+        pairs = zip(*(weights.row_blocks(array, grid.granularity) for array in (weight, rounded)), strict=True)
+        gain = np.concatenate([qmath.bias_correction(before, after, axis=0).gain for before, after in pairs])
         gain = np.where(gain > 0, gain, 1.0)
         return dataclasses.replace(layer, weight=dataclasses.replace(grid, gain=tuple(float(g) for g in gain)))
 

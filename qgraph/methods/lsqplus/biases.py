@@ -35,7 +35,7 @@ def settle_biases(net: Model, plan: QuantPlan) -> tuple[Model, QuantPlan]:
     for quant in plan.layers:
         layer = view.by_name[quant.name]
         bias, operand = constant(layer.bias), grids.get(root_name(layer))
-        if bias is None or operand is None:
+        if bias is None or operand is None or quant.weight.granularity.group is not None:
             continue
         unit = weights.accumulator_scale(quant.weight, operand).astype(np.float64)
         if unit.size in (1, bias.size):

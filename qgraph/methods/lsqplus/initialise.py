@@ -37,19 +37,16 @@ def _layer(quant: LayerQuant, view: GraphView, config: LsqPlusConfig) -> LayerQu
     grid = quant.weight
     if grid.bits == MAX_BITS:
         return quant
-    weight = view.by_name[quant.name].weight_array().astype(np.float64)
-    axes = tuple(a for a in range(weight.ndim) if a != grid.axis)
-    weight = np.where(np.abs(weight).max(axis=axes, keepdims=True) > 0, weight, 1.0)  # any scale serves zeros
+    rows = grid.granularity.rows(view.by_name[quant.name].weight_array().astype(np.float64))
+    rows = np.where(np.abs(rows).max(axis=1, keepdims=True) > 0, rows, 1.0)  # any scale serves zeros
     scale: NDArray[np.float64]
     if config.initialisation == "minmax":
-        scale, _ = qmath.minmax_parameters(
-            weight.min(axis=axes), weight.max(axis=axes), bits=grid.bits, configuration=2
-        )
+        scale, _ = qmath.minmax_parameters(rows.min(axis=1), rows.max(axis=1), bits=grid.bits, configuration=2)
     elif config.initialisation == "lsq":
-        scale = qmath.lsq_scale(weight, bits=grid.bits, configuration=2, axis=grid.axis)
+        scale = qmath.lsq_scale(rows, bits=grid.bits, configuration=2, axis=0)
     else:
-        scale = qmath.lsqplus_weight_scale(weight, bits=grid.bits, axis=grid.axis)
-    scales = tuple(float(s) for s in np.atleast_1d(scale).astype(np.float32))
+        scale = qmath.lsqplus_weight_scale(rows, bits=grid.bits, axis=0)
+    scales = tuple(float(s) for s in scale.astype(np.float32))
     fresh = dataclasses.replace(grid, scale=scales, zero_point=(0,), gain=(1.0,), symmetric=False)
     return dataclasses.replace(quant, weight=fresh, bias_shift=())
 

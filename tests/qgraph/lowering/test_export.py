@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnx_ir.passes.common import ShapeInferencePass
 
+import qmath
 from qgraph.assess.bits_in_file import bits_in_file
 from qgraph.assess.fused import inspect_fused
 from qgraph.errors import PlanError
@@ -47,7 +48,9 @@ def full_range_plan(net, feeds, *, bits=8, activation_bits=8, per_channel=True, 
         weight = layer.weight_array()
         axis = layer.scale_axis if per_channel else None
         over = tuple(i for i in range(weight.ndim) if i != axis)
-        grid = weight_grid(weight.min(over), weight.max(over), bits=bits, axis=axis, symmetric=symmetric)
+        grid = weight_grid(
+            weight.min(over), weight.max(over), bits=bits, granularity=qmath.Granularity(axis=axis), symmetric=symmetric
+        )
         channels = weight.shape[layer.output_axis] * (layer.groups if layer.op == "ConvTranspose" else 1)
         amount = tuple(np.linspace(-0.5, 0.5, channels).astype(np.float32).tolist()) if shift else ()
         layers.append(LayerQuant(name=layer.name, op=layer.op, weight=grid, bias_shift=amount))
@@ -251,11 +254,12 @@ def test_channels_of_different_widths(model_from_text, kind, activation_bits, sy
     net, feeds = one_layer(model_from_text, kind)
     plan = full_range_plan(net, feeds, bits=4, activation_bits=activation_bits)
     layer, weight = plan.layers[0], GraphView(net).layers[0].weight_array()
-    axis = layer.weight.axis
+    granularity = layer.weight.granularity
+    axis = granularity.axis
     widths = tuple([5, 2, 8 if symmetric else 7, 4, 5, 3][: weight.shape[axis]])
     over = tuple(i for i in range(weight.ndim) if i != axis)
     low, high = weight.min(over), weight.max(over)
-    grid = weight_grid(low, high, bits=4, axis=axis, symmetric=symmetric, channel_bits=widths)
+    grid = weight_grid(low, high, bits=4, granularity=granularity, symmetric=symmetric, channel_bits=widths)
     mixed = plan.map_layers(lambda quant: dataclasses.replace(quant, weight=grid))
     mixed = without_saturation(mixed, GraphView(net))
     codes = np.moveaxis(weights.codes(weight, grid), axis, 0).reshape(weight.shape[axis], -1)

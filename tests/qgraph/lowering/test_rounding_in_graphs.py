@@ -81,7 +81,9 @@ def test_a_subdivision_moves_thresholds_by_half_of_its_step_at_most():
 def test_weights_round_along_their_channels():
     w = np.random.default_rng(2).normal(size=(4, 3, 3, 3)).astype(np.float32)
     scale = (0.5, 0.25, 1.0, 0.125)
-    grid = WeightQuant(bits=4, scale=scale, axis=0, rounding=Rounding(gamma_n=-0.8, gamma_s=0.25))
+    grid = WeightQuant(
+        bits=4, scale=scale, granularity=qmath.Granularity(axis=0), rounding=Rounding(gamma_n=-0.8, gamma_s=0.25)
+    )
     table = qmath.rounding_table(-0.8, 0.25, bits=4)
     for channel, step in enumerate(scale):
         np.testing.assert_array_equal(weights.codes(w, grid)[channel], table.quantize(w[channel], step))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from qgraph.errors import PlanError
 from qgraph.plan.plan import ActivationQuant, KeptFloat, LayerQuant, QuantPlan, WeightQuant
+from qmath import Granularity
 
 scales = st.floats(min_value=1e-30, max_value=1e30, allow_nan=False, allow_infinity=False)
 bits = st.integers(2, 8)
@@ -39,7 +40,7 @@ def layers(draw):
         bits=draw(bits),
         scale=tuple(draw(st.lists(scales, min_size=count, max_size=count))),
         gain=tuple(draw(st.lists(scales, min_size=count, max_size=count))),
-        axis=0,
+        granularity=Granularity(axis=0),
         channel_bits=tuple(draw(st.lists(bits, min_size=count, max_size=count))) if draw(st.booleans()) else (),
         input_scale=tuple(draw(st.lists(scales, max_size=3))),
     )
@@ -82,7 +83,7 @@ def edited(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.update(schema=2), "schema 2 is not known"),
+        (lambda r: r.update(schema=3), "schema 3 is not known; this version reads schema 1 and 2"),
         (lambda r: r.update(colour="red"), "unknown field 'colour'"),
         (lambda r: r.pop("model"), "lacks the field 'model'"),
         (lambda r: r["layers"][0].update(name=3), r"layers\[0\]\.name must be of type str"),
@@ -128,7 +129,7 @@ def test_grid_limits():
     assert (symmetric.qmin, symmetric.qmax) == (-7, 7)
     asymmetric = WeightQuant(bits=4, scale=(1.0,), symmetric=False, zero_point=(-3,))
     assert (asymmetric.qmin, asymmetric.qmax) == (-8, 7)
-    mixed = WeightQuant(bits=4, scale=(1.0, 1.0), axis=0, channel_bits=(3, 5))
+    mixed = WeightQuant(bits=4, scale=(1.0, 1.0), granularity=Granularity(axis=0), channel_bits=(3, 5))
     assert mixed.limits == ((-3, 3), (-15, 15))
     assert (mixed.qmin, mixed.qmax) == (-15, 15)
     activation = ActivationQuant(tensor="x", bits=4, scale=0.5, zero_point=2)

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+import qmath
 from qgraph.graph.sites import GraphView
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
@@ -28,7 +29,13 @@ def planned(model_from_text, text, weight, *, bits=8, symmetric=True, activation
     view = GraphView(net)
     (layer,) = view.layers
     over = tuple(i for i in range(weight.ndim) if i != layer.scale_axis)
-    grid = weight_grid(weight.min(over), weight.max(over), bits=bits, axis=layer.scale_axis, symmetric=symmetric)
+    grid = weight_grid(
+        weight.min(over),
+        weight.max(over),
+        bits=bits,
+        granularity=qmath.Granularity(axis=layer.scale_axis),
+        symmetric=symmetric,
+    )
     plan = QuantPlan(
         model=net.digest,
         recipe="test",

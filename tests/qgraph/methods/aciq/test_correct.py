@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import qgraph
+import qmath
 from qgraph.cli import main
 from qgraph.errors import UsageError
 from qgraph.graph.sites import GraphView
@@ -50,7 +51,9 @@ def three_bits(model_from_text, kind):
     (layer,) = GraphView(net).layers
     weight = layer.weight_array()
     over = tuple(i for i in range(weight.ndim) if i != layer.scale_axis)
-    grid = weight_grid(weight.min(over), weight.max(over), bits=3, axis=layer.scale_axis, symmetric=True)
+    grid = weight_grid(
+        weight.min(over), weight.max(over), bits=3, granularity=qmath.Granularity(axis=layer.scale_axis), symmetric=True
+    )
     quant = LayerQuant(name=layer.name, op=layer.op, weight=grid)
     x = np.zeros([2, *map(int, dims.split(",")[1:])], np.float32)
     axis = layer.input_axis % x.ndim
@@ -111,7 +114,7 @@ def test_every_channel_has_its_norm_back(model_from_text, kind):
     (quant,) = correct_norm(plan, view).layers
     weight = view.layers[0].weight_array()
     rounded = weights.quantized(weight, quant.weight)
-    over = tuple(i for i in range(weight.ndim) if i != quant.weight.axis)
+    over = tuple(i for i in range(weight.ndim) if i != quant.weight.granularity.axis)
 
     def spread(w):
         return np.sqrt(((w - w.mean(over, keepdims=True)) ** 2).sum(over))

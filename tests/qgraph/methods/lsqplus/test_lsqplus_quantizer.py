@@ -103,7 +103,9 @@ def test_weight_grid_has_the_gradients_of_the_paper(bits: int, axis: int | None)
     w, g = rng.normal(size=SHAPE).astype(np.float32), rng.normal(size=SHAPE).astype(np.float32)
     size = 1 if axis is None else SHAPE[axis]
     scale = rng.uniform(0.5, 1.5, size).astype(np.float32) * np.float32(3.0 / 2**bits)
-    plan = WeightQuant(bits=bits, scale=tuple(map(float, scale)), axis=axis, symmetric=False)
+    plan = WeightQuant(
+        bits=bits, scale=tuple(map(float, scale)), granularity=qmath.Granularity(axis=axis), symmetric=False
+    )
     grid = WeightGrid(quant=plan)
     given = scale[0] if axis is None else scale
     expected = qmath.lsq_gradients(g, w, given, bits=bits, configuration=2, axis=axis)
