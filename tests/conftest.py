@@ -53,7 +53,7 @@ def digits_test() -> Path:
 def cluster() -> Iterator[str]:
     """`dask:ADDRESS` of a cluster of two processes, each of one thread."""
     distributed = pytest.importorskip("distributed", reason='needs the extra: pip install ".[dask]"')
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as running:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as running:
         yield f"dask:{running.scheduler_address}"
 
 

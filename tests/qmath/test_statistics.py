@@ -241,3 +241,15 @@ def test_no_bins_no_histogram() -> None:
 def test_errors_say_what_was_expected(make, message) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 12345.678, -7e-5])
+def test_equal_values_whose_squares_are_rounded_have_no_variance(value):
+    """Their squares are rounded, and a thousand of them are not a thousand times one square."""
+    for kind in (np.float32, np.float64):
+        data = np.full((7, 3, 41), value, kind)
+        data[:, 1] *= np.linspace(1, 2, 41, dtype=kind)
+        found = qmath.Statistics.of(data, channel_axis=1)
+        assert found.channels.variance[0] == found.channels.variance[2] == 0.0
+        assert found.channels.variance[1] > 0
+        assert qmath.Statistics.of(np.full(1001, value, kind)).variance == 0.0

@@ -96,3 +96,16 @@ def test_blocked_scales_are_refused() -> None:
             ["x"],
             {},
         )
+
+
+def test_the_ends_of_the_codes_are_inside() -> None:
+    """x / s + z of 0 and 255 exactly: no value is clipped, so that both pass the gradient; a step beyond, none does."""
+    x, c = np.array([-1.5, 126.0, -2.0, 126.5], np.float32), np.array([1, 2, 4, 8], np.float32)
+    found = _run(
+        "z = Constant<value = uint8 {3}>() q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z)",
+        "float[4] x, float s, float[4] c",
+        ["x", "s"],
+        {"x": x, "s": np.array(0.5, np.float32), "c": c},
+    )
+    np.testing.assert_array_equal(found["x_grad"], [1, 2, 0, 0])
+    np.testing.assert_array_equal(found["s_grad"], 4 * -3 + 8 * 252)

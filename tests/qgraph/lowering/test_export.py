@@ -23,7 +23,7 @@ from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan import codes as weights
 from qgraph.plan.grids import activation_grid, weight_grid
-from qgraph.plan.plan import LayerQuant, QuantPlan
+from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan, WeightQuant
 from qgraph.plan.saturation import without_saturation
 from qgraph.running.sessions import Session
 
@@ -272,3 +272,20 @@ def test_channels_of_different_widths(model_from_text, kind, activation_bits, sy
     arrays = [v.const_value.numpy() for v in quantized.graph.initializers.values()]
     planes = sum(a.nbytes for a in arrays if a.dtype == np.uint8 and a.ndim == 2)
     assert planes + widths.count(8) * weight.size // weight.shape[axis] == stored_bytes(weight.shape, grid)
+
+
+@pytest.mark.parametrize(("bias", "integer"), [(2.0**31 - 128, True), (2.0**31, False), (-(2.0**32), False)])
+def test_gemm_biases_beyond_32_bits_stay_in_floats(model_from_text, bias, integer):
+    """In steps of the accumulator, here 1."""
+    text = """
+    <ir_version: 8, opset_import: ["": 17]>
+    net (float[N,2] x, float[2,3] w, float[3] b) => (float[N,3] y) { y = Gemm(x, w, b) }"""
+    weight = np.full((2, 3), 127, np.float32)
+    net = normalise(load(model_from_text(text, w=weight, b=np.array([bias, 0, 5], np.float32))))
+    layer = LayerQuant(name=GraphView(net).layers[0].name, op="Gemm", weight=WeightQuant(bits=8, scale=(1.0,)))
+    grid = ActivationQuant(tensor="x", bits=8, scale=1.0)
+    plan = QuantPlan(model=net.digest, recipe="test", layers=(layer,), activations=(grid,))
+    exported = export(net, plan)
+    assert [v.const_value.dtype for v in exported.graph.initializers.values()].count(ir.DataType.INT32) == integer * 2
+    found = Session(exported, optimize=False).run({"x": np.zeros((1, 2), np.float32)})["y"]
+    np.testing.assert_allclose(found, [[bias, 0, 5]], rtol=1e-6)

@@ -66,6 +66,16 @@ def test_offset_is_exact_everywhere(model_from_text, format: str, pads: str, ker
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER"])
+def test_offset_is_exact_where_the_mode_pads(model_from_text, mode: str) -> None:
+    weight = np.random.default_rng(0).integers(-7, 8, (5, 4, 3, 3)).astype(np.float32) * np.float32(0.125)
+    text = f'{HEADER} <float[5, 4, 3, 3] w> {{ [conv] y = Conv<auto_pad = "{mode}">(x, w) }}'
+    net = prepare(load(model_from_text(text, w=weight)))
+    x = np.random.default_rng(1).normal(size=(3, 4, 6, 6)).astype(np.float32)
+    found = Session(lower(net, _plan(net), format="qdq"), threads=1).run({"x": x})["y"]
+    np.testing.assert_allclose(found, _convolved(_quantized(x), weight, 1), atol=2e-5)
+
+
 def test_offset_costs_no_operator_behind_the_grid_where_nothing_pads(model_from_text) -> None:
     net, weight = _net(model_from_text, "[0, 0, 0, 0]", 3)
     nodes = lower(net, _plan(net), format="qdq").graph

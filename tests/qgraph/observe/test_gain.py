@@ -150,3 +150,16 @@ def test_layers_rank_as_measured(shared, name):
     table = sensitivity(net, open_data((images - mean) / std, net), menu)
     assert predict(table, view, known_moments(normalise(loaded, fold_bn=False))).agreement() > 0.9
     assert predict(table, view, {}).agreement() > 0.85
+
+
+def test_noise_at_neighbouring_places_is_correlated(model_from_text):
+    """A filter as large as its operand: the variance of its sum over noise whose places correlate by one half."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 14]>
+    conv (float[N, 4, 3, 3] x, float[6,4,3,3] w) => (float[N, 6, 1, 1] y) { y = Conv(x, w) }"""
+    weight = rng().standard_normal((6, 4, 3, 3)).astype(np.float32)
+    net = normalise(load(model_from_text(text, w=weight)))
+    covariance = 0.5 * np.eye(9) + 0.5
+    taps = weight.astype(np.float64).reshape(6, 4, 9)
+    noise = np.einsum("oit,tu,oiu->i", taps, covariance, taps)
+    np.testing.assert_allclose(flow(GraphView(net), {}).gains["x"], noise / np.sum(taps**2), rtol=1e-9)

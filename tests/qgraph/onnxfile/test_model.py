@@ -316,3 +316,69 @@ def test_face_detector_loads_without_initializer_inputs(shared):
     assert [v.name for v in net.graph.inputs] == ["input"]
     assert "BatchNormalization" not in {n.op_type for n in net.graph}
     assert net.opset == 13
+
+
+@pytest.mark.parametrize("factors", ["alpha=0.5", "beta=2.0", "alpha=0.25, beta=0.5"])
+def test_batch_normalization_behind_a_scaled_gemm_stays(model_from_text, factors):
+    text = f"""
+    <ir_version: 8, opset_import: ["": 17]>
+    net (float[N,6] x, float[6,4] w, float[4] b, float[4] gamma, float[4] beta, float[4] mean, float[4] var)
+    => (float[N,4] y) {{
+      c = Gemm<{factors}>(x, w, b)
+      y = BatchNormalization(c, gamma, beta, mean, var)
+    }}"""
+    proto = model_from_text(text, w=array(6, 4), b=array(4), **batch_norm(4))
+    net = normalise(load(proto))
+    assert [n.op_type for n in net.graph] == ["Gemm", "BatchNormalization"]
+    x = array(5, 6)
+    np.testing.assert_allclose(run(net.ir_model, {"x": x})[0], run(proto, {"x": x})[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_conversion_that_changes_results_does_not_pass(model_from_text, monkeypatch):
+    text = """
+    <ir_version: 8, opset_import: ["": 11]>
+    net (float[N,3] x) => (float[N,3] y) { y = OPERATOR(x) }"""
+    net = normalise(load(model_from_text(text.replace("OPERATOR", "Relu"))))
+    wrong = model_from_text(text.replace("OPERATOR", "Abs").replace("11", "13"))
+    monkeypatch.setattr(onnx.version_converter, "convert_version", lambda model, target: wrong)
+    with pytest.raises(ModelError, match=r"from opset 11 to 13 changes output 'y'.*export with opset 13"):
+        raise_opset(net)
+
+
+def test_dropout_in_training_stays(model_from_text):
+    text = """
+    <ir_version: 8, opset_import: ["": 17]>
+    net (float[N,4] x) => (float[N,4] y) {
+      ratio = Constant<value = float {0.5}>()
+      training = Constant<value = bool {MODE}>()
+      [plain] a = Dropout(x)
+      [given] d = Dropout(a, ratio, training)
+      y = Relu(d)
+    }"""
+    net = normalise(load(model_from_text(text.replace("MODE", "1"))))
+    assert [n.name for n in net.graph if n.op_type == "Dropout"] == ["given"]
+
+
+@pytest.mark.parametrize("place", ["file", "folder"])
+def test_external_data_behind_a_link_are_not_read(model_from_text, tmp_path, place):
+    proto = model_from_text(
+        """
+    <ir_version: 8, opset_import: ["": 17]>
+    net (float[N,64] x, float[64,64] w) => (float[N,64] y) { y = MatMul(x, w) }""",
+        w=array(64, 64),
+    )
+    elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
+    elsewhere.mkdir()
+    here.mkdir()
+    (elsewhere / "w.bin").write_bytes(proto.graph.initializer[0].raw_data)
+    if place == "file":
+        (here / "w.bin").symlink_to(elsewhere / "w.bin")
+    else:
+        (here / "data").symlink_to(elsewhere)
+    onnx.external_data_helper.set_external_data(
+        proto.graph.initializer[0], "w.bin" if place == "file" else "data/w.bin"
+    )
+    proto.graph.initializer[0].ClearField("raw_data")
+    (here / "net.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match="not a regular file there"):
+        load(here / "net.onnx")

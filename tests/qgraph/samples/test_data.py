@@ -143,3 +143,13 @@ def test_what_is_no_data_is_refused(model_from_text):
         open_data([], model(model_from_text))
     with pytest.raises(DataError, match="limit must be at least 1"):
         open_data(IMAGES, model(model_from_text), limit=0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_no_numbers_are_named(model_from_text, bad):
+    samples = np.zeros((7, 3, 6, 4), np.float32)
+    samples[4, 1, 2, 3] = bad
+    data = open_data(samples, model(model_from_text))
+    with pytest.raises(DataError, match="sample 4 of input 'x' has NaN or infinite values"):
+        list(data.batches(3))
+    assert len(list(open_data(samples[:4], model(model_from_text)).batches(3))) == 2

@@ -174,3 +174,15 @@ def test_input_scale_must_fit_the_weight(net):
     quant = dataclasses.replace(start(net)[2].layers[1].weight, input_scale=(1.0, 2.0, 3.0))
     with pytest.raises(PlanError, match="do not fit"):
         weights.codes(np.ones((8, 2, 3, 3), np.float32), quant)
+
+
+@pytest.mark.parametrize("deployable", [True, False])
+def test_factors_are_the_square_roots_of_the_channels_ranges(net, deployable):
+    """The root shares the loss between a tensor and the weights that read it; a simulation loses nothing to weights."""
+    view, observed, plan, _ = start(net, weights=8, activations=4)
+    scaled = scale_channels(plan, view, observed, config=ChannelConfig(clip="max", deployable=deployable))
+    (a1,) = [a for a in scaled.activations if a.tensor == "a1"]
+    highest = observed["a1"].channels.max
+    assert highest.max() > 4 * highest.min() > 0
+    ratio = highest / highest.max()
+    np.testing.assert_allclose(a1.channel_scale, np.sqrt(ratio) if deployable else ratio, rtol=1e-5)

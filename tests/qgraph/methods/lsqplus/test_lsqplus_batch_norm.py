@@ -13,7 +13,6 @@ import qgraph
 from qgraph.errors import UsageError
 from qgraph.gradient import append, gradients, op, tensor
 from qgraph.graph.sites import GraphView
-from qgraph.jobs.quantize import prepare
 from qgraph.lowering.simulate import simulate
 from qgraph.methods.lsqplus.batch_norm import EPSILON, normalise_results
 from qgraph.methods.lsqplus.config import LsqPlusConfig
@@ -23,6 +22,7 @@ from qgraph.methods.lsqplus.statistics import with_statistics
 from qgraph.methods.lsqplus.trained import Trained
 from qgraph.observe.statistics import observe
 from qgraph.onnxfile.model import Model
+from qgraph.onnxfile.opset import prepare
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.recipe import Recipe
 from qgraph.running.sessions import Session

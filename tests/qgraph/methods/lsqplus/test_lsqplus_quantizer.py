@@ -8,10 +8,15 @@ import pytest
 
 import qmath
 from qgraph.gradient import append, gradients, op, rules, tensor
+from qgraph.methods.lsqplus.config import LsqPlusConfig
+from qgraph.methods.lsqplus.loss import LOSS, append_loss, targets_of
 from qgraph.methods.lsqplus.optimise import cosine, optimiser
+from qgraph.methods.lsqplus.parameters import absorb
 from qgraph.methods.lsqplus.quantizer import DOMAIN, OPERATOR, expand, learned_quantize
+from qgraph.methods.lsqplus.trained import Trained
 from qgraph.methods.lsqplus.weight_quantizer import WeightGrid
-from qgraph.plan.plan import WeightQuant
+from qgraph.onnxfile.opset import prepare
+from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan, WeightQuant
 from qgraph.running.sessions import Session
 
 SCALE = np.float32(0.23)
@@ -141,3 +146,95 @@ def test_cosine_rises_then_falls_to_nothing() -> None:
     assert 0 < shares[0] < shares[5] < 1.0
     assert shares[11:] == sorted(shares[11:], reverse=True)
     assert 0 < shares[-1] < 1e-3
+
+
+def test_the_last_codes_are_saturated() -> None:
+    """At v = n and v = p exactly LSQ+ says `otherwise`: no gradient for x, n and p for the scale."""
+    plan = WeightQuant(bits=3, scale=(0.25,), symmetric=False)
+    w, g = np.array([-1.0, 0.75, 0.5, -0.75], np.float32), np.array([1, 2, 4, 8], np.float32)
+    by_weight, by_scale = WeightGrid.of(plan).gradients(g, w, np.array([0.25], np.float32))
+    np.testing.assert_array_equal(by_weight, [0, 0, 4, 8])
+    np.testing.assert_array_equal(by_scale, [-4 + 2 * 3])
+    x = np.full(SHAPE, 0.5, np.float32)
+    x.reshape(-1)[:4] = [0.75, 0.0, 0.25, 1.0]
+    model = _step(2, offset=False, shifted=False, non_negative=False)
+    session = Session(model, threads=1)
+    feeds = {"x": x, "c": np.ones(SHAPE, np.float32), "low": np.float32(0), "high": np.float32(0.75)}
+    feeds |= {"scale": np.float32(0.25), "zero_point": np.uint8(0), "offset": np.float32(0)}
+    found = session.run({name: np.asarray(feeds[name]) for name in session.input_names})
+    np.testing.assert_array_equal(found["x_grad"].reshape(-1)[:5], [0, 0, 1, 0, 1])
+    np.testing.assert_allclose(found["scale_grad"], 6.0, rtol=1e-6)
+
+
+NET = """<ir_version: 8, opset_import: ["": 17]> m (float[N, 3, 6, 6] x) => (float[N, 5, 6, 6] y)
+<float[4, 3, 3, 3] w, float[5, 4, 3, 3] v> {
+  [first] c = Conv<pads = [1, 1, 1, 1]>(x, w) a = LeakyRelu(c) [second] y = Conv<pads = [1, 1, 1, 1]>(a, v) }"""
+
+
+def _absorbed(model_from_text, **changes) -> Trained:
+    """The parameters of two layers with scales per channel; the tensor between them has an offset in whole steps."""
+    rng = np.random.default_rng(2)
+    arrays = {"w": rng.normal(size=(4, 3, 3, 3)), "v": rng.normal(size=(5, 4, 3, 3))}
+    net = prepare(model_from_text(NET, **{name: array.astype(np.float32) for name, array in arrays.items()}))
+    layers = tuple(
+        LayerQuant(name=name, op="Conv", weight=WeightQuant(bits=4, scale=(0.25,) * size, axis=0))
+        for name, size in (("first", 4), ("second", 5))
+    )
+    grid = ActivationQuant(tensor="a", bits=3, scale=0.5, zero_point=2)
+    plan = QuantPlan(model=net.digest, recipe="test", layers=layers, activations=(grid,))
+    return absorb(net, plan, LsqPlusConfig(**changes))
+
+
+def test_the_factor_of_a_scale_counts_the_values_that_share_it(model_from_text) -> None:
+    """LSQ, section 2.2: 1 / sqrt(N p), N the weights of one channel, or the features of one sample."""
+    slots = _absorbed(model_from_text).slots
+    assert slots["weight_scale:first"].factor == pytest.approx(1 / np.sqrt(27 * 7))
+    assert slots["weight_scale:second"].factor == pytest.approx(1 / np.sqrt(36 * 7))
+    assert slots["scale:a:tensor"].factor == pytest.approx(1 / np.sqrt(4 * 36 * 7))
+
+
+def test_a_zero_point_in_place_of_an_offset_leaves_the_gradients_of_the_paper(model_from_text) -> None:
+    """The graph counts codes from the zero point, the paper from n: Eq. 3's slope is n or p where x is clipped."""
+    trained = _absorbed(model_from_text)
+    (grid,) = trained.grids
+    assert grid.offset == "integer"
+    scale, zero_point, _ = trained.grid_values(trained.start, grid)
+    offset = (grid.zero_point - int(zero_point)) * scale
+    assert offset != 0
+    x = np.random.default_rng(0).normal(0.5, 2.0, SHAPE).astype(np.float32)
+    c = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
+    session = Session(_step(3, offset=True, shifted=False, non_negative=False), threads=1)
+    given = {name.split(":")[0]: array for name, array in trained.feeds(trained.start).items() if ":a:" in name}
+    feeds = {"x": x, "c": c, **given}
+    step = session.run({name: np.asarray(feeds[name]) for name in session.input_names})
+    found = {name: np.zeros_like(array) for name, array in trained.feeds(trained.start).items()}
+    found |= {"scale:a:tensor": step["scale_grad"], "offset:a:tensor": step["offset_grad"]}
+    flat = trained.gradient(trained.start, found)
+    configuration = 4 if grid.zero_point == 0 else 3
+    expected = qmath.lsq_gradients(c, x, scale, offset, bits=3, configuration=configuration)
+    np.testing.assert_allclose(trained.view(flat, "scale:a:tensor"), expected.scale, rtol=2e-5)
+    np.testing.assert_allclose(trained.view(flat, "offset:a:tensor"), expected.offset, rtol=2e-5)
+
+
+@pytest.mark.parametrize("label_weight", [0.0, 0.25, 1.0])
+def test_the_loss_is_that_of_the_formula(label_weight: float) -> None:
+    """label_weight CE + (1 - label_weight) T^2 KL, summed over the batch."""
+    model = ir.from_onnx_text(
+        '<ir_version: 8, opset_import: ["": 17]> m (float[4,5] x) => (float[4,5] z) { z = Identity(x) }'
+    )
+    config = LsqPlusConfig(temperature=3.0, label_weight=label_weight)
+    append_loss(model, targets_of(model, "m"), config, batch=4, labelled=True)
+    rng = np.random.default_rng(0)
+    z, t = (rng.normal(size=(4, 5)).astype(np.float32) for _ in range(2))
+    labels = np.eye(5, dtype=np.float32)[[0, 3, 1, 1]]
+    session = Session(model, threads=1)
+    feeds = {"x": z, "float:z": t, "labels": labels}
+    found = session.run({name: feeds[name] for name in session.input_names})[LOSS]
+
+    def log_softmax(scores):
+        return scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+
+    wanted, have = (log_softmax(scores.astype(np.float64) / 3.0) for scores in (t, z))
+    divergence = (np.exp(wanted) * (wanted - have)).sum()
+    entropy = -(labels * log_softmax(z.astype(np.float64))).sum()
+    assert found == pytest.approx(label_weight * entropy + (1 - label_weight) * 9 * divergence, rel=1e-5)

@@ -15,7 +15,13 @@ import pytest
 import qgraph
 from qgraph.cli import main
 from qgraph.errors import ModelError, UsageError
+from qgraph.graph.sites import GraphView
+from qgraph.methods.zeroq.mixed_precision import Mixer
+from qgraph.observe.statistics import observe
+from qgraph.onnxfile.opset import prepare
+from qgraph.plan.grids import initial_plan
 from qgraph.plan.recipe import Recipe
+from qgraph.samples.dataset import open_data
 
 PER_MB = 2**20
 GROUPS = "group search"
@@ -150,3 +156,30 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(digits, digits_calibrati
     assert pieces_in(tmp_path / "work", GROUPS) > done
     assert main(command(str(tmp_path / "whole.onnx"))[3:]) == 0
     assert (tmp_path / "killed.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("drop", [0.0, 1.0, 2.5])
+def test_the_drop_that_is_allowed_is_the_drop_that_is_taken(digits, digits_calibration, drop):
+    """An accuracy that falls by a quarter of a point with every bit: the first point beyond the bound is not taken."""
+    net = prepare(digits)
+    recipe = Recipe.choose("minmax", True, weights="mixed", bits=(2, 3, 4, 6, 8), max_drop=drop)
+
+    def accuracy(model):
+        missing = 0 if model is net.ir_model else sum(8 - layer.weight.bits for layer in model.layers)
+        return 90.0 - missing / 4
+
+    accepted = []
+    view = GraphView(net)
+    mixer = Mixer(
+        net=net,
+        recipe=recipe,
+        data=open_data(digits_calibration, net, limit=8),
+        refine=lambda plan, recipe: plan,
+        lower=lambda plan: plan,
+        accuracy=accuracy,
+        on_better=accepted.append,
+    )
+    chosen, _ = mixer.mix(initial_plan(view, recipe, observe(net, mixer.data)))
+    assert 0 <= 90.0 - accuracy(chosen) <= drop
+    assert all(90.0 - accuracy(plan) <= drop for plan in accepted)
+    assert accuracy(chosen) == min(map(accuracy, accepted))
