@@ -152,7 +152,7 @@ def test_the_last_codes_are_saturated() -> None:
     """At v = n and v = p exactly LSQ+ says `otherwise`: no gradient for x, n and p for the scale."""
     plan = WeightQuant(bits=3, scale=(0.25,), symmetric=False)
     w, g = np.array([-1.0, 0.75, 0.5, -0.75], np.float32), np.array([1, 2, 4, 8], np.float32)
-    by_weight, by_scale = WeightGrid.of(plan).gradients(g, w, np.array([0.25], np.float32))
+    by_weight, by_scale = WeightGrid(quant=plan).gradients(g, w, np.array([0.25], np.float32))
     np.testing.assert_array_equal(by_weight, [0, 0, 4, 8])
     np.testing.assert_array_equal(by_scale, [-4 + 2 * 3])
     x = np.full(SHAPE, 0.5, np.float32)
