@@ -107,6 +107,12 @@ def test_a_weight_beyond_memory(tmp_path):
         load(tmp_path / "m.onnx")
 
 
+def test_attributes_that_no_operator_takes():
+    text = "(float[N, 3, 8, 8] x, float[3, 3, 3, 3] w) => (float[N, 3, H, W] y) { y = Conv<strides = [0, 1]>(x, w) }"
+    with pytest.raises(ModelError, match="outside of 1"):
+        load(graph(text))
+
+
 def fail(*_, **__):
     raise OSError("gone")
 
@@ -229,7 +235,9 @@ def test_statistics_of_other_channels(net, monkeypatch):
         observed.operand(layer)
 
 
-def test_what_cannot_be_distilled_or_trained():
+def test_what_cannot_be_distilled_or_trained(digits):
+    with pytest.raises(UsageError, match="at least one sample and step"):
+        distill(digits, count=0)
     tokens = with_layer(graph("(int64[N, 4] x) => (float[N, 4] y) { y = Relu(h) }"))
     with pytest.raises(QGraphError, match="only float inputs can be distilled"):
         distill(cast_first(tokens))
@@ -261,11 +269,13 @@ def cast_first(model):
         ("must be a positive number", {"size_mb": -1.0}),
         (", not both", {"size_mb": 1.0, "average_bits": 4.0}),
         ("has no integer kernel", {"weights": None, "activations": 8}),
+        ("--asymmetric is for grids", {"method": "lsqplus", "symmetric": False}),
+        ("--correct-outputs is for plans", {"method": "lsqplus", "correct_outputs": True}),
     ],
 )
 def test_recipes(words, options):
     with pytest.raises(UsageError, match=words):
-        Recipe.choose("minmax", True, **options)
+        Recipe.choose(options.pop("method", "minmax"), True, **options)
 
 
 @pytest.mark.parametrize(
@@ -324,6 +334,7 @@ def test_requests_that_do_not_fit_together(digits, digits_calibration, tmp_path)
         ("--ablation takes one float model", "compare M M --ablation aciq --data D"),
         ("belong to --ablation", "compare M M --data D --weights 4"),
         ("is one of the inputs", "report M P -o P"),
+        ("at least one plan or quantized model", "report M -o R"),
         ("goes with --protocol paper", "search M --data D -o P --first-layer-bits 4"),
         ("cannot make the folder", "demo -o M"),
     ],
@@ -521,6 +532,8 @@ def test_clusters(monkeypatch):
         ("its kernel size is not known", "z = Conv(x, k)", "x"),
         ("needs static spatial sizes", 'z = Conv<strides = [2, 2], auto_pad = "SAME_UPPER">(x, fixed)', "x"),
         ("secondary outputs carry", "n, z = LayerNormalization(x, row)", "x"),
+        ("is missing", "z = Max(x, , x)", "x"),
+        ("the rank of", "q = Reshape(x, axes) r = Relu(q) z = Expand(r, axes)", "x"),
     ],
 )
 def test_gradients(words, body, wrt):
@@ -538,6 +551,11 @@ def test_a_loss_that_is_no_number():
 
 def test_the_training_builder(monkeypatch):
     from qgraph.gradient import training
+
+    model = graph("(float[2] x) => (float loss) { loss = ReduceSum<keepdims = 0>(x) }")
+    monkeypatch.setattr(training, "_builder", lambda: None)
+    with pytest.raises(GradientError, match="needs onnxruntime-training"):
+        gradients(model, "loss", ["x"], builder="training")
 
     class Builder:
         def __init__(self, *_):

@@ -158,9 +158,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_bad_input_ends_in_one_message(place, case):
-    arguments, status, message = CASES[case]
+@pytest.mark.parametrize(("arguments", "status", "message"), CASES.values(), ids=CASES)
+def test_bad_input_ends_in_one_message(place, arguments, status, message):
     names = {"model": "model.onnx", "data": "data.npz", "out": "out.onnx"}
     before = {p: p.stat().st_mtime_ns for p in place.rglob("*") if p.is_file()}
     done = qgraph(*(a.format(**names) for a in arguments), cwd=place)
