@@ -24,6 +24,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in 
 DEMO = Path(str(files("qgraph") / "demo_assets"))
 
 
+@pytest.fixture(autouse=True)
+def same_numbers(request: pytest.FixtureRequest) -> None:
+    """Let every test draw the same from its module's generator `RNG`, whatever ran before it."""
+    generator = getattr(request.module, "RNG", None)
+    if generator is not None:
+        kind, seed = type(generator.bit_generator), generator.bit_generator.seed_seq
+        generator.bit_generator.state = kind(seed).state
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of large models and data that development machines keep beside the checkout."""

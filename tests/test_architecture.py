@@ -77,6 +77,15 @@ def test_no_import_comes_back_to_its_file():
     assert tuple(TopologicalSorter(needs).static_order())
 
 
+def test_generators_of_test_modules_start_anew_in_every_test():
+    """The fixture `same_numbers` sees to those that are called RNG."""
+    generator = re.compile(r"(np\.)?random\.(default_rng|Random|RandomState|Generator)\([^()]*\)")
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and generator.fullmatch(ast.unparse(node.value)):
+                assert ast.unparse(node.targets[0]) == "RNG", f"{name_of(path)}:{node.lineno}"
+
+
 def test_few_modules_lie_flat():
     assert len(list((ROOT / "qgraph").glob("*.py"))) <= FLAT
 

@@ -30,12 +30,6 @@ from qgraph.running.sessions import Session
 RNG = np.random.default_rng(3)
 
 
-@pytest.fixture(autouse=True)
-def same_numbers():
-    """Every test draws the same, whatever ran before it."""
-    RNG.bit_generator.state = np.random.default_rng(3).bit_generator.state
-
-
 def array(*shape):
     return RNG.standard_normal(shape).astype(np.float32)
 

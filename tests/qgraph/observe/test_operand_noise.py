@@ -23,11 +23,6 @@ CONV = """
 net (float[N,4,7,5] x, float[6,2,3,2] w) => (float[N,6,P,Q] y) {{ y = Conv<group=2{options}>(x, w) }}"""
 
 
-@pytest.fixture(autouse=True)
-def same_numbers():
-    RNG.bit_generator.state = np.random.default_rng(11).bit_generator.state
-
-
 def conv(model_from_text, options=""):
     weight = RNG.standard_normal((6, 2, 3, 2)).astype(np.float32)
     return normalise(load(model_from_text(CONV.format(options=options), w=weight)))

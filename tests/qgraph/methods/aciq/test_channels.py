@@ -29,12 +29,6 @@ from qgraph.samples.dataset import open_data
 RNG = np.random.default_rng(5)
 
 
-@pytest.fixture(autouse=True)
-def same_numbers():
-    """Every test draws the same, whatever ran before it."""
-    RNG.bit_generator.state = np.random.default_rng(5).bit_generator.state
-
-
 NET = """
 <ir_version: 8, opset_import: ["": 17]>
 net (float[N,3,10,10] x, float[8,3,3,3] w1, float[8] b1, float[8,1,3,3] w2, float[8] b2, float[8,4,3,3] w3,
