@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import onnx_ir as ir
 
@@ -79,7 +78,10 @@ class _Sweep:
         """The complete gradient of `value`, written to the graph when first asked for; None if nothing flows to it."""
         if value in self.pending:
             terms = [self._written(t, value) for t in self.pending.pop(value)]
-            summed = self._emitter.emit(reduce(op.Add, terms), _scope(value))
+            total = terms[0]
+            for term in terms[1:]:  # one by one: a tensor may have more readers than a stack has room
+                total = tensor(self._emitter.emit(op.Add(total, term), _scope(value)))
+            summed = self._emitter.emit(total, _scope(value))
             _shape_like(summed, value)
             self._complete[value] = summed
         return self._complete.get(value)

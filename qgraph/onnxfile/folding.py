@@ -77,8 +77,10 @@ def _why_not_stored(value: ir.Value, array: NDArray[Any] | None) -> str:
         return "onnxruntime cannot compute it ahead"
     if value.is_graph_output():
         return f"it makes the output '{value.name}'"
-    source = _source_bytes(value)
-    if array.nbytes > max(_FOLD_ALWAYS, source) and not _is_weight(value):
+    if array.nbytes <= _FOLD_ALWAYS or _is_weight(value):
+        return ""
+    source = _source_bytes(value, enough=array.nbytes)
+    if array.nbytes > source:
         return f"stored, it would take {array.nbytes:,} bytes; what it is computed from takes {source:,}"
     return ""
 
@@ -197,10 +199,11 @@ def _is_weight(value: ir.Value) -> bool:
     )
 
 
-def _source_bytes(value: ir.Value) -> int:
+def _source_bytes(value: ir.Value, *, enough: int) -> int:
+    """Bytes of the constants that a value is computed from, counted until there are `enough`."""
     seen: set[ir.Value] = set()
     pending, total = [value], 0
-    while pending:
+    while pending and total < enough:
         current = pending.pop()
         if current in seen:
             continue

@@ -8,7 +8,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from qgraph.graph.layers import LAYER_OPS, Layer, pads
-from qgraph.graph.tensors import is_non_negative, is_transparent
+from qgraph.graph.tensors import is_non_negative, is_transparent, root
 from qgraph.graph.walk import walk
 from qgraph.plan.plan import MAX_BITS
 
@@ -56,9 +56,5 @@ def _only_moves(node: ir.Node) -> bool:
 
 
 def _is_linear(value: ir.Value) -> bool:
-    producer = value.producer()
-    if producer is None:
-        return True
-    if is_transparent(producer) and producer.inputs[0] is not None:
-        return _is_linear(producer.inputs[0])
-    return producer.op_type in _LINEAR
+    producer = root(value).producer()
+    return producer is None or producer.op_type in _LINEAR

@@ -206,9 +206,11 @@ def _is_scalar(value: ir.Value) -> bool:
 
 
 def _is_float(node: ir.Node) -> bool:
+    while node.op_type == "Min" and node.inputs[0] is not None:
+        producer = node.inputs[0].producer()
+        if producer is None:
+            return True
+        node = producer
     if node.op_type == "Cast":
         return node.attributes["to"].as_int() == ir.DataType.FLOAT
-    if node.op_type == "Min" and node.inputs[0] is not None:
-        producer = node.inputs[0].producer()
-        return producer is None or _is_float(producer)
     return node.op_type not in ("And", "Greater", "Less", "Not", "QuantizeLinear")

@@ -214,3 +214,12 @@ def test_builders_that_are_not_there_are_named() -> None:
     if "training" not in builders():
         with pytest.raises(GradientError, match="pip install onnxruntime-training"):
             gradients(_text(NET), "loss", ["x"], builder="training")
+
+
+def test_a_tensor_may_have_many_readers() -> None:
+    """1,200 sums read x, one after the other: more than Python's stack holds."""
+    lines = " ".join(f"h{i + 1} = Add(h{i}, x)" for i in range(1200))
+    model = _text(f"m (float[2] x) => (float loss) {{ h0 = Neg(x) {lines} loss = ReduceSum<keepdims = 0>(h1200) }}")
+    made = gradients(model, "loss", ["x"], builder="portable")
+    found = Session(made, threads=1).run({"x": np.ones(2, np.float32)})
+    assert found["x_grad"].tolist() == [1199.0, 1199.0]
