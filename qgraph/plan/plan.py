@@ -27,6 +27,7 @@ from qgraph.errors import PlanError
 SCHEMA = 2
 MIN_BITS, MAX_BITS = 2, 8
 PER_TENSOR = qmath.Granularity()
+_LEAST_SCALE, _LARGEST_SCALE = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # normal numbers of float32: what files hold
 MAX_SHIFTED_BITS = 7  # of weights whose code - zero_point fits into int8
 _ROLES = ("tensor", "operand")
 _NUMBERS = re.compile(r"\[\n([-+.\deE,\s]*)\]")  # a list of numbers goes on one line
@@ -372,5 +373,6 @@ def _check_bits(bits: int) -> None:
 
 
 def _check_scale(scale: tuple[float, ...]) -> None:
-    if not scale or any(not (0.0 < s < float("inf")) for s in scale):
-        raise PlanError(f"every scale must be positive and finite, not {scale[:3]}")
+    wrong = [s for s in scale if not _LEAST_SCALE <= s <= _LARGEST_SCALE]
+    if wrong or not scale:
+        raise PlanError(f"every scale must be positive and finite in float32, not {wrong[0] if wrong else scale}")

@@ -91,6 +91,8 @@ def edited(change):
         (lambda r: r["layers"][0]["weight"].update(bits=True), "must be of type int"),
         (lambda r: r["layers"][0]["weight"].update(scale=[-1.0]), "positive and finite"),
         (lambda r: r["layers"][0]["weight"].update(scale=[]), "positive and finite"),
+        (lambda r: r["layers"][0]["weight"].update(scale=[1e-46]), "positive and finite in float32, not 1e-46"),
+        (lambda r: r["activations"][0].update(scale=1e39), r"positive and finite in float32, not 1e\+39"),
         (lambda r: r["layers"][0]["weight"].update(scale=[1.0, 2.0]), "without axis has one scale"),
         (lambda r: r["layers"][0]["weight"].update(zero_point=[1]), "symmetric"),
         (lambda r: r["layers"][0]["weight"].update(zero_point=[99], symmetric=False), "zero points"),
