@@ -98,10 +98,45 @@ def model_from_text():
             placeholder = next((v for v in model.graph.inputs if v.name == name), None)
             if placeholder is not None:
                 model.graph.inputs.remove(placeholder)
-                placeholder.replace_all_uses_with(value)
+                placeholder.replace_all_uses_with(value, replace_graph_outputs=True)
             model.graph.register_initializer(value)
         proto = ir.to_proto(model)
         onnx.checker.check_model(proto, full_check=True)
         return proto
 
     return build
+
+
+@pytest.fixture
+def agreement(tmp_path):
+    """Quantize a model, check the file, and compare what both compute: the decibels of the worst output of floats.
+
+    Other outputs must be equal. `feeds` are the samples as well, unless `data` are given.
+    """
+    import onnxruntime as ort
+
+    import qgraph
+
+    def run(proto: onnx.ModelProto, feeds: dict[str, np.ndarray], data: object = None, **options: object) -> float:
+        path = tmp_path / "quantized.onnx"
+        qgraph.quantize(proto, feeds if data is None else data, **options).save(path)
+        written = onnx.load(path)
+        onnx.checker.check_model(written)
+        assert [o.name for o in written.graph.output] == [o.name for o in proto.graph.output]
+        assert [i.name for i in written.graph.input if i.name in feeds] == [*feeds]
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 4
+        both = [ort.InferenceSession(m.SerializeToString(), settings).run(None, feeds) for m in (proto, written)]
+        worst = float("inf")
+        for expected, found in zip(*both, strict=True):
+            if isinstance(expected, np.ndarray) and expected.dtype.kind == "f":
+                noise = np.square(expected.astype(np.float64) - found).sum()
+                signal = np.square(expected.astype(np.float64)).sum()
+                worst = min(worst, 10 * np.log10(signal / noise) if noise else float("inf"))
+            elif isinstance(expected, np.ndarray):
+                assert np.array_equal(expected, found)
+            else:
+                assert len(expected) == len(found)
+        return worst
+
+    return run

@@ -14,6 +14,7 @@ from qgraph.graph.sites import GraphView
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.normalise import normalise
+from qgraph.onnxfile.readable import type_text
 
 
 @click.command()
@@ -83,7 +84,7 @@ def _show_model(net: Model, as_json: bool) -> None:
 
 def _describe(value: Any) -> dict[str, Any]:
     shape = None if value.shape is None else [d if isinstance(d, int) else str(d.value) for d in value.shape]
-    return {"name": value.name, "type": str(value.dtype), "shape": shape}
+    return {"name": value.name, "type": type_text(value), "shape": shape}
 
 
 def _show_fused(model: str, graph: FusedGraph, as_json: bool) -> None:

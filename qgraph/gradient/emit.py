@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import ShapeInferencePass
 
 from qgraph.gradient.expression import Call, Expr, operand_dtype, tensor
+from qgraph.onnxfile.shapes import infer_shapes
 
 PREFIX = "grad"
 _BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div"})
@@ -137,7 +137,7 @@ def append(model: ir.Model, expr: Expr, *, name: str) -> None:
     node.outputs[0].name, node.outputs[0].dtype = name, expr.dtype
     model.graph.append(node)
     model.graph.outputs.append(node.outputs[0])
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    infer_shapes(model)
 
 
 def _unique(stem: str, taken: set[str | None]) -> str:

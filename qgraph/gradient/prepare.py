@@ -14,6 +14,7 @@ from onnx_ir.passes import common as passes
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import ModelLike
 from qgraph.onnxfile.opset import raise_opset
+from qgraph.onnxfile.shapes import infer_shapes
 
 MIN_OPSET = 16  # scatter with addition
 
@@ -33,5 +34,5 @@ def prepared(model: ModelLike) -> ir.Model:
     passes.TopologicalSortPass()(net)
     for node in net.graph:
         node.name = node.name or f"{node.op_type}/{node.outputs[0].name}"
-    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(net)
+    infer_shapes(net)
     return net

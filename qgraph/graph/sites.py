@@ -168,7 +168,7 @@ def _consumers(value: ir.Value) -> set[ir.Node | None]:
         if value.is_graph_output():
             found.add(None)
         for use in value.uses():
-            if is_transparent(use.node) and use.idx == 0:
+            if is_transparent(use.node) and use.idx == 0 and use.node.graph is value.graph:
                 yield use.node.outputs[0]
             elif use.node.op_type not in _SHAPE_OPS:
                 found.add(use.node)

@@ -6,10 +6,11 @@ the grid of its input; the *root* of a tensor is found by walking up through tra
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from qgraph.graph.layers import Layer, attribute, present
-from qgraph.graph.walk import walk
+from qgraph.graph.walk import uses_here, walk
 from qgraph.onnxfile.edit import constant
 
 CLIPPING_OPS = frozenset({"Relu", "Clip"})
@@ -50,15 +51,26 @@ def is_transparent(node: ir.Node) -> bool:
         given = len(node.inputs) > 2 and node.inputs[2] is not None
         mode = attribute(node, "mode", "constant")
         return mode != "constant" or not given or (fill is not None and not fill.any())
+    if node.op_type == "MaxPool":
+        return not _is_padded_low(node)
     if node.op_type == "Resize":
         return bool(attribute(node, "mode", "nearest") == "nearest")
     return True
 
 
+def _is_padded_low(pool: ir.Node) -> bool:
+    """Whether a pool reads a Pad with numbers that are no values: its result is all that a grid can hold."""
+    pad = present(pool.inputs[0]).producer()
+    if pad is None or pad.op_type != "Pad" or pad.domain != "" or is_transparent(pad):
+        return False
+    fill = constant(pad.inputs[2]) if len(pad.inputs) > 2 else None
+    return fill is not None and bool((fill <= np.finfo(np.float16).min).any())
+
+
 def fused_output(value: ir.Value) -> ir.Value:
     """The tensor to quantize for an operator's result: behind the Relu or Clip that onnxruntime merges into it."""
     uses = list(value.uses())
-    if len(uses) == 1 and not value.is_graph_output():
+    if len(uses) == 1 and not value.is_graph_output() and uses_here(value):
         node = uses[0].node
         bounds = [v for v in node.inputs[1:] if v is not None]
         if node.op_type in CLIPPING_OPS and node.domain == "" and all(constant(v) is not None for v in bounds):

@@ -52,6 +52,11 @@ def sources(values: Iterable[ir.Value], passes: Passes) -> dict[ir.Value, None]:
     return walk(values, before)
 
 
+def uses_here(value: ir.Value) -> list[ir.Usage]:
+    """The uses by nodes of the tensor's own graph, those inside bodies left aside."""
+    return [use for use in value.uses() if use.node.graph is value.graph]
+
+
 def reads(node: ir.Node) -> list[ir.Value]:
     """What a node reads of the graph in which it lies, in its bodies as well."""
     found = [v for v in node.inputs if v is not None]

@@ -26,7 +26,8 @@ def compact(net: ir.Model, *, known: Iterable[str]) -> None:
     for value in list(graph.initializers.values()):
         if value.name not in kept:
             _rename_initializer(graph, value, next(fresh))
-        value.type = value.shape = None  # the constant itself has both
+        if not value.is_graph_output():
+            value.type = value.shape = None  # the constant itself has both
     has_bodies = any(True for _ in graph.subgraphs())  # which may ask for types
     for node in graph:
         if node.name not in kept:

@@ -101,6 +101,14 @@ def _is_row(bias: NDArray[Any], layer: Layer) -> bool:
     return bool(bias.shape in ((channels := layer.weight_array().shape[layer.output_axis],), (1, channels)))
 
 
+def _names_axes(node: ir.Node) -> bool:
+    """Whether a Pad or Resize is not for all axes alike: onnxruntime's layout optimiser mistakes such ones."""
+    if node.op_type == "Pad":
+        return len(node.inputs) > 3 and node.inputs[3] is not None
+    kept = attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch"
+    return node.op_type == "Resize" and ("axes" in node.attributes or kept)
+
+
 class _QdqEmitter:
     def __init__(self, graph: ir.Graph, producers: Mapping[str, ActivationQuant], *, packed: bool) -> None:
         self.graph = graph
@@ -225,7 +233,7 @@ class _QdqEmitter:
 
     def carry(self, node: ir.Node, quantized: ir.Value, quant: ActivationQuant) -> ir.Value | None:
         """Move the codes instead of the floats: one byte per value, and no rounding in between."""
-        if node.op_type not in _MOVES_INTEGERS or len([v for v in node.outputs if v.uses()]) > 1:
+        if node.op_type not in _MOVES_INTEGERS or len([v for v in node.outputs if v.uses()]) > 1 or _names_axes(node):
             return None
         if quantized not in self.integers:  # an operator without such a kernel lies in between
             return None

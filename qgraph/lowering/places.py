@@ -18,7 +18,7 @@ from qgraph.graph.layers import LAYER_OPS, Layer
 from qgraph.graph.sites import GLUE_OPS, GraphView
 from qgraph.graph.sums import output_sums
 from qgraph.graph.tensors import is_transparent
-from qgraph.graph.walk import sources, walk
+from qgraph.graph.walk import sources, uses_here, walk
 from qgraph.onnxfile.edit import add_initializer, append_node, constant, unique_name
 from qgraph.onnxfile.model import Model
 from qgraph.plan import codes as weights
@@ -119,7 +119,7 @@ def _quantize_everywhere(view: GraphView, value: ir.Value, quant: ActivationQuan
 def _carry_along(view: GraphView, quantized: ir.Value, quant: ActivationQuant, emitter: Emitter) -> None:
     """Keep a tensor on its grid through the transparent operators that lead to integer kernels."""
     leading = _leading_to_grids(quantized)
-    pending = [(quantized, use) for use in reversed(list(quantized.uses()))]
+    pending = [(quantized, use) for use in reversed(uses_here(quantized))]
     while pending:
         source, use = pending.pop()
         if use.idx == 0 and use.node in leading:
@@ -128,7 +128,7 @@ def _carry_along(view: GraphView, quantized: ir.Value, quant: ActivationQuant, e
             if carried is not None:
                 _replace_uses(view, moved, carried)
             target = carried or moved
-            pending += [(target, later) for later in reversed(list(target.uses()))]
+            pending += [(target, later) for later in reversed(uses_here(target))]
 
 
 def _leading_to_grids(value: ir.Value) -> set[ir.Node]:
@@ -137,11 +137,11 @@ def _leading_to_grids(value: ir.Value) -> set[ir.Node]:
     """
 
     def moving(value: ir.Value) -> Iterator[ir.Node]:
-        return (use.node for use in value.uses() if is_transparent(use.node))
+        return (use.node for use in uses_here(value) if is_transparent(use.node))
 
     moves = walk(moving(value), lambda node: moving(node.outputs[0]))
     results = {node.outputs[0]: node for node in moves}
-    read = (v for v in results if any(use.node.op_type in _READ_INTEGERS for use in v.uses()))
+    read = (v for v in results if any(use.node.op_type in _READ_INTEGERS for use in uses_here(v)))
     return {results[v] for v in sources(read, moves.__contains__) if v in results}
 
 
@@ -155,12 +155,15 @@ def _quantize_operands(layers: list[Layer], quant: ActivationQuant, emitter: Emi
 
 
 def _replace_uses(view: GraphView, value: ir.Value, quantized: ir.Value) -> None:
-    """Let every consumer of `value` but the grid's own nodes read `quantized`; a graph output keeps its name."""
+    """Let every consumer of `value` but the grid's own nodes read `quantized`; a graph output keeps its name.
+
+    A graph input that is also an output stays both: nothing computes it.
+    """
     own = _nodes_between(value, quantized)
     for use in list(value.uses()):
         if use.node not in own:
             use.node.replace_input_with(use.idx, quantized)
-    if value.is_graph_output():
+    if value.is_graph_output() and not value.is_graph_input():
         outputs = view.model.graph.outputs
         name = value.name
         value.name = unique_name(view.model.graph, f"{name}/float")

@@ -27,7 +27,7 @@ Outputs = Mapping[str, NDArray[Any]]
 
 def is_scores(output: NDArray[Any]) -> bool:
     """Whether an output holds one score per class."""
-    return output.dtype.kind == "f" and output.ndim == 2 and output.shape[1] > 1
+    return isinstance(output, np.ndarray) and output.dtype.kind == "f" and output.ndim == 2 and output.shape[1] > 1
 
 
 def score_axis(output: NDArray[Any], *, linear: bool = False) -> int | None:
@@ -151,6 +151,5 @@ def _logits(scores: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _real(outputs: Outputs, batch: Batch) -> Outputs:
-    """Without the samples that only pad a fixed batch."""
-    size = len(next(iter(batch.feeds.values())))
-    return {name: o[: batch.count] if o.ndim and len(o) == size else o for name, o in outputs.items()}
+    """The tensors among the outputs, without the samples that only pad a fixed batch."""
+    return {name: batch.real(o) for name, o in outputs.items() if isinstance(o, np.ndarray)}

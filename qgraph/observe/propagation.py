@@ -203,7 +203,8 @@ def _operand(value: ir.Value, moments: Mapping[ir.Value, Moments]) -> Moments:
     if value in moments:
         return moments[value]
     array = constant(value)
-    numbers = np.zeros(1) if array is None or not array.size else np.ravel(array).astype(np.float64)
+    known = array is not None and array.size and array.dtype.kind in "fiub"
+    numbers = np.ravel(array).astype(np.float64) if array is not None and known else np.zeros(1)
     return Moments(mean=numbers, variance=np.zeros_like(numbers))
 
 
@@ -244,9 +245,11 @@ def resized(numbers: Floats, size: int, *, spread: bool = False) -> Floats:
     """One number per channel, for another count of channels.
 
     Flattening gives every channel as many places: values (`spread`) are repeated, gains of the places add up. Where
-    neither count divides the other, all channels get the average.
+    neither count divides the other, all channels get the average; no channels at all say nothing of others.
     """
     have = numbers.size
+    if not have:
+        return np.zeros(size)
     if have == size or size < 1:
         return numbers
     if size % have == 0:

@@ -36,9 +36,9 @@ def check_content(model: onnx.ModelProto, where: str, *, folder: Path | None = N
         too_large = math.prod(d for d in dims if d > 0) >= _MOST_VALUES
         if any(not 0 <= d < _LIMIT for d in dims) or len(dims) > _MAX_RANK or too_large:
             raise ModelError(f"{where}: input '{value.name}' has the impossible shape {dims}; export the model again")
-    for graph in _graphs(model.graph):
+    for graph in graphs(model.graph):
         for tensor in graph.initializer:
-            _check_tensor(tensor, where, folder)
+            check_tensor(tensor, where, folder)
         for node in graph.node:
             _check_node(node, where, folder)
     for function in model.functions:
@@ -46,12 +46,13 @@ def check_content(model: onnx.ModelProto, where: str, *, folder: Path | None = N
             _check_node(node, where, folder)
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph, and the bodies inside it."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                yield from _graphs(inner)
+                yield from graphs(inner)
 
 
 def _check_node(node: onnx.NodeProto, where: str, folder: Path | None) -> None:
@@ -59,9 +60,9 @@ def _check_node(node: onnx.NodeProto, where: str, folder: Path | None) -> None:
         raise ModelError(f"{where}: a node's names are not text; the file is damaged")
     for attribute in node.attribute:
         for tensor in attribute.tensors:
-            _check_tensor(tensor, where, folder)
+            check_tensor(tensor, where, folder)
         if attribute.HasField("t"):
-            _check_tensor(attribute.t, where, folder)
+            check_tensor(attribute.t, where, folder)
         numbers = [attribute.i] if attribute.type == AttributeProto.INT else list(attribute.ints)
         if not numbers or node.domain not in ("", "ai.onnx"):
             continue
@@ -79,7 +80,8 @@ def _check_node(node: onnx.NodeProto, where: str, folder: Path | None) -> None:
             )
 
 
-def _check_tensor(tensor: TensorProto, where: str, folder: Path | None) -> None:
+def check_tensor(tensor: TensorProto, where: str, folder: Path | None) -> None:
+    """Raise `ModelError` unless a tensor holds what its shape promises; external data lie in `folder`, if anywhere."""
     name, dims = tensor.name, list(tensor.dims)
     if any(not 0 <= d < 2**62 for d in dims) or len(dims) > _MAX_RANK:
         raise ModelError(f"{where}: tensor '{name}' has the impossible shape {dims}; export the model again")

@@ -122,7 +122,7 @@ def fold_batch_normalization(model: ir.Model) -> Declined:
 
 
 def fuse_matrix_product_bias(model: ir.Model) -> Declined:
-    """MatMul(x, W) + b -> Gemm(x, W, b), for x of rank 2 and one number of b per column.
+    """MatMul(x, W) + b -> Gemm(x, W, b), for floats x of rank 2 and one number of b per column.
 
     Dense layers come so from tf2onnx and scikit-learn. Needs shapes. onnxruntime does the same when it loads a float
     model, but takes the pair apart from its quantizers when it loads a quantized one, and then computes it in floats.
@@ -149,6 +149,8 @@ def _why_not_fused(product: ir.Node, added: NDArray[Any]) -> str:
         return f"the result of '{name_of(product)}' is read elsewhere too"
     if weight is None or weight.ndim != 2:
         return f"the weight of '{name_of(product)}' is not a constant of two dimensions"
+    if weight.dtype != np.float32:
+        return f"the weight of '{name_of(product)}' is {weight.dtype}, not float32"
     if x is None or x.shape is None or len(x.shape) != 2:
         rank = "an unknown number of" if x is None or x.shape is None else str(len(x.shape))
         return f"'{name_of(product)}' reads a tensor of {rank} dimensions, and Gemm takes two"

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from qgraph.errors import ModelError, first_line
 from qgraph.onnxfile.content import check_content
 from qgraph.onnxfile.model import Model, ModelLike
+from qgraph.onnxfile.readable import readable
 from qgraph.running import sessions as runtime
 
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it logs failed shape inference with a traceback; we go on
@@ -33,9 +34,10 @@ def load(model: ModelLike) -> Model:
     if isinstance(model, Model):
         return model
     if isinstance(model, onnx.ModelProto):
-        check_content(model, "the given ModelProto")
+        proto = readable(model, "the given ModelProto")
+        check_content(proto, "the given ModelProto")
         _check(model, "the given ModelProto")
-        loaded = Model(ir_model=ir.from_proto(model), source="<ModelProto>", nbytes=model.ByteSize())
+        loaded = Model(ir_model=ir.from_proto(proto), source="<ModelProto>", nbytes=model.ByteSize())
     elif isinstance(model, ir.Model):
         proto = ir.to_proto(model)
         _check(proto, "the given model")
@@ -63,8 +65,9 @@ def _load_file(path: Path) -> Model:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelError(f"{path} is not an ONNX model: it has no graph; export the model again")
+    given, proto = proto, readable(proto, str(path))
     check_content(proto, str(path), folder=path.parent)
-    _check(str(path) if _has_external_data(proto) else proto, str(path))
+    _check(str(path) if _has_external_data(given) else given, str(path))
     try:
         model = ir.from_proto(proto)
     except Exception as error:

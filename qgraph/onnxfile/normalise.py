@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from qgraph.errors import ModelError, QGraphError, first_line
+from qgraph.onnxfile.axes import name_all_axes, pad_in_pools
 from qgraph.onnxfile.cost_limits import GROWING_OPS, check_bounds
 from qgraph.onnxfile.edit import numbered
 from qgraph.onnxfile.folding import (
@@ -22,6 +23,8 @@ from qgraph.onnxfile.folding import (
     name_of,
 )
 from qgraph.onnxfile.model import Model, Unchanged
+from qgraph.onnxfile.readable import TYPE_NOTE
+from qgraph.onnxfile.shapes import infer_shapes
 from qgraph.running import sessions as runtime
 
 
@@ -51,7 +54,10 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
         passes.TopologicalSortPass(),
         name_everything,
         _infer_shapes,
+        ours(name_all_axes, "write for all axes"),
+        ours(pad_in_pools, "leave to the pool behind it"),
         ours(fuse_matrix_product_bias, "join with the matrix product before"),
+        passes.RemoveUnusedNodesPass(),
         _drop_notes,
     ]
     try:
@@ -81,7 +87,10 @@ def _drop_notes(net: ir.Model) -> None:
         node.metadata_props.clear()
         node.doc_string = None
         for value in node.outputs:
+            kept = value.metadata_props.get(TYPE_NOTE)
             value.metadata_props.clear()
+            if kept is not None:
+                value.metadata_props[TYPE_NOTE] = kept
 
 
 def _rename_twins(model: ir.Model) -> None:
@@ -101,7 +110,7 @@ def name_everything(model: ir.Model, *, also_unnamed: bool = True) -> None:
 def _infer_shapes(model: ir.Model) -> None:
     """Shapes of inner tensors, none of them out of bounds; the outputs stay as their author declared them."""
     declared = [(v.type, v.shape) for v in model.graph.outputs]
-    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    infer_shapes(model)
     check_bounds(model)
     for output, (kind, shape) in zip(model.graph.outputs, declared, strict=True):
         output.type, output.shape = kind, shape

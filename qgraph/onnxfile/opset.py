@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from qgraph.errors import ModelError, UsageError, first_line
+from qgraph.onnxfile.axes import pad_in_pools
 from qgraph.onnxfile.load import MAX_OPSET, load
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.noise import TRIED_SIZES, noise
@@ -44,6 +45,7 @@ def raise_opset(model: Model, opset: int | None = None) -> Model:
         _keep_corners(converted)
     name_everything(converted)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(converted)
+    pad_in_pools(converted)
     _compare_outputs(model, converted, target)
     return replace(model, ir_model=converted)
 

@@ -6,10 +6,12 @@ import os
 import tempfile
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
 from qgraph.errors import ModelError, UsageError
 from qgraph.onnxfile.model import Model
+from qgraph.onnxfile.readable import restore_types
 from qgraph.running import sessions as runtime
 from qgraph.running.files import check_writable, flush, write_atomically
 
@@ -35,7 +37,7 @@ def save(model: ir.Model | Model, path: str | os.PathLike[str], *, source: str |
 
 def serialised(model: ir.Model) -> bytes:
     """What `save` writes, of a model whose weights fit one file."""
-    data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    data: bytes = restore_types(ir.to_proto(model)).SerializeToString(deterministic=True)
     return data
 
 
@@ -48,6 +50,8 @@ def _save_with_external_data(model: ir.Model, target: Path) -> int:
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         partial, partial_data = Path(folder) / target.name, Path(folder) / data.name
         ir.save(model, partial, external_data=data.name)
+        outline = onnx.load(partial, load_external_data=False)
+        partial.write_bytes(restore_types(outline).SerializeToString(deterministic=True))
         for path in (partial_data, partial):
             flush(path)
         os.replace(partial_data, data)

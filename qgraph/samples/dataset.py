@@ -42,7 +42,8 @@ class Batch:
 
     def real(self, array: Array) -> Array:
         """An output of this run without what the padding computed."""
-        return array[: self.count] if array.ndim and len(array) == self.padded_to else array
+        padded = isinstance(array, np.ndarray) and array.ndim and len(array) == self.padded_to
+        return array[: self.count] if padded else array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

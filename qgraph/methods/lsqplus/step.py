@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes import common as passes
 
 from qgraph.gradient import Deferred, deferred_gradients, gradient_name, weight_gradients
 from qgraph.graph.layers import Layer
@@ -28,6 +27,7 @@ from qgraph.methods.lsqplus.quantizer import DOMAIN, expand, learned_quantize
 from qgraph.methods.lsqplus.trained import Trained, TrainedGrid
 from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.opset import raise_opset
+from qgraph.onnxfile.shapes import infer_shapes
 from qgraph.plan.plan import ActivationQuant, LayerQuant
 from qgraph.running.sessions import Session
 
@@ -185,4 +185,4 @@ def _fix_batch(net: ir.Model, batch: int) -> None:
     for node in net.graph:
         for output in node.outputs:
             output.shape = None
-    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(net)
+    infer_shapes(net)

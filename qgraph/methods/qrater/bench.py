@@ -216,7 +216,7 @@ def collect(dataset: Dataset, model: Model, tensors: Tensors, objective: Objecti
     return Samples(
         batches=tuple(replace(batch, feeds={}) for batch in batches),
         reference=tuple(reference),
-        scorer=choose_scorer(objective, reference, every),
+        scorer=choose_scorer(objective, reference, every, counts=[batch.count for batch in batches]),
         digest=digest.hexdigest(),
     )
 

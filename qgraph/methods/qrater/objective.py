@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,15 @@ class Scorer:
     """Scores of a batch against its labels or the float network's outputs.
 
     `scores` is the index of the output with one score per class: logits, or `probabilities`. `power` holds the mean
-    square of every float output.
+    square of every float output that has a row for each sample, 0 for the others. Where every batch is one sample
+    (`whole`), an output of any shape is that sample's.
     """
 
     objective: Objective
     scores: int
     probabilities: bool = False
     power: tuple[float, ...] = ()
+    whole: bool = False
 
     def __call__(self, outputs: Outputs, reference: Outputs, labels: NDArray[Any] | None) -> NDArray[np.float64]:
         """One number per sample: 1 for a correct answer, minus the cross entropy, minus the divergence from the float
@@ -40,7 +43,8 @@ class Scorer:
 
     def _values(self, outputs: Outputs, reference: Outputs, labels: NDArray[Any] | None) -> NDArray[np.float64]:
         if self.objective == "mse":
-            return -np.sum([_distance(a, b, p) for a, b, p in zip(outputs, reference, self.power, strict=True)], axis=0)
+            pairs = zip(outputs, reference, self.power, strict=True)
+            return -np.sum([_distance(*self._rows(a, b), p) for a, b, p in pairs if p], axis=0)
         scores = self._logits(outputs[self.scores])
         scores = np.where(np.isfinite(scores).all(axis=1, keepdims=True), scores, np.nan)
         if self.objective == "kl":
@@ -52,31 +56,45 @@ class Scorer:
             return np.where(np.isnan(scores[:, 0]), np.nan, correct)
         return scores[np.arange(len(labels)), labels] - _log_sum_exp(scores)
 
+    def _rows(self, *arrays: NDArray[Any]) -> list[NDArray[Any]]:
+        return [array[None] for array in arrays] if self.whole else list(arrays)
+
     def _logits(self, scores: NDArray[Any]) -> NDArray[np.float64]:
         scores = scores.astype(np.float64)
         return np.log(np.maximum(scores, 1e-12)) if self.probabilities else scores
 
 
-def choose_scorer(objective: Objective | None, reference: list[Outputs], labels: NDArray[Any] | None) -> Scorer:
-    """The scorer for the outputs of the float network, batch by batch; checks that the objective can be computed."""
-    joined = [np.concatenate([batch[i] for batch in reference]) for i in range(len(reference[0]))]
-    bad = next((i for i, o in enumerate(joined) if o.dtype.kind == "f" and not np.isfinite(o).all()), None)
+def choose_scorer(
+    objective: Objective | None, reference: list[Outputs], labels: NDArray[Any] | None, *, counts: Sequence[int] = ()
+) -> Scorer:
+    """The scorer for the outputs of the float network, batch by batch; checks that the objective can be computed.
+
+    Outputs without a row for each of a batch's samples (`counts`), as constant anchors or texts are, have no say.
+    """
+    counts = counts or [len(batch[0]) for batch in reference]
+    whole = max(counts) == 1
+    by_output = list(zip(*reference, strict=True))
+    bad = next((i for i, outputs in enumerate(by_output) if not all(map(_finite, outputs))), None)
     if bad is not None:
         raise DataError(f"the float model computes NaN or infinite values for its output {bad} on these data")
-    found = next((i for i, o in enumerate(joined) if o.dtype.kind == "f" and o.ndim == 2 and o.shape[1] > 1), None)
+    rows = [all(_has_rows(o, n) for o, n in zip(outputs, counts, strict=True)) for outputs in by_output]
+    found = next((i for i, outputs in enumerate(by_output) if rows[i] and _are_scores(outputs)), None)
     wanted: Objective = objective or "mse"
     if wanted in ("accuracy", "loss") and labels is None:
         raise DataError(
             f"the objective '{wanted}' needs labels and the data have none: add an array 'labels', or choose kl"
         )
     if wanted == "mse":
-        power = tuple(_power(o) for o in joined)
+        power = tuple(_power(outputs) if rows[i] or whole else 0.0 for i, outputs in enumerate(by_output))
         if not any(power):
-            raise DataError("every float output is zero or not of a floating type: there is no objective to measure")
-        return Scorer(objective="mse", scores=-1, power=power)
+            raise DataError(
+                "every float output is zero, not of a floating type, or has no row for each sample: there is no "
+                "objective to measure; where the model takes one sample at a time, say so with --batch 1"
+            )
+        return Scorer(objective="mse", scores=-1, power=power, whole=whole)
     if found is None:
         raise DataError(f"the objective '{wanted}' needs an output with one score per class; choose mse")
-    scores = joined[found]
+    scores = np.concatenate(by_output[found])
     if labels is not None and wanted != "kl":
         _check_labels(labels, scores.shape[1])
     is_probability = bool((scores >= 0).all() and np.allclose(scores.sum(axis=1), 1.0, atol=1e-3))
@@ -91,13 +109,36 @@ def _check_labels(labels: NDArray[Any], classes: int) -> None:
         )
 
 
-def _power(output: NDArray[Any]) -> float:
-    return float(np.mean(output.astype(np.float64) ** 2)) if output.dtype.kind == "f" and output.size else 0.0
+def _is_float(output: Any) -> bool:
+    return isinstance(output, np.ndarray) and output.dtype.kind == "f"
+
+
+def _finite(output: Any) -> bool:
+    return not _is_float(output) or bool(np.isfinite(output).all())
+
+
+def _has_rows(output: Any, count: int) -> bool:
+    """Whether an output of a batch has a row for each of its samples."""
+    return isinstance(output, np.ndarray) and output.ndim > 0 and len(output) == count
+
+
+def _are_scores(outputs: Sequence[Any]) -> bool:
+    """Whether the outputs of all batches hold as many scores, one per class."""
+    flat = all(_is_float(o) and o.ndim == 2 and o.shape[1] > 1 for o in outputs)
+    return flat and len({o.shape[1] for o in outputs}) == 1
+
+
+def _power(outputs: Sequence[Any]) -> float:
+    """The mean square of an output over all batches; 0 where it is not of a floating type."""
+    if not all(map(_is_float, outputs)):
+        return 0.0
+    size = sum(o.size for o in outputs)
+    return float(sum(np.square(o.astype(np.float64)).sum() for o in outputs) / size) if size else 0.0
 
 
 def _distance(output: NDArray[Any], reference: NDArray[Any], power: float) -> NDArray[np.float64]:
     """Mean squared distance per sample over the output's power; 0 where it cannot be measured."""
-    if not power or output.shape != reference.shape:
+    if output.shape != reference.shape or not reference.size:
         return np.zeros(len(reference))
     difference = output.astype(np.float64) - reference
     return np.asarray(np.mean(difference.reshape(len(difference), -1) ** 2, axis=1) / power)

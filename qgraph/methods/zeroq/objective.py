@@ -20,6 +20,7 @@ from qgraph.onnxfile.folding import fold_batch_normalization
 from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.normalise import normalise
 from qgraph.onnxfile.opset import raise_opset
+from qgraph.onnxfile.shapes import infer_shapes
 from qgraph.running.sessions import Session
 
 _GRADIENT_OPSET = 16
@@ -141,4 +142,4 @@ def _fix_shapes(net: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
     for node in net.graph:
         for value in node.outputs:
             value.shape = None
-    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(net)
+    infer_shapes(net)

@@ -1,0 +1,47 @@
+"""Types and shapes of inner tensors: those of sequences and optionals too, which onnx-ir's own pass overwrites."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+from qgraph.onnxfile.readable import readable
+
+_LARGE = 1000  # bytes: a constant whose values no shape depends on
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Give every tensor the type and shape that ONNX's shape inference finds, in place.
+
+    A model for which inference fails stays as it is.
+    """
+    outline = ir.to_proto(_outline(model))
+    try:
+        inferred = onnx.shape_inference.infer_shapes(outline, check_type=False, strict_mode=False, data_prop=True)
+        found = ir.from_proto(readable(inferred, "the inferred model"))
+    except Exception:  # of any kind that onnx has; what does not run is said by onnxruntime
+        return
+    for graph, other in zip(model.graphs(), found.graphs(), strict=True):
+        known = ir.convenience.create_value_mapping(other)
+        for name, value in ir.convenience.create_value_mapping(graph).items():
+            twin = known.get(name)
+            if twin is None:
+                continue
+            if twin.type is not None:
+                value.type = twin.type
+            if twin.shape is not None:
+                value.shape = twin.shape
+
+
+def _outline(model: ir.Model) -> ir.Model:
+    """The model with its large constants as inputs, which inference need not carry about."""
+    outline = model.clone()
+    graph = outline.graph
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes > _LARGE:
+            value.shape, value.dtype, value.const_value = ir.Shape(tensor.shape.numpy()), tensor.dtype, None
+            del graph.initializers[name]
+            if not value.is_graph_input():
+                graph.inputs.append(value)
+    return outline

@@ -1,0 +1,152 @@
+"""Tensors that are read inside the bodies of If, Loop and Scan, at any depth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto, checker, helper, numpy_helper
+
+import qgraph
+from qgraph.graph.sites import GraphView
+from qgraph.onnxfile.load import load
+from qgraph.onnxfile.normalise import normalise
+
+N = helper.make_node
+
+
+def info(name, shape=None, kind=TensorProto.FLOAT):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def body(nodes, outputs, inputs=(), name="body"):
+    return helper.make_graph(nodes, name, list(inputs), [info(o) for o in outputs])
+
+
+def weights(**shapes):
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def model(nodes, inputs, outputs, constants):
+    tensors = [numpy_helper.from_array(np.asarray(a), n) for n, a in constants.items()]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, tensors)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    checker.check_model(made)
+    return made
+
+
+def branches(then, other, cond="cond", out="i"):
+    return N("If", [cond], [out], then_branch=then, else_branch=other)
+
+
+@pytest.mark.parametrize("activations", [8, None])
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_branch_reads_the_input_that_layers_read(agreement, flat, activations):
+    shape = [4, 2, 8] if flat else [4, 16]
+    start = [N("Flatten", ["x"], ["f"])] if flat else []
+    inner = [N("Flatten", ["x"], ["bf"])] if flat else []
+    then = body([*inner, N("Gemm", ["bf" if flat else "x", "w"], ["t"])], ["t"])
+    other = body([N("Identity", ["h"], ["e"])], ["e"])
+    net = model(
+        [*start, N("Gemm", ["f" if flat else "x", "w"], ["h"]), branches(then, other), N("Gemm", ["i", "v"], ["y"])],
+        [info("x", shape), info("cond", [], TensorProto.BOOL)],
+        [info("y", [4, 3])],
+        weights(w=(16, 8), v=(8, 3)),
+    )
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    for cond in (True, False):
+        assert agreement(net, {"x": x, "cond": np.array(cond)}, activations=activations) > 30
+
+
+def test_a_layer_that_only_a_branch_reads(agreement):
+    then = body([N("Relu", ["c"], ["t"])], ["t"])
+    other = body([N("Neg", ["c"], ["e"])], ["e"])
+    net = model(
+        [N("Conv", ["x", "w"], ["c"]), branches(then, other), N("Conv", ["i", "v"], ["y"])],
+        [info("x", [2, 4, 6, 6]), info("cond", [], TensorProto.BOOL)],
+        [info("y", [2, 4, 6, 6])],
+        weights(w=(4, 4, 1, 1), v=(4, 4, 1, 1)),
+    )
+    x = np.random.default_rng(1).normal(size=(2, 4, 6, 6)).astype(np.float32)
+    assert agreement(net, {"x": x, "cond": np.array(True)}) > 30
+    assert agreement(net, {"x": x, "cond": np.array(False)}, activations=None) > 30
+
+
+def nested():
+    """A branch in a branch reads the layer's result, moved there by operators that carry codes."""
+    deep = branches(
+        body([N("Transpose", ["r"], ["d1"], perm=[1, 0])], ["d1"]), body([N("Neg", ["r"], ["d2"])], ["d2"]), out="d"
+    )
+    then = body([deep, N("Transpose", ["r"], ["b"], perm=[0, 1]), N("Add", ["d", "b"], ["t"])], ["t"])
+    other = body([N("Identity", ["k"], ["e"])], ["e"])
+    return model(
+        [
+            N("MatMul", ["x", "w"], ["h"]),
+            N("Relu", ["h"], ["r"]),
+            branches(then, other),
+            N("MatMul", ["i", "v"], ["m"]),
+            N("MatMul", ["r", "v"], ["n"]),
+            N("Add", ["m", "n"], ["y"]),
+        ],
+        [info("x", [8, 16]), info("cond", [], TensorProto.BOOL)],
+        [info("y", [8, 8])],
+        weights(w=(16, 8), v=(8, 8)) | {"k": np.zeros((8, 8), np.float32)},
+    )
+
+
+def test_a_branch_in_a_branch(agreement):
+    x = np.random.default_rng(1).normal(size=(8, 16)).astype(np.float32)
+    assert agreement(nested(), {"x": x, "cond": np.array(True)}) > 30
+
+
+def test_what_a_body_reads_is_before_what_follows_its_operator():
+    view = GraphView(normalise(load(nested())))
+    assert view.edge_layers == {"MatMul_h", "MatMul_m", "MatMul_n"}
+    assert view.skipped == {}
+
+
+@pytest.mark.parametrize("kind", ["Loop", "Scan"])
+def test_loops_read_the_input_and_a_layer(agreement, kind):
+    if kind == "Loop":
+        inputs = [info("n", [], TensorProto.INT64), info("c", [], TensorProto.BOOL), info("s")]
+        steps = [N("Add", ["s", "r"], ["s1"]), N("MatMul", ["x", "w"], ["q"]), N("Add", ["s1", "q"], ["s2"])]
+        inner = helper.make_graph(
+            [*steps, N("Identity", ["c"], ["c2"])], "b", inputs, [info("c2", [], TensorProto.BOOL), info("s2")]
+        )
+        loop = N("Loop", ["three", "yes", "r"], ["o"], body=inner)
+    else:
+        steps = [
+            N("Add", ["s", "row"], ["s1"]),
+            N("ReduceSum", ["x"], ["q"], keepdims=0),
+            N("Add", ["s1", "q"], ["s2"]),
+        ]
+        inner = helper.make_graph(
+            [*steps, N("Identity", ["s2"], ["out"])],
+            "b",
+            [info("s", [8]), info("row", [8])],
+            [info("s2", [8]), info("out", [8])],
+        )
+        loop = N("Scan", ["zero", "r"], ["last", "o"], body=inner, num_scan_inputs=1)
+    net = model(
+        [N("MatMul", ["x", "w"], ["h"]), N("Relu", ["h"], ["r"]), loop, N("MatMul", ["o", "v"], ["y"])],
+        [info("x", [4, 16])],
+        [info("y", [4, 8])],
+        weights(w=(16, 8), v=(8, 8)) | {"three": np.array(3), "yes": np.array(True), "zero": np.zeros(8, np.float32)},
+    )
+    x = np.random.default_rng(1).normal(size=(4, 16)).astype(np.float32)
+    assert agreement(net, {"x": x}) > 30
+
+
+@pytest.mark.parametrize("weights_", [8, "mixed"])
+def test_layers_in_bodies_stay_float_and_are_named(weights_):
+    then = body([N("MatMul", ["r", "v"], ["t"], name="inside")], ["t"])
+    other = body([N("Identity", ["r"], ["e"])], ["e"])
+    net = model(
+        [N("MatMul", ["x", "w"], ["h"]), N("Relu", ["h"], ["r"]), branches(then, other, out="y")],
+        [info("x", [4, 16]), info("cond", [], TensorProto.BOOL)],
+        [info("y", [4, 8])],
+        weights(w=(16, 8), v=(8, 8)),
+    )
+    x = np.random.default_rng(1).normal(size=(4, 16)).astype(np.float32)
+    result = qgraph.quantize(net, {"x": x, "cond": np.array(True)}, weights=weights_)
+    assert "inside" in [k.name for k in result.plan.kept_float]
