@@ -55,7 +55,7 @@ def test_a_branch_reads_the_input_that_layers_read(agreement, flat, activations)
     )
     x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     for cond in (True, False):
-        assert agreement(net, {"x": x, "cond": np.array(cond)}, activations=activations) > 30
+        assert agreement(net, {"x": x, "cond": np.array(cond)}, activations=activations) > 22
 
 
 def test_a_layer_that_only_a_branch_reads(agreement):
@@ -68,8 +68,8 @@ def test_a_layer_that_only_a_branch_reads(agreement):
         weights(w=(4, 4, 1, 1), v=(4, 4, 1, 1)),
     )
     x = np.random.default_rng(1).normal(size=(2, 4, 6, 6)).astype(np.float32)
-    assert agreement(net, {"x": x, "cond": np.array(True)}) > 30
-    assert agreement(net, {"x": x, "cond": np.array(False)}, activations=None) > 30
+    assert agreement(net, {"x": x, "cond": np.array(True)}) > 22
+    assert agreement(net, {"x": x, "cond": np.array(False)}, activations=None) > 22
 
 
 def nested():
@@ -96,7 +96,7 @@ def nested():
 
 def test_a_branch_in_a_branch(agreement):
     x = np.random.default_rng(1).normal(size=(8, 16)).astype(np.float32)
-    assert agreement(nested(), {"x": x, "cond": np.array(True)}) > 30
+    assert agreement(nested(), {"x": x, "cond": np.array(True)}) > 22
 
 
 def test_what_a_body_reads_is_before_what_follows_its_operator():
@@ -134,7 +134,7 @@ def test_loops_read_the_input_and_a_layer(agreement, kind):
         weights(w=(16, 8), v=(8, 8)) | {"three": np.array(3), "yes": np.array(True), "zero": np.zeros(8, np.float32)},
     )
     x = np.random.default_rng(1).normal(size=(4, 16)).astype(np.float32)
-    assert agreement(net, {"x": x}) > 30
+    assert agreement(net, {"x": x}) > 22
 
 
 @pytest.mark.parametrize("weights_", [8, "mixed"])

@@ -57,7 +57,7 @@ AXES = {
 def test_axes(agreement, model_from_text, case):
     middle, constants = AXES[case]
     net = between(model_from_text, middle, **constants)
-    assert agreement(net, {"x": X}) > 28
+    assert agreement(net, {"x": X}) > 22
     plain, normal = Session(load(net).ir_model).run_list({"x": X}), Session(prepare(net).ir_model).run_list({"x": X})
     np.testing.assert_allclose(plain[0], normal[0], rtol=1e-4, atol=1e-5)
 
@@ -69,7 +69,7 @@ def test_computed_pads_keep_their_axes(agreement, model_from_text):
         p = Concat <axis = 0> (m, m)
         z = Pad(r, p, , a)"""
     net = between(model_from_text, middle, four=np.array([4]), a=np.array([3]))
-    assert agreement(net, {"x": X}) > 28
+    assert agreement(net, {"x": X}) > 22
 
 
 LOW = np.array(-np.inf, np.float32)
@@ -81,7 +81,7 @@ POOL = "z = MaxPool <kernel_shape = [3, 3], strides = [2, 2]> (q)"
 @pytest.mark.parametrize("activations", [8, None])
 def test_padding_before_a_maximum(agreement, model_from_text, low, activations):
     net = between(model_from_text, f"q = Pad(r, p, low)\n{POOL}", p=PADS, low=np.array(low, np.float32))
-    assert agreement(net, {"x": X}, activations=activations) > 28
+    assert agreement(net, {"x": X}, activations=activations) > 22
 
 
 def test_the_pool_pads_itself(model_from_text):
@@ -102,7 +102,7 @@ WHOLE = {
 def test_padding_that_a_pool_cannot_do_itself(agreement, model_from_text, case):
     middle, pads, _ = WHOLE[case]
     constants = {"p": pads, "low": LOW} | ({"a": np.array([2, 3])} if "axes" in case else {})
-    assert agreement(between(model_from_text, middle, **constants), {"x": X}) > 28
+    assert agreement(between(model_from_text, middle, **constants), {"x": X}) > 22
 
 
 def test_padding_by_attributes_before_opset_11(agreement, model_from_text):
@@ -111,7 +111,7 @@ def test_padding_by_attributes_before_opset_11(agreement, model_from_text):
         net = between(model_from_text, middle, opset=10)
     except Exception:
         net = between(model_from_text, middle.replace("-inf", "-3.4028235e38"), opset=10)
-    assert agreement(net, {"x": X}) > 28
+    assert agreement(net, {"x": X}) > 22
 
 
 def test_a_model_that_computes_infinities_is_refused(model_from_text):
