@@ -7,7 +7,7 @@ takes time in proportion to what it visits, however deep that is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import onnx_ir as ir
 
@@ -52,7 +52,7 @@ def sources(values: Iterable[ir.Value], passes: Passes) -> dict[ir.Value, None]:
     return walk(values, before)
 
 
-def uses_here(value: ir.Value) -> list[ir.Usage]:
+def uses_here(value: ir.Value) -> list[Any]:
     """The uses by nodes of the tensor's own graph, those inside bodies left aside."""
     return [use for use in value.uses() if use.node.graph is value.graph]
 

@@ -44,7 +44,7 @@ class Scorer:
     def _values(self, outputs: Outputs, reference: Outputs, labels: NDArray[Any] | None) -> NDArray[np.float64]:
         if self.objective == "mse":
             pairs = zip(outputs, reference, self.power, strict=True)
-            return -np.sum([_distance(*self._rows(a, b), p) for a, b, p in pairs if p], axis=0)
+            return -np.sum([_distance(self._rows(a), self._rows(b), p) for a, b, p in pairs if p], axis=0)
         scores = self._logits(outputs[self.scores])
         scores = np.where(np.isfinite(scores).all(axis=1, keepdims=True), scores, np.nan)
         if self.objective == "kl":
@@ -56,8 +56,8 @@ class Scorer:
             return np.where(np.isnan(scores[:, 0]), np.nan, correct)
         return scores[np.arange(len(labels)), labels] - _log_sum_exp(scores)
 
-    def _rows(self, *arrays: NDArray[Any]) -> list[NDArray[Any]]:
-        return [array[None] for array in arrays] if self.whole else list(arrays)
+    def _rows(self, array: NDArray[Any]) -> NDArray[Any]:
+        return array[None] if self.whole else array
 
     def _logits(self, scores: NDArray[Any]) -> NDArray[np.float64]:
         scores = scores.astype(np.float64)
