@@ -129,7 +129,7 @@ def _warnings(model: Model, layers: list[FusedLayer]) -> list[str]:
             f"model is "
             f"likely slower than float; see the reasons above"
         )
-    if quantized and not has_fast_integers():
+    if quantized and has_fast_integers() is False:
         found.append(
             f"this CPU ({platform.machine()}) has no VNNI or dot-product instructions: 8-bit products saturate "
             f"and gain little; "

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 
-def has_fast_integers() -> bool:
-    """Whether this CPU multiplies int8 faster than float32: VNNI on x86-64, dot products on ARM."""
-    return bool(cpu_flags() & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+def has_fast_integers() -> bool | None:
+    """Whether this CPU multiplies int8 faster than float32: VNNI on x86-64, dot products on ARM; None: not known."""
+    flags = cpu_flags()
+    return bool(flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}) if flags else None
 
 
 def cpu_flags() -> frozenset[str]:

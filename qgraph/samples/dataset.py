@@ -173,13 +173,16 @@ def open_data(
 ) -> Dataset:
     """Data for `model` from a path, arrays, a mapping of arrays, or an iterable of batches (read once and kept).
 
+    A `Dataset` is taken as it is, but for a `limit` and `preprocessing` that are given.
+
     An `.npz` holds an array named like the model's input, else `images`, else the only array; and optionally `labels`.
     Raises `DataError` when the source is missing, empty, or does not fit the model's inputs.
     """
-    if isinstance(source, Dataset):
-        return source
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1, not {limit}")
+    if isinstance(source, Dataset):
+        fewer = source if limit is None else replace(source, limit=min(limit, source.count))
+        return fewer if preprocessing is None else replace(fewer, preprocessing=preprocessing)
     inputs = tuple(model.input_values())
     parts, description = read_parts(source, inputs, limit)
     labels = [part[LABELS] for part in parts if LABELS in part]

@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def least_squares_clips(rows, top):
     """Clip per row (C-contiguous, float32 or float64) of the symmetric grid with codes -top..top; 1 for a row of
     zeros.
@@ -27,7 +27,7 @@ def least_squares_clips(rows, top):
     return clips
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def least_squares_step(a, top):
     """The step s > 0 minimising sum_i min_{0 <= k <= top} (a_i - k s)^2 over positive a: exact, in time linear in its
     events.
@@ -48,9 +48,10 @@ def least_squares_step(a, top):
     for x in a:
         inverse = 1.0 / x
         for k in range(top):
-            at = int(((k + 0.5) * inverse - start) * scale)
-            if at >= buckets:
+            place = ((k + 0.5) * inverse - start) * scale
+            if place >= buckets:  # before the cast: the place of a tiny value fits no integer
                 break
+            at = int(place)
             db[at] += x
             dc[at] += 2 * k + 1
     opening_b, opening_c, best, best_step = _scan_buckets(db, dc)
@@ -65,7 +66,7 @@ def least_squares_step(a, top):
     return _sorted_search(a, top, start, scale, marked, first, last, opening_b, opening_c, best, best_step)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _largest_inverse_step(a, top):
     """1/s below which every step clips more than the best error found: nothing beyond it can be optimal."""
     s = np.max(a) / top
@@ -87,7 +88,7 @@ def _largest_inverse_step(a, top):
         s *= 0.9
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _scan_buckets(db, dc):
     """B and C at the start of every bucket, and the best B^2 / C among them with its step B / C."""
     opening_b, opening_c = np.empty(db.size), np.empty(db.size)
@@ -101,7 +102,7 @@ def _scan_buckets(db, dc):
     return opening_b, opening_c, best, best_step
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _sorted_search(a, top, start, scale, marked, first, last, opening_b, opening_c, best, best_step):
     """The best state among all events of the marked buckets, taken in order."""
     count = 0
@@ -115,9 +116,10 @@ def _sorted_search(a, top, start, scale, marked, first, last, opening_b, opening
             k = max(int((start + first / scale) * x - 1.5), 0)
             while k < top:
                 v = (k + 0.5) * inverse
-                j = int((v - start) * scale)
-                if j > last:
+                place = (v - start) * scale
+                if place >= last + 1:
                     break
+                j = int(place)
                 if j >= first and marked[j]:
                     if fill:
                         at_v[count], add_b[count], add_c[count], bucket[count] = v, x, 2 * k + 1, j
@@ -135,7 +137,7 @@ def _sorted_search(a, top, start, scale, marked, first, last, opening_b, opening
     return best_step
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def window_divergence(low, high, levels, mass, filled, counts, entropy):
     """KL(P || Q) of bins [low, high): P takes the outliers into its end bins; Q spreads each of `levels` groups of
     bins evenly
@@ -164,7 +166,7 @@ def window_divergence(low, high, levels, mass, filled, counts, entropy):
     return (sum_p_log_p - sum_p_log_q) / total - np.log(total / inside)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def best_window(counts, levels, zero, two_ended):
     """(low, high) of the window of bins, `zero` included, with the least divergence; ends move in turn when
     `two_ended`.

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import qmath
 from qmath.empirical_clipping import GridShape
+from qmath.kernels import clip as clip_kernels
 
 SHAPES = [{"symmetric": True}, {"one_sided": True}, {}]
 
@@ -323,3 +324,10 @@ def test_what_has_no_range() -> None:
         qmath.clip_range([1.0], method="max", bits=4, one_sided=True, symmetric=True)
     with pytest.raises(ValueError, match="axis"):
         qmath.weight_clip(np.ones((2, 2)), bits=4, axis=2)
+
+
+def test_values_far_below_the_step_change_nothing() -> None:
+    """Where 1 / x is beyond every integer too: nothing is written outside of the buckets."""
+    tiny = np.array([[1.0, 0.5, 0.3, 1e-25, 1e-30, 3e-20, 1e-300]])
+    found = [clip_kernels.least_squares_clips(np.ascontiguousarray(rows), 7) for rows in (tiny, tiny[:, :3])]
+    np.testing.assert_allclose(*found, rtol=1e-12)

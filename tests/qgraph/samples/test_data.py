@@ -153,3 +153,13 @@ def test_samples_that_are_no_numbers_are_named(model_from_text, bad):
     with pytest.raises(DataError, match="sample 4 of input 'x' has NaN or infinite values"):
         list(data.batches(3))
     assert len(list(open_data(samples[:4], model(model_from_text)).batches(3))) == 2
+
+
+def test_samples_given_again_take_a_limit_and_preprocessing(digits, digits_calibration) -> None:
+    net = load(digits)
+    whole = open_data(digits_calibration, net, limit=10)
+    assert open_data(whole, net) is whole
+    chosen = Preprocessing(mean=(0.5,), std=(0.25,))
+    fewer = open_data(whole, net, limit=4, preprocessing=chosen)
+    assert (fewer.count, fewer.preprocessing) == (4, chosen)
+    assert open_data(fewer, net, limit=8).count == 4
