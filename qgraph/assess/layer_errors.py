@@ -21,6 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 import qmath
+from qgraph.assess.layers_in_file import InFile
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import root_name
@@ -46,6 +47,8 @@ SAMPLES = 32
 class LayerReport:
     """What became of one layer; the errors are None where there was nothing to measure them on.
 
+    `predicted_sqnr_db` and `simulated_sqnr_db` are of the layer alone, which reads what the float model computes;
+    `measured_sqnr_db` is of its result in the file as onnxruntime runs it, behind all quantized layers before it.
     `prior_rejected`: neither of ACIQ's priors describes what the layer reads at its bits (see `calibrate`); None where
     there is no histogram to tell.
     """
@@ -56,6 +59,7 @@ class LayerReport:
     activation_bits: int | None
     weight_bytes: int
     predicted_sqnr_db: float | None = None
+    simulated_sqnr_db: float | None = None
     measured_sqnr_db: float | None = None
     prior_rejected: bool | None = None
 
@@ -66,9 +70,13 @@ def layer_reports(
     observed: Observations | None,
     data: Dataset | None,
     *,
+    in_file: Mapping[str, InFile] | None = None,
     threads: int | None = None,
 ) -> tuple[LayerReport, ...]:
-    """One report per layer of the plan; errors are left out where there are no statistics or no samples."""
+    """One report per layer of the plan; errors are left out where there are no statistics or no samples.
+
+    `in_file` is what was measured of the file.
+    """
     power = measured_power(view, plan, data, threads=threads) if data is not None else {}
     predicted = predicted_noise(view, plan, observed) if observed is not None else {}
     grids = plan.operand_grids
@@ -78,6 +86,7 @@ def layer_reports(
         layer = view.by_name[quant.name]
         signal, noise = power.get(quant.name, (0.0, 0.0))
         grid = grids.get(root_name(layer))
+        found = (in_file or {}).get(quant.name)
         reports.append(
             LayerReport(
                 name=quant.name,
@@ -86,7 +95,8 @@ def layer_reports(
                 activation_bits=None if grid is None else grid.bits,
                 weight_bytes=stored_bytes(layer.weight_array().shape, quant.weight),
                 predicted_sqnr_db=ratio_db(signal, predicted.get(quant.name, 0.0)),
-                measured_sqnr_db=ratio_db(signal, noise),
+                simulated_sqnr_db=ratio_db(signal, noise),
+                measured_sqnr_db=None if found is None else ratio_db(found.signal, found.noise),
                 prior_rejected=None if grid is None else rejected.get(grid.tensor),
             )
         )

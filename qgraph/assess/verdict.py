@@ -25,8 +25,8 @@ from qgraph.assess.fused import FusedGraph, read_fused
 from qgraph.assess.judge import batch_labels
 from qgraph.assess.metric import Collected, Metric, compare_by
 from qgraph.assess.output_quality import AccuracyTally, Compared, OutputQuality, OutputTally, classified
+from qgraph.assess.verify import batch_size
 from qgraph.errors import DataError, ModelError
-from qgraph.observe.statistics import MAX_BATCH
 from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.noise import TRIED_SIZES, noise
 from qgraph.onnxfile.write import serialised
@@ -209,7 +209,7 @@ def measure(
         return dataclasses.replace(found, notes=("no samples, and noise does not run through the float model",))
     run = _Run(reference=reference, before=float_session, after=session, metric=metric)
     try:
-        size = run.batch_size(samples)
+        size = batch_size(float_session, samples)
     except ModelError as error:
         return dataclasses.replace(found, notes=(f"the float model does not run on the samples kept apart: {error}",))
     return run.judged(dataclasses.replace(found, basis=basis), samples, size, threads=threads, progress=progress)
@@ -223,15 +223,6 @@ class _Run:
     before: Session
     after: Session
     metric: Metric | None
-
-    def batch_size(self, samples: Dataset) -> int:
-        """One sample at a time, or a batch where the float model takes no single one."""
-        try:
-            self.before.run_list(next(samples.batches(1)).feeds)
-        except ModelError:
-            self.before.run_list(next(samples.batches(MAX_BATCH)).feeds)
-            return MAX_BATCH
-        return 1
 
     def judged(
         self, found: Verdict, samples: Dataset, size: int, *, threads: int | None, progress: Progress

@@ -47,3 +47,13 @@ def _answers(session: Session, samples: Dataset) -> list[NDArray[Any]]:
         return session.run_list(next(samples.batches(1)).feeds)
     except ModelError:
         return session.run_list(next(samples.batches(MAX_BATCH)).feeds)
+
+
+def batch_size(session: Session, samples: Dataset) -> int:
+    """One sample at a time, or a batch where the model takes no single one; raises `ModelError` where neither runs."""
+    try:
+        session.run_list(next(samples.batches(1)).feeds)
+    except ModelError:
+        session.run_list(next(samples.batches(MAX_BATCH)).feeds)
+        return MAX_BATCH
+    return 1

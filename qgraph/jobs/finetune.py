@@ -14,7 +14,7 @@ from qgraph.errors import UsageError
 from qgraph.graph.sites import GraphView, choose_layers
 from qgraph.jobs.distil import distilled_samples
 from qgraph.jobs.result import Result
-from qgraph.jobs.trial import Trial
+from qgraph.jobs.trial import Trial, tell
 from qgraph.lowering.lower import lower
 from qgraph.lowering.simulate import simulate
 from qgraph.methods.lsqplus.biases import settle_biases
@@ -138,7 +138,8 @@ def finetune(
         verify(result.model, result.net, samples, threads=threads)
     if measure:
         with job.stage("measure"):
-            _ = result.quality
+            _ = result.quality, result.layers_in_file
+        tell(result.warnings())
     job.finish()
     return result
 

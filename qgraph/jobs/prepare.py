@@ -10,12 +10,13 @@ from typing import Any
 
 import onnx_ir as ir
 
+from qgraph.assess.coverage import unseen
 from qgraph.assess.judge import Judge
 from qgraph.assess.metric import MetricLike, load_metric
 from qgraph.errors import UsageError
 from qgraph.graph.sites import GraphView, choose_layers
 from qgraph.jobs.distil import DISTILLED, distilled_samples
-from qgraph.jobs.trial import Trial
+from qgraph.jobs.trial import Trial, tell
 from qgraph.lowering.lower import lower
 from qgraph.methods.zeroq.allocate import Drop
 from qgraph.methods.zeroq.mixed_precision import Better, Mixer
@@ -128,6 +129,8 @@ def gather(
     samples, judging = _parted(apart, recipe)
     with job.stage("observe"):
         observed = _observations(net, recipe, samples, calibration, job)
+    if data is not None and samples is not None:
+        tell(unseen(net, samples, known_moments(normalise(loaded, fold_bn=False))))
     return Gathered(
         loaded=loaded,
         view=view,

@@ -10,6 +10,7 @@ from qgraph.assess.metric import MetricLike
 from qgraph.assess.verify import verify
 from qgraph.jobs.prepare import Gathered, gather
 from qgraph.jobs.result import Result
+from qgraph.jobs.trial import tell
 from qgraph.methods.aciq.corrections import correct_outputs
 from qgraph.methods.zeroq.allocate import Allocation
 from qgraph.onnxfile.model import ModelLike
@@ -106,7 +107,8 @@ def _quantized(given: Gathered, on_better: Callable[[Result], object] | None, *,
         verify(result.model, given.net, result.samples, threads=job.threads)
     if measure:
         with job.stage("measure"):
-            _ = result.quality
+            _ = result.quality, result.layers_in_file
+        tell(result.warnings())
     job.finish()
     return result
 

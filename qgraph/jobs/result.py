@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from qgraph.assess.coverage import beyond
 from qgraph.assess.layer_errors import LayerReport, layer_reports
+from qgraph.assess.layers_in_file import InFile, layers_in_file
 from qgraph.assess.verdict import Verdict
 from qgraph.graph.sites import GraphView
 from qgraph.jobs.trial import Trial
@@ -43,8 +46,25 @@ class Result:
 
     @cached_property
     def layers(self) -> tuple[LayerReport, ...]:
-        """What became of every layer, with its predicted and measured error; measured on a few samples at first use."""
-        return layer_reports(GraphView(self.net), self.plan, self.observed, self.samples, threads=self.threads)
+        """What became of every layer, with its errors: predicted, simulated alone, and measured in the file."""
+        view = GraphView(self.net)
+        return layer_reports(
+            view, self.plan, self.observed, self.samples, in_file=self.layers_in_file, threads=self.threads
+        )
+
+    @cached_property
+    def layers_in_file(self) -> Mapping[str, InFile]:
+        """What was measured of every layer's result in the file, by layer; nothing where it was not to be measured."""
+        if self.trial is None or self.trial.samples is None:
+            return {}
+        view, samples = GraphView(self.net), self.trial.samples
+        return layers_in_file(view, self.plan, self.model, samples, threads=self.threads, progress=self.trial.progress)
+
+    def warnings(self) -> list[str]:
+        """What samples that took no part say against the ranges that the others gave."""
+        if self.trial is None or self.trial.samples is None or self.trial.basis != "held-out" or self.observed is None:
+            return []
+        return beyond(self.layers_in_file.values(), self.observed, self.trial.samples)
 
     @cached_property
     def quality(self) -> Verdict | None:
@@ -86,6 +106,7 @@ class Result:
                     "weight_bits": layer.weight_bits,
                     "activation_bits": layer.activation_bits,
                     "predicted_sqnr_db": layer.predicted_sqnr_db,
+                    "simulated_sqnr_db": layer.simulated_sqnr_db,
                     "measured_sqnr_db": layer.measured_sqnr_db,
                     "prior_rejected": layer.prior_rejected,
                 }

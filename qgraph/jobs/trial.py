@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -12,6 +14,12 @@ from qgraph.onnxfile.model import Model
 from qgraph.running.progress import SILENT, Progress
 from qgraph.samples.dataset import Dataset
 from qgraph.samples.split import Split
+
+
+def tell(messages: Iterable[str]) -> None:
+    """Warn of what goes on and should not pass in silence."""
+    for message in messages:
+        warnings.warn(message, stacklevel=3)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

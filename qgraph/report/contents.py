@@ -15,6 +15,8 @@ from qgraph.assess.bits_in_file import bits_in_file
 from qgraph.assess.compare import compare
 from qgraph.assess.evaluate import Evaluation, evaluate, latency_ratio
 from qgraph.assess.layer_errors import LayerReport, layer_reports
+from qgraph.assess.layers_in_file import layers_in_file
+from qgraph.assess.verdict import Verdict
 from qgraph.errors import DataError, UsageError
 from qgraph.graph.sites import GraphView
 from qgraph.jobs.distil import DISTILLED, distilled_inputs
@@ -35,7 +37,9 @@ OBSERVED, COMPARED, TIMED = 256, 64, 15  # samples for statistics, samples for l
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRow:
-    """One layer of one variant. Errors in dB: of the layer alone (predicted, measured), and with all before it."""
+    """One layer of one variant. Errors in dB: of the layer alone (predicted, simulated), and with all before it in the
+    file, behind its grid (measured) and before it (accumulated).
+    """
 
     name: str
     op: str
@@ -44,6 +48,7 @@ class LayerRow:
     activation_bits: int | None = None
     weight_bytes: int | None = None
     predicted_sqnr_db: float | None = None
+    simulated_sqnr_db: float | None = None
     measured_sqnr_db: float | None = None
     accumulated_sqnr_db: float | None = None
 
@@ -79,6 +84,8 @@ class Report:
     variants: tuple[Variant, ...]
     quality: Evaluation | None = None
     distilled: NDArray[Any] | None = None
+    verdict: Verdict | None = None
+    """What the written file is worth on samples that took no part, where one job is reported on."""
     allocation: Allocation | None = None
     """How the bits of mixed precision were chosen, where they were."""
 
@@ -89,6 +96,7 @@ class Report:
             "bytes": self.nbytes,
             "data": self.data,
             "count": self.count,
+            "verdict": None if self.verdict is None else self.verdict.to_dict(),
             "top1": None if self.quality is None else self.quality.top1,
             "variants": [
                 {
@@ -158,6 +166,7 @@ def report_of(result: Result, *, name: str = "quantized", progress: Progress = S
         result.observed,
         distilled=made,
         allocation=result.allocation,
+        verdict=result.quality,
         threads=result.threads,
         progress=progress,
     )
@@ -171,6 +180,7 @@ def gather(
     *,
     distilled: NDArray[Any] | None = None,
     allocation: Allocation | None = None,
+    verdict: Verdict | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Report:
@@ -194,6 +204,7 @@ def gather(
         ),
         distilled=distilled,
         allocation=allocation,
+        verdict=verdict,
     )
 
 
@@ -246,7 +257,10 @@ def _variant(
         latency = latency_ratio(candidate.model, view.model, feeds, runs=TIMED, threads=threads)
     rows = _from_file(view, candidate.model)
     if candidate.plan is not None:
-        for entry in layer_reports(view, candidate.plan, observed, samples, threads=threads):
+        in_file = {}
+        if samples is not None:
+            in_file = layers_in_file(view, candidate.plan, candidate.model.ir_model, samples, threads=threads)
+        for entry in layer_reports(view, candidate.plan, observed, samples, in_file=in_file, threads=threads):
             rows[entry.name] = _from_plan(rows[entry.name], entry)
     return Variant(
         name=candidate.name,
@@ -295,5 +309,6 @@ def _from_plan(row: LayerRow, entry: LayerReport) -> LayerRow:
         activation_bits=entry.activation_bits,
         weight_bytes=entry.weight_bytes,
         predicted_sqnr_db=entry.predicted_sqnr_db,
+        simulated_sqnr_db=entry.simulated_sqnr_db,
         measured_sqnr_db=entry.measured_sqnr_db,
     )

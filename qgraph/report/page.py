@@ -63,7 +63,8 @@ def summary(report: Report) -> Section | None:
         [_float_row(report), *(_variant_row(v, report) for v in report.variants)],
         stacked=True,
     )
-    return "Summary", [_size_against_quality(report), models]
+    judged = () if report.verdict is None else report.verdict.lines()
+    return "Summary", [_size_against_quality(report), models, *(element("p", line) for line in judged)]
 
 
 def bits(report: Report) -> Section | None:
@@ -116,7 +117,7 @@ def predictions(report: Report) -> Section | None:
     """Closed-form errors against measured ones."""
     series = []
     for index, variant in enumerate(report.variants):
-        pairs = [(r, r.predicted_sqnr_db, r.measured_sqnr_db) for r in variant.layers]
+        pairs = [(r, r.predicted_sqnr_db, r.simulated_sqnr_db) for r in variant.layers]
         points = [
             Point(x=p, y=m, title=f"{r.name}: predicted {p:.1f} dB, measured {m:.1f} dB")
             for r, p, m in pairs
@@ -131,7 +132,7 @@ def predictions(report: Report) -> Section | None:
     x, y = Axis.over("predicted SQNR, dB", both), Axis.over("measured SQNR, dB", both)
     drawn = chart("Predicted and measured signal-to-noise ratio of each layer", series, x, y, diagonal=True)
     text = (
-        f"Each mark is one layer by itself: its error computed from statistics and closed forms, and measured. "
+        f"Each mark is one layer by itself: its error computed from statistics and closed forms, and simulated. "
         f"Half of the {len(gaps)} marks lie within {np.median(gaps):.1f} dB of the line of equal values."
     )
     return "Predicted against measured error", [element("p", text), figure("On the line: as predicted", drawn, series)]

@@ -161,7 +161,7 @@ def test_predicted_error_of_channels(model_from_text):
     ratio = channel_errors(grid, observed["a1"]) / measured
     assert 0.6 < np.exp(np.log(ratio).mean()) < 1.6
     reports = layer_reports(view, scaled, observed, open_data(x, net))
-    assert all(abs(r.predicted_sqnr_db - r.measured_sqnr_db) < 2 for r in reports)
+    assert all(abs(r.predicted_sqnr_db - r.simulated_sqnr_db) < 2 for r in reports)
 
 
 def test_input_scale_must_fit_the_weight(net):

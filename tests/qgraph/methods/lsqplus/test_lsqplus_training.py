@@ -89,7 +89,7 @@ def test_method_of_quantize_trains(digits, few, net) -> None:
     assert {layer.weight_bits for layer in result.layers} == {3, 8}
     assert result.to_dict()["data"] == "calibration"
     coarse = [layer for layer in result.layers if layer.weight_bits == 3]
-    apart = [layer.predicted_sqnr_db - layer.measured_sqnr_db for layer in coarse]
+    apart = [layer.predicted_sqnr_db - layer.simulated_sqnr_db for layer in coarse]
     assert len(apart) == 5
     assert np.abs(apart).max() < 1.5
     assert min(layer.measured_sqnr_db for layer in result.layers) > 5.0

@@ -1,0 +1,125 @@
+"""What samples do not show: inputs that never change, branches never taken, narrow ranges, raw pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from qgraph.assess.layers_in_file import InFile
+from qgraph.errors import ModelError
+from qgraph.observe.propagation import Moments
+from qgraph.observe.statistics import MAX_BATCH, Observations
+from qgraph.onnxfile.model import Model
+from qgraph.running.sessions import Session
+from qgraph.samples.dataset import Dataset
+
+LOOKED_AT = 64  # samples
+BEYOND = 1.0  # spans of the calibrated range by which others must leave it
+ENOUGH = 256  # values that make a range
+_PIXELS = (30.0, 255.0)  # the largest value of samples that look like bytes
+_LOUDER = 4.0  # times what BatchNormalization expects, root mean square
+
+
+def unseen(net: Model, samples: Dataset, known: Mapping[str, Moments]) -> list[str]:
+    """Warnings about samples that calibrate `net`; `known` are the moments that BatchNormalization says, by tensor."""
+    few = samples.choose(range(min(samples.count, LOOKED_AT)))
+    if few.count < 2:
+        return []
+    ranges = _ranges(few)
+    constant = [name for name, (low, high, size) in ranges.items() if low == high and size > 1]
+    said = [
+        f"input '{name}' is {ranges[name][0]:g} throughout all samples, so that what depends on it is not calibrated: "
+        f"give samples in which it changes, as the model will meet it"
+        for name in constant
+        if name not in _changing(samples, constant)
+    ]
+    return [*said, *_branches(net, few), *_unnormalised(net, few, ranges, known)]
+
+
+def beyond(layers: Iterable[InFile], observed: Observations, samples: Dataset) -> list[str]:
+    """A warning where samples that took no part leave the calibrated ranges by far."""
+    reached = {layer.tensor: (layer.low, layer.high) for layer in layers}
+    inputs = {name: (low, high) for name, (low, high, _) in _ranges(samples).items()}
+    left: dict[str, float] = {}
+    for tensor, (low, high) in {**reached, **inputs}.items():
+        seen = observed.tensors.get(tensor)
+        if seen is None or seen.count < ENOUGH or not seen.min < seen.max:
+            continue
+        left[tensor] = max(float(seen.min) - low, high - float(seen.max)) / float(seen.max - seen.min)
+    far = sorted((t for t, spans in left.items() if spans > BEYOND), key=lambda t: -left[t])
+    if not far:
+        return []
+    worst = far[0]
+    low, high = {**reached, **inputs}[worst]
+    own = [f"'{name}'" for name in inputs if name in far] or [f"'{name}'" for name in inputs]
+    known = observed.tensors[worst]
+    return [
+        f"{len(far)} ranges do not hold for samples that took no part: '{worst}' goes from {low:.4g} to {high:.4g}, "
+        f"and was calibrated on {float(known.min):.4g} to {float(known.max):.4g}; give more samples of the input "
+        f"{', '.join(own)}, of all the kinds that the model will meet"
+    ]
+
+
+def _ranges(samples: Dataset) -> dict[str, tuple[float, float, int]]:
+    """Lowest and highest value of every float input, and its values per sample."""
+    found: dict[str, tuple[float, float, int]] = {}
+    for batch in samples.batches(MAX_BATCH):
+        for name, array in batch.feeds.items():
+            if array.dtype.kind == "f" and array.size:
+                low, high = float(array.min()), float(array.max())
+                known = found.get(name, (low, high, array.size // max(len(array) if array.ndim else 1, 1)))
+                found[name] = (min(known[0], low), max(known[1], high), known[2])
+    return found
+
+
+def _changing(samples: Dataset, names: list[str]) -> set[str]:
+    """Those of some inputs, constant in the first samples, that do change in the others."""
+    if not names:
+        return set()
+    return {name for name, (low, high, _) in _ranges(samples).items() if name in names and low < high}
+
+
+def _branches(net: Model, samples: Dataset) -> list[str]:
+    deciding = {str(node.name): node.inputs[0] for node in net.graph if node.op_type == "If" and node.domain == ""}
+    open_ones = {name: str(value.name) for name, value in deciding.items() if value is not None}
+    inner = [t for t in open_ones.values() if t not in {str(v.name) for v in net.graph.inputs}]
+    taken: dict[str, set[bool]] = {name: set() for name in open_ones}
+    try:
+        session = Session(net.ir_model, outputs=inner, threads=1) if inner else None
+        for batch in samples.batches(1):
+            seen = {**batch.feeds, **({} if session is None else session.run(batch.feeds))}
+            for name, tensor in open_ones.items():
+                taken[name] |= {bool(v) for v in np.ravel(seen[tensor])} if tensor in seen else {True, False}
+    except (ModelError, KeyError):
+        return []
+    inputs = ", ".join(f"'{value.name}'" for value in net.input_values())
+    return [
+        f"the {'else' if next(iter(way)) else 'then'} branch of If '{name}' was never taken: nothing in it or behind "
+        f"it was calibrated for that; give samples of {inputs} that take it"
+        for name, way in taken.items()
+        if len(way) == 1
+    ]
+
+
+def _unnormalised(
+    net: Model, samples: Dataset, ranges: Mapping[str, tuple[float, float, int]], known: Mapping[str, Moments]
+) -> list[str]:
+    pixels = [n for n, (low, high, _) in ranges.items() if low >= 0 and _PIXELS[0] < high <= _PIXELS[1]]
+    first = next((str(o.name) for node in net.graph for o in node.outputs if o.name in known), None)
+    if not pixels or first is None:
+        return []
+    try:
+        session = Session(net.ir_model, outputs=[first], threads=1)
+        squares = [np.mean(np.square(session.run_list(b.feeds)[0], dtype=np.float64)) for b in samples.batches(1)]
+    except ModelError:
+        return []
+    louder = float(np.sqrt(np.mean(squares) / max(float(np.mean(known[first].power)), 1e-12)))
+    if louder < _LOUDER:
+        return []
+    low, high, _ = ranges[pixels[0]]
+    return [
+        f"the samples look unnormalised: input '{pixels[0]}' goes from {low:g} to {high:g}, and the "
+        f"BatchNormalization of '{first}' expects {louder:.1f} times less; give --mean and --std with images in uint8, "
+        f"or samples as the model was trained on"
+    ]
