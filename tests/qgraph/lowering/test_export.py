@@ -283,3 +283,20 @@ def test_gemm_biases_beyond_32_bits_stay_in_floats(model_from_text, bias, intege
     assert [v.const_value.dtype for v in exported.graph.initializers.values()].count(ir.DataType.INT32) == integer * 2
     found = Session(exported, optimize=False).run({"x": np.zeros((1, 2), np.float32)})["y"]
     np.testing.assert_allclose(found, [[bias, 0, 5]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("call", "shape"), [("Conv", (5, 4, 3, 3)), ("ConvTranspose", (4, 5, 3, 3))])
+def test_a_shift_behind_a_bias_that_is_no_constant(model_from_text, call, shape):
+    """It is added to every place of its channel: the bias itself comes with the samples."""
+    text = f"""
+    <ir_version: 8, opset_import: ["": 17]>
+    net (float[N,4,6,6] x, float[{",".join(map(str, shape))}] w, float[5] b) => (float[N,5,H,W] y) {{
+      y = {call}(x, w, b)
+    }}"""
+    net = normalise(load(model_from_text(text, w=array(*shape))))
+    feeds = {"x": array(2, 4, 6, 6), "b": array(5)}
+    plan = full_range_plan(net, feeds, activation_bits=None, shift=True)
+    plain = plan.map_layers(lambda layer: dataclasses.replace(layer, bias_shift=()))
+    for lower in (simulate, export):
+        shifted, base = (Session(lower(net, p)).run(feeds)["y"] for p in (plan, plain))
+        np.testing.assert_allclose(shifted - base, np.linspace(-0.5, 0.5, 5).reshape(1, 5, 1, 1) + 0 * base, atol=1e-5)

@@ -238,3 +238,16 @@ def test_the_loss_is_that_of_the_formula(label_weight: float) -> None:
     divergence = (np.exp(wanted) * (wanted - have)).sum()
     entropy = -(labels * log_softmax(z.astype(np.float64))).sum()
     assert found == pytest.approx(label_weight * entropy + (1 - label_weight) * 9 * divergence, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "shape"), [("ConvTranspose<group = 2>", (4, 3, 1, 1)), ("Conv<group = 2>", (6, 2, 1, 1))]
+)
+def test_a_bias_that_is_learned_has_a_value_per_output(model_from_text, call, shape) -> None:
+    text = f"""<ir_version: 8, opset_import: ["": 17]> m (float[N, 4, 6, 6] x) => (float[N, 6, 6, 6] y)
+    <float[{", ".join(map(str, shape))}] w> {{ [layer] y = {call}(x, w) }}"""
+    net = prepare(model_from_text(text, w=np.ones(shape, np.float32)))
+    op_type = call.split("<")[0]
+    quant = LayerQuant(name="layer", op=op_type, weight=WeightQuant(bits=4, scale=(0.25,)))
+    trained = absorb(net, QuantPlan(model=net.digest, recipe="test", layers=(quant,)), LsqPlusConfig())
+    np.testing.assert_array_equal(trained.view(trained.start, "bias:layer"), np.zeros(6, np.float32))
