@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import qmath
 from qgraph.plan import codes
 from qgraph.plan.grids import activation_grid, weight_grid
 
@@ -16,7 +17,7 @@ SMALLEST = float(np.finfo(np.float32).tiny) * 2**23
 def test_denormal_ranges_keep_scales_that_can_be_divided_by(symmetric, bits):
     """Kernels flush denormal numbers to zero, and a bias is a multiple of the product of two scales."""
     low, high = np.array([-1e-44, -1.0, 0.0]), np.array([1e-40, 1.0, 0.0])
-    grid = weight_grid(low, high, bits=bits, axis=0, symmetric=symmetric)
+    grid = weight_grid(low, high, bits=bits, granularity=qmath.Granularity(axis=0), symmetric=symmetric)
     assert grid.scale[0] == np.float32(SMALLEST)
     assert grid.scale[1] > 1 / 2**bits
     assert grid.scale[2] == 1.0
@@ -28,7 +29,7 @@ def test_zero_points_are_the_nearest_codes():
     """-low / scale = 2.6 and 2.4: code 3 and code 2."""
     for low, zero_point in ((-2.6, 3), (-2.4, 2)):
         assert activation_grid("x", low, low + 15.0, bits=4).zero_point == zero_point
-        grid = weight_grid(np.array([low]), np.array([low + 15.0]), bits=4, axis=None, symmetric=False)
+        grid = weight_grid(np.array([low]), np.array([low + 15.0]), bits=4, symmetric=False)
         assert grid.zero_point == (zero_point - 8,)
 
 
@@ -37,7 +38,7 @@ def test_zero_points_are_the_nearest_codes():
 def test_narrow_weights_are_unpacked_to_seven_bits_and_no_more(bits, symmetric):
     """A pair of products of 255 with more would leave the 16 bits in which some CPUs add it; 64 * 2 * 255 fits."""
     weight = np.linspace(-1.0, 0.7, 101, dtype=np.float32)[:, None]
-    grid = weight_grid(weight.min(0), weight.max(0), bits=bits, axis=None, symmetric=symmetric)
+    grid = weight_grid(weight.min(0), weight.max(0), bits=bits, symmetric=symmetric)
     stored = codes.stored(codes.codes(weight, grid), grid)
     assert 32 <= np.abs(stored).max() <= 64
     operand = activation_grid("x", 0.0, 1.0, bits=8)

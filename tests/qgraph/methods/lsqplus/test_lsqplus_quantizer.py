@@ -177,7 +177,11 @@ def _absorbed(model_from_text, **changes) -> Trained:
     arrays = {"w": rng.normal(size=(4, 3, 3, 3)), "v": rng.normal(size=(5, 4, 3, 3))}
     net = prepare(model_from_text(NET, **{name: array.astype(np.float32) for name, array in arrays.items()}))
     layers = tuple(
-        LayerQuant(name=name, op="Conv", weight=WeightQuant(bits=4, scale=(0.25,) * size, axis=0))
+        LayerQuant(
+            name=name,
+            op="Conv",
+            weight=WeightQuant(bits=4, scale=(0.25,) * size, granularity=qmath.Granularity(axis=0)),
+        )
         for name, size in (("first", 4), ("second", 5))
     )
     grid = ActivationQuant(tensor="a", bits=3, scale=0.5, zero_point=2)
