@@ -24,7 +24,7 @@ import qmath
 from qgraph.assess.layers_in_file import InFile
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
-from qgraph.graph.tensors import root_name
+from qgraph.graph.tensors import nearest
 from qgraph.lowering.bit_planes import stored_bytes
 from qgraph.lowering.places import shift_bias
 from qgraph.lowering.simulate import FloatEmitter
@@ -85,7 +85,7 @@ def layer_reports(
     for quant in plan.layers:
         layer = view.by_name[quant.name]
         signal, noise = power.get(quant.name, (0.0, 0.0))
-        grid = grids.get(root_name(layer))
+        grid = nearest(layer.input, grids)
         found = (in_file or {}).get(quant.name)
         reports.append(
             LayerReport(
@@ -128,7 +128,7 @@ def _predict(layer: Layer, quant: LayerQuant, grids: Mapping[str, ActivationQuan
     weight = layer.weight_array()
     rounded = weights.quantized(weight, quant.weight).astype(np.float64)
     difference = rounded - weight
-    grid = grids.get(root_name(layer))
+    grid = nearest(layer.input, grids)
     channels = observed.operand(layer).channels
     if channels is None:
         return float("nan")
@@ -191,7 +191,7 @@ def _probe(view: GraphView, plan: QuantPlan) -> ir.Model:
     net.graph.outputs.clear()
     on_grid: dict[ir.Value, ir.Value] = {}
     for layer, quant in zip(layers, plan.layers, strict=True):
-        operand, grid = layer.input, grids.get(root_name(layer))
+        operand, grid = layer.input, nearest(layer.input, grids)
         if grid is not None and operand not in on_grid:
             on_grid[operand] = emitter.activation(operand, grid)
         result = _twin(net.graph, layer, quant, on_grid.get(operand, operand), emitter)

@@ -15,6 +15,7 @@ from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.normalise import normalise
 from qgraph.onnxfile.readable import type_text
+from qgraph.plan.kept import kept_in_float
 
 
 @click.command()
@@ -48,6 +49,7 @@ def _show_model(net: Model, as_json: bool) -> None:
         }
         for layer in view.layers
     ]
+    kept = kept_in_float(view, view.skipped | view.unfolded, {layer.name for layer in view.layers}, tail=False)
     content: dict[str, Any] = {
         "file": net.source,
         "bytes": net.nbytes,
@@ -57,7 +59,7 @@ def _show_model(net: Model, as_json: bool) -> None:
         "outputs": [_describe(v) for v in net.graph.outputs],
         "operators": dict(Counter(node.op_type for node in net.graph)),
         "layers": layers,
-        "kept_float": [{"name": name, "why": why} for name, why in (view.skipped | view.unfolded).items()],
+        "kept_float": [dataclasses.asdict(entry) for entry in kept],
         "unchanged": [dataclasses.asdict(node) for node in view.model.unchanged],
     }
     if as_json:
@@ -72,8 +74,10 @@ def _show_model(net: Model, as_json: bool) -> None:
     for layer in view.layers:
         shape = " x ".join(map(str, layer.weight_array().shape))
         rows.add_row(layer.name, layer.op, shape, "edge" if layer.name in view.edge_layers else "")
-    for name, why in view.skipped.items():
-        rows.add_row(name, "-", "-", f"stays float: {why}")
+    for entry in kept:
+        if entry.name in view.skipped or entry.bytes:
+            size = f" ({entry.bytes:,} bytes)" if entry.bytes else ""
+            rows.add_row(entry.name, "-", "-", f"stays float: {entry.why}{size}")
     show(rows)
     if view.model.unchanged:
         left = table("left as they are", "node", "op", "rewrite", "why not", left=4)

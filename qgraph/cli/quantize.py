@@ -140,6 +140,9 @@ def apply(
     hold_against(fail_below, quantized.quality, output)
 
 
+_KEPT_SHOWN = 12  # of what stays in floating point, the largest first
+
+
 def _check_outputs(model: str, outputs: dict[str, str | None]) -> None:
     """Every output can be written, and no two are one file."""
     seen: dict[Path, str] = {}
@@ -168,10 +171,13 @@ def _show(result: Result, output: str, nbytes: int) -> None:
     if any(layer.prior_rejected for layer in result.layers):
         show(PRIOR_REJECTED)
     if result.plan.kept_float:
-        kept = table("kept in floating point", "layer", "why", left=2)
-        for entry in result.plan.kept_float:
-            kept.add_row(entry.name, entry.why)
+        largest = sorted(result.plan.kept_float, key=lambda entry: -entry.bytes)
+        kept = table("kept in floating point", "layer", "why", "bytes", left=2)
+        for entry in largest[:_KEPT_SHOWN]:
+            kept.add_row(entry.name, entry.why, f"{entry.bytes:,}")
         show(kept)
+        if rest := largest[_KEPT_SHOWN:]:
+            show(f"and {len(rest)} more, {sum(e.bytes for e in rest):,} bytes in all (--json lists them)")
     if result.plan.notes:
         show(f"{len(result.plan.notes)} activations keep one step for all channels; the plan says why (--plan)")
     if result.allocation is not None and result.allocation.drop is not None:

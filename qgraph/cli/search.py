@@ -20,7 +20,7 @@ from qgraph.cli.options import (
 )
 from qgraph.errors import UsageError
 from qgraph.graph.sites import GraphView
-from qgraph.graph.tensors import root_name
+from qgraph.graph.tensors import nearest
 from qgraph.jobs.search import PROTOCOLS, Searched
 from qgraph.jobs.search import search as run
 from qgraph.methods.qrater.config import INGREDIENTS, OBJECTIVES, SEARCHES, SearchConfig
@@ -234,7 +234,7 @@ def _show(searched: Searched, result: dict[str, Any]) -> None:
     means = dict(found.history)
     for quant in plan.layers:
         layer = next(one for one in GraphView(searched.net).layers if one.name == quant.name)
-        grid = grids.get(root_name(layer))
+        grid = nearest(layer.input, grids)
         rows.add_row(
             quant.name,
             _rounding(quant.weight.bits, quant.weight.rounding),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -117,10 +118,29 @@ class GraphView:
                     known.add(value)
         return known
 
-    def activation_sites(self, layers: Sequence[Layer]) -> tuple[ActivationSite, ...]:
-        """Where activations are quantized when `layers` are: operands, and tensors kept in integers between layers."""
-        operands = dict.fromkeys(self.root(layer.input) for layer in layers if layer.op in INTEGER_OPS)
-        kept = self._kept_tensors(layers, operands)
+    def _origins(self, apart: AbstractSet[str]) -> dict[ir.Value, ir.Value]:
+        """Whose grid each result of a transparent operator lies on: that of the nearest `apart`, or of its root."""
+        if not apart:
+            return self._roots
+        origins: dict[ir.Value, ir.Value] = {}
+        for node in self.model.graph:
+            if is_transparent(node):
+                moved = present(node.inputs[0])
+                origins |= {v: v if v.name in apart else origins.get(moved, moved) for v in node.outputs}
+        return origins
+
+    def activation_sites(
+        self, layers: Sequence[Layer], apart: AbstractSet[str] = frozenset(), loose: AbstractSet[str] = frozenset()
+    ) -> tuple[ActivationSite, ...]:
+        """Where activations are quantized when `layers` run on integers: operands, and tensors kept in integers between
+        layers.
+
+        Operands that are `apart` do not lie on the grid of what they were moved from; `loose` tensors are not kept.
+        """
+        origins = self._origins(apart)
+        inputs = (layer.input for layer in layers if layer.op in INTEGER_OPS)
+        operands = dict.fromkeys(origins.get(value, value) for value in inputs)
+        kept = {v: None for v in self._kept_tensors(layers, operands, origins) if v.name not in loose}
         nodes = {layer.node for layer in layers}
         order = dict.fromkeys((*operands, *kept))
         return tuple(
@@ -133,14 +153,16 @@ class GraphView:
             for value in order
         )
 
-    def _kept_tensors(self, layers: Sequence[Layer], operands: Mapping[ir.Value, None]) -> dict[ir.Value, None]:
+    def _kept_tensors(
+        self, layers: Sequence[Layer], operands: Mapping[ir.Value, None], origins: Mapping[ir.Value, ir.Value]
+    ) -> dict[ir.Value, None]:
         """Outputs of convolutions (QLinearConv writes integers), and glue whose inputs are all on a grid."""
         nodes = {layer.node for layer in layers if layer.op in INTEGER_OPS}
         feeding = sources((v for node in nodes for v in node.inputs if v is not None), _keeps_integers)
         kept: dict[ir.Value, None] = {}
         for node in self.model.graph:
             if node.op_type in GLUE_OPS and node not in nodes and node.domain == "":
-                inputs = [self.root(v) for v in node.inputs if v is not None and constant(v) is None]
+                inputs = [origins.get(v, v) for v in node.inputs if v is not None and constant(v) is None]
                 on_grid = all(v in operands or v in kept for v in inputs) and not _has_tensor_constant(node)
                 if inputs and on_grid and node.outputs[0] in feeding:
                     kept[fused_output(node.outputs[0])] = None

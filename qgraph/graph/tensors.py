@@ -6,6 +6,9 @@ the grid of its input; the *root* of a tensor is found by walking up through tra
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 import numpy as np
 import onnx_ir as ir
 
@@ -13,6 +16,7 @@ from qgraph.graph.layers import Layer, attribute, present
 from qgraph.graph.walk import uses_here, walk
 from qgraph.onnxfile.edit import constant
 
+T = TypeVar("T")
 CLIPPING_OPS = frozenset({"Relu", "Clip"})
 TRANSPARENT_OPS = frozenset(
     {
@@ -54,7 +58,8 @@ def is_transparent(node: ir.Node) -> bool:
     if node.op_type == "MaxPool":
         return not _is_padded_low(node)
     if node.op_type == "Resize":
-        return bool(attribute(node, "mode", "nearest") == "nearest")
+        extrapolates = attribute(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize"  # with a constant
+        return bool(attribute(node, "mode", "nearest") == "nearest") and not extrapolates
     return True
 
 
@@ -113,5 +118,15 @@ def upper_bound(value: ir.Value) -> float | None:
 
 
 def root_name(layer: Layer) -> str:
-    """The name of the tensor whose grid the layer reads."""
+    """The name of the tensor that the layer's operand was moved from."""
     return str(root(layer.input).name)
+
+
+def nearest(value: ir.Value, known: Mapping[str, T]) -> T | None:
+    """What is known, by name, of a tensor or of the nearest one that transparent operators moved it from."""
+    while value.name not in known:
+        producer = value.producer()
+        if producer is None or not is_transparent(producer):
+            return None
+        value = present(producer.inputs[0])
+    return known[str(value.name)]

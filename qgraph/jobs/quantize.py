@@ -14,10 +14,10 @@ from qgraph.jobs.trial import tell
 from qgraph.methods.aciq.corrections import correct_outputs
 from qgraph.methods.zeroq.allocate import Allocation
 from qgraph.onnxfile.model import ModelLike
+from qgraph.plan.grids import sound
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import check_format
 from qgraph.plan.registry import chain, find
-from qgraph.plan.saturation import without_saturation
 from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.store import hold
@@ -98,8 +98,7 @@ def _quantized(given: Gathered, on_better: Callable[[Result], object] | None, *,
         with job.stage("correct"):
             samples = given.need_samples("--correct-outputs measures on samples")
             plan = correct_outputs(plan, given.view, samples, threads=job.threads, progress=job.progress)
-    if given.recipe.target_cpu == "any":
-        plan = without_saturation(plan, given.view)
+    plan = sound(plan, given.view, target_cpu=given.recipe.target_cpu)
     with job.stage("export"):
         result = _result(given, plan, allocation, measure=measure)
         _ = result.model

@@ -112,7 +112,7 @@ class Result:
                 }
                 for layer in self.layers
             ],
-            "kept_float": [{"name": k.name, "why": k.why} for k in self.plan.kept_float],
+            "kept_float": [{"name": k.name, "why": k.why, "bytes": k.bytes} for k in self.plan.kept_float],
             "max_drop": self._drop(),
             "quality": None if self.quality is None else self.quality.to_dict(),
         }

@@ -10,12 +10,10 @@ The rules under which onnxruntime turns the result into integer kernels:
   Padding is with zeros, which carry no offset: layers that pad, and operators that are not layers, read the tensor with
   its offset added.
 
-Weights of k < 8 bits take k bits: bit plane i of the two's-complement codes holds bit i of eight weights in each
-byte, and
-five standard operators unpack them (`_unpack`). onnxruntime folds these when it loads the file, so that unpacking
-costs nothing per inference.
-A layer whose operand stays in floating point gets Cast and Mul instead of DequantizeLinear, which onnxruntime folds
-as well.
+Weights of k < 8 bits take k bits: bit plane i of the two's-complement codes holds bit i of eight weights in each byte,
+and five standard operators unpack them (`_unpack`). onnxruntime folds these when it loads the file, so that unpacking
+costs nothing per inference. A layer that runs in floats gets Cast and Mul instead of DequantizeLinear, which
+onnxruntime folds as well.
 """
 
 from __future__ import annotations
@@ -56,6 +54,7 @@ def export(model: Model, plan: QuantPlan, *, packed: bool = True) -> ir.Model:
     _check_groups(plan)
     _check_factors(plan, view)
     net = put_in_place(model, plan, lambda graph: _QdqEmitter(graph, producers(plan, view), packed=packed))
+    _spread_dilated_pools(net.graph)
     compact(net, known=[*view.values, *(str(node.name) for node in model.graph)])
     return net
 
@@ -68,6 +67,24 @@ def _check_groups(plan: QuantPlan) -> None:
                 f"layer '{quant.name}' has a scale {quant.weight.granularity}, which deployable files do not hold yet: "
                 f"give it a scale per channel, or pass --format float to simulate it"
             )
+
+
+def _spread_dilated_pools(graph: ir.Graph) -> None:
+    """Let an AveragePool with dilations read (code - zero point) scale in plain operators: onnxruntime would make it an
+    integer kernel that knows no dilations, and then not load the file.
+    """
+    for node in [n for n in graph if n.op_type == "AveragePool" and n.domain == "" and "dilations" in n.attributes]:
+        source = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if source is None or source.op_type != "DequantizeLinear":
+            continue
+        scale, zero_point = constant(source.inputs[1]), constant(source.inputs[2])
+        if scale is None or zero_point is None:
+            continue
+        codes = append_node(graph, "Cast", source.inputs[:1], {"to": ir.DataType.FLOAT}).outputs[0]
+        point = add_initializer(graph, "pool/zero_point", zero_point.astype(np.float32))
+        steps = append_node(graph, "Sub", [codes, point], {}).outputs[0]
+        node.replace_input_with(0, append_node(graph, "Mul", [steps, source.inputs[1]], {}).outputs[0])
+    graph.sort()
 
 
 def _check_factors(plan: QuantPlan, view: GraphView) -> None:
@@ -96,6 +113,18 @@ def _chosen(
     return lambda codes: np.compress(mask, codes, axis=axis), taken
 
 
+def _cut_by_codes(value: ir.Value, quant: ActivationQuant) -> bool:
+    """Whether the largest code is below the bound of the Clip that wrote a tensor, which then cuts nothing more.
+
+    onnxruntime merges a Clip into an integer convolution only where the type of the codes ends at its bound.
+    """
+    clip, bound = value.producer(), upper_bound(value)
+    low = constant(clip.inputs[1]) if clip is not None and bound is not None else None
+    plain = quant.role == "tensor" and quant.bits < 8 and not quant.zero_point and not quant.offset
+    from_zero = low is not None and not low.any()
+    return plain and from_zero and bound is not None and round(bound / quant.scale) >= quant.qmax
+
+
 def _is_row(bias: NDArray[Any], layer: Layer) -> bool:
     """Whether the bias has one value per output channel (Gemm also takes matrices, columns and single numbers)."""
     return bool(bias.shape in ((channels := layer.weight_array().shape[layer.output_axis],), (1, channels)))
@@ -116,10 +145,22 @@ class _QdqEmitter:
         self.producers = producers  # layers that divide their result by the factors of its channels
         self.grids: dict[tuple[float, int], tuple[ir.Value, ir.Value]] = {}
         self.shared: dict[str, ir.Value] = {}
+        self.weights: dict[tuple[object, ...], ir.Value] = {}
         self.integers: dict[ir.Value, ir.Value] = {}  # the codes behind each dequantized value
+        self.steps: dict[ir.Value, ActivationQuant] = {}  # the grid of each that is dequantized and no more
         self.offsets: dict[ir.Value, tuple[ir.Value, float]] = {}  # what it was before its offset was added
 
     def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
+        """The weight from its codes, stored once for all layers that read it on one grid."""
+        step = self._take_codes(layer) if operand is None else np.float32(1)
+        factors = self._factors(layer)
+        steps = () if factors is None else tuple(factors.tolist())
+        key = (layer.weight, quant.weight, operand is None, float(step), steps)
+        if key not in self.weights:
+            self.weights[key] = self._weight(layer, quant, operand, step)
+        return self.weights[key]
+
+    def _weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None, step: np.float32) -> ir.Value:
         grid = quant.weight
         weight = layer.weight_array()
         codes = Later.of(layer.weight, lambda: weights.codes(weight, grid), np.int8)
@@ -138,7 +179,24 @@ class _QdqEmitter:
             return self._op(
                 "DequantizeLinear", integers, *inputs, **({"axis": grid.granularity.axis} if per_channel else {})
             )
-        return self._float_weight(stem, integers, scale, grid, weight.ndim)
+        return self._float_weight(stem, integers, scale * step, grid, weight.ndim)
+
+    def _take_codes(self, layer: Layer) -> np.float32:
+        """Let a layer that runs in floats read its operand in steps of the grid, the codes less their zero point, and
+        return the step for its weight to carry.
+
+        Float weights between DequantizeLinear and QuantizeLinear are taken by onnxruntime for weights that it has to
+        quantize itself.
+        """
+        grid = self.steps.get(layer.input)
+        if grid is None or layer.op == "MatMul":
+            return np.float32(1)
+        codes = self._op("Cast", self.integers[layer.input], to=ir.DataType.FLOAT)
+        if grid.zero_point:
+            codes = self._op("Sub", codes, self._shared(np.float32(grid.zero_point)))
+        codes.shape, codes.type = layer.input.shape, layer.input.type
+        layer.node.replace_input_with(1 - layer.weight_index, codes)
+        return np.float32(grid.scale)
 
     def _scale(self, layer: Layer, grid: WeightQuant) -> NDArray[np.float32]:
         scale = weights.dequantization_scale(grid)
@@ -176,7 +234,7 @@ class _QdqEmitter:
         if quant.rounding is None:
             shifted = self._op("Sub", value, self._shared(np.float32(quant.offset))) if quant.offset else value
             integers = self._codes(shifted, *self._grid(quant), *self._highest(value, quant))
-            if quant.channel_scale:
+            if quant.channel_scale or _cut_by_codes(value, quant):
                 self._let_codes_clip(value)
         else:
             integers = self._rounded(value, quant, quant.rounding)
@@ -258,6 +316,8 @@ class _QdqEmitter:
             plain.shape, plain.type = like.shape, like.type
         result.shape, result.type = like.shape, like.type
         self.integers[result] = integers
+        if not quant.offset:
+            self.steps[result] = quant
         return result
 
     def _float_weight(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 import numpy as np
@@ -17,12 +18,13 @@ from qgraph.errors import PlanError
 from qgraph.graph.layers import LAYER_OPS, Layer
 from qgraph.graph.sites import GLUE_OPS, GraphView
 from qgraph.graph.sums import output_sums
-from qgraph.graph.tensors import is_transparent
+from qgraph.graph.tensors import is_transparent, nearest
 from qgraph.graph.walk import sources, uses_here, walk
 from qgraph.onnxfile.edit import add_initializer, append_node, constant, unique_name
 from qgraph.onnxfile.model import Model
 from qgraph.plan import codes as weights
 from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
+from qgraph.plan.sums import bias_fits
 
 _READ_INTEGERS = frozenset({*LAYER_OPS, *GLUE_OPS})
 
@@ -62,15 +64,9 @@ def put_in_place(model: Model, plan: QuantPlan, make_emitter: Callable[[ir.Graph
     view = GraphView(dataclasses.replace(model, ir_model=net))
     emitter = make_emitter(net.graph)
     layers = [_find(view, quant) for quant in plan.layers]
-    roots = [view.root(layer.input) for layer in layers]
-    values = view.values
-    grids = {values[tensor]: grid for tensor, grid in plan.operand_grids.items() if tensor in values}
-    readers: dict[ir.Value, list[Layer]] = {}
-    for layer, origin in zip(layers, roots, strict=True):
-        readers.setdefault(origin, []).append(layer)
-    _place_activations(view, plan, readers, emitter)
-    for layer, quant, origin in zip(layers, plan.layers, roots, strict=True):
-        operand = grids.get(origin)
+    operands = _operands(plan, layers)
+    _place_activations(view, plan, dict(zip(layers, operands, strict=True)), emitter)
+    for layer, quant, operand in zip(layers, plan.layers, operands, strict=True):
         weight = emitter.weight(layer, quant, operand)
         shift = np.asarray(quant.bias_shift, np.float64)
         folded = emitter.fold_offset(layer, quant)
@@ -95,34 +91,74 @@ def _find(view: GraphView, quant: LayerQuant) -> Layer:
     return layer
 
 
+def _operands(plan: QuantPlan, layers: list[Layer]) -> list[ActivationQuant | None]:
+    """The grid that the integer kernel of every layer reads; None where it runs in floats, as where a bias leaves
+    the 32 bits of integer sums.
+    """
+    grids = plan.operand_grids
+    found = [nearest(layer.input, grids) for layer in layers]
+    fits = [
+        grid is not None and quant.runs == "integers" and bias_fits(layer, quant, grid)
+        for layer, quant, grid in zip(layers, plan.layers, found, strict=True)
+    ]
+    return [grid if fit else None for grid, fit in zip(found, fits, strict=True)]
+
+
 def _place_activations(
-    view: GraphView, plan: QuantPlan, readers: Mapping[ir.Value, list[Layer]], emitter: Emitter
+    view: GraphView, plan: QuantPlan, operands: Mapping[Layer, ActivationQuant | None], emitter: Emitter
 ) -> None:
-    """Put every activation grid in place; `readers` are the layers that lie on the grid of a tensor."""
+    """Put every activation grid in place; `operands` are the grids that layers read on integers."""
     values = dict(view.values)  # by name, before outputs are renamed
+    own = {values[a.tensor] for a in plan.activations if a.tensor in values}
+    readers: dict[ActivationQuant, list[Layer]] = {}
+    for layer, grid in operands.items():
+        if grid is not None:
+            readers.setdefault(grid, []).append(layer)
     for quant in plan.by_reach:
         value = values.get(quant.tensor)
         if value is None:
             raise PlanError(f"the plan quantizes the tensor '{quant.tensor}', which the model does not have")
         if quant.role == "tensor":
-            _quantize_everywhere(view, value, quant, emitter)
+            _quantize_everywhere(view, value, quant, emitter, own)
         else:
-            _quantize_operands(readers.get(value, []), quant, emitter)
+            _quantize_operands(readers.get(quant, []), quant, emitter)
 
 
-def _quantize_everywhere(view: GraphView, value: ir.Value, quant: ActivationQuant, emitter: Emitter) -> None:
+def _quantize_everywhere(
+    view: GraphView, value: ir.Value, quant: ActivationQuant, emitter: Emitter, own: set[ir.Value]
+) -> None:
+    apart = {use.node for use in value.uses() if use.idx == 0 and _moves_only_to(use.node, own)}
     quantized = emitter.activation(value, quant)
-    _replace_uses(view, value, quantized)
-    _carry_along(view, quantized, quant, emitter)
+    _replace_uses(view, value, quantized, but=apart)
+    _carry_along(view, quantized, quant, emitter, own)
 
 
-def _carry_along(view: GraphView, quantized: ir.Value, quant: ActivationQuant, emitter: Emitter) -> None:
+def _moves_only_to(node: ir.Node, own: set[ir.Value]) -> bool:
+    """Whether a node moves values only to tensors that have a grid of their own, which is not to lie on another."""
+    pending = [node]
+    while pending:
+        mover = pending.pop()
+        moved = mover.outputs[0]
+        if not is_transparent(mover):
+            return False
+        if moved in own:
+            continue
+        uses = moved.uses()
+        if moved.is_graph_output() or not uses or any(use.idx for use in uses):
+            return False
+        pending += [use.node for use in uses]
+    return True
+
+
+def _carry_along(
+    view: GraphView, quantized: ir.Value, quant: ActivationQuant, emitter: Emitter, own: set[ir.Value]
+) -> None:
     """Keep a tensor on its grid through the transparent operators that lead to integer kernels."""
     leading = _leading_to_grids(quantized)
     pending = [(quantized, use) for use in reversed(uses_here(quantized))]
     while pending:
         source, use = pending.pop()
-        if use.idx == 0 and use.node in leading:
+        if use.idx == 0 and use.node in leading and use.node.outputs[0] not in own:
             moved = use.node.outputs[0]
             carried = emitter.carry(use.node, source, quant)
             if carried is not None:
@@ -154,12 +190,15 @@ def _quantize_operands(layers: list[Layer], quant: ActivationQuant, emitter: Emi
         layer.node.replace_input_with(1 - layer.weight_index, on_grid[value])
 
 
-def _replace_uses(view: GraphView, value: ir.Value, quantized: ir.Value) -> None:
-    """Let every consumer of `value` but the grid's own nodes read `quantized`; a graph output keeps its name.
+def _replace_uses(
+    view: GraphView, value: ir.Value, quantized: ir.Value, *, but: AbstractSet[ir.Node] = frozenset()
+) -> None:
+    """Let every consumer of `value` `but` these and the grid's own nodes read `quantized`; a graph output keeps its
+    name.
 
     A graph input that is also an output stays both: nothing computes it.
     """
-    own = _nodes_between(value, quantized)
+    own = _nodes_between(value, quantized) | but
     for use in list(value.uses()):
         if use.node not in own:
             use.node.replace_input_with(use.idx, quantized)

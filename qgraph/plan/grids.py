@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,70 +12,63 @@ from qgraph.graph.layers import Layer
 from qgraph.graph.sites import ActivationSite, GraphView, choose_layers
 from qgraph.graph.tensors import root
 from qgraph.plan import codes as weights
-from qgraph.plan.plan import MAX_BITS, PER_TENSOR, ActivationQuant, KeptFloat, LayerQuant, QuantPlan, WeightQuant
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.kept import kept_in_float
+from qgraph.plan.placing import place
+from qgraph.plan.plan import MAX_BITS, PER_TENSOR, ActivationQuant, LayerQuant, QuantPlan, WeightQuant
+from qgraph.plan.ranges import Ranges
+from qgraph.plan.recipe import Recipe, TargetCpu
 from qgraph.plan.saturation import without_saturation
+from qgraph.plan.sums import with_room_for_biases, with_shared_weights
 
 STORAGE_BITS = 8  # of tensors that no layer multiplies: sums, and what residual connections carry
-_SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**23
-
-
-class Ranges(Protocol):
-    """What is known of the values of tensors."""
-
-    def range_of(self, tensor: str) -> tuple[float, float]:
-        """The least and the largest value of a tensor."""
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**23  # of activations
+_SMALLEST_WEIGHT_SCALE = float(np.finfo(np.float32).tiny) * 2
 
 
 def initial_plan(view: GraphView, recipe: Recipe, observed: Ranges | None) -> QuantPlan:
     """Weights spanned to their largest magnitude; activations to their observed minimum and maximum."""
     layers, kept = choose_layers(view, recipe.keep)
     activations: list[ActivationQuant] = []
+    floats: dict[str, str] = {}
     if recipe.activations is not None and observed is not None:
-        edges = {root(view.by_name[name].input).name for name in view.edge_layers if name in view.by_name}
-        for site in view.activation_sites(layers):
+        sites, floats = place(view, layers, observed)
+        edges = {
+            v.name for name in view.edge_layers for v in (view.by_name[name].input, root(view.by_name[name].input))
+        }
+        for site in sites:
             bits = recipe.edge_bits or STORAGE_BITS if site.tensor in edges else recipe.activations
             activations += _activation_grids(site, bits, observed)
     plan = QuantPlan(
         model=view.model.digest,
         recipe=recipe.method,
-        layers=tuple(_layer_grid(layer, recipe, view) for layer in layers),
-        activations=tuple(activations),
-        kept_float=(
-            *(KeptFloat(name=name, why=why) for name, why in sorted(kept.items())),
-            *_tail(view),
-            *_unfolded(view),
+        layers=tuple(
+            _layer_grid(layer, recipe, view, "floats" if layer.name in floats else "integers") for layer in layers
         ),
+        activations=tuple(activations),
+        kept_float=kept_in_float(view, kept | floats | _unfolded(view), {layer.name for layer in layers}),
     )
-    return plan if recipe.target_cpu == "vnni" else without_saturation(plan, view)
+    return sound(plan, view, target_cpu=recipe.target_cpu)
 
 
-def _tail(view: GraphView) -> list[KeptFloat]:
-    """One entry for each operator type that computes behind the last layers."""
-    counts = Counter(node.op_type for node in view.tail)
-    first = {node.op_type: str(node.name) for node in reversed(view.tail)}
-    return [
-        KeptFloat(
-            name=first[op] + (f" and {count - 1} more {op}" if count > 1 else ""),
-            why="post-processing behind the last layers: wide ranges, little work",
-        )
-        for op, count in counts.items()
-    ]
+def sound(plan: QuantPlan, view: GraphView, *, target_cpu: TargetCpu) -> QuantPlan:
+    """The plan with weight scales under which no sum of an integer kernel overflows on the CPUs that it is for."""
+    safe = with_room_for_biases(plan if target_cpu == "vnni" else without_saturation(plan, view), view)
+    return with_shared_weights(safe, view)
 
 
-def _unfolded(view: GraphView) -> list[KeptFloat]:
+def _unfolded(view: GraphView) -> dict[str, str]:
     """BatchNormalizations between the layers that are not part of one."""
     behind = {str(node.name) for node in view.tail}
-    return [KeptFloat(name=name, why=f"not folded: {why}") for name, why in view.unfolded.items() if name not in behind]
+    return {name: f"not folded: {why}" for name, why in view.unfolded.items() if name not in behind}
 
 
-def _layer_grid(layer: Layer, recipe: Recipe, view: GraphView) -> LayerQuant:
+def _layer_grid(layer: Layer, recipe: Recipe, view: GraphView, runs: Literal["integers", "floats"]) -> LayerQuant:
     weight = layer.weight_array()
     granularity = qmath.Granularity(axis=layer.scale_axis if recipe.per_channel else None)
     low, high = (granularity.reduce(end, weight) for end in (np.minimum, np.maximum))
     bits = recipe.bits_of(layer, view.edge_layers)
     grid = weight_grid(low, high, bits=bits, granularity=granularity, symmetric=recipe.symmetric_at(bits))
-    return LayerQuant(name=layer.name, op=layer.op, weight=grid)
+    return LayerQuant(name=layer.name, op=layer.op, weight=grid, runs=runs)
 
 
 def weight_grid(
@@ -95,10 +87,10 @@ def weight_grid(
     half = 2.0 ** (np.asarray(channel_bits or bits) - 1)
     if symmetric:
         limit = np.maximum(np.abs(low), np.abs(high))
-        scale = _positive(limit / (half - 1))
+        scale = _positive(limit / (half - 1), _SMALLEST_WEIGHT_SCALE)
         return WeightQuant(bits=bits, scale=_floats(scale), granularity=granularity, channel_bits=channel_bits)
     low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
-    scale = _positive((high - low) / (2 * half - 1))
+    scale = _positive((high - low) / (2 * half - 1), _SMALLEST_WEIGHT_SCALE)
     zero = np.clip(np.rint(-half - low / scale), -half, half - 1)
     return WeightQuant(
         bits=bits,
@@ -114,7 +106,7 @@ def activation_grid(tensor: str, low: float, high: float, *, bits: int, role: st
     """The unsigned grid of `bits` that spans low..high, widened to contain 0 exactly, with an integer zero point."""
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     qmax = 2**bits - 1
-    scale = float(_positive(np.float64((high - low) / qmax)).astype(np.float32))
+    scale = float(_positive(np.float64((high - low) / qmax), _SMALLEST_SCALE).astype(np.float32))
     zero_point = int(np.clip(np.rint(-low / scale), 0, qmax))
     return ActivationQuant(tensor=tensor, bits=bits, scale=scale, zero_point=zero_point, role=role)  # type: ignore[arg-type]
 
@@ -122,6 +114,8 @@ def activation_grid(tensor: str, low: float, high: float, *, bits: int, role: st
 def _activation_grids(site: ActivationSite, bits: int, observed: Ranges) -> list[ActivationQuant]:
     """One grid, or two where layers read fewer bits than the other consumers of the tensor."""
     low, high = observed.range_of(site.tensor)
+    if 0 < max(high, 0.0) - min(low, 0.0) < _SMALLEST_SCALE * (2**bits - 1):
+        return []  # no step is small enough
     if not site.operand:
         wanted = [("tensor", STORAGE_BITS)]
     elif site.shared and bits != STORAGE_BITS:
@@ -131,10 +125,10 @@ def _activation_grids(site: ActivationSite, bits: int, observed: Ranges) -> list
     return [activation_grid(site.tensor, low, high, bits=b, role=role) for role, b in wanted]
 
 
-def _positive(scale: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:
-    """Scales of all-zero channels become 1, denormal ones the smallest safe value."""
+def _positive(scale: NDArray[np.float64] | np.float64, smallest: float) -> NDArray[np.float64]:
+    """Scales of all-zero channels become 1, others at least the smallest."""
     scale = np.asarray(scale)
-    return np.where(scale > 0, np.maximum(scale, _SMALLEST_SCALE), 1.0)
+    return np.where(scale > 0, np.maximum(scale, smallest), 1.0)
 
 
 def _floats(scale: NDArray[np.float64]) -> tuple[float, ...]:

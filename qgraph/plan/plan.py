@@ -201,20 +201,26 @@ class ActivationQuant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerQuant:
-    """How one layer is quantized: its weight's grid, and what is added to its bias (one value per output channel)."""
+    """How one layer is quantized: its weight's grid, and what is added to its bias (one value per output channel).
+
+    `runs` says what its kernel computes on. A layer that runs in `floats` has its weight on the grid all the same: it
+    is stored in few bits and made floats once, when the file is loaded.
+    """
 
     name: str
     op: str
     weight: WeightQuant
     bias_shift: tuple[float, ...] = ()
+    runs: Literal["integers", "floats"] = "integers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptFloat:
-    """A layer that stays in floating point, and why."""
+    """A layer or another operator that stays in floating point, why, and how many bytes its constants take."""
 
     name: str
     why: str
+    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from qgraph.graph.layers import INTEGER_OPS, Layer
 from qgraph.graph.sites import GraphView
-from qgraph.graph.tensors import root_name
+from qgraph.graph.tensors import nearest
 from qgraph.plan import codes
 from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan, WeightQuant
 
@@ -37,8 +37,9 @@ def without_saturation(plan: QuantPlan, view: GraphView) -> QuantPlan:
 
     def widen(quant: LayerQuant) -> LayerQuant:
         layer = view.by_name[quant.name]
-        operand = grids.get(root_name(layer))
-        if operand is None or quant.weight.granularity.group is not None:  # no kernel adds up integers of groups
+        operand = nearest(layer.input, grids)
+        grouped = quant.weight.granularity.group is not None  # no kernel adds up integers of groups
+        if operand is None or grouped or quant.runs == "floats":
             return quant
         if not (pairs_products(layer) or has_zero_points(quant.weight)):
             return quant

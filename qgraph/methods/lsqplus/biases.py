@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from qgraph.graph.layers import Layer, pads
 from qgraph.graph.sites import GraphView
-from qgraph.graph.tensors import root_name
+from qgraph.graph.tensors import nearest
 from qgraph.lowering.places import offset_sums
 from qgraph.methods.lsqplus.trained import put
 from qgraph.onnxfile.edit import constant
@@ -34,7 +34,7 @@ def settle_biases(net: Model, plan: QuantPlan) -> tuple[Model, QuantPlan]:
     grids = plan.operand_grids
     for quant in plan.layers:
         layer = view.by_name[quant.name]
-        bias, operand = constant(layer.bias), grids.get(root_name(layer))
+        bias, operand = constant(layer.bias), nearest(layer.input, grids)
         if bias is None or operand is None or quant.weight.granularity.group is not None:
             continue
         unit = weights.accumulator_scale(quant.weight, operand).astype(np.float64)

@@ -12,7 +12,7 @@ import qmath
 from qgraph.errors import UsageError
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
-from qgraph.graph.tensors import is_non_negative, root_name
+from qgraph.graph.tensors import is_non_negative, nearest
 from qgraph.lowering.places import shift_bias
 from qgraph.methods.lsqplus.batch_norm import EPSILON
 from qgraph.methods.lsqplus.config import LsqPlusConfig
@@ -117,7 +117,7 @@ def _read_grids(view: GraphView, plan: QuantPlan, read: dict[tuple[str, str], li
     grids = plan.operand_grids
     for quant in plan.layers:
         layer = view.by_name[quant.name]
-        grid = grids.get(root_name(layer))
+        grid = nearest(layer.input, grids)
         if grid is not None and not (grid.bits == MAX_BITS and view.values[grid.tensor].is_graph_input()):
             read.setdefault((grid.tensor, grid.role), []).append(layer)
     chosen = [a for a in plan.activations if (a.tensor, a.role) in read]

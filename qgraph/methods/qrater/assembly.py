@@ -6,7 +6,7 @@ import dataclasses
 
 from qgraph.graph.layers import INTEGER_OPS
 from qgraph.graph.sites import GraphView
-from qgraph.graph.tensors import root_name
+from qgraph.graph.tensors import nearest
 from qgraph.graph.walk import ancestors
 from qgraph.methods.qrater.bench import Candidate
 from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
@@ -24,10 +24,10 @@ class Assembly:
         self._owner: dict[str, str] = {}
         for quant in base.layers:
             layer = view.by_name[quant.name]
-            tensor = root_name(layer)
-            if layer.op in INTEGER_OPS and tensor in grids:
-                self._site[quant.name] = tensor
-                self._owner.setdefault(tensor, quant.name)
+            grid = nearest(layer.input, grids)
+            if layer.op in INTEGER_OPS and grid is not None:
+                self._site[quant.name] = grid.tensor
+                self._owner.setdefault(grid.tensor, quant.name)
         self._grids = {tensor: grids[tensor] for tensor in self._owner}
         searched = {(grid.tensor, grid.role) for grid in self._grids.values()}
         self._stored = [a for a in base.activations if (a.tensor, a.role) not in searched]

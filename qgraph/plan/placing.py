@@ -1,0 +1,62 @@
+"""Which tensors get grids, and which layers then run on integers, by the values that layers really read.
+
+Operators that move values also drop some: a Slice cuts one part out of a projection, a MaxPool never lets padding
+through. A layer that reads a much narrower range than the tensor that its operand was moved from spans gets a grid of
+its own, where it reads, and so does every other layer that reads behind such operators; the tensor is not rounded on
+the way there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import onnx_ir as ir
+
+from qgraph.graph.layers import INTEGER_OPS, Layer, present
+from qgraph.graph.sites import ActivationSite, GraphView
+from qgraph.graph.tensors import fused_output, is_transparent, root
+from qgraph.plan.cost import why_slower
+from qgraph.plan.ranges import Ranges, span
+
+_APART = 2.0  # times as wide: 6 dB that a shared grid would cost
+_LOOSE = 4.0  # times as wide as a part: what wrote it then writes floats, and does not run on integers
+_SELECTING_OPS = frozenset({"Split", "Gather"})  # beside transparent operators
+
+
+def place(
+    view: GraphView, layers: Sequence[Layer], observed: Ranges
+) -> tuple[tuple[ActivationSite, ...], dict[str, str]]:
+    """The tensors to quantize when `layers` are, and the reason for each of these that cannot run on integers."""
+    slow = {layer.name: why for layer in layers if (why := why_slower(layer))}
+    layers = [layer for layer in layers if layer.name not in slow]
+    readers = [layer for layer in layers if layer.op in INTEGER_OPS]
+    divided = {
+        root(layer.input)
+        for layer in readers
+        if _APART * span(observed, layer.input) < span(observed, root(layer.input))
+    }
+    apart = frozenset(
+        str(layer.input.name) for layer in readers if root(layer.input) in divided and layer.input not in divided
+    )
+    loose = frozenset(
+        str(source.name)
+        for site in view.activation_sites(layers, apart)
+        if site.operand
+        for source in _selected_from(view.values[site.tensor])
+        if _LOOSE * span(observed, view.values[site.tensor]) < span(observed, source)
+    )
+    floats = {
+        layer.name: "parts of its result span far less than it does: it writes floats, its weights alone are quantized"
+        for layer in readers
+        if layer.op == "Conv" and fused_output(layer.output).name in loose
+    }
+    return view.activation_sites([layer for layer in layers if layer.name not in floats], apart, loose), slow | floats
+
+
+def _selected_from(value: ir.Value) -> Iterator[ir.Value]:
+    """The tensors that a tensor was moved or cut out of, nearest first."""
+    while (node := value.producer()) is not None and node.domain == "":
+        if not is_transparent(node) and node.op_type not in _SELECTING_OPS:
+            return
+        value = present(node.inputs[0])
+        yield value

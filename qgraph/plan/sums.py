@@ -1,0 +1,128 @@
+"""plan -> plan: weight scales in whose sums every bias fits, and layers that have no such scale left in floats.
+
+An integer kernel adds a bias b as a whole number of steps of its sums, in 32 bits:
+
+    step = s_x s_w gain / finer        codes of the bias: round(b / step)
+
+Where the weights of a channel are almost zero (pruned, or killed by their BatchNormalization), the step is tiny and the
+codes leave 32 bits; onnxruntime, which rounds the biases of convolutions itself, does not look. Such a channel gets
+the scale at which its bias has 2^30 steps: what its weights lose by that is less than float32 resolves of the bias. A
+channel without weights has a scale to choose: one in which its bias is exact to 20 bits. A step also has to be a normal
+number, or kernels flush it to zero; a layer all of whose steps are smaller runs in floats.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph.graph.layers import INTEGER_OPS, Layer
+from qgraph.graph.sites import GraphView
+from qgraph.graph.tensors import nearest
+from qgraph.onnxfile.edit import constant
+from qgraph.plan import codes
+from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan, WeightQuant
+
+MOST_STEPS = 2.0**30  # of a bias; as many are left to the products
+_EXACT_STEPS = 2.0**20  # of the bias of a channel without weights
+_SMALLEST_STEP = 2.0**-120
+
+
+def with_room_for_biases(plan: QuantPlan, view: GraphView) -> QuantPlan:
+    """The plan with the weight scale of every channel widened whose bias would overflow the sums of its layer."""
+    grids = plan.operand_grids
+
+    def widen(quant: LayerQuant) -> LayerQuant:
+        layer = view.by_name[quant.name]
+        operand = nearest(layer.input, grids)
+        integer = operand is not None and _adds_integers(layer, quant)
+        return _widened(layer, quant, operand) if integer else quant  # type: ignore[arg-type]
+
+    return plan.map_layers(widen)
+
+
+def with_shared_weights(plan: QuantPlan, view: GraphView) -> QuantPlan:
+    """The plan with one grid for all layers that read one weight, where their grids differ in width or scale alone: the
+    widest one, at the largest scale. Files then hold the weight once.
+    """
+    groups: dict[ir.Value, list[LayerQuant]] = {}
+    for quant in plan.layers:
+        groups.setdefault(view.by_name[quant.name].weight, []).append(quant)
+    common = {quant.name: _common([one.weight for one in group]) for group in groups.values() for quant in group}
+
+    def share(quant: LayerQuant) -> LayerQuant:
+        found = common[quant.name]
+        return quant if found is None else dataclasses.replace(quant, weight=found)
+
+    return plan.map_layers(share)
+
+
+def _common(grids: list[WeightQuant]) -> WeightQuant | None:
+    """The grid that can take the place of all of these; None where they differ in more than width and scale."""
+    bits = max(grid.bits for grid in grids)
+    widest = [grid for grid in grids if grid.bits == bits]
+    one = widest[0]
+    special = any(
+        grid.channel_bits or grid.granularity.group is not None or grid.input_scale or grid.rounding is not None
+        for grid in grids
+    )
+    if len(set(grids)) == 1 or special or any(replace(g, scale=one.scale) != one for g in widest):
+        return None
+    return replace(one, scale=tuple(max(scales) for scales in zip(*(g.scale for g in widest), strict=True)))
+
+
+def bias_fits(layer: Layer, quant: LayerQuant, operand: ActivationQuant) -> bool:
+    """Whether the bias of a layer, its shift included, stays within the 32 bits of an integer kernel's sums."""
+    if not _adds_integers(layer, quant):
+        return True
+    step = codes.accumulator_scale(quant.weight, operand).astype(np.float64)
+    return bool((_total_bias(layer, quant) < 2 * MOST_STEPS * step).all())
+
+
+def _adds_integers(layer: Layer, quant: LayerQuant) -> bool:
+    """Whether the layer may run on integers with a bias among its sums; no kernel adds up integers of groups."""
+    return layer.op in INTEGER_OPS and quant.runs == "integers" and quant.weight.granularity.group is None
+
+
+def _widened(layer: Layer, quant: LayerQuant, operand: ActivationQuant) -> LayerQuant:
+    grid = quant.weight
+    step = float(operand.scale) * codes.dequantization_scale(grid).astype(np.float64) / np.asarray(codes.finer(grid))
+    if step.max() < _SMALLEST_STEP:
+        return dataclasses.replace(quant, runs="floats")
+    bias = _total_bias(layer, quant)
+    if len(step) == 1:
+        bias = bias.max(initial=0, keepdims=True)
+    needed = np.maximum(bias / MOST_STEPS, _SMALLEST_STEP)
+    chosen = np.where(_without_weights(layer, len(step)) & (bias > 0), bias / _EXACT_STEPS, np.maximum(step, needed))
+    if np.array_equal(chosen, step):
+        return quant
+    scale = (np.asarray(grid.scale) * (chosen / step)).astype(np.float32)
+    scale = np.where(chosen > step, np.nextafter(scale, np.float32(np.inf)), scale)
+    return dataclasses.replace(
+        quant, weight=dataclasses.replace(grid, scale=tuple(float(s) for s in np.atleast_1d(scale)))
+    )
+
+
+def _total_bias(layer: Layer, quant: LayerQuant) -> NDArray[np.float64]:
+    """The magnitude of what is added to every output channel's sum; one zero where nothing is."""
+    bias = constant(layer.bias)
+    if layer.op == "MatMul":
+        return np.zeros(1)
+    total = np.zeros((1, layer.weight_array().shape[layer.output_axis]))
+    if bias is not None:
+        total = total + np.atleast_2d(bias.astype(np.float64) * layer.bias_factor)
+    if quant.bias_shift:
+        total = total + np.asarray(quant.bias_shift)
+    return np.asarray(np.abs(total).max(axis=0))
+
+
+def _without_weights(layer: Layer, scales: int) -> NDArray[np.bool_]:
+    """Which channels have no weight but zeros; of the whole tensor where it has one scale."""
+    weight = layer.weight_array()
+    if scales == 1:
+        return np.array([not weight.any()])
+    return np.asarray(~weight.any(axis=tuple(i for i in range(weight.ndim) if i != layer.scale_axis)))

@@ -1,0 +1,71 @@
+"""Every constant that stays in floating point is listed, with its bytes and the reason."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+import qgraph
+from qgraph.cli import main
+
+HEAD = '<ir_version: 8, opset_import: ["": 17]> net ('
+TEXTS = {
+    "LSTM": (
+        "float[6,N,32] x, float[1,256,32] w, float[1,256,64] r, int64[1] ax, float[64,4] v) => (float[6,N,4] y) {"
+        " o = LSTM<hidden_size=64>(x, w, r) s = Squeeze(o, ax) y = MatMul(s, v) }",
+        {"w": (1, 256, 32), "r": (1, 256, 64)},
+    ),
+    "Einsum": (
+        "float[N,64] x, float[64,64] w, float[64,4] v) => (float[N,4] y) {"
+        ' h = Einsum<equation="bi,ij->bj">(x, w) r = Relu(h) y = MatMul(r, v) }',
+        {"w": (64, 64)},
+    ),
+    "Gather": (
+        "int64[N,6] x, float[100,64] w, float[64,4] v) => (float[N,6,4] y) { e = Gather(w, x) y = MatMul(e, v) }",
+        {"w": (100, 64)},
+    ),
+    "If": (
+        "float[N,64] x, bool c, float[64,64] w, float[64,4] v) => (float[N,4] y) {"
+        " h = If(c) <then_branch = a () => (float[N,64] t) { t = MatMul(x, w) },"
+        " else_branch = b () => (float[N,64] e) { e = Identity(x) }> r = Relu(h) y = MatMul(r, v) }",
+        {"w": (64, 64)},
+    ),
+}
+WHY = {"LSTM": "recurrent", "Einsum": "Einsum", "Gather": "looked up", "If": "body"}
+
+
+@pytest.fixture(params=TEXTS)
+def case(request, model_from_text):
+    text, shapes = TEXTS[request.param]
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
+    others = {"ax": np.array([1])} if "ax" in text else {}
+    model = model_from_text(HEAD + text, **weights, v=rng.normal(0, 0.1, (64, 4)).astype(np.float32), **others)
+    feeds = {
+        "LSTM": {"x": rng.normal(size=(6, 16, 32)).astype(np.float32)},
+        "Gather": {"x": rng.integers(0, 100, (16, 6))},
+        "If": {"x": rng.normal(size=(16, 64)).astype(np.float32), "c": np.array(True)},
+    }.get(request.param, {"x": rng.normal(size=(16, 64)).astype(np.float32)})
+    return request.param, model, feeds, sum(array.nbytes for array in weights.values())
+
+
+def test_quantize_lists_constants_with_bytes_and_reason(case):
+    op, model, _, nbytes = case
+    result = qgraph.quantize(model, weights=8, activations=None)
+    (entry,) = [kept for kept in result.plan.kept_float if kept.bytes]
+    assert entry.bytes == nbytes
+    assert WHY[op] in entry.why
+    assert {"name": entry.name, "why": entry.why, "bytes": nbytes} in result.to_dict()["kept_float"]
+
+
+def test_inspect_lists_them(case, tmp_path, capsys):
+    _, model, _, nbytes = case
+    onnx.save(model, tmp_path / "m.onnx")
+    assert main(["inspect", str(tmp_path / "m.onnx"), "--json"]) == 0
+    (entry,) = [kept for kept in json.loads(capsys.readouterr().out)["kept_float"] if kept["bytes"]]
+    assert entry["bytes"] == nbytes
+    assert main(["inspect", str(tmp_path / "m.onnx")]) == 0
+    assert f"{nbytes:,}" in " ".join(capsys.readouterr().out.split())
