@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,9 @@ def ablate(
     format: str = "float",
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
+    batch: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch_axes: Mapping[str, int] | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Ablation:
@@ -95,7 +99,9 @@ def ablate(
     """
     check_format(format)
     net = prepare(model)
-    samples = open_data(data, net, preprocessing=preprocessing, limit=limit)
+    samples = open_data(
+        data, net, preprocessing=preprocessing, limit=limit, batch=batch, shapes=shapes, batch_axes=batch_axes
+    )
     source = data if calibration is None else calibration
     given = open_data(source, net, preprocessing=preprocessing, limit=CALIBRATING)
     observed = observe(net, given, threads=threads, progress=progress)

@@ -51,6 +51,9 @@ def compare(
     *,
     preprocessing: Preprocessing | None = None,
     limit: int = SAMPLES,
+    batch: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch_axes: Mapping[str, int] | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> tuple[LayerComparison, ...]:
@@ -63,20 +66,22 @@ def compare(
     pairs = [(layer.name, str(fused_output(layer.output).name)) for layer in GraphView(base).layers]
     tensors = [tensor for _, tensor in pairs]
     present = [_shared(base, rival, tensors) for rival in rivals]
-    samples = open_data(data, base, preprocessing=preprocessing, limit=limit)
+    samples = open_data(
+        data, base, preprocessing=preprocessing, limit=limit, batch=batch, shapes=shapes, batch_axes=batch_axes
+    )
     main = Session(base.ir_model, outputs=tensors, threads=threads)
     sessions = [Session(r.ir_model, outputs=names, threads=threads) for r, names in zip(rivals, present, strict=True)]
     signal = dict.fromkeys(tensors, 0.0)
     noise = [dict.fromkeys(names, 0.0) for names in present]
     with progress.stage("comparing", samples.count) as advance:
-        for batch in samples.batches(BATCH):
-            expected = main.run(batch.feeds)
+        for taken in samples.batches(BATCH):
+            expected = main.run(taken.feeds)
             for tensor, value in expected.items():
                 signal[tensor] += float(np.sum(value.astype(np.float64) ** 2))
             for session, sums in zip(sessions, noise, strict=True):
-                for tensor, value in session.run(batch.feeds).items():
+                for tensor, value in session.run(taken.feeds).items():
                     sums[tensor] += float(np.sum((value.astype(np.float64) - expected[tensor]) ** 2))
-            advance(batch.count)
+            advance(taken.count)
     rejected = _rejected_priors(base, rivals, samples, threads)
     return tuple(
         LayerComparison(

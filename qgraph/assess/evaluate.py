@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
@@ -54,6 +54,9 @@ def evaluate(
     against: ModelLike | None = None,
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
+    batch: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch_axes: Mapping[str, int] | None = None,
     threads: int | None = None,
     executor: str = LOCAL,
     progress: Progress = SILENT,
@@ -64,7 +67,9 @@ def evaluate(
     `dask:ADDRESS`; the result is the same. Raises `DataError` when there is nothing to measure.
     """
     net = load(model)
-    samples = open_data(data, net, preprocessing=preprocessing, limit=limit)
+    samples = open_data(
+        data, net, preprocessing=preprocessing, limit=limit, batch=batch, shapes=shapes, batch_axes=batch_axes
+    )
     reference = None if against is None else load(against)
     if samples.labels is None and reference is None:
         raise DataError(

@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 from qgraph.cli.console import progress, show, show_json
-from qgraph.cli.options import run_options
+from qgraph.cli.options import batch_option, run_options, shape_option
 from qgraph.jobs.distil import distilled_inputs
 from qgraph.onnxfile.load import load
 from qgraph.running.files import check_writable, write_atomically
@@ -25,6 +25,8 @@ from qgraph.running.files import check_writable, write_atomically
 @click.option("--steps", type=click.IntRange(min=1), default=500, show_default=True, metavar="N", help="Steps of Adam.")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the noise to start from.")
 @click.option("--resume", metavar="DIR", help="Folder for checkpoints: a job that was stopped goes on from there.")
+@batch_option
+@shape_option
 @run_options
 def distill(
     model: str,
@@ -32,6 +34,8 @@ def distill(
     count: int,
     steps: int,
     seed: int,
+    batch: int | None,
+    shapes: dict[str, tuple[int, ...]] | None,
     resume: str | None,
     threads: int | None,
     as_json: bool,
@@ -47,15 +51,23 @@ def distill(
     start = time.perf_counter()
     bars = progress(quiet or as_json)
     inputs = distilled_inputs(
-        load(model), count=count, steps=steps, seed=seed, threads=threads, resume=resume, progress=bars
+        load(model),
+        count=count,
+        steps=steps,
+        seed=seed,
+        threads=threads,
+        resume=resume,
+        progress=bars,
+        batch=batch,
+        shapes=shapes,
     )
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **inputs)  # type: ignore[arg-type]
     write_atomically(Path(output), buffer.getvalue())
     seconds = round(time.perf_counter() - start, 2)
     if as_json:
-        shapes = {name: list(array.shape) for name, array in inputs.items()}
-        show_json({"output": output, "count": count, "inputs": shapes, "seconds": seconds})
+        made = {name: list(array.shape) for name, array in inputs.items()}
+        show_json({"output": output, "count": count, "inputs": made, "seconds": seconds})
     elif not quiet:
         described = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
         show(f"{output}: {described} in {seconds} s")

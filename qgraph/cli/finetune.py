@@ -33,7 +33,7 @@ def _setting(name: str, kind: Any, text: str) -> Any:
 @click.command()
 @click.argument("model")
 @click.option("-o", "--output", required=True, metavar="OUT.onnx", help="Where to write the trained, quantized model.")
-@data_options()
+@data_options(own_batch=True)
 @recipe_options
 @_setting("epochs", int, "Passes over the data (default: 14, 10, 6 or 4 for 2, 3, 4 or more bits; more on few data).")
 @_setting("batch", int, "Samples per step.")

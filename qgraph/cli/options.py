@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, TypeVar
 
@@ -95,7 +95,51 @@ class Threshold(click.ParamType):
         return float(found[1]), unit
 
 
-def data_options(*, required: bool = False) -> Callable[[F], F]:
+class Named(click.ParamType):
+    """NAME=VALUE; a pair of the name of an input and what is said of it."""
+
+    def __init__(self, kind: click.ParamType, example: str) -> None:
+        self.kind, self.name = kind, example
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        name, equals, text = value.rpartition("=")
+        if not name or not equals:
+            return self.fail(f"'{value}' is not of the form {self.name}", param, ctx)
+        return name, self.kind.convert(text, param, ctx)
+
+
+class Sizes(click.ParamType):
+    """Comma-separated sizes of an input."""
+
+    name = "1,3,320,320"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        parts = [part.strip() for part in value.split(",")]
+        if all(part.isdigit() and int(part) for part in parts):
+            return tuple(map(int, parts))
+        return self.fail(f"'{value}' is not a list of sizes such as 1,3,320,320", param, ctx)
+
+
+def _as_mapping(ctx: click.Context, param: click.Parameter, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any] | None:
+    return dict(pairs) or None
+
+
+batch_option = click.option(
+    "--batch", type=click.IntRange(min=1), metavar="N", help="Samples in a run, where the model takes no others."
+)
+shape_option = click.option(
+    "--shape",
+    "shapes",
+    type=Named(Sizes(), "NAME=1,3,320,320"),
+    multiple=True,
+    callback=_as_mapping,
+    help="The sizes of an input that the model leaves open (repeatable).",
+)
+
+
+def data_options(*, required: bool = False, own_batch: bool = False) -> Callable[[F], F]:
     return _all(
         click.option(
             "--data",
@@ -107,6 +151,16 @@ def data_options(*, required: bool = False) -> Callable[[F], F]:
         click.option("--mean", type=Numbers(), default=(), help="Mean per channel of images in 0..1 (or one number)."),
         click.option("--std", type=Numbers(), default=(), help="Standard deviation per channel (or one number)."),
         click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N samples."),
+        *([] if own_batch else [batch_option]),
+        shape_option,
+        click.option(
+            "--batch-axis",
+            "batch_axes",
+            type=Named(click.INT, "NAME=1"),
+            multiple=True,
+            callback=_as_mapping,
+            help="The axis of an input along which samples run, where it is not found from the sizes (repeatable).",
+        ),
     )
 
 

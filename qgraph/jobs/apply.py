@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qgraph.assess.metric import MetricLike, load_metric
@@ -35,6 +36,9 @@ def apply(
     opset: int | None = None,
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
+    batch: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch_axes: Mapping[str, int] | None = None,
     measure: bool = True,
     metric: MetricLike | None = None,
     threads: int | None = None,
@@ -48,7 +52,13 @@ def apply(
     by = None if metric is None else load_metric(metric)
     loaded = load(model)
     net = prepare(loaded, opset=opset, fold_bn=plan.fold_bn)
-    samples = None if data is None else open_data(data, net, preprocessing=preprocessing, limit=limit)
+    samples = (
+        None
+        if data is None
+        else open_data(
+            data, net, preprocessing=preprocessing, limit=limit, batch=batch, shapes=shapes, batch_axes=batch_axes
+        )
+    )
     lowered = lower(net, plan, format=format)
     verify(lowered, net, samples)
     quality = None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +16,32 @@ from qgraph.onnxfile.model import Model
 from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
 from qgraph.samples.dataset import Dataset, open_data
+from qgraph.samples.layout import shaped
 
 DISTILLED = 32  # samples distilled where none are given (ZeroQ, section IV)
 
 
-def distilled_samples(loaded: Model, net: Model, job: Job, *, count: int) -> Dataset:
+def distilled_samples(
+    loaded: Model,
+    net: Model,
+    job: Job,
+    *,
+    count: int,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch: int | None = None,
+) -> Dataset:
     """`distilled_inputs` of a job, as samples for the network in normal form."""
     inputs = distilled_inputs(
-        loaded, count=count, seed=job.seed, threads=job.threads, resume=job.resume, progress=job.progress
+        loaded,
+        count=count,
+        seed=job.seed,
+        threads=job.threads,
+        resume=job.resume,
+        progress=job.progress,
+        shapes=shapes,
+        batch=batch,
     )
-    return open_data(inputs, net)
+    return open_data(inputs, net, batch=batch)
 
 
 def distilled_inputs(
@@ -35,12 +53,18 @@ def distilled_inputs(
     threads: int | None = None,
     resume: str | Path | None = None,
     progress: Progress = SILENT,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch: int | None = None,
 ) -> Mapping[str, NDArray[np.float32]]:
     """Samples distilled from the model (ZeroQ) with progress shown.
 
     Warns where the model has nothing to distil from.
     """
     config = DistillConfig() if steps is None else DistillConfig(steps=steps)
+    config = config if batch is None else replace(config, batch=batch)
+    open_shapes: dict[str, list[Any]] = {
+        str(v.name): list(v.shape or ()) for v in shaped(model.input_values(), shapes or {})
+    }
     planned = -(-count // config.batch) * config.steps
     seen = 0
     with progress.stage("distilling", planned) as advance:
@@ -51,7 +75,16 @@ def distilled_inputs(
             advance(now - seen, f"loss {loss:.3g}")
             seen = now
 
-        result = distill(model, count=count, config=config, seed=seed, threads=threads, resume=resume, on_step=on_step)
+        result = distill(
+            model,
+            count=count,
+            config=config,
+            seed=seed,
+            threads=threads,
+            resume=resume,
+            on_step=on_step,
+            shapes=open_shapes,
+        )
     if result.note:
         warnings.warn(f"{model.source}: {result.note}", stacklevel=2)
     return result.inputs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,9 @@ def finetune(
     format: str = "qdq",
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
+    batch: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch_axes: Mapping[str, int] | None = None,
     opset: int | None = None,
     seed: int = 0,
     measure: bool = True,
@@ -101,7 +104,13 @@ def finetune(
     with job.stage("load"):
         loaded = load(model)
         net = prepare(loaded, opset=opset)
-        samples = None if data is None else open_data(data, net, preprocessing=preprocessing, limit=limit)
+        samples = (
+            None
+            if data is None
+            else open_data(
+                data, net, preprocessing=preprocessing, limit=limit, batch=batch, shapes=shapes, batch_axes=batch_axes
+            )
+        )
         check_needs(method, loaded, samples)
         given = _given_plan(start, net)
         batch_norms = known_moments(normalise(loaded, fold_bn=False)).keys()
@@ -109,7 +118,7 @@ def finetune(
     with hold(resume):
         if samples is None:
             with job.stage("distill"):
-                samples = distilled_samples(loaded, net, job, count=limit or DISTILLED)
+                samples = distilled_samples(loaded, net, job, count=limit or DISTILLED, shapes=shapes, batch=batch)
         apart = hold_out(samples)
         samples = apart.used
         trial = Trial.of(loaded, apart, given=data is not None, metric=by, progress=progress) if measure else None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import onnx_ir as ir
 from qgraph.assess.coverage import unseen
 from qgraph.assess.judge import Judge
 from qgraph.assess.metric import MetricLike, load_metric
-from qgraph.errors import UsageError
+from qgraph.errors import ModelError, UsageError
 from qgraph.graph.sites import GraphView, choose_layers
 from qgraph.jobs.distil import DISTILLED, distilled_samples
 from qgraph.jobs.trial import Trial, tell
@@ -32,9 +33,10 @@ from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import Recipe
 from qgraph.running.job import Job
+from qgraph.running.sessions import Session
 from qgraph.samples.dataset import DataLike, Dataset, open_data
 from qgraph.samples.preprocessing import Preprocessing
-from qgraph.samples.split import Split, calibrating, hold_out
+from qgraph.samples.split import Split, calibrating, hold_out, one_at_a_time
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -103,6 +105,9 @@ def gather(
     format: str = "qdq",
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
+    batch: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch_axes: Mapping[str, int] | None = None,
     calibration: str | Path | None = None,
     opset: int | None = None,
     metric: MetricLike | None = None,
@@ -118,17 +123,30 @@ def gather(
         net = prepare(loaded, opset=opset)
         view = GraphView(net)
         choose_layers(view, recipe.keep)  # what cannot be done is said before the work begins
-        samples = None if data is None else open_data(data, net, preprocessing=preprocessing, limit=limit)
+        samples = (
+            None
+            if data is None
+            else open_data(
+                data, net, preprocessing=preprocessing, limit=limit, batch=batch, shapes=shapes, batch_axes=batch_axes
+            )
+        )
     check_needs(recipe.method, loaded, samples)
     if recipe.max_drop is not None and (samples is None or (by is None and not samples.labelled)):
         raise UsageError("--max-drop measures accuracy: pass --data with an array 'labels', or a --metric")
     if samples is None and recipe.needs_data and (recipe.mixed or not measured):
         with job.stage("distill"):
-            samples = distilled_samples(loaded, net, job, count=DISTILLED)
+            samples = distilled_samples(loaded, net, job, count=DISTILLED, shapes=shapes, batch=batch)
     apart = None if samples is None else hold_out(samples)
     samples, judging = _parted(apart, recipe)
     with job.stage("observe"):
-        observed = _observations(net, recipe, samples, calibration, job)
+        try:
+            observed = _observations(net, recipe, samples, calibration, job)
+        except ModelError:
+            if apart is None or not _takes_one(net, apart):
+                raise
+            apart = one_at_a_time(apart)
+            samples, judging = _parted(apart, recipe)
+            observed = _observations(net, recipe, samples, calibration, job)
     if data is not None and samples is not None:
         tell(unseen(net, samples, known_moments(normalise(loaded, fold_bn=False))))
     return Gathered(
@@ -144,6 +162,21 @@ def gather(
         variants=calibration is None,  # a file of statistics decides alone
         job=job,
     )
+
+
+def _takes_one(net: Model, apart: Split) -> bool:
+    """Whether a model that does not run on a batch runs on a sample alone; warns where it does."""
+    data = apart.used
+    if data.batch is not None or data.count < 2:
+        return False
+    try:
+        Session(net.ir_model).run_list(next(replace(data, batch=1).batches(1)).feeds)
+    except ModelError:
+        return False
+    warnings.warn(
+        f"{net.source} takes one sample at a time, although its batch is open: as with --batch 1", stacklevel=2
+    )
+    return True
 
 
 def _parted(apart: Split | None, recipe: Recipe) -> tuple[Dataset | None, Dataset | None]:

@@ -56,6 +56,9 @@ def quantize(
         format: `qdq` to deploy, `float` for a simulation in plain float operators.
         preprocessing: mean and std for images.
         limit: use at most this many samples.
+        batch, shapes, batch_axes: among the overrides: how many samples the model takes at a time, where only so many;
+            the sizes of inputs that the model leaves open, by input; the axis along which the samples of an input run,
+            where that is not 0 and not found from the sizes.
         calibration: file of statistics: read if it exists, else written, so that observing is done once; it decides
             the plan alone, so that variants of a method are not tried on samples.
         opset: raise the model to this opset first.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -54,6 +55,9 @@ def search(
     first_layer_bits: int | None = None,
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
+    batch: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch_axes: Mapping[str, int] | None = None,
     opset: int | None = None,
     threads: int | None = None,
     executor: str = "local",
@@ -81,7 +85,9 @@ def search(
         raise UsageError(f"unknown protocol '{protocol}': choose {' or '.join(PROTOCOLS)}")
     recipe = Recipe.choose("qrater", True, **overrides)
     net = prepare(model, opset=opset, fold_bn=protocol == "deploy")
-    samples = open_data(data, net, preprocessing=preprocessing, limit=limit)
+    samples = open_data(
+        data, net, preprocessing=preprocessing, limit=limit, batch=batch, shapes=shapes, batch_axes=batch_axes
+    )
     config = dataclasses.replace(config or SearchConfig(), fine=protocol == "deploy")
     job = Job(threads=threads, resume=folder, executor=executor, progress=progress)
     with hold(folder):

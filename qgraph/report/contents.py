@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -128,6 +128,9 @@ def report_on(
     *,
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
+    batch: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch_axes: Mapping[str, int] | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Report:
@@ -146,7 +149,9 @@ def report_on(
     if data is None:
         samples, made = _distilled(original, net, threads, progress)
     else:
-        samples = open_data(data, net, preprocessing=preprocessing, limit=limit)
+        samples = open_data(
+            data, net, preprocessing=preprocessing, limit=limit, batch=batch, shapes=shapes, batch_axes=batch_axes
+        )
     observed = None
     if samples is not None and any(c.plan is not None for c in candidates):
         observed = observe(net, _first(samples, OBSERVED), threads=threads, progress=progress)

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from qgraph.errors import DataError
 from qgraph.onnxfile.model import Model
 from qgraph.samples.images import image_size, read_image
+from qgraph.samples.layout import place, shaped
 from qgraph.samples.preprocessing import Preprocessing, check_shape, to_input
-from qgraph.samples.read import LABELS, Array, is_one_run, length, read_parts
+from qgraph.samples.read import LABELS, Array, arranged, is_one_run, length, read_parts
 
 DataLike: TypeAlias = "str | os.PathLike[str] | Array | Mapping[str, Array] | Iterable[Any] | Dataset"
 
@@ -59,6 +60,10 @@ class Dataset:
     """Labels that are not one number for each sample: only a metric of the user's, or the verdict, reads them."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     limit: int | None = None
+    layouts: Mapping[str, int | None] = field(default_factory=dict)
+    """The axis of each input along which a batch runs, 0 where nothing is said; None: one value for all samples."""
+    batch: int | None = None
+    """Samples in a run, where the model takes no others."""
     rows: tuple[int, ...] | None = None
     """Positions in `parts` of the samples that belong to these data, ascending; None: all of them."""
 
@@ -94,7 +99,8 @@ class Dataset:
 
     def batches(self, size: int = 32) -> Iterator[Batch]:
         """Batches of `size` samples, or of the size that the model fixes; raises `DataError` on what does not fit."""
-        fixed = _fixed_batch(self.inputs)
+        fixed = _fixed_batch(self.inputs, self.layouts)
+        size = self.batch or size
         remaining, begin = self.count, 0
         for part in self.parts:
             places = self._places(begin, begin + length(part))[:remaining]
@@ -135,7 +141,9 @@ class Dataset:
             feeds = {}
             for value in self.inputs:
                 samples = self._prepare(arrays[value.name][start:stop], value, places[start:stop])
-                feeds[str(value.name)] = _padded(samples, fixed)
+                axis = self.layouts.get(str(value.name), 0)
+                filled = _padded(samples, fixed)
+                feeds[str(value.name)] = filled if axis == 0 else place(filled, axis, str(value.name))
             real = stop - start
             padded_to = fixed if fixed is not None and real < fixed else None
             labels, targets = (
@@ -160,7 +168,8 @@ class Dataset:
                 f"{self.description}: sample {sample} of input '{value.name}' has NaN or infinite values; clean the "
                 f"data first"
             )
-        check_shape(array, value, self.description)
+        if self.layouts.get(str(value.name), 0) == 0:
+            check_shape(array, value, self.description)
         return array
 
 
@@ -170,12 +179,17 @@ def open_data(
     *,
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
+    batch: int | None = None,
+    batch_axes: Mapping[str, int] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Dataset:
     """Data for `model` from a path, arrays, a mapping of arrays, or an iterable of batches (read once and kept).
 
     A `Dataset` is taken as it is, but for a `limit` and `preprocessing` that are given.
 
     An `.npz` holds an array named like the model's input, else `images`, else the only array; and optionally `labels`.
+    `batch` is how many samples the model takes at a time, where only so many; `batch_axes` says along which axis of an
+    input samples run, where that is not found from the sizes; `shapes` what sizes the model leaves open.
     Raises `DataError` when the source is missing, empty, or does not fit the model's inputs.
     """
     if limit is not None and limit < 1:
@@ -183,8 +197,9 @@ def open_data(
     if isinstance(source, Dataset):
         fewer = source if limit is None else replace(source, limit=min(limit, source.count))
         return fewer if preprocessing is None else replace(fewer, preprocessing=preprocessing)
-    inputs = tuple(model.input_values())
+    inputs = shaped(model.input_values(), shapes or {})
     parts, description = read_parts(source, inputs, limit)
+    parts, layouts = arranged(parts, inputs, description, batch_axes or {})
     labels = [part[LABELS] for part in parts if LABELS in part]
     parts = [{k: v for k, v in part.items() if k != LABELS} for part in parts]
     if not parts or not sum(length(part) for part in parts):
@@ -200,6 +215,8 @@ def open_data(
         targets=others,
         preprocessing=preprocessing or Preprocessing(),
         limit=limit,
+        layouts=layouts,
+        batch=batch,
     )
 
 
@@ -242,8 +259,9 @@ def _padded(samples: Array, fixed: int | None) -> Array:
     return np.concatenate([samples, np.repeat(samples[-1:], fixed - len(samples), axis=0)])
 
 
-def _fixed_batch(inputs: tuple[ir.Value, ...]) -> int | None:
-    sizes = {v.shape[0] for v in inputs if v.shape is not None and len(v.shape) > 0}
+def _fixed_batch(inputs: tuple[ir.Value, ...], layouts: Mapping[str, int | None]) -> int | None:
+    axes = [(v, layouts.get(str(v.name), 0)) for v in inputs if v.shape is not None and len(v.shape) > 0]
+    sizes = {v.shape[axis] for v, axis in axes if axis is not None and v.shape is not None}
     fixed = {s for s in sizes if isinstance(s, int) and s > 0}
     return fixed.pop() if len(fixed) == 1 and len(sizes) == 1 else None
 

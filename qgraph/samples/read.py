@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from qgraph.errors import DataError
 from qgraph.samples.images import IMAGE_SUFFIXES
+from qgraph.samples.layout import arrange, check_axes
 
 Array: TypeAlias = NDArray[Any]
 
@@ -22,6 +23,7 @@ LABELS = "labels"
 
 
 def read_parts(source: Any, inputs: tuple[ir.Value, ...], limit: int | None) -> tuple[list[dict[str, Any]], str]:
+    """Arrays as they are given, by input, batch by batch; and what they are called."""
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if not path.exists():
@@ -49,7 +51,7 @@ def _read_path(path: Path, inputs: tuple[ir.Value, ...], limit: int | None) -> d
     try:
         if path.suffix == ".npy":
             return _assign({"data": np.load(path, mmap_mode="r", allow_pickle=False)}, inputs, str(path))
-        return _assign(_read_npz(path, limit), inputs, str(path))
+        return _assign(_read_npz(path, limit if len(inputs) == 1 else None), inputs, str(path))
     except (OSError, ValueError, EOFError, KeyError) as error:
         raise DataError(f"cannot read {path} as .npz or .npy: {error}") from error
     except BadZipFile as error:
@@ -93,11 +95,32 @@ def _assign(arrays: dict[str, Any], inputs: tuple[ir.Value, ...], where: str) ->
             f"{where} has the arrays {', '.join(arrays) or '(none)'}; the model's inputs are {', '.join(names)}: "
             f"name the arrays like the inputs"
         )
-    fits = all(_fits(np.shape(chosen[str(v.name)]), v) for v in inputs)
-    if is_one_run(chosen) and (not fits or _share_a_batch(inputs)):
-        lengths = {name: len(array) if np.ndim(array) else 0 for name, array in chosen.items()}
-        raise DataError(f"{where}: the inputs have different numbers of samples: {lengths}")
     return {**chosen, **labels}
+
+
+def arranged(
+    parts: list[dict[str, Any]], inputs: tuple[ir.Value, ...], where: str, batch_axes: Mapping[str, int]
+) -> tuple[list[dict[str, Any]], dict[str, int | None]]:
+    """The parts with their samples first, and the batch axis of every input (None: the same for all samples).
+
+    Parts that are one run each, whose inputs do not share their samples, stay as they are.
+    """
+    check_axes(batch_axes, inputs)
+    found = [arrange(part, inputs, batch_axes) for part in parts]
+    known = [one for one in found if one is not None]
+    if known and len(known) == len(parts) and all(layouts == known[0][1] for _, layouts in known):
+        labels = [{LABELS: part[LABELS]} if LABELS in part else {} for part in parts]
+        return [arrays | label for (arrays, _), label in zip(known, labels, strict=True)], known[0][1]
+    for part in parts:
+        chosen = {str(v.name): part[str(v.name)] for v in inputs}
+        fits = all(_fits(np.shape(chosen[str(v.name)]), v) for v in inputs)
+        if is_one_run(chosen) and (not fits or _share_a_batch(inputs)):
+            lengths = {name: len(array) if np.ndim(array) else 0 for name, array in chosen.items()}
+            raise DataError(
+                f"{where}: the inputs have different numbers of samples: {lengths}; say with --batch-axis NAME=1 "
+                f"where samples do not run along axis 0"
+            )
+    return parts, {str(v.name): 0 for v in inputs}
 
 
 def _read_batches(source: Iterable[Any], inputs: tuple[ir.Value, ...], limit: int | None) -> list[dict[str, Any]]:

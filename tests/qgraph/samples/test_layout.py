@@ -1,0 +1,115 @@
+"""Where samples lie: states whose batch is another axis, numbers for all samples, batches of one, open sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import qgraph
+from qgraph.errors import DataError, UsageError
+from qgraph.onnxfile.load import load
+from qgraph.samples.dataset import open_data
+from qgraph.samples.layout import check_axes, place, shaped
+
+RNG = np.random.default_rng(0)
+X, STATES = RNG.normal(size=(24, 16)).astype(np.float32), RNG.normal(size=(24, 2, 8)).astype(np.float32)
+FORMS = {
+    "samples first": {"x": X, "state": STATES},
+    "as the graph": {"x": X[:, None], "state": STATES[:, :, None]},
+    "along axis 1": {"x": X, "state": STATES.transpose(1, 0, 2)},
+}
+
+
+def recurrent(build, batch="1"):
+    return build(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[{batch}, 16] x, float[2, {batch}, 8] state, int64 rate,
+          float[24, 8] w, float[8, 4] v, int64 i, int64[1] a)
+          => (float[{batch}, 4] y, float[2, {batch}, 8] next) {{
+          s = Gather <axis = 0> (state, i)
+          z = Concat <axis = 1> (x, s)
+          m = MatMul(z, w)
+          t = Tanh(m)
+          u = Unsqueeze(t, a)
+          r = Cast <to = 1> (rate)
+          p = Mul(u, r)
+          next = Concat <axis = 0> (u, p)
+          y = MatMul(t, v)
+        }}""",
+        w=RNG.normal(0, 0.2, (24, 8)).astype(np.float32),
+        v=RNG.normal(0, 0.2, (8, 4)).astype(np.float32),
+        i=np.array(0),
+        a=np.array([0]),
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("batch", ["1", "n"])
+def test_states(model_from_text, form, batch):
+    net = load(recurrent(model_from_text, batch))
+    data = open_data(FORMS[form] | {"rate": np.array(2)}, net)
+    assert (data.count, data.layouts) == (24, {"x": 0, "state": 1, "rate": None})
+    batches = list(data.batches(8))
+    size = 1 if batch == "1" else 8
+    assert len(batches) == 24 // size
+    for start, taken in zip(range(0, 24, size), batches, strict=True):
+        assert np.array_equal(taken.feeds["x"], X[start : start + size])
+        assert np.array_equal(taken.feeds["state"], STATES[start : start + size].transpose(1, 0, 2))
+        assert taken.feeds["rate"].shape == ()
+
+
+@pytest.mark.parametrize("batch", ["1", "n"])
+def test_states_quantize(model_from_text, batch):
+    result = qgraph.quantize(recurrent(model_from_text, batch), FORMS["along axis 1"] | {"rate": np.array(2)})
+    assert result.observed.count >= 20
+
+
+def test_axes_that_are_said(model_from_text):
+    net = load(recurrent(model_from_text, "n"))
+    square = {"x": X[:2], "state": STATES[:2].transpose(1, 0, 2), "rate": np.array(2)}
+    assert open_data(square, net, batch_axes={"state": 1}).layouts["state"] == 1
+    for axes, words in (({"other": 1}, "the model has no such input"), ({"state": 3}, "has axes 0 to 2")):
+        with pytest.raises(UsageError, match=words):
+            check_axes(axes, net.input_values())
+
+
+def test_samples_that_differ_in_a_number_for_all(model_from_text):
+    net = load(recurrent(model_from_text, "n"))
+    data = {"x": X, "state": STATES, "rate": np.arange(24)}
+    assert [b.feeds["rate"] for b in open_data(data, net, batch=1).batches(8)] == list(range(24))
+    with pytest.raises(DataError, match="takes one value for a whole batch"):
+        place(np.arange(3), None, "rate")
+
+
+def one_inside(build):
+    return build(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[n, 4, 4, 4] x, float[8, 4, 3, 3] w, int64[2] s, float[32, 4] v) => (float[n, 4] y) {
+          c = Conv(x, w)
+          r = Relu(c)
+          f = Reshape(r, s)
+          y = Gemm(f, v)
+        }""",
+        w=RNG.normal(0, 0.3, (8, 4, 3, 3)).astype(np.float32),
+        v=RNG.normal(0, 0.3, (32, 4)).astype(np.float32),
+        s=np.array([1, 32]),
+    )
+
+
+def test_a_batch_of_one_inside(model_from_text):
+    data = RNG.normal(size=(16, 4, 4, 4)).astype(np.float32)
+    net = one_inside(model_from_text)
+    with pytest.warns(UserWarning, match="takes one sample at a time"):
+        found = qgraph.quantize(net, data)
+    said = qgraph.quantize(net, data, batch=1)
+    assert found.plan.activations == said.plan.activations
+
+
+def test_open_sizes(model_from_text):
+    net = load(one_inside(model_from_text))
+    assert shaped(net.input_values(), {"x": (1, 4, 4, 4)})[0].shape == ir.Shape([None, 4, 4, 4])
+    with pytest.raises(UsageError, match="does not fit the input's shape"):
+        shaped(net.input_values(), {"x": (1, 3, 4, 4)})
+    with pytest.raises(UsageError, match="the model has no such input"):
+        shaped(net.input_values(), {"y": (1, 3, 4, 4)})
