@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from functools import cached_property
 import onnx_ir as ir
 
 from qgraph.errors import ModelError, UsageError, hint
+from qgraph.graph.already import likely_tool, quantized_operators
 from qgraph.graph.layers import INTEGER_OPS, LAYER_OPS, Layer, present, weight_index
 from qgraph.graph.tensors import CLIPPING_OPS, fused_output, is_transparent, sign_sources
 from qgraph.graph.walk import ancestors, descendants, sources, walk
@@ -214,6 +216,22 @@ def _has_tensor_constant(node: ir.Node) -> bool:
     return any(constant(v) is not None for v in node.inputs if v is not None)
 
 
+def _check_not_quantized(view: GraphView, chosen: Sequence[Layer]) -> None:
+    """Say that a model is quantized already: an error where nothing is left to quantize, else a warning."""
+    found = quantized_operators(view.model.ir_model)
+    if not found:
+        return
+    tool = likely_tool(view.model.ir_model)
+    operators = ", ".join(f"{count} {op}" for op, count in found.items())
+    said = f"{view.model.source} is already quantized{f', by {tool} as it seems' if tool else ''} ({operators})"
+    if not chosen:
+        raise ModelError(
+            f"{said}, and has no float layer left: quantize the float model that it was made from; qgraph inspect "
+            f"--fused shows what runs on integers, and qgraph compare FLOAT.onnx this.onnx what it lost"
+        )
+    warnings.warn(f"{said}: {len(chosen)} layers that are still float are quantized on top of that", stacklevel=2)
+
+
 def choose_layers(view: GraphView, keep: Sequence[str]) -> tuple[list[Layer], dict[str, str]]:
     """The layers to quantize, and the reason for each that is left in floating point; `keep` are patterns of names.
 
@@ -229,6 +247,7 @@ def choose_layers(view: GraphView, keep: Sequence[str]) -> tuple[list[Layer], di
         for layer in matched:
             kept[layer.name] = f"--keep {pattern}"
     chosen = [layer for layer in layers if layer.name not in kept]
+    _check_not_quantized(view, chosen)
     if not chosen:
         reasons = "; ".join(f"'{name}': {why}" for name, why in list(kept.items())[:3])
         raise ModelError(
