@@ -87,6 +87,7 @@ class _Work:
     """One contraction, in parts that any thread may compute at any time."""
 
     def __init__(self, x: Array, g: Array, correlation: Correlation) -> None:
+        x, g = (a[:, :, None] if a.ndim == 3 else a for a in (x, g))  # one axis is the second of two
         self._x, self._g, self._correlation = np.ascontiguousarray(x), np.ascontiguousarray(g), correlation
         group, taps = correlation.group, int(np.prod(correlation.kernel))
         self._outer, self._columns = g.shape[1] // group, x.shape[1] // group * taps

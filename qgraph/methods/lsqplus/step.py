@@ -16,8 +16,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qgraph.gradient import Deferred, deferred_gradients, gradient_name, weight_gradients
+from qgraph.gradient import Deferred, GradientError, deferred_gradients, gradient_name, weight_gradients
 from qgraph.graph.layers import Layer
+from qgraph.graph.sites import GraphView
+from qgraph.graph.walk import descendants
 from qgraph.lowering.places import put_in_place
 from qgraph.methods.lsqplus.batch_norm import normalise_results
 from qgraph.methods.lsqplus.config import LsqPlusConfig
@@ -54,6 +56,7 @@ def training_graph(
 
     Raises `GradientError` for an operator that cannot be differentiated.
     """
+    _check_bodies(trained)
     graph = trainable_graph(trained, batch=batch)
     values = ir.convenience.create_value_mapping(graph.graph)
     append_loss(graph, targets, config, batch=batch, labelled=labelled)
@@ -61,6 +64,17 @@ def training_graph(
     step = deferred_gradients(graph, LOSS, wanted_gradients(trained))
     expand(step.model)
     return step
+
+
+def _check_bodies(trained: Trained) -> None:
+    """Raise `GradientError` for a Loop, Scan or If that gradients would have to pass on their way to a layer."""
+    view = GraphView(trained.net)
+    for node in descendants([view.by_name[layer.name].output for layer in trained.plan.layers]):
+        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+            raise GradientError(
+                f"operator {node.op_type} of node '{node.name}' has no gradient rule, since it runs a body: the layers "
+                f"before it cannot be trained; qgraph quantize takes the model as it is"
+            )
 
 
 def check_trainable(net: Model, layers: Sequence[Layer], config: LsqPlusConfig) -> None:
@@ -123,7 +137,8 @@ class TrainingStep:
         found = {name: values[key] for name in self._wrt if (key := gradient_name(name)) in values}
         found |= {name: values[name] for name in self._statistics}
         operands = [(values[x], values[dy], c.correlation) for _, x, dy, c in self._contractions]
-        for (name, *_), term in zip(self._contractions, weight_gradients(operands), strict=True):
+        for (name, x, *_), term in zip(self._contractions, weight_gradients(operands), strict=True):
+            term = term.reshape(term.shape[:2] + term.shape[3:]) if values[x].ndim == 3 else term
             found[name] = found[name] + term if name in found else term
         return float(values[LOSS]), found
 
@@ -182,7 +197,10 @@ def _fix_batch(net: ir.Model, batch: int) -> None:
     for value in net.graph.inputs:
         if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
             value.shape = ir.Shape([batch, *list(value.shape)[1:]])
+    declared = [output.shape for output in net.graph.outputs]
     for node in net.graph:
         for output in node.outputs:
             output.shape = None
     infer_shapes(net)
+    for output, shape in zip(net.graph.outputs, declared, strict=True):
+        output.shape = output.shape if output.shape is not None else shape  # behind a loop nothing is inferred

@@ -220,6 +220,6 @@ def put(graph: ir.Graph, layer: Layer, index: int, array: NDArray[np.floating]) 
     if old is None:
         raise ValueError(f"input {index} of '{layer.name}' is missing")
     name = str(old.name)
-    if len(old.uses()) == 1 and name in graph.initializers:
+    if len(old.uses()) == 1 and name in graph.initializers and not old.is_graph_output():
         del graph.initializers[name]
     layer.node.replace_input_with(index, add_initializer(graph, name, array.astype(np.float32)))

@@ -22,9 +22,7 @@ def plain(build):
 
 def test_what_is_quantized_already_says_so(model_from_text, tmp_path):
     qgraph.quantize(plain(model_from_text), X, method="minmax").save(tmp_path / "q.onnx")
-    with pytest.raises(
-        ModelError, match=r"is already quantized.*and has no float layer left"
-    ):
+    with pytest.raises(ModelError, match=r"is already quantized.*and has no float layer left"):
         qgraph.quantize(str(tmp_path / "q.onnx"), X)
 
 
