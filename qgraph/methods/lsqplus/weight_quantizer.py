@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import qmath
-from qgraph.plan.codes import rounding_grid
 from qgraph.plan.plan import WeightQuant
 
 Floats = NDArray[np.float32]
@@ -28,16 +27,27 @@ class WeightGrid:
 
     def quantize(self, w: Floats, scale: Floats) -> Floats:
         """w_hat, computed as the exported file does: round(w / scale), then one float32 product."""
-        return np.asarray(qmath.fake_quantize(w, rounding_grid(self.quant, w.shape, scale)), np.float32)
+        steps = self.quant.granularity.lay(scale, w.shape)
+        values: Floats = self._rounded(w / steps) * steps
+        return values
 
     def gradients(self, g: Floats, w: Floats, scale: Floats) -> tuple[Floats, Floats]:
         """(dL/dw, dL/dscale) for g = dL/dw_hat."""
-        grid, shared = rounding_grid(self.quant, w.shape, scale), self.quant.granularity
+        shared = self.quant.granularity
         v = w / shared.lay(scale, w.shape)
-        low, high = (shared.lay(limit.astype(np.float32), w.shape) for limit in grid.limits)
+        low, high = self._limits(w.shape)
         inside = (v > low) & (v < high)
-        slope = qmath.quantize(w, grid).astype(np.float32)
+        slope = self._rounded(v)
         slope -= v * inside
         slope *= g
         by_scale = (shared if scale.size > 1 else qmath.Granularity()).reduce(np.add, slope)
         return g * inside, by_scale.reshape(scale.shape)
+
+    def _rounded(self, v: Floats) -> Floats:
+        """The codes of what is given in steps: a new scale every step makes a `qmath.Grid` not worth its while."""
+        codes: Floats = np.clip(np.rint(v), *self._limits(v.shape))
+        return codes
+
+    def _limits(self, shape: tuple[int, ...]) -> tuple[Floats, Floats]:
+        low, high = np.array(self.quant.limits, np.float32).T
+        return self.quant.granularity.lay(low, shape), self.quant.granularity.lay(high, shape)

@@ -16,6 +16,7 @@ from qgraph.methods.lsqplus.quantizer import DOMAIN, OPERATOR, expand, learned_q
 from qgraph.methods.lsqplus.trained import Trained
 from qgraph.methods.lsqplus.weight_quantizer import WeightGrid
 from qgraph.onnxfile.opset import prepare
+from qgraph.plan.codes import quantized
 from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan, WeightQuant
 from qgraph.running.sessions import Session
 
@@ -255,3 +256,11 @@ def test_a_bias_that_is_learned_has_a_value_per_output(model_from_text, call, sh
     quant = LayerQuant(name="layer", op=op_type, weight=WeightQuant(bits=4, scale=(0.25,)))
     trained = absorb(net, QuantPlan(model=net.digest, recipe="test", layers=(quant,)), LsqPlusConfig())
     np.testing.assert_array_equal(trained.view(trained.start, "bias:layer"), np.zeros(6, np.float32))
+
+
+@pytest.mark.parametrize("granularity", [qmath.Granularity(axis=0), qmath.Granularity(axis=1, group=2)])
+def test_weights_are_trained_as_the_plan_quantizes_them(granularity: qmath.Granularity) -> None:
+    w = np.random.default_rng(4).normal(size=SHAPE).astype(np.float32)
+    scale = np.linspace(0.1, 0.5, granularity.count(SHAPE)).astype(np.float32)
+    plan = WeightQuant(bits=3, scale=tuple(map(float, scale)), granularity=granularity, symmetric=False)
+    np.testing.assert_array_equal(WeightGrid(quant=plan).quantize(w, scale), quantized(w, plan))
