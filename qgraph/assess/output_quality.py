@@ -20,14 +20,15 @@ class OutputQuality:
     """One output of the file beside the float model's.
 
     `sqnr_db` is signal over error in dB, None where the output is `exact`, holds no floats, or has a `problem`.
-    `same_argmax` is the share of scores whose largest is of the same class, `same_values` that of equal entries among
-    whole numbers, truth values and texts.
+    `same_argmax` is the share of `decisions` (rows of scores) whose largest score is of the same class, `same_values`
+    that of equal entries among whole numbers, truth values and texts.
     """
 
     name: str
     sqnr_db: float | None = None
     exact: bool = False
     same_argmax: float | None = None
+    decisions: int = 0
     same_values: float | None = None
     problem: str = ""
 
@@ -111,6 +112,7 @@ class OutputTally:
             sqnr_db=ratio_db(self.signal, self.noise) if measured else None,
             exact=measured and self.noise == 0,
             same_argmax=self.same_class / self.classes if self.classes and not self.broken else None,
+            decisions=self.classes,
             same_values=self.equal / self.others if self.others else None,
             problem=self._problem(),
         )

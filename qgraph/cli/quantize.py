@@ -50,6 +50,11 @@ from qgraph.running.files import check_writable, write_atomically
 @click.option("--plan", metavar="PLAN.json", help="Also write the plan.")
 @click.option("--report", metavar="FILE.html", help="Also write a page about it.")
 @quality_options
+@click.option(
+    "--guard",
+    metavar="DB|off",
+    help="Keep every output at so many dB by giving up grids that ruin it.  [default: 20 where all grids have 8 bits]",
+)
 @run_options
 def quantize(
     model: str,
@@ -178,8 +183,6 @@ def _show(result: Result, output: str, nbytes: int) -> None:
         show(kept)
         if rest := largest[_KEPT_SHOWN:]:
             show(f"and {len(rest)} more, {sum(e.bytes for e in rest):,} bytes in all (--json lists them)")
-    if result.plan.notes:
-        show(f"{len(result.plan.notes)} activations keep one step for all channels; the plan says why (--plan)")
     if result.allocation is not None and result.allocation.drop is not None:
         drop = result.allocation.drop
         margin = "" if drop.margin is None else f" +- {drop.margin:.3g}"
@@ -187,6 +190,12 @@ def _show(result: Result, output: str, nbytes: int) -> None:
             f"--max-drop: {drop.name} {drop.before:.4g} -> {drop.after:.4g} (difference "
             f"{drop.after - drop.before:+.3g}{margin}) on {drop.samples:,} samples that calibrated nothing"
         )
+    single = sum("one step for all channels" in note for note in result.plan.notes)
+    if single:
+        show(f"{single} activations keep one step for all channels; the plan says why (--plan)")
     share = nbytes / result.net.nbytes
     show(f"{output}: {nbytes:,} bytes ({share:.0%} of {result.net.nbytes:,}) in {result.seconds['total']:.2f} s")
     show_quality(result.quality)
+    if result.given_up is not None and result.quality is not None:
+        for line in result.given_up.lines(result.quality):
+            show(line)

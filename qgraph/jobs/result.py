@@ -17,6 +17,7 @@ from qgraph.assess.verdict import Verdict
 from qgraph.graph.sites import GraphView
 from qgraph.jobs.trial import Trial
 from qgraph.lowering.lower import lower
+from qgraph.methods.guard.guard import Concession
 from qgraph.observe.statistics import Observations
 from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.write import save
@@ -25,6 +26,32 @@ from qgraph.samples.dataset import Dataset
 
 if TYPE_CHECKING:
     from qgraph.methods.zeroq.allocate import Allocation
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """The concessions of the guard, and what the file was worth before them."""
+
+    target_db: float
+    concessions: tuple[Concession, ...]
+    before: Verdict
+
+    def lines(self, after: Verdict) -> tuple[str, ...]:
+        """What gave way, and what that costs."""
+        share = (after.nbytes - self.before.nbytes) / max(self.before.float_nbytes, 1)
+        cost = f"{share:+.1%} of the float model's bytes"
+        if after.latency is not None and self.before.latency is not None:
+            cost += f", latency {self.before.latency:.2f} -> {after.latency:.2f} of float's"
+        head = f"guard: {len(self.concessions)} grids gave way for {self.target_db:g} dB ({cost})"
+        return head, *(f"  {concession}" for concession in self.concessions)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "target_db": self.target_db,
+            "bytes_before": self.before.nbytes,
+            "latency_before": self.before.latency,
+            "concessions": [concession.to_dict() for concession in self.concessions],
+        }
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -43,6 +70,8 @@ class Result:
     """What `quality` is measured on; None where it is not."""
     allocation: Allocation | None = None
     """Sensitivities, frontier and choice, where bits were mixed."""
+    given_up: GivenUp | None = None
+    """What gave way so that the outputs hold their target; None where nothing had to."""
 
     @cached_property
     def layers(self) -> tuple[LayerReport, ...]:
@@ -115,6 +144,7 @@ class Result:
             "kept_float": [{"name": k.name, "why": k.why, "bytes": k.bytes} for k in self.plan.kept_float],
             "max_drop": self._drop(),
             "quality": None if self.quality is None else self.quality.to_dict(),
+            "guard": None if self.given_up is None else self.given_up.to_dict(),
         }
 
     def _drop(self) -> dict[str, Any] | None:

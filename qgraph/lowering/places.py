@@ -18,7 +18,7 @@ from qgraph.errors import PlanError
 from qgraph.graph.layers import LAYER_OPS, Layer
 from qgraph.graph.sites import GLUE_OPS, GraphView
 from qgraph.graph.sums import output_sums
-from qgraph.graph.tensors import is_transparent, nearest
+from qgraph.graph.tensors import fused_output, is_transparent, nearest
 from qgraph.graph.walk import sources, uses_here, walk
 from qgraph.onnxfile.edit import add_initializer, append_node, constant, unique_name
 from qgraph.onnxfile.model import Model
@@ -64,9 +64,7 @@ def put_in_place(model: Model, plan: QuantPlan, make_emitter: Callable[[ir.Graph
     view = GraphView(dataclasses.replace(model, ir_model=net))
     emitter = make_emitter(net.graph)
     layers = [_find(view, quant) for quant in plan.layers]
-    operands = _operands(plan, layers)
-    _place_activations(view, plan, dict(zip(layers, operands, strict=True)), emitter)
-    for layer, quant, operand in zip(layers, plan.layers, operands, strict=True):
+from qgraph.graph.tensors import fused_output, is_transparent, nearest
         weight = emitter.weight(layer, quant, operand)
         shift = np.asarray(quant.bias_shift, np.float64)
         folded = emitter.fold_offset(layer, quant)
@@ -82,6 +80,11 @@ def put_in_place(model: Model, plan: QuantPlan, make_emitter: Callable[[ir.Graph
     RemoveUnusedNodesPass()(net)
     net.graph.sort()
     return net
+
+
+def _may_fuse(layer: Layer, grids: Mapping[ir.Value, ActivationQuant]) -> bool:
+    """Whether the layer's result lies on a grid, which an integer convolution cannot do without."""
+    return layer.op != "Conv" or fused_output(layer.output) in grids
 
 
 def _find(view: GraphView, quant: LayerQuant) -> Layer:

@@ -1,0 +1,215 @@
+"""A result whose outputs miss a target, given to the guard; what it costs is in the result that comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from qgraph.assess.float_constants import is_linear
+from qgraph.assess.output_quality import OutputQuality, OutputTally
+from qgraph.assess.verdict import Verdict
+from qgraph.errors import ModelError, UsageError
+from qgraph.jobs.prepare import Gathered
+from qgraph.jobs.result import GivenUp, Result
+from qgraph.lowering.lower import lower
+from qgraph.methods.guard.guard import guard, widened
+from qgraph.plan.plan import MAX_BITS, QuantPlan
+from qgraph.running.sessions import Session
+from qgraph.samples.dataset import Batch
+
+TARGET_DB = 20.0
+COMFORT_DB = 30.0  # outputs with as much are left as they are
+WORTH_DB = 0.5  # by which a variant must be better than the plan
+SAME_CLASS = 0.98
+DOUBT = 0.05  # chance that so many classes changed when no more than 2 % do: below it, they are too many
+SAMPLES = 16  # that errors are injected on, at most
+RUN_SECONDS = 0.5  # of one run over all of them: fewer samples are taken where that is longer
+_HOPELESS = -1000.0
+
+
+class QualityWarning(UserWarning):
+    """The outputs of a quantized model miss what was wanted of them; the message has the figures."""
+
+
+def parse_target(guard: float | str | None) -> float | None:
+    """The target in dB; None where nothing is guarded. By default 20 dB."""
+    if guard is None:
+        return TARGET_DB
+    if guard == "off":
+        return None
+    try:
+        target = float(guard)
+    except ValueError:
+        target = np.nan
+    if not 0 < target < 200:
+        raise UsageError(f"--guard is a number of dB such as 20, or off, not '{guard}'")
+    return target
+
+
+def guarded(given: Gathered, result: Result, *, guard_db: float | str | None) -> Result:
+    """`result`, or another whose outputs hold the target.
+
+    Outputs with less than `COMFORT_DB` are worth a look at the plan's variants: whole ranges in place of clips, and
+    biases without their shifts. Where the target itself is missed, the guard gives grids up. Without a target of the
+    caller's own, grids below 8 bits are left as they are: what they miss is said in a warning.
+    """
+    target = parse_target(guard_db)
+    quality = result.quality
+    if target is None or quality is None or given.samples is None or margin(quality.outputs, COMFORT_DB) >= 0:
+        return result
+    if guard_db is None and below_eight_bits(result.plan):
+        if margin(quality.outputs, target) < 0:
+            _warn(result, quality, target)
+        return result
+    batches = _few(given, SAMPLES)
+    result = _best_variant(given, result, _Judge(given, batches, target))
+    return result if _margin(result, target) >= 0 else _repaired(given, result, batches, target)
+
+
+def _best_variant(given: Gathered, result: Result, judge: _Judge) -> Result:
+    """The result with whole ranges, or without shifts of biases, where that measures better."""
+    plan, ranges = result.plan, _ranges(given, result.plan)
+    plain = plan.map_layers(lambda layer: dataclasses.replace(layer, bias_shift=()))
+    variants = {
+        "": plan,
+        "whole ranges measured better than clips": plan.map_activations(lambda a: widened(a, ranges)),
+        "shifts of biases measured worse than none": plain,
+    }
+    margins = {why: judge(variant) for why, variant in variants.items() if not why or variant != plan}
+    best = max(margins, key=lambda why: margins[why])
+    if margins[best] < margins[""] + WORTH_DB:
+        return result
+    chosen = variants[best]
+    return dataclasses.replace(result, plan=dataclasses.replace(chosen, notes=(*chosen.notes, best)))
+
+
+def _repaired(given: Gathered, result: Result, batches: Sequence[Batch], target: float) -> Result:
+    """The result after the guard, on samples kept apart too; warns where it holds there no more than before."""
+    before, wanted, better = result.quality, target, result
+    for _ in range(2):  # what holds on the samples that calibrated may miss on those kept apart
+        judge = _Judge(given, batches, wanted)
+        found = guard(
+            result.plan,
+            given.view,
+            batches,
+            judge,
+            target_db=wanted,
+            ranges=_ranges(given, result.plan),
+            threads=given.job.threads,
+            progress=given.job.progress,
+        )
+        given_up = None if before is None else GivenUp(target, found.concessions, before)
+        better = dataclasses.replace(result, plan=found.plan, given_up=given_up)
+        missed = _margin(better, target)
+        if missed >= 0:
+            return better
+        wanted += 1.0 - max(missed, -target)
+    if better.quality is not None:
+        _warn(better, better.quality, target)
+    return better
+
+
+def _margin(result: Result, target: float) -> float:
+    return margin(() if result.quality is None else result.quality.outputs, target)
+
+
+def _ranges(given: Gathered, plan: QuantPlan) -> dict[str, tuple[float, float]]:
+    observed = given.observed
+    return {} if observed is None else {a.tensor: observed.range_of(a.tensor) for a in plan.activations}
+
+
+def margin(outputs: Sequence[OutputQuality], target: float) -> float:
+    """By how many dB the outputs hold the target, negative where one misses it.
+
+    An output of class scores misses it too where more classes changed than the 2 % that are allowed, and chance does
+    not explain how many.
+    """
+    least = np.inf
+    for output in outputs:
+        if output.sqnr_db is not None:
+            least = min(least, output.sqnr_db - target)
+        elif output.problem:
+            least = _HOPELESS
+        if output.same_argmax is not None and _too_many_changed(output):
+            least = min(least, 100 * (output.same_argmax - SAME_CLASS))
+    return float(least)
+
+
+def below_eight_bits(plan: QuantPlan) -> bool:
+    """Whether the plan has grids of fewer bits than the guard gives up unasked."""
+    return any(min(layer.weight.widths) < MAX_BITS - 1 for layer in plan.layers) or any(
+        a.bits < MAX_BITS for a in plan.activations
+    )
+
+
+def _too_many_changed(output: OutputQuality) -> bool:
+    changed = round(output.decisions * (1 - (output.same_argmax or 0.0)))
+    return bool(changed and stats.binom.sf(changed - 1, output.decisions, 1 - SAME_CLASS) < DOUBT)
+
+
+class _Judge:
+    """The margin of a plan, measured on the model that it makes with its weights unpacked: the same numbers, sooner."""
+
+    def __init__(self, given: Gathered, batches: Sequence[Batch], target: float) -> None:
+        self.given, self.batches, self.target = given, batches, target
+        session = Session(given.net.ir_model, threads=given.job.threads)
+        self.names = session.output_names
+        self.linear = [is_linear(value) for value in given.net.graph.outputs]
+        self.expected = [session.run_list(batch.feeds) for batch in batches]
+
+    def __call__(self, plan: QuantPlan) -> float:
+        net = self.given.net
+        tallies = [OutputTally(n, linear=flat) for n, flat in zip(self.names, self.linear, strict=True)]
+        try:
+            session = Session(lower(net, plan, format=self.given.format, packed=False), threads=self.given.job.threads)
+            for batch, want in zip(self.batches, self.expected, strict=True):
+                have = session.run(batch.feeds)
+                for tally, expected in zip(tallies, want, strict=True):
+                    tally.take(_real(batch, expected), _real(batch, have[tally.name]))
+        except ModelError:
+            return _HOPELESS
+        return margin([tally.result() for tally in tallies], self.target)
+
+
+def _real(batch: Batch, array: Any) -> Any:
+    return batch.real(array) if isinstance(array, np.ndarray) else array
+
+
+def _few(given: Gathered, most: int) -> list[Batch]:
+    """Samples spread over those that are given, fewer where the network is slow."""
+    samples = given.need_samples("the guard measures on samples")
+    session = Session(given.net.ir_model, threads=given.job.threads)
+    step = max(1, samples.count // most)
+    chosen: list[Batch] = []
+    began = time.perf_counter()
+    for batch in itertools.islice(samples.batches(1), 0, None, step):
+        session.run_list(batch.feeds)
+        chosen.append(batch)
+        if len(chosen) >= most or time.perf_counter() - began > RUN_SECONDS:
+            break
+    return chosen
+
+
+def _warn(result: Result, quality: Verdict, target: float) -> None:
+    worst = quality.worst
+    ranked = sorted((layer for layer in result.layers if layer.measured_sqnr_db is not None), key=_measured)
+    names = ", ".join(f"'{layer.name}' {_measured(layer):.1f} dB" for layer in ranked[:3])
+    said = "" if worst is None or worst.sqnr_db is None else f"{worst.sqnr_db:.1f} dB"
+    warnings.warn(
+        f"output '{'' if worst is None else worst.name}' is at {said or 'no number'}, below the {target:g} dB that are "
+        f"wanted; the layers with the largest errors: {names or 'unknown'}. --guard {target:g} gives up what ruins it, "
+        f"--keep NAME leaves a layer float",
+        QualityWarning,
+        stacklevel=4,
+    )
+
+
+def _measured(layer: Any) -> float:
+    return float(layer.measured_sqnr_db)

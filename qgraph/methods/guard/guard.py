@@ -1,0 +1,295 @@
+"""plan -> plan: where an output misses its target, find who ruins it, and give way there in the cheapest order.
+
+Errors of different grids are nearly independent, so their powers add at the outputs, where `Switches` measures them:
+
+    noise_o(plan) ~ sum_g noise_o(g)        wanted: noise_o <= 10^(-target / 10)
+
+The grids that matter are found by halving the set: a half that is negligible together is left alone. A tensor's grid
+may first be given its whole range, then go (its layers keep quantized weights and multiply in floating point); a
+weight's grid goes last, and its layer is float. Among these the concession comes first that takes most noise away for
+its cost. The plan that results is judged as it will be written, with the shifts of its biases and without: a mean error
+made up for where a tensor is loud is an error where it is faint. Where errors did not add as hoped, more is given.
+
+A network that few grids ruin is given a margin: while a tenth of its tensors at most give way, `REPAIR_DB` above the
+target is aimed at. Beyond that the target alone counts, and weights may go too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph.graph.layers import Layer
+from qgraph.graph.sites import GLUE_OPS, GraphView
+from qgraph.graph.tensors import CLIPPING_OPS, fused_output, root_name
+from qgraph.methods.guard.costs import Costs
+from qgraph.methods.guard.switches import Grid, Switches, grids_of
+from qgraph.onnxfile.edit import constant
+from qgraph.plan.grids import activation_grid
+from qgraph.plan.plan import ActivationQuant, KeptFloat, QuantPlan
+from qgraph.running.progress import SILENT, Progress
+from qgraph.samples.dataset import Batch
+
+Floats = NDArray[np.float64]
+How = Literal["whole range", "weights alone", "float"]
+Judge = Callable[[QuantPlan], float]
+"""By how many dB the model that a plan makes, as it is written, holds its targets; negative where it misses one."""
+
+NEGLIGIBLE = 1 / 16  # of the noise that is allowed: a set of grids that makes less is not looked into
+MARGIN = 0.7  # of the allowed noise is used, since the samples of a user are others
+ROUNDS = 4
+REPAIR_DB = 10.0
+FEW = 4  # tensors that may give way for a margin even where that is more than a tenth of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concession:
+    """One grid that gave way: how, and the dB that its error alone left at the output that it hurt most."""
+
+    grid: Grid
+    how: How
+    alone_db: float
+    output: str
+
+    def __str__(self) -> str:
+        said = {"whole range": "has its whole range", "weights alone": "stays floating point", "float": "stays float"}
+        thing = "weight of " if self.grid.kind == "weight" else ""
+        return (
+            f"{thing}'{self.grid.name}' {said[self.how]}: its error alone leaves {self.alone_db:.1f} dB of output "
+            f"'{self.output}'"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        said = {"how": self.how, "alone_db": self.alone_db, "output": self.output}
+        return {"name": self.grid.name, "kind": self.grid.kind, **said}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guarded:
+    """The plan that holds the target, or comes as near as it can, and what that took."""
+
+    plan: QuantPlan
+    concessions: tuple[Concession, ...]
+    margin: float
+    """dB by which the targets hold, on the samples that were judged; negative where they do not."""
+
+    @property
+    def holds(self) -> bool:
+        return self.margin >= 0
+
+
+def guard(
+    plan: QuantPlan,
+    view: GraphView,
+    batches: Sequence[Batch],
+    judge: Judge,
+    *,
+    target_db: float,
+    ranges: Mapping[str, tuple[float, float]],
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Guarded:
+    """Give way until `judge` accepts the plan; it is asked first whether the plan as it is holds.
+
+    `batches` are samples to measure errors on, `ranges` the least and largest value of tensors over all samples.
+    """
+    best = _judged(plan, (), judge)
+    if best.holds:
+        return best
+    with progress.stage("finding what ruins the outputs", None) as advance:
+        search = Search(plan, view, batches, ranges, threads, lambda: advance(1))
+        generous = search.within(_power(target_db + REPAIR_DB), tensors=max(FEW, len(plan.activations) // 10))
+        firm = (search.within(_power(target_db + 6 * more)) for more in range(ROUNDS))
+        for conceded in itertools.chain([generous], firm):
+            found = _judged(apply_concessions(plan, view, conceded, ranges), conceded, judge)
+            best = max(best, found, key=lambda guarded: guarded.margin)
+            if best.holds:
+                break
+    return best
+
+
+def _power(db: float) -> float:
+    """Noise relative to signal."""
+    return float(10.0 ** (-db / 10))
+
+
+def _judged(plan: QuantPlan, concessions: tuple[Concession, ...], judge: Judge) -> Guarded:
+    """The plan, or the same without shifts of biases where it misses its targets and comes nearer without."""
+    first = Guarded(plan=plan, concessions=concessions, margin=judge(plan))
+    if first.holds or not any(layer.bias_shift for layer in plan.layers):
+        return first
+    plain = plan.map_layers(lambda layer: dataclasses.replace(layer, bias_shift=()))
+    second = Guarded(plan=plain, concessions=concessions, margin=judge(plain))
+    return max(first, second, key=lambda guarded: guarded.margin)
+
+
+class Search:
+    """Which grids make how much of the noise, and what is cheapest to give."""
+
+    def __init__(
+        self,
+        plan: QuantPlan,
+        view: GraphView,
+        batches: Sequence[Batch],
+        ranges: Mapping[str, tuple[float, float]],
+        threads: int | None,
+        tick: Callable[[], None],
+    ) -> None:
+        self.plan, self.view, self.ranges = plan, view, ranges
+        self.switches = Switches(view.model, plan, batches, threads=threads)
+        self.wide = Switches(view.model, plan.map_activations(lambda a: widened(a, ranges)), batches, threads=threads)
+        self.costs = Costs.of(view, plan)
+        self.outputs = self.switches.session.output_names
+        self.tick = tick
+        self.known: dict[frozenset[Grid], Floats] = {}
+
+    def within(self, allowed: float, *, tensors: int | None = None) -> tuple[Concession, ...]:
+        """The cheapest concessions after which the grids' noises add up to less than `allowed` at every output.
+
+        With `tensors` given, so many of them at most and no weights, as far as that leads.
+        """
+        noises = dict(self.culprits(grids_of(self.plan), NEGLIGIBLE * allowed))
+        given: dict[Grid, Concession] = {}
+        while noises and np.any(sum(noises.values()) > MARGIN * allowed) and len(given) != tensors:
+            excess = np.maximum(sum(noises.values()) / (MARGIN * allowed), 1.0)
+            hurts = excess > 1
+            options = [option for grid in noises for option in self.options(grid, noises[grid], given)]
+            options = [o for o in options if tensors is None or o[0].grid.kind == "tensor"]
+            if not options:
+                break
+            concession, left = max(options, key=lambda o: self.worth(noises[o[0].grid] - o[1], hurts, o[0]))
+            given[concession.grid] = concession
+            noises[concession.grid] = left
+            if concession.how != "whole range":
+                del noises[concession.grid]
+        return tuple(given.values())
+
+    def options(
+        self, grid: Grid, noise: Floats, given: Mapping[Grid, Concession]
+    ) -> Iterable[tuple[Concession, Floats]]:
+        """What may still be conceded at a grid, with the noise that it then makes."""
+        worst = int(np.argmax(self.alone(grid)))
+        alone = float(-10 * np.log10(max(self.alone(grid)[worst], 1e-300)))
+
+        def conceding(how: How) -> Concession:
+            return Concession(grid=grid, how=how, alone_db=alone, output=self.outputs[worst])
+
+        if grid.kind == "weight":
+            yield conceding("float"), np.zeros_like(noise)
+            return
+        if grid not in given and self.is_clipped(grid):
+            wide = self.wide.noise({grid})
+            self.tick()
+            if wide.max() < 0.8 * noise.max():
+                yield conceding("whole range"), wide
+        yield conceding("weights alone"), np.zeros_like(noise)
+
+    def worth(self, less: Floats, hurts: NDArray[np.bool_], concession: Concession) -> float:
+        """The noise taken from outputs that have too much, for what it costs."""
+        noise = np.where(np.isfinite(less[hurts]), less[hurts], 1e9)
+        return float(noise.sum() / self.costs[concession.grid, concession.how])
+
+    def is_clipped(self, grid: Grid) -> bool:
+        return any(a != widened(a, self.ranges) for a in self.plan.activations if a.tensor == grid.name)
+
+    def alone(self, grid: Grid) -> Floats:
+        return self.noise(frozenset({grid}))
+
+    def noise(self, grids: frozenset[Grid]) -> Floats:
+        if grids not in self.known:
+            self.known[grids] = self.switches.noise(grids)
+            self.tick()
+        return self.known[grids]
+
+    def culprits(self, grids: Sequence[Grid], negligible: float) -> Iterable[tuple[Grid, Floats]]:
+        """The grids whose error alone is more than negligible at some output, with it."""
+        noise = self.noise(frozenset(grids))
+        if not np.any(noise > negligible):
+            return
+        if len(grids) == 1:
+            yield grids[0], noise
+            return
+        half = len(grids) // 2
+        yield from self.culprits(grids[:half], negligible)
+        yield from self.culprits(grids[half:], negligible)
+
+
+def widened(quant: ActivationQuant, ranges: Mapping[str, tuple[float, float]]) -> ActivationQuant:
+    """The grid of the same bits over all that was seen of the tensor; itself where it has a form of its own."""
+    if quant.tensor not in ranges or quant.rounding is not None or quant.offset or quant.channel_scale:
+        return quant
+    low, high = ranges[quant.tensor]
+    if quant.symmetric or (low >= quant.low and high <= quant.high):
+        return quant
+    return activation_grid(quant.tensor, low, high, bits=quant.bits, role=quant.role)
+
+
+def apply_concessions(
+    plan: QuantPlan,
+    view: GraphView,
+    concessions: Collection[Concession],
+    ranges: Mapping[str, tuple[float, float]],
+) -> QuantPlan:
+    """The plan without the grids that gave way, and without those that nothing would compute in integers with."""
+    how = {c.grid: c for c in concessions}
+    activations = []
+    for quant in plan.activations:
+        given = how.get(Grid("tensor", quant.tensor))
+        if given is None:
+            activations.append(quant)
+        elif given.how == "whole range":
+            activations.append(widened(quant, ranges))
+    layers = tuple(layer for layer in plan.layers if Grid("weight", layer.name) not in how)
+    floats = tuple(
+        KeptFloat(name=c.grid.name, why=f"its rounded weight alone leaves {c.alone_db:.1f} dB of output '{c.output}'")
+        for c in concessions
+        if c.how == "float"
+    )
+    notes = tuple(str(c) for c in concessions if c.how != "float")
+    conceded = dataclasses.replace(
+        plan,
+        layers=layers,
+        activations=tuple(activations),
+        kept_float=(*plan.kept_float, *floats),
+        notes=(*plan.notes, *notes),
+    )
+    return without_islands(conceded, view)
+
+
+def without_islands(plan: QuantPlan, view: GraphView) -> QuantPlan:
+    """The plan without the grids of tensors that no integer kernel reads or writes: they would only cost."""
+    layers = [view.by_name[quant.name] for quant in plan.layers]
+    kept = {a.tensor for a in plan.activations}
+    while True:
+        integer = [layer for layer in layers if root_name(layer) in kept and _writes_to(layer, kept)]
+        nodes = {layer.node for layer in integer}
+        useful = {root_name(layer) for layer in integer}
+        useful |= {tensor for tensor in kept if _is_written_in_integers(view, view.values[tensor], nodes, kept)}
+        if useful >= kept:
+            return dataclasses.replace(plan, activations=tuple(a for a in plan.activations if a.tensor in kept))
+        kept &= useful
+
+
+def _writes_to(layer: Layer, kept: Collection[str]) -> bool:
+    """Whether the layer's result lies on a grid, where its kernel needs that."""
+    return layer.op != "Conv" or str(fused_output(layer.output).name) in kept
+
+
+def _is_written_in_integers(
+    view: GraphView, value: ir.Value, layers: Collection[ir.Node], kept: Collection[str]
+) -> bool:
+    node = value.producer()
+    if node is not None and node.op_type in CLIPPING_OPS and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    if node is None or node in layers:
+        return node is not None
+    read = [view.root(v) for v in node.inputs if v is not None and constant(v) is None]
+    return node.op_type in GLUE_OPS and bool(read) and all(str(v.name) in kept for v in read)

@@ -1,0 +1,116 @@
+"""The float network with a switch at every grid of a plan: which of them ruins an output is asked without new sessions.
+
+    tensor:  x -> where(switch, Q(x), x)          weight:  W -> where(switch, Q(W), W)
+
+With all switches off it is the float network, with one on it has that error alone, as it arrives at the outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph.graph.layers import Layer
+from qgraph.lowering.places import put_in_place
+from qgraph.lowering.simulate import FloatEmitter
+from qgraph.onnxfile.model import Model
+from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
+from qgraph.running.sessions import Session
+from qgraph.samples.dataset import Batch
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Grid:
+    """A grid of a plan by name: of a layer's weight, or of a tensor."""
+
+    kind: Literal["weight", "tensor"]
+    name: str
+
+
+def grids_of(plan: QuantPlan) -> tuple[Grid, ...]:
+    """All grids of a plan; the two that a tensor may have are one."""
+    tensors = dict.fromkeys(Grid("tensor", a.tensor) for a in plan.activations)
+    return *tensors, *(Grid("weight", layer.name) for layer in plan.layers)
+
+
+class Switches:
+    """Measures what any set of a plan's grids does to the outputs of a network."""
+
+    def __init__(self, net: Model, plan: QuantPlan, batches: Sequence[Batch], *, threads: int | None = None) -> None:
+        # shifts of biases make up for errors of weights, and have no switch
+        plain = plan.map_layers(lambda layer: dataclasses.replace(layer, bias_shift=()))
+        emitters: list[_SwitchedEmitter] = []
+
+        def make(graph: ir.Graph) -> _SwitchedEmitter:
+            emitters.append(_SwitchedEmitter(graph))
+            return emitters[-1]
+
+        self.session = Session(put_in_place(net, plain, make), threads=threads)
+        self.inputs = emitters[0].inputs
+        self.batches = batches
+        self.expected = [self._run(batch, ()) for batch in batches]
+
+    def noise(self, on: Collection[Grid]) -> Floats:
+        """Power of every floating-point output's error relative to the output's own, with these grids switched on.
+
+        Infinite where the output is no number any more, or changes its shape; 0 for outputs of other types.
+        """
+        signal, error = np.zeros((2, len(self.session.output_names)))
+        for batch, want in zip(self.batches, self.expected, strict=True):
+            powers = self._powers(batch, want, self._run(batch, on))
+            signal, error = signal + powers[0], error + powers[1]
+        return np.divide(error, signal, out=np.zeros_like(error), where=signal > 0)
+
+    def _run(self, batch: Batch, on: Collection[Grid]) -> list[NDArray[Any]]:
+        switches = {name: np.array(grid in on) for grid, name in self.inputs.items()}
+        return self.session.run_list({**batch.feeds, **switches})
+
+    def _powers(self, batch: Batch, want: list[Any], have: list[Any]) -> tuple[Floats, Floats]:
+        signal, error = np.zeros(len(want)), np.zeros(len(want))
+        for index, (a, b) in enumerate(zip(want, have, strict=True)):
+            if not isinstance(a, np.ndarray) or a.dtype.kind != "f":
+                continue
+            exact = np.asarray(batch.real(a), np.float64)
+            signal[index] = np.square(exact).sum()
+            if a.shape != b.shape or not np.isfinite(b).all():
+                error[index] = np.inf
+            else:
+                error[index] = np.square(batch.real(b) - exact).sum()
+        return signal, error
+
+
+class _SwitchedEmitter(FloatEmitter):
+    """The float emitter with a Boolean input of the graph before every grid."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        super().__init__(graph)
+        self.inputs: dict[Grid, str] = {}
+        self.switches: dict[Grid, ir.Value] = {}
+
+    def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
+        quantized = super().weight(layer, quant, operand)
+        return self._either(Grid("weight", layer.name), quantized, layer.weight)
+
+    def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
+        result = self._either(Grid("tensor", quant.tensor), super().activation(value, quant), value)
+        result.shape, result.type = value.shape, value.type
+        return result
+
+    def _either(self, grid: Grid, quantized: ir.Value, plain: ir.Value) -> ir.Value:
+        return self.op("Where", self._switch(grid), quantized, plain)
+
+    def _switch(self, grid: Grid) -> ir.Value:
+        if grid not in self.switches:
+            name = f"switch {len(self.switches)}"
+            value = ir.Value(name=name, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
+            self.graph.inputs.append(value)
+            self.switches[grid], self.inputs[grid] = value, name
+        return self.switches[grid]

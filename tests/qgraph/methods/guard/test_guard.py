@@ -1,0 +1,261 @@
+"""Who ruins an output is found at the output, gives way in the cheapest order, and the file keeps what was promised."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+import qgraph
+import qmath
+from qgraph.assess.output_quality import OutputQuality
+from qgraph.cli import main
+from qgraph.graph.sites import GraphView
+from qgraph.jobs.guarded import QualityWarning, margin, parse_target
+from qgraph.lowering.simulate import simulate
+from qgraph.methods.guard.costs import Costs
+from qgraph.methods.guard.guard import Search, without_islands
+from qgraph.methods.guard.switches import Grid, Switches, grids_of
+from qgraph.onnxfile.load import load
+from qgraph.onnxfile.normalise import normalise
+from qgraph.plan.grids import activation_grid, weight_grid
+from qgraph.plan.plan import LayerQuant, QuantPlan
+from qgraph.running.sessions import Session
+from qgraph.samples.dataset import open_data
+
+# the logarithm of a power spectrum: every layer is fine, and the output is not
+SPECTRUM = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[N, 64] x) => (float[N, 8] y) <float[64, 16] re, float[64, 16] im, float[16, 8] mel, float[1] floor> {
+    a = MatMul(x, re)
+    b = MatMul(x, im)
+    aa = Mul(a, a)
+    bb = Mul(b, b)
+    power = Add(aa, bb)
+    bands = MatMul(power, mel)
+    bounded = Max(bands, floor)
+    y = Log(bounded)
+}
+"""
+# the difference of two products that are nearly equal: rounded weights leave nothing of it
+DIFFERENCE = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[N, 16] x) => (float[N, 16] y, float[N, 16] z) <float[16, 16] u, float[16, 16] v, float[16, 16] w> {
+    a = MatMul(x, u)
+    b = MatMul(x, v)
+    y = Sub(a, b)
+    z = MatMul(x, w)
+}
+"""
+
+
+@pytest.fixture
+def spectrum(model_from_text):
+    angles = 2 * np.pi * np.outer(np.arange(64), np.arange(16)) / 64
+    window = np.hanning(64)[:, None]
+    mel = np.abs(np.random.default_rng(0).normal(size=(16, 8)))
+    constants = {"re": np.cos(angles) * window, "im": np.sin(angles) * window, "mel": mel, "floor": np.array([1e-6])}
+    model = model_from_text(SPECTRUM, **{name: array.astype(np.float32) for name, array in constants.items()})
+    rng = np.random.default_rng(1)
+    loudness = 10.0 ** rng.uniform(-3, 0, size=(96, 1))
+    return model, {"x": (loudness * rng.normal(size=(96, 64))).astype(np.float32)}
+
+
+@pytest.fixture
+def difference(model_from_text):
+    rng = np.random.default_rng(0)
+    u, w = rng.normal(size=(2, 16, 16))
+    v = u + 0.02 * rng.normal(size=(16, 16))
+    constants = {name: array.astype(np.float32) for name, array in {"u": u, "v": v, "w": w}.items()}
+    return model_from_text(DIFFERENCE, **constants), {"x": rng.normal(size=(64, 16)).astype(np.float32)}
+
+
+def worst_db(result, data):
+    """Of the saved model in onnxruntime beside the float one, over all samples."""
+    floats, small = Session(result.net.ir_model).run(data), Session(result.model).run(data)
+    noise = {name: np.square(small[name] - want.astype(np.float64)).sum() for name, want in floats.items()}
+    return min(10 * np.log10(np.square(want).sum() / max(noise[name], 1e-30)) for name, want in floats.items())
+
+
+def test_a_ruined_output_is_repaired(spectrum):
+    model, data = spectrum
+    ruined = qgraph.quantize(model, data, guard="off")
+    assert ruined.quality.worst.sqnr_db < 15
+    assert ruined.given_up is None
+    result = qgraph.quantize(model, data)
+    assert worst_db(result, data) > 20
+    assert result.given_up.before.worst.sqnr_db == pytest.approx(ruined.quality.worst.sqnr_db)
+    assert {c.output for c in result.given_up.concessions} == {"y"}
+    gone = {a.tensor for a in ruined.plan.activations} - {a.tensor for a in result.plan.activations}
+    assert gone
+    assert any("power" in note for note in result.plan.notes)
+    assert result.nbytes < model.ByteSize()
+
+
+def test_what_holds_is_left_alone(digits, digits_calibration):
+    result = qgraph.quantize(digits, digits_calibration)
+    assert result.given_up is None
+    assert result.plan == qgraph.quantize(digits, digits_calibration, guard="off").plan
+
+
+def test_weights_go_where_they_alone_are_to_blame(difference):
+    model, data = difference
+    result = qgraph.quantize(model, data)
+    assert worst_db(result, data) > 20
+    kept = {entry.name for entry in result.plan.kept_float}
+    written = {str(node.name): str(node.outputs[0].name) for node in result.net.ir_model.graph}
+    assert {written[name] for name in kept} >= {"a", "b"}
+    assert [written[layer.name] for layer in result.plan.layers] == ["z"]
+
+
+def test_a_target_of_ones_own(digits, digits_calibration):
+    with pytest.warns(QualityWarning, match="--guard"):
+        result = qgraph.quantize(digits, digits_calibration, weights=2, activations=2)
+    assert result.given_up is None
+    acted = qgraph.quantize(digits, digits_calibration, weights=2, activations=2, guard=25)
+    assert acted.quality.worst.sqnr_db >= 25 > result.quality.worst.sqnr_db
+    assert acted.given_up.target_db == 25
+
+
+def test_the_command_says_what_gave_way(spectrum, tmp_path, capsys):
+    model, data = spectrum
+    onnx.save(model, tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", **data)
+    command = ["quantize", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "q.onnx"), "--data", str(tmp_path / "d.npz")]
+    assert main([*command, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["guard"]["target_db"] == 20
+    assert {c["how"] for c in said["guard"]["concessions"]} <= {"whole range", "weights alone", "float"}
+    assert min(o["sqnr_db"] for o in said["quality"]["outputs"]) > 20
+    assert main(command) == 0
+    assert "gave way for 20 dB" in capsys.readouterr().out
+    assert main([*command, "--guard", "off", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["guard"] is None
+    assert main([*command, "--guard", "loud"]) == 2
+    assert "--guard is a number of dB such as 20, or off" in capsys.readouterr().err
+
+
+def test_switches_inject_one_error_at_a_time(spectrum):
+    model, data = spectrum
+    result = qgraph.quantize(model, data, guard="off")
+    net, plan = result.net, result.plan
+    (batch,) = open_data({"x": data["x"][:16]}, net).batches(16)
+    switches = Switches(net, plan, [batch])
+    want = Session(net.ir_model).run(batch.feeds)["y"].astype(np.float64)
+    assert switches.noise(()) == 0
+    for grid in grids_of(plan):
+        layers = tuple(q for q in plan.layers if Grid("weight", q.name) == grid)
+        activations = tuple(a for a in plan.activations if Grid("tensor", a.tensor) == grid)
+        layers = tuple(LayerQuant(name=q.name, op=q.op, weight=q.weight) for q in layers)
+        alone = QuantPlan(model=net.digest, recipe="", layers=layers, activations=activations)
+        have = Session(simulate(net, alone)).run(batch.feeds)["y"]
+        expected = np.square(have - want).sum() / np.square(want).sum()
+        np.testing.assert_allclose(switches.noise({grid}), expected, rtol=1e-3, atol=1e-12)
+
+
+def test_most_noise_for_the_least_cost_goes_first(spectrum):
+    model, data = spectrum
+    result = qgraph.quantize(model, data, guard="off")
+    view = GraphView(result.net)
+    (batch,) = open_data({"x": data["x"][:16]}, result.net).batches(16)
+    search = Search(result.plan, view, [batch], {}, None, lambda: None)
+    costs = Costs.of(view, result.plan)
+    ways = {grid: "weights alone" if grid.kind == "tensor" else "float" for grid in grids_of(result.plan)}
+    gains = {grid: search.noise(frozenset({grid}))[0] / costs[grid, how] for grid, how in ways.items()}
+    (first,) = search.within(1e-12, tensors=1)
+    assert first.grid == max((grid for grid in gains if grid.kind == "tensor"), key=gains.__getitem__)
+    assert first.alone_db == pytest.approx(-10 * np.log10(search.noise(frozenset({first.grid}))[0]))
+    everything = search.within(1e-12)
+    assert {c.grid for c in everything} > {Grid("weight", layer.name) for layer in result.plan.layers}
+
+
+def test_costs_are_shares_of_products_and_bytes(model_from_text):
+    weight = np.ones((2, 2, 1, 1), np.float32)
+    view = GraphView(normalise(load(model_from_text(CHAIN, u=weight, v=weight))))
+    plan = chain_plan(view, "xabcy")
+    costs = Costs.of(view, plan)
+    first = view.layers[0].name
+    assert costs[Grid("weight", first), "float"] == pytest.approx(1e-4 + 1 / 3 + 2 / 3)
+    assert costs[Grid("tensor", "x"), "weights alone"] == pytest.approx(1e-4 + 1 / 3)
+    assert costs[Grid("tensor", "a"), "weights alone"] == pytest.approx(1e-4 + 2 / 3), "written by one, read by another"
+    assert costs[Grid("tensor", "a"), "whole range"] < 1e-4
+
+
+CHAIN = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[N, 2, 4, 4] x) => (float[N, 2, 4, 4] y) <float[2, 2, 1, 1] u, float[2, 2, 1, 1] v> {
+    a = Conv(x, u)
+    b = Conv(a, v)
+    c = Add(a, b)
+    y = Conv(c, u)
+}
+"""
+
+
+def chain_plan(view, tensors):
+    weight = weight_grid(
+        np.full(2, -1.0), np.full(2, 1.0), bits=8, granularity=qmath.Granularity(axis=0), symmetric=True
+    )
+    layers = tuple(LayerQuant(name=layer.name, op="Conv", weight=weight) for layer in view.layers)
+    grids = tuple(activation_grid(tensor, -1, 1, bits=8) for tensor in tensors)
+    return QuantPlan(model=view.model.digest, recipe="", layers=layers, activations=grids)
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ("xabcy", "xabcy"),
+        ("abcy", "abcy"),  # the first convolution is float and a is read by integers
+        ("xbcy", "cy"),  # none writes or reads integers at a: x and b have nobody left
+        ("xaby", "xab"),  # what follows c is float
+        ("xabc", "xabc"),  # y is no convolution on integers, and c is still written by Add
+        ("y", ""),
+    ],
+)
+def test_no_tensor_is_rounded_for_nothing(model_from_text, given, left):
+    weight = np.ones((2, 2, 1, 1), np.float32)
+    net = normalise(load(model_from_text(CHAIN, u=weight, v=weight)))
+    view = GraphView(net)
+    assert "".join(a.tensor for a in without_islands(chain_plan(view, given), view).activations) == left
+
+
+def test_margin_of_outputs():
+    assert margin([OutputQuality(name="a", sqnr_db=25.0), OutputQuality(name="b", sqnr_db=18.0)], 20.0) == -2.0
+    assert margin([OutputQuality(name="a", exact=True)], 20.0) > 0
+    assert margin([OutputQuality(name="a", problem="NaN")], 20.0) < -100
+    scores = {"sqnr_db": 30.0, "same_argmax": 0.9}
+    assert margin([OutputQuality(name="a", decisions=100, **scores)], 20.0) < 0
+    assert margin([OutputQuality(name="a", decisions=10, **scores)], 20.0) > 0, "one of ten is chance"
+
+
+def test_targets():
+    assert parse_target(None) == 20
+    assert parse_target("off") is None
+    assert parse_target("32.5") == 32.5
+
+
+# the largest of many values decides: what a clip cuts off is all that counts
+LARGEST = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[N, 4, 4096] x) => (float[N, 8] y) <float[8, 4, 1] w, float[8, 8] v> {
+    a = Conv(x, w)
+    b = Relu(a)
+    c = ReduceMax<axes=[2], keepdims=0>(b)
+    y = MatMul(c, v)
+}
+"""
+
+
+def test_whole_ranges_where_the_largest_value_decides(model_from_text):
+    rng = np.random.default_rng(2)
+    constants = {"w": rng.normal(size=(8, 4, 1)), "v": rng.normal(size=(8, 8))}
+    model = model_from_text(LARGEST, **{name: array.astype(np.float32) for name, array in constants.items()})
+    data = {"x": rng.normal(size=(48, 4, 4096)).astype(np.float32)}
+    data["x"][:, 0, 7] = rng.choice([-12, 12], size=48)  # rarer than any percentile keeps
+    clipped = qgraph.quantize(model, data, guard="off", clip="percentile")
+    result = qgraph.quantize(model, data, clip="percentile")
+    assert worst_db(result, data) > worst_db(clipped, data) + 3
+    assert "whole ranges measured better than clips" in result.plan.notes
+    assert result.given_up is None
