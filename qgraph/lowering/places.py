@@ -64,7 +64,9 @@ def put_in_place(model: Model, plan: QuantPlan, make_emitter: Callable[[ir.Graph
     view = GraphView(dataclasses.replace(model, ir_model=net))
     emitter = make_emitter(net.graph)
     layers = [_find(view, quant) for quant in plan.layers]
-from qgraph.graph.tensors import fused_output, is_transparent, nearest
+    operands = _operands(plan, layers)
+    _place_activations(view, plan, dict(zip(layers, operands, strict=True)), emitter)
+    for layer, quant, operand in zip(layers, plan.layers, operands, strict=True):
         weight = emitter.weight(layer, quant, operand)
         shift = np.asarray(quant.bias_shift, np.float64)
         folded = emitter.fold_offset(layer, quant)
@@ -82,11 +84,6 @@ from qgraph.graph.tensors import fused_output, is_transparent, nearest
     return net
 
 
-def _may_fuse(layer: Layer, grids: Mapping[ir.Value, ActivationQuant]) -> bool:
-    """Whether the layer's result lies on a grid, which an integer convolution cannot do without."""
-    return layer.op != "Conv" or fused_output(layer.output) in grids
-
-
 def _find(view: GraphView, quant: LayerQuant) -> Layer:
     layer = view.by_name.get(quant.name)
     if layer is None:
@@ -96,15 +93,20 @@ def _find(view: GraphView, quant: LayerQuant) -> Layer:
 
 def _operands(plan: QuantPlan, layers: list[Layer]) -> list[ActivationQuant | None]:
     """The grid that the integer kernel of every layer reads; None where it runs in floats, as where a bias leaves
-    the 32 bits of integer sums.
+    the 32 bits of integer sums, or the result of a convolution lies on no grid.
     """
     grids = plan.operand_grids
     found = [nearest(layer.input, grids) for layer in layers]
     fits = [
-        grid is not None and quant.runs == "integers" and bias_fits(layer, quant, grid)
+        grid is not None and quant.runs == "integers" and _may_fuse(layer, grids) and bias_fits(layer, quant, grid)
         for layer, quant, grid in zip(layers, plan.layers, found, strict=True)
     ]
     return [grid if fit else None for grid, fit in zip(found, fits, strict=True)]
+
+
+def _may_fuse(layer: Layer, grids: Mapping[str, ActivationQuant]) -> bool:
+    """Whether the layer's result lies on a grid, which an integer convolution cannot do without."""
+    return layer.op != "Conv" or str(fused_output(layer.output).name) in grids
 
 
 def _place_activations(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
-from qgraph.graph.tensors import fused_output, root_name
+from qgraph.graph.tensors import fused_output, nearest
 from qgraph.methods.guard.switches import Grid
 from qgraph.plan.plan import QuantPlan
 
@@ -34,7 +34,9 @@ class Costs:
         for layer in layers:
             share = work[layer.name] / all_work
             shares[Grid("weight", layer.name)] += share
-            shares[Grid("tensor", root_name(layer))] += share
+            operand = nearest(layer.input, plan.operand_grids)
+            if operand is not None:
+                shares[Grid("tensor", operand.tensor)] += share
             if layer.op == "Conv":  # which writes integers where it computes in them
                 shares[Grid("tensor", str(fused_output(layer.output).name))] += share
         return cls(products=shares, weights={Grid("weight", name): n / all_size for name, n in size.items()})

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GLUE_OPS, GraphView
-from qgraph.graph.tensors import CLIPPING_OPS, fused_output, root_name
+from qgraph.graph.tensors import CLIPPING_OPS, fused_output, nearest
 from qgraph.methods.guard.costs import Costs
 from qgraph.methods.guard.switches import Grid, Switches, grids_of
 from qgraph.onnxfile.edit import constant
@@ -266,16 +266,16 @@ def apply_concessions(
 
 def without_islands(plan: QuantPlan, view: GraphView) -> QuantPlan:
     """The plan without the grids of tensors that no integer kernel reads or writes: they would only cost."""
-    layers = [view.by_name[quant.name] for quant in plan.layers]
-    kept = {a.tensor for a in plan.activations}
+    layers = [view.by_name[quant.name] for quant in plan.layers if quant.runs == "integers"]
+    kept = {a.tensor: a.tensor for a in plan.activations}
     while True:
-        integer = [layer for layer in layers if root_name(layer) in kept and _writes_to(layer, kept)]
+        integer = [layer for layer in layers if nearest(layer.input, kept) and _writes_to(layer, kept)]
         nodes = {layer.node for layer in integer}
-        useful = {root_name(layer) for layer in integer}
-        useful |= {tensor for tensor in kept if _is_written_in_integers(view, view.values[tensor], nodes, kept)}
-        if useful >= kept:
+        useful = {nearest(layer.input, kept) for layer in integer}
+        useful |= {tensor for tensor in kept if _is_written_in_integers(view.values[tensor], nodes, kept)}
+        if useful >= kept.keys():
             return dataclasses.replace(plan, activations=tuple(a for a in plan.activations if a.tensor in kept))
-        kept &= useful
+        kept = {tensor: tensor for tensor in kept if tensor in useful}
 
 
 def _writes_to(layer: Layer, kept: Collection[str]) -> bool:
@@ -283,13 +283,11 @@ def _writes_to(layer: Layer, kept: Collection[str]) -> bool:
     return layer.op != "Conv" or str(fused_output(layer.output).name) in kept
 
 
-def _is_written_in_integers(
-    view: GraphView, value: ir.Value, layers: Collection[ir.Node], kept: Collection[str]
-) -> bool:
+def _is_written_in_integers(value: ir.Value, layers: Collection[ir.Node], kept: Mapping[str, str]) -> bool:
     node = value.producer()
     if node is not None and node.op_type in CLIPPING_OPS and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     if node is None or node in layers:
         return node is not None
-    read = [view.root(v) for v in node.inputs if v is not None and constant(v) is None]
-    return node.op_type in GLUE_OPS and bool(read) and all(str(v.name) in kept for v in read)
+    read = [v for v in node.inputs if v is not None and constant(v) is None]
+    return node.op_type in GLUE_OPS and bool(read) and all(nearest(v, kept) for v in read)
