@@ -76,6 +76,8 @@ class Verdict:
     accuracy: Compared | None = None
     metric: Compared | None = None
     latency: float | None = None
+    float_seconds: float | None = None
+    """What one sample takes in the float model, on one thread."""
     layers: int | None = None
     integer_layers: int | None = None
     float_constant_bytes: int = 0
@@ -236,13 +238,15 @@ class _Run:
             ):
                 total.merge(tally)
                 advance(tally.samples)
+        latency, seconds = self._latency(samples, size)
         return dataclasses.replace(
             found,
             samples=total.samples,
             outputs=tuple(output.result() for output in total.outputs),
             accuracy=total.accuracy.result(),
             metric=self._metric(total, names),
-            latency=self._latency(samples, size),
+            latency=latency,
+            float_seconds=seconds,
             notes=tuple(total.notes()),
         )
 
@@ -274,19 +278,21 @@ class _Run:
         after = Collected(names=names, runs=[have for _, have, _ in total.kept], labels=labels)
         return compare_by(self.metric, before, after)
 
-    def _latency(self, samples: Dataset, size: int) -> float | None:
-        """Median ratio of processor time, the two run in turn for a second at most."""
+    def _latency(self, samples: Dataset, size: int) -> tuple[float | None, float | None]:
+        """Median ratio of processor time, the two run in turn for a second at most, and what float takes."""
         feeds = next(samples.batches(size)).feeds
         ratios: list[float] = []
+        floats: list[float] = []
         started = time.perf_counter()
         try:
             while len(ratios) < LATENCY_RUNS and (not ratios or time.perf_counter() - started < LATENCY_SECONDS):
                 before, after = (_seconds(session, feeds) for session in (self.before, self.after))
                 if before > 0:
                     ratios.append(after / before)
+                    floats.append(before)
         except ModelError:
-            return None
-        return median(ratios)
+            return None, None
+        return median(ratios), median(floats)
 
 
 @dataclass(slots=True)

@@ -26,6 +26,8 @@ from qgraph.samples.dataset import Batch
 
 TARGET_DB = 20.0
 COMFORT_DB = 30.0  # outputs with as much are left as they are
+SLOWER, FASTER = 1.05, 0.97  # latencies beyond chance: of a file beside float, and of another file beside that
+TIMED_SECONDS = 5e-4  # of a sample in floats; what takes less is not timed well enough to decide anything
 WORTH_DB = 0.5  # by which a variant must be better than the plan
 SAME_CLASS = 0.98
 DOUBT = 0.05  # chance that so many classes changed when no more than 2 % do: below it, they are too many
@@ -71,6 +73,25 @@ def guarded(given: Gathered, result: Result, *, guard_db: float | str | None) ->
     batches = _few(given, SAMPLES)
     result = _best_variant(given, result, _Judge(given, batches, target))
     return result if _margin(result, target) >= 0 else _repaired(given, result, batches, target)
+
+
+def no_slower(result: Result, *, fixed: bool) -> Result:
+    """`result`, or the same with weights alone where its integers take longer than floats here and that does not.
+
+    Where the caller has `fixed` that activations are quantized, the file stays as it is and a warning says so.
+    """
+    quality = result.quality
+    slow = quality is not None and (quality.latency or 0.0) > SLOWER and (quality.float_seconds or 0.0) > TIMED_SECONDS
+    if quality is None or not slow or not result.plan.activations or result.format != "qdq":
+        return result
+    said = f"integers take {quality.latency:.2f} of the float model's time on this machine"
+    if fixed:
+        warnings.warn(f"{said}: --activations none keeps the weights small alone", QualityWarning, stacklevel=4)
+        return result
+    notes = (*result.plan.notes, f"activations stay floating point: {said}")
+    plain = dataclasses.replace(result, plan=dataclasses.replace(result.plan, activations=(), notes=notes))
+    other = None if plain.quality is None else plain.quality.latency
+    return plain if other is not None and other < FASTER * (quality.latency or 0.0) else result
 
 
 def _best_variant(given: Gathered, result: Result, judge: _Judge) -> Result:

@@ -8,7 +8,7 @@ from typing import Any
 
 from qgraph.assess.metric import MetricLike
 from qgraph.assess.verify import verify
-from qgraph.jobs.guarded import guarded
+from qgraph.jobs.guarded import guarded, no_slower
 from qgraph.jobs.prepare import Gathered, gather
 from qgraph.jobs.result import Result
 from qgraph.jobs.trial import tell
@@ -87,13 +87,19 @@ def quantize(
     job = Job(seed=seed, threads=threads, resume=resume, executor=executor, progress=progress)
     with hold(resume):
         given = gather(model, data, job, method=method, format=format, calibration=calibration, **source, **overrides)
-        return _quantized(given, on_better, measure=measure, guard=guard)
+        fixed = overrides.get("activations") is not None
+        return _quantized(given, on_better, measure=measure, guard=guard, fixed=fixed)
 
 
 def _quantized(
-    given: Gathered, on_better: Callable[[Result], object] | None, *, measure: bool, guard: float | str | None
+    given: Gathered,
+    on_better: Callable[[Result], object] | None,
+    *,
+    measure: bool,
+    guard: float | str | None,
+    fixed: bool,
 ) -> Result:
-    """All that follows from what was gathered."""
+    """All that follows from what was gathered; `fixed`: the caller has said that activations are quantized."""
     job, allocation = given.job, None
     with job.stage("plan"):
         plan = given.plan()
@@ -117,7 +123,7 @@ def _quantized(
         with job.stage("measure"):
             _ = result.quality
         with job.stage("guard"):
-            result = guarded(given, result, guard_db=guard)
+            result = guarded(given, no_slower(result, fixed=fixed), guard_db=guard)
         with job.stage("layers"):
             _ = result.layers_in_file
         tell(result.warnings())

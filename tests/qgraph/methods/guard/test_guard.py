@@ -259,3 +259,33 @@ def test_whole_ranges_where_the_largest_value_decides(model_from_text):
     assert worst_db(result, data) > worst_db(clipped, data) + 3
     assert "whole ranges measured better than clips" in result.plan.notes
     assert result.given_up is None
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Latencies as a test wants them, one verdict after the other."""
+
+    def set_latencies(*latencies, seconds=0.01):
+        left = iter(latencies)
+        monkeypatch.setattr("qgraph.assess.verdict._Run._latency", lambda *_: (next(left), seconds))
+
+    return set_latencies
+
+
+def test_integers_slower_than_floats_are_not_written(spectrum, timed):
+    model, data = spectrum
+    timed(1.3, 1.0)
+    result = qgraph.quantize(model, data, guard="off")
+    assert result.plan.activations == ()
+    assert result.quality.latency == 1.0
+    assert any("1.30 of the float model's time" in note for note in result.plan.notes)
+    assert {layer.weight_bits for layer in result.layers} == {8}
+    timed(1.3, 1.29)
+    assert qgraph.quantize(model, data, guard="off").plan.activations, "floats are no faster"
+    timed(1.04)
+    assert qgraph.quantize(model, data, guard="off").plan.activations
+    timed(1.3, seconds=1e-5)
+    assert qgraph.quantize(model, data, guard="off").plan.activations, "too short to be timed"
+    timed(1.3)
+    with pytest.warns(QualityWarning, match="--activations none keeps the weights small alone"):
+        assert qgraph.quantize(model, data, guard="off", activations=8).plan.activations
