@@ -41,6 +41,10 @@ class ExecutorError(QGraphError):
     """The machines that were to do the work cannot be reached, or were lost."""
 
 
+class QualityWarning(UserWarning):
+    """A file misses what was wanted of it; the message has the figures."""
+
+
 def first_line(error: Exception) -> str:
     """What an error of another library says, without its details."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

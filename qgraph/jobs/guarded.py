@@ -15,7 +15,7 @@ from scipy import stats
 from qgraph.assess.float_constants import is_linear
 from qgraph.assess.output_quality import OutputQuality, OutputTally
 from qgraph.assess.verdict import Verdict
-from qgraph.errors import ModelError, UsageError
+from qgraph.errors import ModelError, QualityWarning, UsageError
 from qgraph.jobs.prepare import Gathered
 from qgraph.jobs.result import GivenUp, Result
 from qgraph.lowering.lower import lower
@@ -34,10 +34,6 @@ DOUBT = 0.05  # chance that so many classes changed when no more than 2 % do: be
 SAMPLES = 16  # that errors are injected on, at most
 RUN_SECONDS = 0.5  # of one run over all of them: fewer samples are taken where that is longer
 _HOPELESS = -1000.0
-
-
-class QualityWarning(UserWarning):
-    """The outputs of a quantized model miss what was wanted of them; the message has the figures."""
 
 
 def parse_target(guard: float | str | None) -> float | None:

@@ -67,7 +67,7 @@ def put_in_place(model: Model, plan: QuantPlan, make_emitter: Callable[[ir.Graph
     operands = _operands(plan, layers)
     _place_activations(view, plan, dict(zip(layers, operands, strict=True)), emitter)
     for layer, quant, operand in zip(layers, plan.layers, operands, strict=True):
-        weight = emitter.weight(layer, quant, operand)
+        weight = emitter.weight(layer, quant, operand if _may_fuse(layer, plan.operand_grids) else None)
         shift = np.asarray(quant.bias_shift, np.float64)
         folded = emitter.fold_offset(layer, quant)
         if folded is not None:
@@ -93,12 +93,12 @@ def _find(view: GraphView, quant: LayerQuant) -> Layer:
 
 def _operands(plan: QuantPlan, layers: list[Layer]) -> list[ActivationQuant | None]:
     """The grid that the integer kernel of every layer reads; None where it runs in floats, as where a bias leaves
-    the 32 bits of integer sums, or the result of a convolution lies on no grid.
+    the 32 bits of integer sums.
     """
     grids = plan.operand_grids
     found = [nearest(layer.input, grids) for layer in layers]
     fits = [
-        grid is not None and quant.runs == "integers" and _may_fuse(layer, grids) and bias_fits(layer, quant, grid)
+        grid is not None and quant.runs == "integers" and bias_fits(layer, quant, grid)
         for layer, quant, grid in zip(layers, plan.layers, found, strict=True)
     ]
     return [grid if fit else None for grid, fit in zip(found, fits, strict=True)]

@@ -53,6 +53,7 @@ def test_weights_that_are_outputs(agreement, model_from_text, tmp_path, options)
     assert list(written.graph.output) == list(net.graph.output)
 
 
+@pytest.mark.filterwarnings("ignore:input 't' is 1")
 @pytest.mark.parametrize(("kind", "dtype"), [("int64", np.int64), ("int32", np.int32), ("double", np.float64)])
 @pytest.mark.parametrize("activations", [8, None])
 def test_products_of_other_numbers(agreement, model_from_text, kind, dtype, activations):

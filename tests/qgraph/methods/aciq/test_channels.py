@@ -31,8 +31,8 @@ RNG = np.random.default_rng(5)
 
 NET = """
 <ir_version: 8, opset_import: ["": 17]>
-net (float[N,3,10,10] x, float[8,3,3,3] w1, float[8] b1, float[8,1,3,3] w2, float[8] b2, float[8,4,3,3] w3,
-  float[8,8,1,1] w4, float six, float zero) => (float[N,8,6,6] y) {{
+net (float[N,3,10,10] x, float[8,3,3,3] w1, float[8] b1, float[8,1,3,3] w2, float[8] b2, float[64,4,3,3] w3,
+  float[64,64,1,1] w4, float six, float zero) => (float[N,64,6,6] y) {{
   c1 = Conv(x, w1, b1)
   a1 = Relu(c1)
   c2 = Conv<group=8, pads=[1,1,1,1]>(a1, w2, b2)
@@ -51,9 +51,9 @@ def net(model_from_text):
 
 
 def network(model_from_text, bounded):
-    spread = np.geomspace(0.1, 2.0, 8).reshape(-1, 1, 1, 1)
-    shapes = {"w1": (8, 3, 3, 3), "w2": (8, 1, 3, 3), "w3": (8, 4, 3, 3), "w4": (8, 8, 1, 1)}
-    arrays = {name: (RNG.standard_normal(shape) * spread).astype(np.float32) for name, shape in shapes.items()}
+    shapes = {"w1": (8, 3, 3, 3), "w2": (8, 1, 3, 3), "w3": (64, 4, 3, 3), "w4": (64, 64, 1, 1)}
+    spreads = {name: np.geomspace(0.1, 2.0, shape[0]).reshape(-1, 1, 1, 1) for name, shape in shapes.items()}
+    arrays = {n: (RNG.standard_normal(shape) * spreads[n]).astype(np.float32) for n, shape in shapes.items()}
     arrays |= {"b1": RNG.standard_normal(8).astype(np.float32), "b2": RNG.standard_normal(8).astype(np.float32)}
     arrays |= {"six": np.float32(6), "zero": np.float32(0)}
     arrays = {name: np.asarray(array) for name, array in arrays.items()}

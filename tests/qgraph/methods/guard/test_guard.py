@@ -12,8 +12,9 @@ import qgraph
 import qmath
 from qgraph.assess.output_quality import OutputQuality
 from qgraph.cli import main
+from qgraph.errors import QualityWarning
 from qgraph.graph.sites import GraphView
-from qgraph.jobs.guarded import QualityWarning, margin, parse_target
+from qgraph.jobs.guarded import margin, parse_target
 from qgraph.lowering.simulate import simulate
 from qgraph.methods.guard.costs import Costs
 from qgraph.methods.guard.guard import Search, without_islands
