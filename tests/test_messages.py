@@ -222,9 +222,10 @@ def test_samples_that_do_not_fit_together(net):
     sizes = [np.zeros((1, 3), np.float32), np.zeros((1, 4), np.float32)]
     with pytest.raises(DataError, match="cannot form a batch"):
         open_data(sizes, normalise(load(free))).take([0, 1])
-    state = graph("(float[N, 4] x, float h) => (float[N, 4] y) { y = Add(x, h) }")
+    state = graph("(float[N, 4] x, float[3] h) => (float[N, 4] y) { s = ReduceSum<keepdims=0>(h) y = Add(x, s) }")
+    runs = [{"x": np.zeros((2, 4), np.float32), "h": np.full(3, i, np.float32)} for i in range(2)]
     with pytest.raises(DataError, match="cannot be drawn sample by sample"):
-        open_data({"x": np.zeros((2, 4)), "h": np.float32(0)}, normalise(load(state))).take([0])
+        open_data(runs, normalise(load(state))).take([0])
 
 
 def test_statistics_of_other_channels(net, monkeypatch):

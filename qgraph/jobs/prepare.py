@@ -169,13 +169,21 @@ def _takes_one(net: Model, apart: Split) -> bool:
     data = apart.used
     if data.batch is not None or data.count < 2:
         return False
-    try:
-        Session(net.ir_model).run_list(next(replace(data, batch=1).batches(1)).feeds)
-    except ModelError:
+    session = Session(net.ir_model)
+    if _runs(session, data) or not _runs(session, replace(data, batch=1)):
         return False
     warnings.warn(
         f"{net.source} takes one sample at a time, although its batch is open: as with --batch 1", stacklevel=2
     )
+    return True
+
+
+def _runs(session: Session, data: Dataset) -> bool:
+    """Whether the first batch goes through."""
+    try:
+        session.run_list(next(data.batches()).feeds)
+    except ModelError:
+        return False
     return True
 
 

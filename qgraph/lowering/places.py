@@ -18,7 +18,7 @@ from qgraph.errors import PlanError
 from qgraph.graph.layers import LAYER_OPS, Layer
 from qgraph.graph.sites import GLUE_OPS, GraphView
 from qgraph.graph.sums import output_sums
-from qgraph.graph.tensors import fused_output, is_transparent, nearest
+from qgraph.graph.tensors import is_transparent, nearest
 from qgraph.graph.walk import sources, uses_here, walk
 from qgraph.onnxfile.edit import add_initializer, append_node, constant, unique_name
 from qgraph.onnxfile.model import Model
@@ -67,7 +67,7 @@ def put_in_place(model: Model, plan: QuantPlan, make_emitter: Callable[[ir.Graph
     operands = _operands(plan, layers)
     _place_activations(view, plan, dict(zip(layers, operands, strict=True)), emitter)
     for layer, quant, operand in zip(layers, plan.layers, operands, strict=True):
-        weight = emitter.weight(layer, quant, operand if _may_fuse(layer, plan.operand_grids) else None)
+        weight = emitter.weight(layer, quant, operand)
         shift = np.asarray(quant.bias_shift, np.float64)
         folded = emitter.fold_offset(layer, quant)
         if folded is not None:
@@ -102,11 +102,6 @@ def _operands(plan: QuantPlan, layers: list[Layer]) -> list[ActivationQuant | No
         for layer, quant, grid in zip(layers, plan.layers, found, strict=True)
     ]
     return [grid if fit else None for grid, fit in zip(found, fits, strict=True)]
-
-
-def _may_fuse(layer: Layer, grids: Mapping[str, ActivationQuant]) -> bool:
-    """Whether the layer's result lies on a grid, which an integer convolution cannot do without."""
-    return layer.op != "Conv" or str(fused_output(layer.output).name) in grids
 
 
 def _place_activations(

@@ -129,8 +129,19 @@ def hold(folder: str | os.PathLike[str] | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    with _opened(Path(folder)):
-        yield
+    path = Path(folder)
+    made = [place for place in (path / FILE, path) if not place.exists()]
+    try:
+        with _opened(path) as file:
+            try:
+                yield
+            except BaseException:
+                made = made if not file.read("SELECT 1 FROM pieces LIMIT 1") else []
+                raise
+            made = []
+    finally:  # a job that fails before it has done anything leaves nothing
+        for place in made:
+            place.rmdir() if place.is_dir() else place.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -265,7 +265,10 @@ def apply_concessions(
 
 
 def without_islands(plan: QuantPlan, view: GraphView) -> QuantPlan:
-    """The plan without the grids of tensors that no integer kernel reads or writes: they would only cost."""
+    """The plan without the grids of tensors that no integer kernel reads or writes: they would only cost.
+
+    A convolution whose result lies on no grid has no integer kernel, and runs in floats.
+    """
     layers = [view.by_name[quant.name] for quant in plan.layers if quant.runs == "integers"]
     kept = {a.tensor: a.tensor for a in plan.activations}
     while True:
@@ -274,7 +277,12 @@ def without_islands(plan: QuantPlan, view: GraphView) -> QuantPlan:
         useful = {nearest(layer.input, kept) for layer in integer}
         useful |= {tensor for tensor in kept if _is_written_in_integers(view.values[tensor], nodes, kept)}
         if useful >= kept.keys():
-            return dataclasses.replace(plan, activations=tuple(a for a in plan.activations if a.tensor in kept))
+            names = {layer.name for layer in integer}
+            return dataclasses.replace(
+                plan,
+                layers=tuple(q if q.name in names else dataclasses.replace(q, runs="floats") for q in plan.layers),
+                activations=tuple(a for a in plan.activations if a.tensor in kept),
+            )
         kept = {tensor: tensor for tensor in kept if tensor in useful}
 
 

@@ -67,7 +67,8 @@ class Switches:
         for batch, want in zip(self.batches, self.expected, strict=True):
             powers = self._powers(batch, want, self._run(batch, on))
             signal, error = signal + powers[0], error + powers[1]
-        return np.divide(error, signal, out=np.zeros_like(error), where=signal > 0)
+        usable = (signal > 0) & np.isfinite(signal)
+        return np.where(np.isfinite(error), np.divide(error, signal, out=np.zeros_like(error), where=usable), np.inf)
 
     def _run(self, batch: Batch, on: Collection[Grid]) -> list[NDArray[Any]]:
         switches = {name: np.array(grid in on) for grid, name in self.inputs.items()}

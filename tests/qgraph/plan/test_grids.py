@@ -9,7 +9,8 @@ import qmath
 from qgraph.plan import codes
 from qgraph.plan.grids import activation_grid, weight_grid
 
-SMALLEST = float(np.finfo(np.float32).tiny) * 2**23
+TINY = float(np.finfo(np.float32).tiny)
+SMALLEST, SMALLEST_OF_WEIGHTS = TINY * 2**23, TINY * 2
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -18,7 +19,7 @@ def test_denormal_ranges_keep_scales_that_can_be_divided_by(symmetric, bits):
     """Kernels flush denormal numbers to zero, and a bias is a multiple of the product of two scales."""
     low, high = np.array([-1e-44, -1.0, 0.0]), np.array([1e-40, 1.0, 0.0])
     grid = weight_grid(low, high, bits=bits, granularity=qmath.Granularity(axis=0), symmetric=symmetric)
-    assert grid.scale[0] == np.float32(SMALLEST)
+    assert grid.scale[0] == np.float32(SMALLEST_OF_WEIGHTS)
     assert grid.scale[1] > 1 / 2**bits
     assert grid.scale[2] == 1.0
     assert activation_grid("x", -1e-41, 1e-44, bits=bits).scale == np.float32(SMALLEST)
