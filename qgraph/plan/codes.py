@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,16 @@ from qgraph.plan.staircase import rounding_table
 _BLOCK = 2**20  # values at a time
 
 
+@contextmanager
+def _within_float32() -> Iterator[None]:
+    """Say of weights that go to the end of float32 that their grid would leave it."""
+    try:
+        yield
+    except ValueError as error:
+        raise PlanError(f"no grid spans the weights: {error}; leave the layer float with --keep") from None
+
+
+@_within_float32()
 def codes(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.int8]:
     """clip(round(w input_scale / scale) + zero_point, qmin, qmax) in int8, half to even or by the grid's rounding."""
     weight = scaled(weight, quant)
@@ -29,6 +40,7 @@ def codes(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.int8]:
     return np.ascontiguousarray(quant.granularity.from_rows(rows, weight.shape), np.int8)
 
 
+@_within_float32()
 def values(integer: NDArray[np.integer], quant: WeightQuant) -> NDArray[np.float32]:
     """gain * scale * (code - zero_point), computed as DequantizeLinear does: one float32 product (with `input_scale`
     inside).
@@ -41,6 +53,7 @@ def scaled(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.float
     return weight * _over_inputs(quant, weight.shape) if quant.input_scale else weight
 
 
+@_within_float32()
 def quantized(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.float32]:
     """The weight as the quantized layer sees it."""
     if quant.rounding is None and not quant.input_scale and set(quant.gain) == {1.0}:

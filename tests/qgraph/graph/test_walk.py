@@ -177,7 +177,7 @@ def test_a_negative_constant_beside_a_relu_keeps_its_side_of_the_grid(model_from
     model = model_from_text(text, v=W, w=np.concatenate([W, W]), k=np.full((1, 8), -3, np.float32))
     samples = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
     result = qgraph.quantize(model, samples)
-    assert min(layer.measured_sqnr_db for layer in result.layers) > 30
+    assert min(layer.measured_sqnr_db for layer in result.layers) > 25
 
 
 def test_constants_computed_from_constants_are_walked_once(model_from_text):

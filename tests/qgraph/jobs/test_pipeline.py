@@ -171,6 +171,7 @@ def test_json_follows_the_contract(w4a8):
         "layers",
         "kept_float",
         "max_drop",
+        "guard",
         "quality",
     }
     assert content["data"] == "calibration"

@@ -161,7 +161,7 @@ SEQUENCES = {
 def test_sequences_and_optionals(agreement, case, options):
     numbers = {"two": np.array(2), "one": np.array(1), "zero": np.array(0)}
     columns = {"split": 2, "construct": 8}.get(case, 4)
-    after = [*SEQUENCES[case], N("Relu", ["e"], ["f"]), N("Gemm", ["f", "u"], ["y"])]
+    after = [*SEQUENCES[case], N("Abs", ["e"], ["f"]), N("Gemm", ["f", "u"], ["y"])]
     net = classifier(after, [floats("y", ("n", 3))], u=random(columns, 3), **numbers)
     onnx.checker.check_model(net, full_check=True)
     assert agreement(net, {"x": X}, **options) > (5 if "mixed" in options.values() else 22)

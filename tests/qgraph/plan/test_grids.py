@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import qmath
+from qgraph.errors import PlanError
 from qgraph.plan import codes
 from qgraph.plan.grids import activation_grid, weight_grid
 
@@ -45,3 +46,10 @@ def test_narrow_weights_are_unpacked_to_seven_bits_and_no_more(bits, symmetric):
     operand = activation_grid("x", 0.0, 1.0, bits=8)
     unit = codes.accumulator_scale(grid, operand) / np.float32(operand.scale)
     np.testing.assert_allclose(stored * unit, codes.quantized(weight, grid), rtol=1e-6, atol=1e-7)
+
+
+def test_weights_at_the_end_of_float32_have_no_grid():
+    weight = np.array([[3e38, -3e38]], np.float32)
+    grid = weight_grid(weight.min(axis=1), weight.max(axis=1), bits=2, symmetric=False)
+    with pytest.raises(PlanError, match="no grid spans the weights"):
+        codes.codes(weight, grid)
