@@ -1,0 +1,290 @@
+"""Real networks, quantized with defaults and judged from outside, beside onnxruntime's own tools and onnxsim.
+
+`python -m benchmarks.real FOLDER [--only NAME ...] [--peers] [--again] [--results FILE.json]`: for each NAME.onnx of
+FOLDER, samples of NAME.calib.npz calibrate and those of NAME.eval.npz judge. A file FOLDER/real.toml may have a table
+for a network that needs something else: `calibration` and `evaluation` (names of files), `mean` and `std` of images,
+`scores` (outputs whose largest value is a class, where they do not sum to 1), `options` (more words for `qgraph
+quantize`).
+
+Tools run as whole processes: `CPU s` are seconds of user and system, start-up included, `peak MB` is the most memory.
+Their files run in stock onnxruntime on one thread, one sample at a time; size, latency (thread CPU time, the two in
+turn, median) and memory (a process that runs one sample) are relative to the float file. Rows of the same network,
+samples and version of the tool are kept from the results file unless `--again`.
+
+A process starts with the peak memory of the one that starts it, so this one imports next to nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "real.json"
+QGRAPH, STATIC, DYNAMIC, SIMPLIFY = "qgraph", "onnxruntime static", "onnxruntime dynamic", "onnxsim"
+PEERS = (STATIC, DYNAMIC, SIMPLIFY)
+SUMMARY_ROWS = 8
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A float model, the files of its samples, and what real.toml says about it."""
+
+    name: str
+    model: Path
+    calibration: Path
+    evaluation: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Changes with the model, its samples and its settings."""
+        found = sha256(json.dumps(self.settings, sort_keys=True).encode())
+        for path in (self.model, self.calibration, self.evaluation):
+            found.update(sha256(path.read_bytes()).digest())
+        return found.hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What a process took; `problem` is its last line of complaint where it failed, else empty."""
+
+    seconds: float
+    peak: int
+    output: str
+    problem: str
+
+
+def networks(folder: Path, only: Sequence[str] = ()) -> list[Network]:
+    """The models of `folder` that have samples, by name; exits on names that are not there."""
+    toml = folder / "real.toml"
+    settings = tomllib.loads(toml.read_text(encoding="utf-8")) if toml.exists() else {}
+    found = []
+    for model in sorted(folder.glob("*.onnx")):
+        given = settings.get(model.stem, {})
+        data = [
+            folder / given.get(key, f"{model.stem}.{short}.npz")
+            for key, short in (("calibration", "calib"), ("evaluation", "eval"))
+        ]
+        if all(path.exists() for path in data):
+            calibration, evaluation = data
+            found.append(
+                Network(name=model.stem, model=model, calibration=calibration, evaluation=evaluation, settings=given)
+            )
+        elif model.stem in only:
+            sys.exit(f"{model} needs samples in {data[0].name} and {data[1].name}; real.toml can name other files")
+    known = {network.name for network in found}
+    if missing := [name for name in only if name not in known]:
+        sys.exit(f"{folder} has no {', '.join(f'{name}.onnx' for name in missing)}")
+    if not found:
+        sys.exit(f"{folder} has no NAME.onnx with NAME.calib.npz and NAME.eval.npz")
+    return [network for network in found if not only or network.name in only]
+
+
+def spent(command: Sequence[str]) -> Spent:
+    """Run `command` and wait: CPU seconds and peak memory of it and of what it started."""
+    search = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, "PYTHONPATH": search})
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read())
+    said = [line.strip() for line in texts[1].splitlines() if line.strip()]
+    problem = "" if process.returncode == 0 else (said[-1] if said else f"exit status {process.returncode}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Spent(seconds=usage.ru_utime + usage.ru_stime, peak=usage.ru_maxrss * unit, output=texts[0], problem=problem)
+
+
+def step(name: str, *words: Path | str) -> Spent:
+    return spent([sys.executable, "-m", "benchmarks.real_steps", name, *map(str, words)])
+
+
+def command(tool: str, network: Network, target: Path, calibration: Path) -> list[str]:
+    """The process that makes `target`; `calibration` are the prepared samples."""
+    python, model, steps = sys.executable, str(network.model), ["-m", "benchmarks.real_steps"]
+    if tool == QGRAPH:
+        given = network.settings
+        numbers = {key: ",".join(map(str, given[key])) for key in ("mean", "std") if key in given}
+        words = [word for key, value in numbers.items() for word in (f"--{key}", value)]
+        data = ["--data", str(network.calibration), *words, *given.get("options", [])]
+        return [python, "-m", "qgraph", "quantize", model, "-o", str(target), *data]
+    if tool == STATIC:
+        return [python, *steps, "static", model, str(target), str(calibration)]
+    return [python, *steps, "dynamic" if tool == DYNAMIC else "simplify", model, str(target)]
+
+
+def measure(network: Network, tools: Iterable[str], folder: Path) -> Iterable[Row]:
+    """One row for each tool, as it is measured."""
+    prepared = {"calibration": folder / "calibration.npz", "evaluation": folder / "evaluation.npz"}
+    settings = json.dumps(network.settings)
+    for key, path in prepared.items():
+        if problem := step("prepare", network.model, getattr(network, key), path, settings).problem:
+            sys.exit(f"{network.name}: the samples cannot be read: {problem}")
+    memory = step("once", network.model, prepared["evaluation"]).peak
+    for tool in tools:
+        target = folder / f"{tool.replace(' ', '-')}.onnx"
+        row: Row = {"network": network.name, "tool": tool, "digest": network.digest, "version": version(tool)}
+        if (tool == SIMPLIFY) and not row["version"]:
+            yield {**row, **_nothing(), "problem": "not installed"}
+            continue
+        took = spent(command(tool, network, target, prepared["calibration"]))
+        found = _nothing() | {"CPU s": took.seconds, "peak MB": took.peak / 2**20, "problem": took.problem}
+        yield {**row, **found, **({} if took.problem else judged(network, target, prepared["evaluation"], memory))}
+
+
+def judged(network: Network, target: Path, evaluation: Path, memory: int) -> Row:
+    """The figures of a file that was written; `memory` is what running the float one takes."""
+    found = step("judge", network.model, target, evaluation, json.dumps(network.settings.get("scores", [])))
+    size = target.stat().st_size / network.model.stat().st_size
+    if found.problem:
+        return {"size": size, "problem": found.problem}
+    figures = json.loads(found.output)
+    return {
+        "worst dB": min(figures["outputs"].values(), default=None),
+        "same class %": figures["same class"],
+        "size": size,
+        "latency": figures["latency"],
+        "memory": step("once", target, evaluation).peak / memory,
+        "outputs dB": figures["outputs"],
+    }
+
+
+def _nothing() -> Row:
+    return dict.fromkeys(("worst dB", "same class %", "size", "latency", "CPU s", "peak MB", "memory", "outputs dB"))
+
+
+def version(tool: str) -> str:
+    """What made a file: the commit that last changed qgraph's code (+ for changes since), or a package's version."""
+    if tool != QGRAPH:
+        package = "onnxsim" if tool == SIMPLIFY else "onnxruntime"
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return ""
+    try:
+        commit = _git("log", "-1", "--format=%h", "--", "qgraph", "qmath")
+        return commit + ("+" if _git("status", "--porcelain", "--", "qgraph", "qmath") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return importlib.metadata.version("qgraph-onnx")
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", "-C", str(ROOT), *words], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def keep(path: Path, rows: Sequence[Row]) -> None:
+    """Write all rows with the machine and its packages, and beside them the summary that README shows."""
+    packages = ("onnxruntime", "onnx", "onnx-ir", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}
+    machine = {"cpu": cpu(), "cores": os.cpu_count()}
+    content = {"title": "Real networks", "machine": machine, "versions": versions}
+    for target, part in ((path, ordered(rows)), (path.with_name(f"{path.stem}_summary.json"), summary(rows))):
+        whole = target.with_suffix(".part")
+        whole.write_text(json.dumps({**content, "rows": part}, indent=1) + "\n", encoding="utf-8")
+        whole.replace(target)
+
+
+def ordered(rows: Iterable[Row]) -> list[Row]:
+    """By network, qgraph first and then its peers."""
+    return sorted(rows, key=lambda row: (row["network"], (QGRAPH, *PEERS).index(row["tool"])))
+
+
+def cpu() -> str:
+    """The processor by its name where Linux says it, with the instructions that integer products depend on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    known = [flag for flag in found.get("flags", "").split() if flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni")]
+    return " ".join([found.get("model name", platform.machine()), *known])
+
+
+def table(rows: Sequence[Row]) -> list[Row]:
+    """The rows to print, with the CPU seconds of each tool over those of onnxruntime's static quantization."""
+    static = {row["network"]: row["CPU s"] for row in rows if row["tool"] == STATIC and not row["problem"]}
+    printed = []
+    for row in rows:
+        other, seconds = static.get(row["network"]), row["CPU s"]
+        numbers = {key: row[key] for key in _nothing() if key != "outputs dB"}
+        ratio = seconds / other if other and seconds else None
+        first = {"network": row["network"], "tool": row["tool"]}
+        printed.append({**first, **numbers, "CPU / static": ratio, "problem": row["problem"][:60]})
+    return printed
+
+
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """A line for each network: those that were measured beside the peers, then those with the fewest dB."""
+    tools: dict[str, dict[str, Row]] = {}
+    for row in table(rows):
+        tools.setdefault(row["network"], {})[row["tool"]] = row
+    lines = []
+    for name, found in tools.items():
+        line: Row = {"network": name}
+        for tool, short in ((QGRAPH, "qgraph"), (STATIC, "static"), (DYNAMIC, "dynamic")):
+            row = found.get(tool) or _nothing()
+            line |= {f"{short} dB": row["worst dB"], f"{short} size": row["size"], f"{short} latency": row["latency"]}
+        line["CPU s / static"] = (found.get(QGRAPH) or {}).get("CPU / static")
+        lines.append(line)
+    lines.sort(key=lambda line: (line["CPU s / static"] is None, line["qgraph dB"] or 0.0))
+    return lines[:SUMMARY_ROWS]
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="NAME.onnx, NAME.calib.npz and NAME.eval.npz")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these networks alone")
+    parser.add_argument("--peers", action="store_true", help="also onnxruntime's static and dynamic tools, and onnxsim")
+    parser.add_argument("--again", action="store_true", help="measure what the results already have")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE.json", help="kept after every row")
+    given = parser.parse_args(words)
+    chosen = networks(given.folder, given.only)
+    known = json.loads(given.results.read_text(encoding="utf-8"))["rows"] if given.results.exists() else []
+    rows: dict[tuple[str, str], Row] = {(row["network"], row["tool"]): row for row in known}
+    for network in chosen:
+        wanted = {tool: version(tool) for tool in (QGRAPH, *(PEERS if given.peers else ()))}
+        missing = [
+            tool
+            for tool, made in wanted.items()
+            if given.again or not _same(rows.get((network.name, tool)), network.digest, made)
+        ]
+        if missing:
+            with tempfile.TemporaryDirectory() as folder:
+                for row in measure(network, missing, Path(folder)):
+                    rows[network.name, row["tool"]] = row
+                    keep(given.results, list(rows.values()))
+                    print(_line(row), file=sys.stderr, flush=True)
+    from benchmarks.common import report
+
+    names = {network.name for network in chosen}
+    report("Real networks", table(ordered(row for row in rows.values() if row["network"] in names)))
+
+
+def _same(row: Row | None, digest: str, made: str) -> bool:
+    return row is not None and (row["digest"], row["version"]) == (digest, made)
+
+
+def _line(row: Row) -> str:
+    if row["problem"]:
+        return f"{row['network']}, {row['tool']}: {row['problem']}"
+    return f"{row['network']}, {row['tool']}: {row['worst dB']:.1f} dB, {row['size']:.2f}, {row['latency']:.2f}"
+
+
+if __name__ == "__main__":
+    main()
