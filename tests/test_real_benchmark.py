@@ -1,0 +1,74 @@
+"""The benchmark of real networks, on a folder with the packaged one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import real
+from benchmarks.real_steps import MOST_DB, Output
+
+DEMO = Path(str(files("qgraph") / "demo_assets"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copy(DEMO / "digits.onnx", tmp_path / "net.onnx")
+    for name, count in (("calibration", 32), ("test", 16)):
+        with np.load(DEMO / f"digits_{name}.npz") as archive:
+            np.savez(tmp_path / f"other.{name}.npz", **{key: archive[key][:count] for key in archive.files})
+    (tmp_path / "real.toml").write_text(
+        '[net]\ncalibration = "other.calibration.npz"\nevaluation = "other.test.npz"\noptions = ["--no-measure"]\n'
+    )
+    return tmp_path
+
+
+def test_a_row_is_measured_kept_and_measured_again_for_other_settings(folder, monkeypatch, capsys):
+    results = folder / "rows.json"
+    real.main([str(folder), "--results", str(results)])
+    (row,) = json.loads(results.read_text())["rows"]
+    assert (row["network"], row["tool"], row["problem"]) == ("net", "qgraph", "")
+    assert row["worst dB"] > 25
+    assert row["size"] < 0.5
+    assert row["CPU s"] > 0.1
+    assert "net" in capsys.readouterr().out
+    (line,) = json.loads((folder / "rows_summary.json").read_text())["rows"]
+    assert line["qgraph dB"] == row["worst dB"]
+    assert line["static dB"] is None
+
+    measured = []
+    monkeypatch.setattr(real, "measure", lambda network, tools, _: measured.append(tools) or [])
+    real.main([str(folder), "--results", str(results)])
+    assert measured == []
+    with (folder / "real.toml").open("a") as file:
+        file.write('scores = ["logits"]\n')
+    real.main([str(folder), "--results", str(results)])
+    assert measured == [["qgraph"]]
+
+
+def test_a_network_without_samples_is_named(tmp_path):
+    shutil.copy(DEMO / "digits.onnx", tmp_path / "net.onnx")
+    with pytest.raises(SystemExit, match=r"net\.calib\.npz"):
+        real.networks(tmp_path, ["net"])
+
+
+def test_a_process_that_fails_gives_its_last_line(tmp_path):
+    found = real.step("once", tmp_path / "absent.onnx", tmp_path / "absent.npz")
+    assert "absent" in found.problem
+    assert found.peak > 2**20
+
+
+def test_noise_and_classes_of_outputs_by_hand():
+    output = Output(scores=False)
+    output.take(np.array([[0.5, 0.5]]), np.array([[0.5, 0.6]]))
+    assert output.db == pytest.approx(10 * np.log10(0.5 / 0.01))
+    assert output.share == 0
+    output.take(np.array([[2.0, 3.0]]), np.array([[2.0, 3.0]]))
+    assert output.share is None
+    output.take(np.array([[1.0]]), np.array([[np.nan]]))
+    assert output.db == -MOST_DB
