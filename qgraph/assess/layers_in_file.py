@@ -98,6 +98,8 @@ def _compared(
     if want.shape != have.shape or want.dtype.kind != "f" or not want.size:
         return np.full(5, np.nan)
     exact, found = batch.real(want).astype(np.float64), batch.real(have).astype(np.float64)
+    if not (np.isfinite(exact).all() and np.isfinite(found).all()):
+        return np.full(5, np.nan)
     if factor is not None:  # in the file, the weights on both sides carry the factors of the channels
         found = found * factor.reshape(1, -1, *[1] * (found.ndim - 2))
     error = (found - exact).ravel()

@@ -39,9 +39,10 @@ def readable(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
         return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    written = {value.name for value in copy.graph.output}  # where 0 may be meant: an empty state
     for graph in graphs(copy.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
-            _open_dimensions(value.type)
+            _open_dimensions(value.type, zeros=value.name not in written)
             _set_type_aside(value)
         _densify(graph, where)
     return copy
@@ -87,9 +88,9 @@ def _closed_by_mistake(dimension: onnx.TensorShapeProto.Dimension) -> bool:
     return dimension.HasField("dim_value") and dimension.dim_value <= 0
 
 
-def _open_dimensions(kind: onnx.TypeProto) -> None:
+def _open_dimensions(kind: onnx.TypeProto, *, zeros: bool) -> None:
     for dimension in _dimensions(kind):
-        if _closed_by_mistake(dimension):
+        if _closed_by_mistake(dimension) and (zeros or dimension.dim_value < 0):
             dimension.ClearField("dim_value")
 
 
