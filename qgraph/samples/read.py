@@ -51,11 +51,18 @@ def _read_path(path: Path, inputs: tuple[ir.Value, ...], limit: int | None) -> d
     try:
         if path.suffix == ".npy":
             return _assign({"data": np.load(path, mmap_mode="r", allow_pickle=False)}, inputs, str(path))
-        return _assign(_read_npz(path, limit if len(inputs) == 1 else None), inputs, str(path))
+        return _assign(_read_npz(path, limit if _samples_first(inputs) else None), inputs, str(path))
     except (OSError, ValueError, EOFError, KeyError) as error:
         raise DataError(f"cannot read {path} as .npz or .npy: {error}") from error
     except BadZipFile as error:
         raise DataError(f"cannot read {path}: it is not a valid .npz archive") from error
+
+
+def _samples_first(inputs: tuple[ir.Value, ...]) -> bool:
+    """Whether samples can only run along the first axis: one input, of which no other axis is open or 1."""
+    shape = inputs[0].shape if len(inputs) == 1 else None
+    others_fixed = shape is not None and all(isinstance(size, int) and size > 1 for size in shape[1:])
+    return bool(shape) and others_fixed and not isinstance(shape[0] if shape else 1, int)
 
 
 def _read_npz(path: Path, limit: int | None) -> dict[str, Array]:
