@@ -22,7 +22,6 @@ from qgraph.running import sessions as runtime
 
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it logs failed shape inference with a traceback; we go on
 MIN_OPSET = 7
-MAX_OPSET = 26  # what onnxruntime 1.31 accepts; onnx writes higher ones by default
 
 
 def load(model: ModelLike) -> Model:
@@ -34,6 +33,7 @@ def load(model: ModelLike) -> Model:
     if isinstance(model, Model):
         return model
     if isinstance(model, onnx.ModelProto):
+        _check_opset(_opset(model), "the given ModelProto")
         proto = readable(model, "the given ModelProto")
         check_content(proto, "the given ModelProto")
         _check(model, "the given ModelProto")
@@ -48,7 +48,7 @@ def load(model: ModelLike) -> Model:
         loaded = Model(ir_model=given, source="<onnx_ir.Model>", nbytes=proto.ByteSize())
     else:
         loaded = _load_file(Path(model))
-    _check_versions(loaded)
+    _check_opset(loaded.opset, loaded.source)
     return loaded
 
 
@@ -65,6 +65,7 @@ def _load_file(path: Path) -> Model:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
     if not proto.HasField("graph") or not proto.opset_import:
         raise ModelError(f"{path} is not an ONNX model: it has no graph; export the model again")
+    _check_opset(_opset(proto), str(path))
     given, proto = proto, readable(proto, str(path))
     check_content(proto, str(path), folder=path.parent)
     _check(str(path) if _has_external_data(given) else given, str(path))
@@ -95,11 +96,19 @@ def _check(model: onnx.ModelProto | str, where: str) -> None:
         raise ModelError(f"{where} cannot be checked: {first_line(error)}") from error
 
 
-def _check_versions(model: Model) -> None:
-    if not MIN_OPSET <= model.opset <= MAX_OPSET:
+def _opset(proto: onnx.ModelProto) -> int:
+    return next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+
+def _check_opset(opset: int, source: str) -> None:
+    """Raise `ModelError` for an opset before `MIN_OPSET`, or one that the installed onnxruntime does not load."""
+    if MIN_OPSET <= opset <= runtime.KNOWN_OPSET:
+        return
+    latest = runtime.latest_opset()
+    if not MIN_OPSET <= opset <= latest:
         raise ModelError(
-            f"{model.source} has opset {model.opset}; supported are {MIN_OPSET} to {MAX_OPSET} "
-            f"(onnx.version_converter.convert_version changes it)"
+            f"{source} has opset {opset}; supported are {MIN_OPSET} to {latest}, the newest that onnxruntime "
+            f"{runtime.version} loads (onnx.version_converter.convert_version changes it)"
         )
 
 

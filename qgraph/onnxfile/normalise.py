@@ -25,7 +25,7 @@ from qgraph.onnxfile.folding import (
 from qgraph.onnxfile.model import Model, Unchanged
 from qgraph.onnxfile.readable import TYPE_NOTE
 from qgraph.onnxfile.shapes import infer_shapes
-from qgraph.running import sessions as runtime
+from qgraph.running.versions import needed_ir_version
 
 
 def normalise(model: Model, *, fold_bn: bool = True) -> Model:
@@ -68,7 +68,7 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
         raise
     except Exception as error:  # of any kind: the file promised what it does not hold
         raise ModelError(f"{model.source} is not a valid ONNX graph: {first_line(error)}") from error
-    net.ir_version = min(max(net.ir_version, runtime.MIN_IR_VERSION), runtime.MAX_IR_VERSION)
+    net.ir_version = needed_ir_version(net)
     return Model(ir_model=net, source=model.source, nbytes=model.nbytes, digest=digest, unchanged=_unchanged(left))
 
 

@@ -13,7 +13,7 @@ from onnx_ir.passes import common as passes
 
 from qgraph.errors import ModelError, UsageError, first_line
 from qgraph.onnxfile.axes import pad_in_pools
-from qgraph.onnxfile.load import MAX_OPSET, load
+from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.noise import TRIED_SIZES, noise
 from qgraph.onnxfile.normalise import name_everything, normalise
@@ -24,22 +24,26 @@ _RESIZE_OPSET = 11  # the first whose Resize says how it maps coordinates
 
 
 def raise_opset(model: Model, opset: int | None = None) -> Model:
-    """The normalised model at `opset`, or at the lowest one that quantized graphs need; checked to compute the same.
+    """The normalised model at `opset`, or at the nearest one that quantized graphs need; checked to compute the same.
 
     Raises `ModelError` when the ONNX version converter cannot do it, or does it wrongly.
     """
     target = max(model.opset, QUANTIZED_OPSET, opset or 0)
-    if opset is not None and not model.opset <= opset <= MAX_OPSET:
-        raise UsageError(f"--opset {opset}: the model has opset {model.opset}; it can be raised up to {MAX_OPSET}")
+    if target > runtime.KNOWN_OPSET:
+        target = min(target, runtime.latest_quantized_opset())
+    if opset is not None and not model.opset <= opset <= (latest := runtime.latest_opset()):
+        raise UsageError(
+            f"--opset {opset}: the model has opset {model.opset}; it can be raised up to {latest}, the newest that "
+            f"onnxruntime {runtime.version} loads"
+        )
     if target == model.opset:
         return model
     try:
         converted = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model.ir_model), target))
     except Exception as error:
         raise ModelError(
-            f"{model.source} has opset {model.opset}, quantized graphs need {QUANTIZED_OPSET}, and onnx's "
-            f"version converter "
-            f"cannot raise it: {first_line(error)}; export the model with a newer opset"
+            f"{model.source} has opset {model.opset}, quantized graphs need {target}, and onnx's version converter "
+            f"cannot bring it there: {first_line(error)}; export the model with opset {target}"
         ) from error
     if model.opset < _RESIZE_OPSET <= target:
         _keep_corners(converted)

@@ -14,6 +14,7 @@ from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.readable import restore_types
 from qgraph.running import sessions as runtime
 from qgraph.running.files import check_writable, flush, write_atomically
+from qgraph.running.versions import needed_ir_version
 
 
 def save(model: ir.Model | Model, path: str | os.PathLike[str], *, source: str | None = None) -> int:
@@ -37,7 +38,9 @@ def save(model: ir.Model | Model, path: str | os.PathLike[str], *, source: str |
 
 def serialised(model: ir.Model) -> bytes:
     """What `save` writes, of a model whose weights fit one file."""
-    data: bytes = restore_types(ir.to_proto(model)).SerializeToString(deterministic=True)
+    proto = restore_types(ir.to_proto(model))
+    proto.ir_version = needed_ir_version(model)
+    data: bytes = proto.SerializeToString(deterministic=True)
     return data
 
 
@@ -51,6 +54,7 @@ def _save_with_external_data(model: ir.Model, target: Path) -> int:
         partial, partial_data = Path(folder) / target.name, Path(folder) / data.name
         ir.save(model, partial, external_data=data.name)
         outline = onnx.load(partial, load_external_data=False)
+        outline.ir_version = needed_ir_version(model)
         partial.write_bytes(restore_types(outline).SerializeToString(deterministic=True))
         for path in (partial_data, partial):
             flush(path)

@@ -6,14 +6,17 @@ create, so callers make one and feed it what changes.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import onnx
+import onnx.parser
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -21,13 +24,13 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 import qmath
 from qgraph.errors import ModelError
+from qgraph.running.versions import needed_ir_version
 
 Feeds = Mapping[str, NDArray[Any]]
 T = TypeVar("T")
 R = TypeVar("R")
 
-MIN_IR_VERSION = 4  # the first whose initializers need not be listed among the inputs
-MAX_IR_VERSION = 13  # the newest that onnxruntime 1.31 loads
+KNOWN_OPSET = 23  # what every onnxruntime allowed here loads
 PROTOBUF_LIMIT = 1_800_000_000  # bytes of weights that one file holds (protobuf stops at 2 GiB)
 _WEIGHT_FUSIONS = [
     "ConvAddFusion",
@@ -39,6 +42,35 @@ _WEIGHT_FUSIONS = [
 _QUIET = 4  # onnxruntime's log level "fatal": errors come as exceptions
 
 version: str = ort.__version__
+
+
+@cache
+def latest_opset() -> int:
+    """The newest opset that the installed onnxruntime loads, as it says itself when it is given one from the future."""
+    graph = onnx.helper.make_graph([], "ask", [], [])
+    ask = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 2**20)], ir_version=8)
+    options = ort.SessionOptions()
+    options.log_severity_level = _QUIET
+    try:
+        ort.InferenceSession(ask.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as refusal:
+        said = re.search(r"till opset (\d+)", str(refusal))
+        return max(int(said[1]), KNOWN_OPSET) if said else KNOWN_OPSET
+    return KNOWN_OPSET
+
+
+@cache
+def latest_quantized_opset() -> int:
+    """The newest opset at which the installed onnxruntime has kernels for QuantizeLinear and DequantizeLinear."""
+    text = "{ q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }"
+    for opset in range(latest_opset(), KNOWN_OPSET, -1):
+        head = f'<ir_version: 8, opset_import: ["": {opset}]> ask (float[1] x, float s, uint8 z) => (float[1] y)'
+        try:
+            Session(onnx.parser.parse_model(f"{head} {text}").SerializeToString())
+        except ModelError:
+            continue
+        return opset
+    return KNOWN_OPSET
 
 
 class Session:
@@ -169,7 +201,9 @@ def _create(model: ir.Model | str | Path | bytes, options: ort.SessionOptions) -
             return ort.InferenceSession(_serialize(model), options, providers=providers)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            ir.save(model, path, external_data="model.data")
+            kept = model.clone()
+            kept.ir_version = needed_ir_version(model)
+            ir.save(kept, path, external_data="model.data")
             return ort.InferenceSession(str(path), options, providers=providers)
     except ModelError:
         raise
@@ -201,7 +235,7 @@ def without_weights(model: ir.Model) -> ir.Model:
 
 def _serialize(model: ir.Model) -> bytes:
     proto = ir.to_proto(model)
-    proto.ir_version = min(max(proto.ir_version, MIN_IR_VERSION), MAX_IR_VERSION)
+    proto.ir_version = needed_ir_version(model)
     data: bytes = proto.SerializeToString()
     return data
 

@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from qgraph.onnxfile.load import MAX_OPSET, MIN_OPSET
+from qgraph.onnxfile.load import MIN_OPSET
+from qgraph.running.sessions import latest_opset
 
 WIDEST = 256  # a layer on more channels than this would only cost time
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE}
@@ -65,10 +66,9 @@ def _sandwich(case: Case, *, constants: bool, seed: int) -> Case | None:
     generator = np.random.default_rng(seed)
     model = onnx.ModelProto()
     model.CopyFrom(case.model)
-    model.ir_version = min(model.ir_version, 13)
     for opset in model.opset_import:
         if opset.domain in ("", "ai.onnx"):
-            opset.version = min(max(opset.version, MIN_OPSET), MAX_OPSET)
+            opset.version = min(max(opset.version, MIN_OPSET), latest_opset())
     graph = model.graph
     feeds = {name: _finite(array) for name, array in case.feeds.items()}
     if constants:

@@ -29,7 +29,6 @@ from qgraph.observe.distance import Reference
 from qgraph.onnxfile.model import Model
 from qgraph.plan.plan import LayerQuant, QuantPlan
 from qgraph.plan.recipe import Direction
-from qgraph.running import sessions as runtime
 from qgraph.running.executor import Executor, open_executor
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session
@@ -186,5 +185,5 @@ def _behind(model: Model, name: str) -> tuple[Model, list[str]]:
     read = dict.fromkeys(value for node in behind for value in reads(node))
     needed = [v for v in read if v not in made and v.const_value is None]
     part = ir.convenience.extract(net.graph, needed, [v for v in net.graph.outputs if v in made])
-    rest = ir.Model(part, ir_version=net.ir_version or runtime.MAX_IR_VERSION)
+    rest = ir.Model(part, ir_version=net.ir_version)
     return dataclasses.replace(model, ir_model=rest), [str(v.name) for v in needed if not v.is_graph_input()]
