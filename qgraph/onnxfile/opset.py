@@ -28,14 +28,13 @@ def raise_opset(model: Model, opset: int | None = None) -> Model:
 
     Raises `ModelError` when the ONNX version converter cannot do it, or does it wrongly.
     """
-    target = max(model.opset, QUANTIZED_OPSET, opset or 0)
-    if target > runtime.KNOWN_OPSET:
-        target = min(target, runtime.latest_quantized_opset())
-    if opset is not None and not model.opset <= opset <= (latest := runtime.latest_opset()):
+    latest = runtime.latest_quantized_opset()
+    if opset is not None and not model.opset <= opset <= latest:
         raise UsageError(
-            f"--opset {opset}: the model has opset {model.opset}; it can be raised up to {latest}, the newest that "
-            f"onnxruntime {runtime.version} loads"
+            f"--opset {opset}: the model has opset {model.opset}; it can be raised up to {latest}, the newest in which "
+            f"onnxruntime {runtime.version} runs quantizers"
         )
+    target = min(max(model.opset, QUANTIZED_OPSET, opset or 0), latest)
     if target == model.opset:
         return model
     try:
