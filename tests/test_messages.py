@@ -37,7 +37,7 @@ from qgraph.plan.plan import ActivationQuant, QuantPlan, Rounding, WeightQuant
 from qgraph.plan.recipe import Recipe
 from qgraph.running.executor import _Dask, open_executor
 from qgraph.running.store import FILE, hold, open_store
-from qgraph.samples.dataset import Preprocessing, open_data
+from qgraph.samples.dataset import Dataset, Preprocessing, open_data
 
 PLAN = {"model": "0" * 64, "recipe": "aciq"}
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
@@ -222,10 +222,10 @@ def test_samples_that_do_not_fit_together(net):
     sizes = [np.zeros((1, 3), np.float32), np.zeros((1, 4), np.float32)]
     with pytest.raises(DataError, match="cannot form a batch"):
         open_data(sizes, normalise(load(free))).take([0, 1])
-    state = graph("(float[N, 4] x, float[3] h) => (float[N, 4] y) { s = ReduceSum<keepdims=0>(h) y = Add(x, s) }")
-    runs = [{"x": np.zeros((2, 4), np.float32), "h": np.full(3, i, np.float32)} for i in range(2)]
+    run = {"x": np.zeros((2, 3), np.float32), "h": np.zeros((3, 1), np.float32)}
+    two = normalise(load(graph("(float[2, 3] x, float[3, 1] h) => (float[2, 1] y) { y = MatMul(x, h) }")))
     with pytest.raises(DataError, match="cannot be drawn sample by sample"):
-        open_data(runs, normalise(load(state))).take([0])
+        Dataset(description="one run", parts=[run], inputs=tuple(two.input_values())).take([0])
 
 
 def test_statistics_of_other_channels(net, monkeypatch):
