@@ -131,17 +131,18 @@ def hold(folder: str | os.PathLike[str] | None) -> Iterator[None]:
         return
     path = Path(folder)
     made = [place for place in (path / FILE, path) if not place.exists()]
+    in_vain = False
     try:
         with _opened(path) as file:
             try:
                 yield
-            except BaseException:
-                made = made if not file.read("SELECT 1 FROM pieces LIMIT 1") else []
+            except Exception:
+                in_vain = not file.read("SELECT 1 FROM pieces LIMIT 1")
                 raise
-            made = []
-    finally:  # a job that fails before it has done anything leaves nothing
-        for place in made:
-            place.rmdir() if place.is_dir() else place.unlink(missing_ok=True)
+    finally:
+        if in_vain:  # a job that fails before it has done anything leaves nothing
+            for place in made:
+                place.rmdir() if place.is_dir() else place.unlink(missing_ok=True)
 
 
 @contextmanager
