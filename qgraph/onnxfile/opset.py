@@ -46,11 +46,20 @@ def raise_opset(model: Model, opset: int | None = None) -> Model:
         ) from error
     if model.opset < _RESIZE_OPSET <= target:
         _keep_corners(converted)
+    _declare_as_before(model.ir_model, converted)
     name_everything(converted)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(converted)
     pad_in_pools(converted)
     _compare_outputs(model, converted, target)
     return replace(model, ir_model=converted)
+
+
+def _declare_as_before(model: ir.Model, converted: ir.Model) -> None:
+    """Outputs keep the sizes that their author left open; onnx's converter gives those names."""
+    declared = {value.name: value for value in model.graph.outputs}
+    for value in converted.graph.outputs:
+        if value.name in declared:
+            value.type, value.shape = declared[value.name].type, declared[value.name].shape
 
 
 def _keep_corners(converted: ir.Model) -> None:
