@@ -20,6 +20,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -145,11 +146,17 @@ class Search:
     ) -> None:
         self.plan, self.view, self.ranges = plan, view, ranges
         self.switches = Switches(view.model, plan, batches, threads=threads)
-        self.wide = Switches(view.model, plan.map_activations(lambda a: widened(a, ranges)), batches, threads=threads)
+        self.batches, self.threads = batches, threads
         self.costs = Costs.of(view, plan)
         self.outputs = self.switches.session.output_names
         self.tick = tick
         self.known: dict[frozenset[Grid], Floats] = {}
+
+    @cached_property
+    def wide(self) -> Switches:
+        """The same with whole ranges in place of clips; made where a culprit is clipped."""
+        plan = self.plan.map_activations(lambda a: widened(a, self.ranges))
+        return Switches(self.view.model, plan, self.batches, threads=self.threads)
 
     def within(self, allowed: float, *, tensors: int | None = None) -> tuple[Concession, ...]:
         """The cheapest concessions after which the grids' noises add up to less than `allowed` at every output.
