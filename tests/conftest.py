@@ -33,6 +33,12 @@ def same_numbers(request: pytest.FixtureRequest) -> None:
         generator.bit_generator.state = kind(seed).state
 
 
+@pytest.fixture(autouse=True)
+def no_latency_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep integers that happen to be slow on this machine: what is tested does not depend on how busy it is."""
+    monkeypatch.setattr("qgraph.jobs.guarded.SLOWER", float("inf"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of large models and data that development machines keep beside the checkout."""

@@ -68,8 +68,8 @@ class _MethodOption(click.Option):
     """`--method`, whose names are looked up only when they are shown."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        self.help = str(self.help).replace("NAMES", ", ".join(method_names()))
-        return super().get_help_record(ctx)
+        record = super().get_help_record(ctx)
+        return record and (record[0], record[1].replace("NAMES", ", ".join(method_names())))
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         return [CompletionItem(name) for name in method_names() if name.startswith(incomplete)]

@@ -105,7 +105,8 @@ def test_observing_takes_less_than_a_gibibyte(shared, count):
 import resource
 from qgraph.samples.dataset import open_data
 from qgraph.samples.preprocessing import Preprocessing
-from qgraph.onnxfile.load import load, normalise
+from qgraph.onnxfile.load import load
+from qgraph.onnxfile.normalise import normalise
 from qgraph.observe.statistics import observe
 net = normalise(load({str(shared / "models" / "cifar10_resnet32.onnx")!r}))
 data = open_data({str(shared / "data" / "cifar10_test.npz")!r}, net, limit={count})
