@@ -135,11 +135,13 @@ def measure(network: Network, tools: Iterable[str], folder: Path) -> Iterable[Ro
     settings = json.dumps(network.settings)
     for key, path in prepared.items():
         if problem := step("prepare", network.model, getattr(network, key), path, settings).problem:
-            sys.exit(f"{network.name}: the samples cannot be read: {problem}")
+            for tool in tools:
+                yield {**_row(network, tool), **_nothing(), "problem": f"the samples cannot be read: {problem}"}
+            return
     memory = step("once", network.model, prepared["evaluation"]).peak
     for tool in tools:
         target = folder / f"{tool.replace(' ', '-')}.onnx"
-        row: Row = {"network": network.name, "tool": tool, "digest": network.digest, "version": version(tool)}
+        row = _row(network, tool)
         if (tool == SIMPLIFY) and not row["version"]:
             yield {**row, **_nothing(), "problem": "not installed"}
             continue
@@ -163,6 +165,10 @@ def judged(network: Network, target: Path, evaluation: Path, memory: int) -> Row
         "memory": step("once", target, evaluation).peak / memory,
         "outputs dB": figures["outputs"],
     }
+
+
+def _row(network: Network, tool: str) -> Row:
+    return {"network": network.name, "tool": tool, "digest": network.digest, "version": version(tool)}
 
 
 def _nothing() -> Row:
@@ -283,7 +289,8 @@ def _same(row: Row | None, digest: str, made: str) -> bool:
 def _line(row: Row) -> str:
     if row["problem"]:
         return f"{row['network']}, {row['tool']}: {row['problem']}"
-    return f"{row['network']}, {row['tool']}: {row['worst dB']:.1f} dB, {row['size']:.2f}, {row['latency']:.2f}"
+    worst = "no floats" if row["worst dB"] is None else f"{row['worst dB']:.1f} dB"
+    return f"{row['network']}, {row['tool']}: {worst}, {row['size']:.2f}, {row['latency']:.2f}"
 
 
 if __name__ == "__main__":

@@ -57,6 +57,17 @@ def test_a_network_without_samples_is_named(tmp_path):
         real.networks(tmp_path, ["net"])
 
 
+def test_samples_that_cannot_be_read_end_no_run(folder, tmp_path, capsys):
+    shutil.copy(folder / "net.onnx", folder / "bad.onnx")
+    for short in ("calib", "eval"):
+        np.savez(folder / f"bad.{short}.npz", nothing=np.zeros((4, 1, 3, 3), np.float32))
+    real.main([str(folder), "--results", str(folder / "rows.json")])
+    rows = {row["network"]: row for row in json.loads((folder / "rows.json").read_text())["rows"]}
+    assert rows["bad"]["problem"].startswith("the samples cannot be read: ")
+    assert rows["net"]["problem"] == ""
+    assert "bad" in capsys.readouterr().out
+
+
 def test_a_process_that_fails_gives_its_last_line(tmp_path):
     found = real.step("once", tmp_path / "absent.onnx", tmp_path / "absent.npz")
     assert "absent" in found.problem
