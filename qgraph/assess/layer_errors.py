@@ -25,7 +25,7 @@ from qgraph.assess.layers_in_file import InFile
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import nearest
-from qgraph.lowering.bit_planes import stored_bytes
+from qgraph.lowering.packing import stored_bytes
 from qgraph.lowering.places import shift_bias
 from qgraph.lowering.simulate import FloatEmitter
 from qgraph.methods.aciq.clip import rejected_priors

@@ -23,7 +23,7 @@ from qgraph.errors import ModelError
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.walk import descendants, reads
-from qgraph.lowering.bit_planes import stored_bytes
+from qgraph.lowering.packing import stored_bytes
 from qgraph.lowering.simulate import simulate
 from qgraph.observe.distance import Reference
 from qgraph.onnxfile.model import Model

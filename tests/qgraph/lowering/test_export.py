@@ -15,8 +15,8 @@ from qgraph.assess.bits_in_file import bits_in_file
 from qgraph.assess.fused import inspect_fused
 from qgraph.errors import PlanError
 from qgraph.graph.sites import GraphView
-from qgraph.lowering.bit_planes import pack_bits, stored_bytes, weight_bytes
 from qgraph.lowering.export import export
+from qgraph.lowering.packing import pack_bits, stored_bytes, weight_bytes
 from qgraph.lowering.simulate import simulate
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model

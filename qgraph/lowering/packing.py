@@ -1,0 +1,120 @@
+"""Weights of k < 8 bits take k bits in the file: eight weights to a byte in each of k bit planes.
+
+Bit plane i of the two's-complement codes holds bit i of every weight, and five standard operators unpack them.
+onnxruntime folds these when it loads the file, so that unpacking costs nothing per inference.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph.lowering.nodes import Nodes
+from qgraph.onnxfile.lazy_array import Later
+from qgraph.plan.plan import WeightQuant
+
+_BLOCK = 2**14  # bytes of a bit plane that are packed at a time
+
+
+def pack_bits(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
+    """The lowest `bits` bits of each code as planes of shape (bits, m), m = ceil(n / 8).
+
+    Bit j of byte i in plane b is bit b of code j * m + i.
+    """
+    flat = codes.reshape(-1)
+    width = -(-flat.size // 8)
+    padded = np.zeros(8 * width, np.uint8)
+    padded[: flat.size] = flat.view(np.uint8)
+    lanes, result = padded.reshape(8, 1, width), np.empty((bits, width), np.uint8)
+    places = np.arange(bits, dtype=np.uint8).reshape(1, -1, 1)
+    shifts = np.arange(8, dtype=np.uint8).reshape(8, 1, 1)
+    for start in range(0, width, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        planes = (lanes[:, :, block] >> places) & 1
+        np.bitwise_or.reduce(planes << shifts, axis=0, out=result[:, block])
+    return result
+
+
+def weight_bytes(shape: tuple[int, ...], bits: int) -> int:
+    """Bytes that a weight of this shape takes in the file at `bits` bits."""
+    count = int(np.prod(shape))
+    return count if bits == 8 else bits * -(-count // 8)
+
+
+def stored_bytes(shape: tuple[int, ...], grid: WeightQuant) -> int:
+    """Bytes that a weight of this shape takes in the file on this grid; channels of one width lie together."""
+    if not grid.channel_bits:
+        return weight_bytes(shape, grid.bits)
+    share = int(np.prod(shape)) // len(grid.channel_bits)
+    return sum(weight_bytes((share * count,), bits) for bits, count in Counter(grid.channel_bits).items())
+
+
+class StoredCodes:
+    """Puts the codes of weights into a graph; without `packed`, weights of few bits take a byte each."""
+
+    def __init__(self, nodes: Nodes, *, packed: bool) -> None:
+        self.nodes = nodes
+        self.packed = packed
+
+    def codes(self, stem: str, codes: Later, grid: WeightQuant, finer: tuple[int, ...], *, shifted: bool) -> ir.Value:
+        """Codes times `finer`, less their zero points where `shifted`; channels of one width are packed together, then
+        gathered back into their order.
+        """
+        axis, widths = grid.granularity.axis or 0, np.asarray(grid.channel_bits)
+        zero = np.asarray(grid.zero_point, np.int8) if shifted else np.zeros(1, np.int8)
+        zero = grid.granularity.lay(zero, codes.shape) if zero.size > 1 else zero
+        if not grid.channel_bits:
+            return self._integers(stem, codes, zero, grid.bits, finer[0])
+        parts, order = [], np.argsort(widths, kind="stable")
+        for bits, factor in sorted(set(zip(grid.channel_bits, finer, strict=True))):
+            alike = codes.map(*_chosen(widths == bits, codes.shape, axis), np.int8)
+            points = np.compress(widths == bits, zero, axis=axis) if zero.size > 1 else zero
+            parts.append(self._integers(f"{stem}.{bits}", alike, points, bits, factor))
+        together = parts[0] if len(parts) == 1 else self.nodes.op("Concat", *parts, axis=axis)
+        if (order == np.arange(order.size)).all():
+            return together
+        places = np.argsort(order).astype(np.min_scalar_type(order.size))
+        indices = self.nodes.op("Cast", self.nodes.constant(f"{stem}.order", places), to=ir.DataType.INT64)
+        return self.nodes.op("Gather", together, indices, axis=axis)
+
+    def _integers(self, stem: str, codes: Later, zero: NDArray[np.int8], bits: int, finer: int) -> ir.Value:
+        """Codes less `zero`, times `finer`; 8-bit ones have neither."""
+        if bits == 8:
+            return self.nodes.constant(f"{stem}.q", codes)
+        if self.packed:
+            return self._unpack(stem, codes, zero, bits, finer)
+        return self.nodes.constant(f"{stem}.q", codes.map(lambda c: (c - zero) * np.int8(finer), codes.shape, np.int8))
+
+    def _unpack(self, stem: str, codes: Later, zero: NDArray[np.int8], bits: int, finer: int) -> ir.Value:
+        """Codes from planes, less `zero`, times `finer`: shift bit j to the top, then to the bottom, and weigh planes
+        by 1, 2, ..., -2^(bits-1).
+        """
+        width = -(-codes.size // 8)
+        planes = self.nodes.constant(f"{stem}.q", codes.map(lambda c: pack_bits(c, bits), (bits, width), np.uint8))
+        lanes = self.nodes.shared(np.arange(7, -1, -1, dtype=np.uint8).reshape(8, 1, 1))
+        top = self.nodes.op("BitShift", planes, lanes, direction="LEFT")
+        bit = self.nodes.op("BitShift", top, self.nodes.shared(np.uint8(7)), direction="RIGHT")
+        worth = finer * np.array([[*(2**i for i in range(bits - 1)), -(2 ** (bits - 1))]], np.int8)
+        flat = self.nodes.op("MatMulInteger", self.nodes.shared(worth), bit)
+        if codes.size % 8:
+            flat = self.nodes.op("Reshape", flat, self.nodes.shared(np.array([-1], np.int64)))
+            ends = [self.nodes.shared(np.array([end], np.int64)) for end in (0, codes.size)]
+            flat = self.nodes.op("Slice", flat, *ends)
+        shaped = self.nodes.op("Reshape", flat, self.nodes.shared(np.array(codes.shape, np.int64)))
+        if zero.any():
+            points = self.nodes.constant(f"{stem}.z", zero * np.int8(finer))
+            shaped = self.nodes.op("Sub", shaped, self.nodes.op("Cast", points, to=ir.DataType.INT32))
+        return self.nodes.op("Cast", shaped, to=ir.DataType.INT8)
+
+
+def _chosen(
+    mask: NDArray[np.bool_], shape: tuple[int, ...], axis: int
+) -> tuple[Callable[[NDArray[Any]], NDArray[Any]], tuple[int, ...]]:
+    """What takes the channels of a mask out of a weight of this shape, and the shape of what is taken."""
+    taken = tuple(int(mask.sum()) if i == axis else size for i, size in enumerate(shape))
+    return lambda codes: np.compress(mask, codes, axis=axis), taken
