@@ -1,4 +1,4 @@
-"""A plan that exists, applied to its model."""
+"""Apply an existing plan to its model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qgraph.samples.split import hold_out
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Applied(Model):
-    """A quantized model, and what it is worth; None where that was not to be measured."""
+    """A quantized model and the verdict on it (None where none was asked for)."""
 
     quality: Verdict | None = None
 
@@ -44,10 +44,28 @@ def apply(
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Applied:
-    """The model quantized as a plan says, loaded once in onnxruntime; the same bytes as the `quantize` of the plan.
+    """Quantize a model as a plan says: the same file as the job that wrote the plan.
 
-    `data` change nothing in it: the verdict is measured on those of them that a job on the same data keeps apart, and
-    without data on noise.
+    Args:
+        model: a path, `onnx.ModelProto` or onnx-ir model; it must be the one the plan was made for.
+        plan: what to quantize, and how.
+        data: samples to judge the result on; they do not change it. Without data it is judged on noise.
+        format: `qdq` to deploy, or `float` for a simulation in plain float operators.
+        opset, preprocessing, limit, batch, shapes, batch_axes, metric, threads: as in `quantize`.
+        measure: compare the result with the float model in onnxruntime (`Applied.quality`).
+
+    Raises:
+        PlanError: the plan was made for another model, or names what the model does not have.
+        QGraphError: anything else is wrong with the model, the data or the options.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> import qgraph
+        >>> network = files("qgraph") / "demo_assets" / "digits.onnx"
+        >>> plan = qgraph.quantize(network, activations=None, measure=False).plan
+        >>> applied = qgraph.apply(network, plan, measure=False)
+        >>> applied.source == str(network)
+        True
     """
     by = None if metric is None else load_metric(metric)
     loaded = load(model)

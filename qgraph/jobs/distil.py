@@ -1,4 +1,4 @@
-"""Samples distilled from the model itself, where none are given."""
+"""Distil samples from the model itself when the caller has none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qgraph.running.progress import SILENT, Progress
 from qgraph.samples.dataset import Dataset, open_data
 from qgraph.samples.layout import shaped
 
-DISTILLED = 32  # samples distilled where none are given (ZeroQ, section IV)
+DISTILLED = 32  # samples distilled by default (ZeroQ, section IV)
 
 
 def distilled_samples(
@@ -30,7 +30,7 @@ def distilled_samples(
     shapes: Mapping[str, Sequence[int]] | None = None,
     batch: int | None = None,
 ) -> Dataset:
-    """`distilled_inputs` of a job, as samples for the network in normal form."""
+    """Distil inputs for a job and wrap them as samples of the normalised network."""
     inputs = distilled_inputs(
         loaded,
         count=count,
@@ -56,10 +56,7 @@ def distilled_inputs(
     shapes: Mapping[str, Sequence[int]] | None = None,
     batch: int | None = None,
 ) -> Mapping[str, NDArray[np.float32]]:
-    """Samples distilled from the model (ZeroQ) with progress shown.
-
-    Warns where the model has nothing to distil from.
-    """
+    """Distil inputs from the model (ZeroQ) and report progress; warn where the model has nothing to distil from."""
     config = DistillConfig() if steps is None else DistillConfig(steps=steps)
     config = config if batch is None else replace(config, batch=batch)
     open_shapes: dict[str, list[Any]] = {

@@ -1,4 +1,4 @@
-"""Quantization-aware training of an ONNX file: a model in, a trained and quantized one out."""
+"""Quantization-aware training: from an ONNX file to a trained and quantized one."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ from qgraph.samples.dataset import DataLike, Dataset, open_data
 from qgraph.samples.preprocessing import Preprocessing
 from qgraph.samples.split import hold_out
 
-DISTILLED = 512  # samples distilled where none are given
+DISTILLED = 512  # samples distilled by default
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Finetuned(Result):
-    """A quantized model that was trained: `net` is the trained float network, which `plan` names."""
+    """The result of fine-tuning: `net` is the trained float network, the one that `plan` is for."""
 
     schedule: Schedule
     epochs: tuple[Judgement, ...]
-    """What was measured after every epoch; the first is the start."""
+    """One judgement of the starting point, then one per epoch."""
     best_epoch: int
 
     def to_dict(self, *, output: str | None = None, nbytes: int | None = None) -> dict[str, Any]:
@@ -86,15 +86,26 @@ def finetune(
 
     Args:
         model: a path, `onnx.ModelProto` or onnx-ir model.
-        data: training samples, with labels or without; by default distilled from the model.
-        method: what makes the plan that the training starts from: `lsqplus`, or another method that trains.
-        config: settings of the training; what they leave open, the fewest bits choose.
-        start: a plan for this model to start from, with its grids; by default they are initialised.
-        format, preprocessing, limit, opset, seed, measure, metric, threads, resume: as in `quantize`.
-        overrides: `weights`, `activations` (4 bits by default), `keep`, ...: the fields of `Recipe`.
+        data: training samples, with or without labels; by default distilled from the model.
+        method: makes the plan that training starts from: `lsqplus`, or another method that trains.
+        config: settings of the training; epochs and rate depend on the fewest bits unless they are given.
+        start: a plan for this model whose grids training starts from; by default grids are initialised.
+        format, preprocessing, limit, batch, shapes, batch_axes, opset, seed, measure, metric, threads, resume:
+            as in `quantize`.
+        overrides: fields of `Recipe`, such as `weights`, `activations` (4 bits by default) or `keep`.
 
     Raises:
-        QGraphError: with a message that says what to do, for anything wrong with model, data or options.
+        QGraphError: something is wrong with the model, the data or the options; the message says what to do.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> import qgraph
+        >>> demo = files("qgraph") / "demo_assets"
+        >>> network, samples = demo / "digits.onnx", demo / "digits_calibration.npz"
+        >>> short = qgraph.LsqPlusConfig(epochs=1, batch=8, shard=8)
+        >>> trained = qgraph.finetune(network, samples, limit=16, config=short, measure=False)
+        >>> len(trained.epochs)  # the starting point and one epoch
+        2
     """
     check_format(format)
     chosen = config or LsqPlusConfig()
@@ -128,7 +139,7 @@ def finetune(
         view = GraphView(net)
         material = Material(view=view, recipe=recipe, observed=observed, samples=samples, format=format, job=job)
         plan = given or registry.run(method, initial_plan(view, recipe, observed), material, config=chosen)
-        with job.stage("verify"):  # what cannot be exported or run is said before the training
+        with job.stage("verify"):  # find out before training what cannot be exported or run
             verify(lower(net, plan, format=format), net, samples, threads=threads)
         with job.stage("train"):
             training = train(
@@ -154,7 +165,7 @@ def finetune(
 
 
 def _recipe(method: str, has_data: bool, **overrides: Any) -> Recipe:
-    """The recipe of a method that trains, for bits that are given."""
+    """The recipe of a method that trains; the bits must be given."""
     if not registry.find(method).trains:
         raise UsageError(f"method '{method}' does not train: use qgraph quantize --method {method}")
     recipe = Recipe.choose(method, has_data, **overrides)
@@ -169,12 +180,11 @@ def _recipe(method: str, has_data: bool, **overrides: Any) -> Recipe:
 def _check(
     net: Model, recipe: Recipe, config: LsqPlusConfig, batch_norms: Collection[str], *, distilling: bool
 ) -> None:
-    """Say what cannot be done before the work begins."""
+    """Raise `UsageError` for what cannot be done, before the work begins."""
     layers, _ = choose_layers(GraphView(net), recipe.keep)
     if config.keep_bn and not any(layer.op == "Conv" and layer.output.name in batch_norms for layer in layers):
         raise UsageError(
-            f"{net.source} has no BatchNormalization to keep behind a convolution that is quantized: most exporters "
-            f"fold it away"
+            f"{net.source} has no BatchNormalization to keep after a quantized convolution: most exporters fold it away"
         )
     if distilling:
         check_trainable(net, layers, config)
@@ -191,7 +201,7 @@ def _trained(
     distilled: bool,
     trial: Trial | None,
 ) -> Finetuned:
-    """The result of a training that started with the plan `before`."""
+    """The result of training that started from the plan `before`."""
     net, plan = settle_biases(training.net, _complete(training, before, calibration, job.threads))
     return Finetuned(
         net=net,
@@ -218,7 +228,7 @@ def _given_plan(start: QuantPlan | str | Path | None, net: Model) -> QuantPlan |
 
 
 def _complete(training: Training, before: QuantPlan, calibration: Dataset, threads: int | None) -> QuantPlan:
-    """The learned plan with the grids that no layer reads, which span what the trained network now computes there."""
+    """The learned plan, plus the grids that no layer reads, fitted to what the trained network computes there."""
     net, learned = training.net, training.plan
     trained: Mapping[tuple[str, str], ActivationQuant] = {(a.tensor, a.role): a for a in learned.activations}
     missing = [a for a in before.activations if (a.tensor, a.role) not in trained]

@@ -1,4 +1,4 @@
-"""A result whose outputs miss a target, given to the guard; what it costs is in the result that comes back."""
+"""Hand a result whose outputs miss their target to the guard, and record what the repair costs."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from qgraph.running.sessions import Session
 from qgraph.samples.dataset import Batch
 
 TARGET_DB = 20.0
-COMFORT_DB = 30.0  # outputs with as much are left as they are
-SLOWER, FASTER = 1.05, 0.97  # latencies beyond chance: of a file beside float, and of another file beside that
-TIMED_SECONDS = 5e-4  # of a sample in floats; what takes less is not timed well enough to decide anything
-WORTH_DB = 0.5  # by which a variant must be better than the plan
+COMFORT_DB = 30.0  # outputs at or above this are left alone
+SLOWER, FASTER = 1.05, 0.97  # ratios of latencies that are not chance: quantized / float, weight-only / quantized
+TIMED_SECONDS = 5e-4  # per sample in floats; timings below this are too noisy to decide anything
+WORTH_DB = 0.5  # a variant must beat the plan by this much
 SAME_CLASS = 0.98
-DOUBT = 0.05  # chance that so many classes changed when no more than 2 % do: below it, they are too many
-SAMPLES = 16  # that errors are injected on, at most
-RUN_SECONDS = 0.5  # of one run over all of them: fewer samples are taken where that is longer
+DOUBT = 0.05  # too many classes changed if this count has a smaller probability at a true rate of 2 %
+SAMPLES = 16  # the most samples on which errors are injected
+RUN_SECONDS = 0.5  # a run over all samples may take this long; slower networks get fewer samples
 _HOPELESS = -1000.0
 
 
 def parse_target(guard: float | str | None) -> float | None:
-    """The target in dB; None where nothing is guarded. By default 20 dB."""
+    """The target in dB, 20 by default; None where the guard is off."""
     if guard is None:
         return TARGET_DB
     if guard == "off":
@@ -52,11 +52,11 @@ def parse_target(guard: float | str | None) -> float | None:
 
 
 def guarded(given: Gathered, result: Result, *, guard_db: float | str | None) -> Result:
-    """`result`, or another whose outputs hold the target.
+    """The result, repaired where its outputs miss the target.
 
-    Outputs with less than `COMFORT_DB` are worth a look at the plan's variants: whole ranges in place of clips, and
-    biases without their shifts. Where the target itself is missed, the guard gives grids up. Without a target of the
-    caller's own, grids below 8 bits are left as they are: what they miss is said in a warning.
+    If an output is below `COMFORT_DB`, two variants of the plan are tried: full ranges instead of clips, and biases
+    without their shifts. If the target itself is missed, the guard gives up grids. When the caller set no target,
+    plans with grids below 8 bits are not changed; a warning says what they miss.
     """
     target = parse_target(guard_db)
     quality = result.quality
@@ -72,9 +72,9 @@ def guarded(given: Gathered, result: Result, *, guard_db: float | str | None) ->
 
 
 def no_slower(result: Result, *, fixed: bool) -> Result:
-    """`result`, or the same with weights alone where its integers take longer than floats here and that does not.
+    """The result, or its weight-only version where quantized activations make it slower than float on this machine.
 
-    Where the caller has `fixed` that activations are quantized, the file stays as it is and a warning says so.
+    With `fixed`, the caller asked for quantized activations: the result stays as it is, and a warning says so.
     """
     quality = result.quality
     slow = quality is not None and (quality.latency or 0.0) > SLOWER and (quality.float_seconds or 0.0) > TIMED_SECONDS
@@ -91,7 +91,7 @@ def no_slower(result: Result, *, fixed: bool) -> Result:
 
 
 def _best_variant(given: Gathered, result: Result, judge: _Judge) -> Result:
-    """The result with whole ranges, or without shifts of biases, where that measures better."""
+    """The result with full ranges, or without bias shifts, where that measures better."""
     plan, ranges = result.plan, _ranges(given, result.plan)
     plain = plan.map_layers(lambda layer: dataclasses.replace(layer, bias_shift=()))
     variants = {
@@ -108,9 +108,9 @@ def _best_variant(given: Gathered, result: Result, judge: _Judge) -> Result:
 
 
 def _repaired(given: Gathered, result: Result, batches: Sequence[Batch], target: float) -> Result:
-    """The result after the guard, on samples kept apart too; warns where it holds there no more than before."""
+    """The result after the guard, checked on held-out samples as well; warns where it is no better there."""
     before, wanted, better = result.quality, target, result
-    for _ in range(2):  # what holds on the samples that calibrated may miss on those kept apart
+    for _ in range(2):  # a target met on calibration samples may be missed on held-out ones
         judge = _Judge(given, batches, wanted)
         found = guard(
             result.plan,
@@ -143,10 +143,9 @@ def _ranges(given: Gathered, plan: QuantPlan) -> dict[str, tuple[float, float]]:
 
 
 def margin(outputs: Sequence[OutputQuality], target: float) -> float:
-    """By how many dB the outputs hold the target, negative where one misses it.
+    """How far the worst output is above the target, in dB; negative where it misses.
 
-    An output of class scores misses it too where more classes changed than the 2 % that are allowed, and chance does
-    not explain how many.
+    An output of class scores also misses where significantly more than the allowed 2 % of classes changed.
     """
     least = np.inf
     for output in outputs:
@@ -160,7 +159,7 @@ def margin(outputs: Sequence[OutputQuality], target: float) -> float:
 
 
 def below_eight_bits(plan: QuantPlan) -> bool:
-    """Whether the plan has grids of fewer bits than the guard gives up unasked."""
+    """Whether the plan has grids below 8 bits, which the guard does not give up unasked."""
     return any(min(layer.weight.widths) < MAX_BITS - 1 for layer in plan.layers) or any(
         a.bits < MAX_BITS for a in plan.activations
     )
@@ -172,7 +171,7 @@ def _too_many_changed(output: OutputQuality) -> bool:
 
 
 class _Judge:
-    """The margin of a plan, measured on the model that it makes with its weights unpacked: the same numbers, sooner."""
+    """Measures the margin of a plan on its model with unpacked weights: the same numbers, sooner."""
 
     def __init__(self, given: Gathered, batches: Sequence[Batch], target: float) -> None:
         self.given, self.batches, self.target = given, batches, target
@@ -200,7 +199,7 @@ def _real(batch: Batch, array: Any) -> Any:
 
 
 def _few(given: Gathered, most: int) -> list[Batch]:
-    """Samples spread over those that are given, fewer where the network is slow."""
+    """At most `most` of the given samples, evenly spread; fewer where the network is slow."""
     samples = given.need_samples("the guard measures on samples")
     session = Session(given.net.ir_model, threads=given.job.threads)
     step = max(1, samples.count // most)
@@ -220,9 +219,9 @@ def _warn(result: Result, quality: Verdict, target: float) -> None:
     names = ", ".join(f"'{layer.name}' {_measured(layer):.1f} dB" for layer in ranked[:3])
     said = "" if worst is None or worst.sqnr_db is None else f"{worst.sqnr_db:.1f} dB"
     warnings.warn(
-        f"output '{'' if worst is None else worst.name}' is at {said or 'no number'}, below the {target:g} dB that are "
-        f"wanted; the layers with the largest errors: {names or 'unknown'}. --guard {target:g} gives up what ruins it, "
-        f"--keep NAME leaves a layer float",
+        f"output '{'' if worst is None else worst.name}' is at {said or 'no number'}, below the target of "
+        f"{target:g} dB; layers with the largest errors: {names or 'unknown'}. --guard {target:g} gives up the grids "
+        f"that ruin it, --keep NAME leaves a layer in floating point",
         QualityWarning,
         stacklevel=4,
     )

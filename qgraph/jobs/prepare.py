@@ -1,4 +1,4 @@
-"""All that comes before a plan: the network in normal form, samples (given or distilled), and their statistics."""
+"""Everything that precedes a plan: the normalised network, samples (given or distilled), and their statistics."""
 
 from __future__ import annotations
 
@@ -41,30 +41,30 @@ from qgraph.samples.split import Split, calibrating, hold_out, one_at_a_time
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Gathered(Material):
-    """What a plan is made of, with the model as it was loaded, and where the samples are from."""
+    """Everything a plan is made from, with the model as loaded and the origin of the samples."""
 
     loaded: Model
     trial: Trial
     judging: Dataset | None
-    """Samples that choose among plans and calibrate none, where the task is the budget."""
+    """With `max_drop`, the samples that choose among plans; they calibrate none."""
     source: str
 
     def plan(self) -> QuantPlan:
-        """The plan of the recipe's method; where bits are to be mixed, the one with 8 bits everywhere."""
+        """The plan of the recipe's method; for mixed bits, with 8 bits everywhere."""
         return registry.run(self.recipe.method, initial_plan(self.view, self.recipe, self.observed), self)
 
     def _at(self, plan: QuantPlan, recipe: Recipe) -> QuantPlan:
-        """What the method makes of a plan for other bits."""
+        """The plan that the method makes for the bits of another recipe."""
         return registry.run(recipe.method, plan, dataclasses.replace(self, recipe=recipe, format="qdq", variants=False))
 
     def finished(self, plan: QuantPlan) -> QuantPlan:
-        """The plan after the methods that run once, when every layer has its bits."""
+        """The plan after the methods that run once, after every layer has its bits."""
         for name in self.recipe.methods:
             plan = registry.run(name, plan, self, once=True)
         return plan
 
     def mixer(self, *, on_better: Better | None = None) -> Mixer:
-        """What chooses the bits of every layer."""
+        """The object that chooses the bits of every layer."""
         return Mixer(
             net=self.net,
             recipe=self.recipe,
@@ -79,7 +79,7 @@ class Gathered(Material):
         )
 
     def _judge(self) -> Callable[[ir.Model], Drop | None]:
-        """What measures the task of a candidate; it looks at nothing before it is asked."""
+        """A function that measures a candidate on the task; it opens nothing before its first call."""
         samples = self.judging or self.need_samples("--max-drop is measured on samples")
         judge = Judge(
             reference=self.net,
@@ -113,7 +113,7 @@ def gather(
     metric: MetricLike | None = None,
     **overrides: Any,
 ) -> Gathered:
-    """Load, distil where there are no data, and observe. Arguments as for `quantize`."""
+    """Load the model, distil samples where none are given, and observe. The arguments are those of `quantize`."""
     job = job or Job()
     measured = calibration is not None and Path(calibration).exists()
     recipe = Recipe.choose(method, data is not None or measured, **overrides)
@@ -122,7 +122,7 @@ def gather(
         loaded = load(model)
         net = prepare(loaded, opset=opset)
         view = GraphView(net)
-        choose_layers(view, recipe.keep)  # what cannot be done is said before the work begins
+        choose_layers(view, recipe.keep)  # fail before the work begins
         samples = (
             None
             if data is None
@@ -159,13 +159,13 @@ def gather(
         observed=observed,
         source=_source(observed, given=data is not None or measured),
         format=format,
-        variants=calibration is None,  # a file of statistics decides alone
+        variants=calibration is None,  # with a file of statistics, the statistics alone decide
         job=job,
     )
 
 
 def _takes_one(net: Model, apart: Split) -> bool:
-    """Whether a model that does not run on a batch runs on a sample alone; warns where it does."""
+    """Whether the model fails on a batch but runs on a single sample; warns if so."""
     data = apart.used
     if data.batch is not None or data.count < 2:
         return False
@@ -173,13 +173,14 @@ def _takes_one(net: Model, apart: Split) -> bool:
     if _runs(session, data) or not _runs(session, replace(data, batch=1)):
         return False
     warnings.warn(
-        f"{net.source} takes one sample at a time, although its batch is open: as with --batch 1", stacklevel=2
+        f"{net.source} takes one sample at a time, although its batch size is open: running it as with --batch 1",
+        stacklevel=2,
     )
     return True
 
 
 def _runs(session: Session, data: Dataset) -> bool:
-    """Whether the first batch goes through."""
+    """Whether the first batch runs."""
     try:
         session.run_list(next(data.batches()).feeds)
     except ModelError:
@@ -188,7 +189,7 @@ def _runs(session: Session, data: Dataset) -> bool:
 
 
 def _parted(apart: Split | None, recipe: Recipe) -> tuple[Dataset | None, Dataset | None]:
-    """Samples to calibrate on, and where the task is the budget those that judge: half of them or more."""
+    """Samples that calibrate and, with `max_drop`, samples that judge: half of them or more."""
     if apart is None or recipe.max_drop is None:
         return None if apart is None else apart.used, None
     return calibrating(apart.used)

@@ -1,4 +1,4 @@
-"""The main job: a model in, a smaller one out."""
+"""The main job: quantize a model."""
 
 from __future__ import annotations
 
@@ -52,32 +52,43 @@ def quantize(
     Args:
         model: a path, `onnx.ModelProto` or onnx-ir model.
         data: calibration samples: a path (.npz, .npy, folder of images), arrays, or an iterable of batches.
-        method: `minmax`, `aciq` (default with data), `zeroq` (default without: data are distilled from the model),
-            `qrater` (found by measuring the task: see `search`), `lsqplus` (trained: see `finetune`), or what another
-            package registered (`qgraph.method`).
-        format: `qdq` to deploy, `float` for a simulation in plain float operators.
-        preprocessing: mean and std for images.
+        method: `minmax`, `aciq` (default with data), `zeroq` (default without data: samples are distilled from the
+            model), `qrater` (clips and roundings found by measuring the task, see `search`), `lsqplus` (trained, see
+            `finetune`), or a method that another package registered (`qgraph.method`).
+        format: `qdq` to deploy, or `float` for a simulation in plain float operators.
+        preprocessing: mean and std of images.
         limit: use at most this many samples.
-        batch, shapes, batch_axes: among the overrides: how many samples the model takes at a time, where only so many;
-            the sizes of inputs that the model leaves open, by input; the axis along which the samples of an input run,
-            where that is not 0 and not found from the sizes.
-        calibration: file of statistics: read if it exists, else written, so that observing is done once; it decides
-            the plan alone, so that variants of a method are not tried on samples.
+        batch, shapes, batch_axes (among the overrides): the batch size, if the model takes only one; the sizes of
+            dimensions that the model leaves open, by input; the axis along which the samples of an input run, if it
+            is not 0 and cannot be told from the sizes.
+        calibration: a file of statistics: read if it exists, written otherwise, so that the model is observed only
+            once. The statistics alone then decide the plan; no variants of a method are tried on samples.
         opset: raise the model to this opset first.
-        seed: of distilled data.
-        measure: run what will be written beside the float model, on samples that took no part: `Result.quality`.
-        metric: what the task is measured by, for the verdict and `max_drop`: a function (outputs, labels) -> number,
-            higher is better, or its name as `module:function`.
-        guard: dB that every output must keep, or "off": grids that ruin an output give way until it holds. By default
-            20, and 98 % of the classes of scores, where all grids have 8 bits; other plans get a warning alone.
-        resume: folder for the checkpoints of long stages; what it holds of the same job is continued.
-        executor: where independent jobs run, `local` or `dask:ADDRESS`.
-        on_better: called with every smaller result that a search for the smallest (`max_drop`) accepts on its way.
-        overrides: `weights` (bits, "mixed" or None), `activations` (bits or None), `size_mb`, `clip`, `keep`, ...: the
-            fields of `Recipe`.
+        seed: for distilled data.
+        measure: run the result beside the float model on held-out samples (`Result.quality`).
+        metric: measures the task, for the verdict and for `max_drop`: a function (outputs, labels) -> number, higher
+            is better, or its name as `module:function`.
+        guard: SQNR in dB that every output must keep, or "off". Grids that ruin an output are given up until it does.
+            By default, where all grids have 8 bits, 20 dB and 98 % unchanged classes; other plans only get a warning.
+        threads: threads of onnxruntime and of independent jobs; by default as many as there are CPUs.
+        resume: folder for checkpoints of long stages; the same job continues from what it finds there.
+        executor: where independent jobs run: `local` or `dask:ADDRESS`.
+        on_better: with `max_drop`, called with every smaller result that the search accepts on its way.
+        progress: is told of stages and steps.
+        overrides: fields of `Recipe`, such as `weights` (bits, "mixed" or None), `activations` (bits or None),
+            `size_mb`, `clip` or `keep`.
 
     Raises:
-        QGraphError: with a message that says what to do, for anything wrong with model, data or options.
+        QGraphError: something is wrong with the model, the data or the options; the message says what to do.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> import qgraph
+        >>> demo = files("qgraph") / "demo_assets"
+        >>> network, samples = demo / "digits.onnx", demo / "digits_calibration.npz"
+        >>> result = qgraph.quantize(network, samples, limit=16, method="minmax", weights=4, measure=False)
+        >>> [layer.weight_bits for layer in result.layers]
+        [8, 4, 4, 4, 4, 4, 8]
     """
     check_format(format)
     source: dict[str, Any] = {"preprocessing": preprocessing, "limit": limit, "opset": opset, "metric": metric}
@@ -99,7 +110,7 @@ def _quantized(
     guard: float | str | None,
     fixed: bool,
 ) -> Result:
-    """All that follows from what was gathered; `fixed`: the caller has said that activations are quantized."""
+    """The result for everything gathered; `fixed`: the caller asked for quantized activations."""
     job, allocation = given.job, None
     with job.stage("plan"):
         plan = given.plan()

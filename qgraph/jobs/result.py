@@ -1,4 +1,4 @@
-"""What quantizing a model gives: a plan, the graph that it makes, and what became of every layer."""
+"""The result of quantizing a model: its plan, its graph, and a report on every layer."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """The concessions of the guard, and what the file was worth before them."""
+    """The concessions of the guard, and the verdict on the file before them."""
 
     target_db: float
     concessions: tuple[Concession, ...]
     before: Verdict
 
     def lines(self, after: Verdict) -> tuple[str, ...]:
-        """What gave way, and what that costs."""
+        """What was given up and what that costs, one line each."""
         share = (after.nbytes - self.before.nbytes) / max(self.before.float_nbytes, 1)
         cost = f"{share:+.1%} of the float model's bytes"
         if after.latency is not None and self.before.latency is not None:
@@ -56,7 +56,21 @@ class GivenUp:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Result:
-    """A quantized model: its plan, its graph, and what each stage took."""
+    """A quantized model with its plan, its layers, its verdict, and the seconds of each stage.
+
+    `net` is the normalised float network, `format` is `qdq` or `float`, and `data` is where the samples came from:
+    `calibration`, `distilled` or `none`.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> import qgraph
+        >>> network = files("qgraph") / "demo_assets" / "digits.onnx"
+        >>> result = qgraph.quantize(network, activations=None, weights=4, measure=False)
+        >>> result.nbytes < 0.2 * result.net.nbytes
+        True
+        >>> result.plan.layer(result.layers[1].name).weight.bits
+        4
+    """
 
     net: Model
     plan: QuantPlan
@@ -67,15 +81,15 @@ class Result:
     samples: Dataset | None = None
     threads: int | None = None
     trial: Trial | None = None
-    """What `quality` is measured on; None where it is not."""
+    """What `quality` is measured on; None where it is not measured."""
     allocation: Allocation | None = None
-    """Sensitivities, frontier and choice, where bits were mixed."""
+    """For mixed bits: the sensitivities, the Pareto frontier and the choice."""
     given_up: GivenUp | None = None
-    """What gave way so that the outputs hold their target; None where nothing had to."""
+    """What the guard gave up so that the outputs meet their target; None if nothing."""
 
     @cached_property
     def layers(self) -> tuple[LayerReport, ...]:
-        """What became of every layer, with its errors: predicted, simulated alone, and measured in the file."""
+        """A report on every layer with its errors: predicted, simulated alone, and measured in the file."""
         view = GraphView(self.net)
         return layer_reports(
             view, self.plan, self.observed, self.samples, in_file=self.layers_in_file, threads=self.threads
@@ -83,21 +97,21 @@ class Result:
 
     @cached_property
     def layers_in_file(self) -> Mapping[str, InFile]:
-        """What was measured of every layer's result in the file, by layer; nothing where it was not to be measured."""
+        """The measured error of every layer's result in the file, by layer; empty where nothing is measured."""
         if self.trial is None or self.trial.samples is None:
             return {}
         view, samples = GraphView(self.net), self.trial.samples
         return layers_in_file(view, self.plan, self.model, samples, threads=self.threads, progress=self.trial.progress)
 
     def warnings(self) -> list[str]:
-        """What samples that took no part say against the ranges that the others gave."""
+        """Warnings about tensors whose values on held-out samples leave the calibrated ranges."""
         if self.trial is None or self.trial.samples is None or self.trial.basis != "held-out" or self.observed is None:
             return []
         return beyond(self.layers_in_file.values(), self.observed, self.trial.samples)
 
     @cached_property
     def quality(self) -> Verdict | None:
-        """What the file that `save` writes is worth beside the float model; None where it was not to be measured."""
+        """The verdict on the file that `save` writes, against the float model; None where nothing is measured."""
         return None if self.trial is None else self.trial.judge(self.model, threads=self.threads)
 
     @cached_property
@@ -107,16 +121,16 @@ class Result:
 
     @property
     def plan_file(self) -> str:
-        """The plan as JSON, with the quality of what was made of it."""
+        """The plan as JSON, with the verdict on the file made from it."""
         return replace(self.plan, quality=None if self.quality is None else self.quality.to_dict()).to_json()
 
     @cached_property
     def nbytes(self) -> int:
-        """Bytes of the file that `save` writes."""
+        """The size of the file that `save` writes, in bytes."""
         return int(ir.to_proto(self.model).ByteSize())
 
     def save(self, path: str | Path) -> int:
-        """Write the model, whole or not at all; returns its size in bytes."""
+        """Write the model, whole or not at all, and return its size in bytes."""
         return save(self.model, path, source=self.net.source)
 
     def to_dict(self, *, output: str | None = None, nbytes: int | None = None) -> dict[str, Any]:
@@ -148,6 +162,6 @@ class Result:
         }
 
     def _drop(self) -> dict[str, Any] | None:
-        """What the task lost, where it was the budget."""
+        """What the task lost, with `max_drop`."""
         drop = None if self.allocation is None else self.allocation.drop
         return None if drop is None else asdict(drop)

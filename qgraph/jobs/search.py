@@ -1,4 +1,4 @@
-"""Q-Rater from file to plan: the starting plan of a protocol, then the search over it."""
+"""Q-Rater from model to plan: make the starting plan of a protocol, then search from it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Searched:
-    """The network that was searched, the plan to start from, and what was found."""
+    """The network that was searched, the starting plan, and what was found."""
 
     net: Model
     base: QuantPlan
@@ -69,17 +69,29 @@ def search(
 
     Args:
         model: a path, `onnx.ModelProto` or onnx-ir model.
-        data: samples, with labels for the objectives accuracy and loss.
+        data: samples; the objectives `accuracy` and `loss` need labels.
         protocol: `deploy`: the grids of `quantize`, which run on integers; `paper`: one signed symmetric grid per
-            layer, BatchNormalization kept, the first layer in floating point unless `first_layer_bits` says otherwise.
-        config: ingredients, grids, objective and what makes the search cheap.
-        executor: `local`, or `dask:ADDRESS`; the result is the same.
-        folder: where every evaluation is kept: what it holds of the same search is continued.
-        overrides: the fields of `Recipe`: `weights`, `activations`, `keep`, `clip` (of the starting plan), ...
+            layer, BatchNormalization kept, the first layer in floating point unless `first_layer_bits` is given.
+        config: what is searched, where, and how carefully.
+        first_layer_bits: with `paper`, the bits of the first layer.
+        preprocessing, limit, batch, shapes, batch_axes, opset, threads, progress: as in `quantize`.
+        executor: `local` or `dask:ADDRESS`; the result is the same.
+        folder: keeps every evaluation; the same search continues from what it finds there.
+        overrides: fields of `Recipe`, such as `weights`, `activations`, `keep` or `clip` (of the starting plan).
 
     Raises:
-        ConstantObjective: nothing made a difference.
-        QGraphError: for anything wrong with model, data or options.
+        ConstantObjective: no candidate made a difference to the objective.
+        QGraphError: something else is wrong with the model, the data or the options.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> import qgraph
+        >>> demo = files("qgraph") / "demo_assets"
+        >>> network, samples = demo / "digits.onnx", demo / "digits_calibration.npz"
+        >>> clips = qgraph.SearchConfig(ingredients=("clip",), clips=(0.6, 0.8, 1.0))
+        >>> found = qgraph.search(network, samples, limit=16, weights=4, config=clips)
+        >>> found.plan == found.base
+        False
     """
     if protocol not in PROTOCOLS:
         raise UsageError(f"unknown protocol '{protocol}': choose {' or '.join(PROTOCOLS)}")
@@ -104,7 +116,7 @@ def starting_plan(
     protocol: Protocol = "deploy",
     first_layer_bits: int | None = None,
 ) -> QuantPlan:
-    """The plan that a search improves: least squared error on the grids of the protocol, rounding to nearest."""
+    """The plan that a search improves: clips of least squared error and rounding to nearest."""
     if protocol == "deploy":
         given = Material(view=view, recipe=recipe, observed=observed)
         return registry.run(recipe.method, initial_plan(view, recipe, observed), given)

@@ -1,4 +1,4 @@
-"""How much every layer matters, at each width."""
+"""Measure how much every layer matters at each width."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def measure_sensitivity(
     progress: Progress = SILENT,
     **overrides: Any,
 ) -> Sensitivity:
-    """How far the outputs move when one layer alone is quantized, for every layer and each of `bits` (ZeroQ, Eq. 2).
+    """Measure how far the outputs move when one layer alone is quantized, at each of `bits` (ZeroQ, Eq. 2).
 
     The arguments are those of `quantize`; without data, samples are distilled from the model.
     """

@@ -1,4 +1,4 @@
-"""What a job's result is judged by: the float model that the user gave, and samples kept apart."""
+"""What the result of a job is judged by: the user's float model and held-out samples."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from qgraph.samples.split import Split
 
 
 def tell(messages: Iterable[str]) -> None:
-    """Warn of what goes on and should not pass in silence."""
+    """Issue each message as a warning."""
     for message in messages:
         warnings.warn(message, stacklevel=3)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trial:
-    """The float model to compare with, and what on: `samples` that are what `basis` says."""
+    """The float model to compare with, and the samples to compare on; `basis` says what they are."""
 
     reference: Model
     samples: Dataset | None
@@ -42,7 +42,7 @@ class Trial:
         metric: Metric | None = None,
         progress: Progress = SILENT,
     ) -> Trial:
-        """On the samples that a job held out; `given` says whether they were, or were distilled."""
+        """A trial on the samples that a job held out; `given` says whether the user gave them."""
         basis: Basis = "none" if apart is None else "distilled" if not given else "calibration"
         if apart is not None and apart.apart and given:
             basis = "held-out"
@@ -50,7 +50,7 @@ class Trial:
         return cls(reference=reference, samples=samples, basis=basis, metric=metric, progress=progress)
 
     def judge(self, quantized: ir.Model, *, threads: int | None = None) -> Verdict:
-        """What `quantized` is worth, run as it will be written."""
+        """The verdict on `quantized`, run as it will be written."""
         return measure(
             self.reference,
             quantized,
