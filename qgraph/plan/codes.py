@@ -1,4 +1,4 @@
-"""The integer codes of a weight under a plan's grid, and the values they stand for."""
+"""The integer codes of a weight on its grid, and the values they stand for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BLOCK = 2**20  # values at a time
 
 @contextmanager
 def _within_float32() -> Iterator[None]:
-    """Say of weights that go to the end of float32 that their grid would leave it."""
+    """Raise `PlanError` where the grid of very large weights would leave the range of float32."""
     try:
         yield
     except ValueError as error:
@@ -29,7 +29,7 @@ def _within_float32() -> Iterator[None]:
 
 @_within_float32()
 def codes(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.int8]:
-    """clip(round(w input_scale / scale) + zero_point, qmin, qmax) in int8, half to even or by the grid's rounding."""
+    """clip(round(w input_scale / scale) + zero_point, qmin, qmax) as int8, half to even or by the grid's rounding."""
     weight = scaled(weight, quant)
     if quant.rounding is None:
         return np.asarray(qmath.quantize(weight, rounding_grid(quant, weight.shape)), np.int8)
@@ -42,14 +42,15 @@ def codes(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.int8]:
 
 @_within_float32()
 def values(integer: NDArray[np.integer], quant: WeightQuant) -> NDArray[np.float32]:
-    """gain * scale * (code - zero_point), computed as DequantizeLinear does: one float32 product (with `input_scale`
-    inside).
+    """gain * scale * (code - zero_point) as DequantizeLinear computes it, in one float32 product.
+
+    The factors of `input_scale` stay in the result.
     """
     return qmath.dequantize(integer, _grid(quant, dequantization_scale(quant), integer.shape))
 
 
 def scaled(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.floating]:
-    """What is rounded: w input_scale."""
+    """The weight as it is rounded: w input_scale."""
     return weight * _over_inputs(quant, weight.shape) if quant.input_scale else weight
 
 
@@ -63,12 +64,12 @@ def quantized(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.fl
 
 
 def rounding_grid(quant: WeightQuant, shape: tuple[int, ...], scale: ArrayLike | None = None) -> qmath.Grid:
-    """The grid that rounds a weight of this shape: the plan's without its gain, or another scale in its place."""
+    """The grid that rounds a weight of this shape: without the gain, and with `scale` if one is given."""
     return _grid(quant, quant.scale if scale is None else scale, shape)
 
 
 def _grid(quant: WeightQuant, scale: ArrayLike, shape: tuple[int, ...]) -> qmath.Grid:
-    """The grid with this scale; parameters of which there is one for the whole weight go without an axis."""
+    """The grid with this scale; it has no axis where each parameter is a single number."""
     parameters: list[NDArray[Any]] = [np.ravel(part) for part in (quant.widths, scale, quant.zero_point)]
     granularity = quant.granularity
     if all(part.size == 1 for part in parameters):
@@ -87,7 +88,7 @@ def _grid(quant: WeightQuant, scale: ArrayLike, shape: tuple[int, ...]) -> qmath
 
 
 def _check_fit(sizes: Sequence[int], granularity: qmath.Granularity, shape: tuple[int, ...]) -> None:
-    """Raise `PlanError` unless there is one of each parameter, or as many as a weight of this shape has."""
+    """Raise `PlanError` unless each parameter is a single number, or has as many as a weight of this shape needs."""
     fits = granularity.axis is None or 0 <= granularity.axis < len(shape)
     if not fits or not set(sizes) <= {1, granularity.count(shape)}:
         raise PlanError(
@@ -97,7 +98,7 @@ def _check_fit(sizes: Sequence[int], granularity: qmath.Granularity, shape: tupl
 
 
 def row_blocks(array: NDArray[Any], granularity: qmath.Granularity) -> Iterator[NDArray[Any]]:
-    """The rows of a weight (`qmath.Granularity.rows`), one for each scale, some at a time."""
+    """The rows of a weight (`qmath.Granularity.rows`), one for each scale, in blocks of limited size."""
     if granularity.per_channel:
         moved = np.moveaxis(array, granularity.axis or 0, 0)
         return (moved[some].reshape(len(moved[some]), -1) for some in _blocks(moved.shape))
@@ -106,29 +107,27 @@ def row_blocks(array: NDArray[Any], granularity: qmath.Granularity) -> Iterator[
 
 
 def dequantization_scale(quant: WeightQuant) -> NDArray[np.float32]:
-    """scale * gain in float32, one per channel (or one)."""
+    """scale * gain as float32, one per channel or one in all."""
     return (np.asarray(quant.scale) * np.asarray(quant.gain)).astype(np.float32)
 
 
 def is_shifted(quant: WeightQuant) -> bool:
-    """Whether files hold code - zero_point as int8, which integer kernels take without a zero point."""
+    """Whether files hold code - zero_point, which fits int8 and needs no zero point in the kernel."""
     return not quant.symmetric and max(quant.widths) <= MAX_SHIFTED_BITS
 
 
 def finer(quant: WeightQuant) -> tuple[int, ...]:
-    """How much finer the grid is on which narrow weights are unpacked, for every channel or for all: as much as 7 bits
-    allow, at no cost.
+    """How many times finer the grid is that narrow weights are unpacked to, per channel or one in all.
 
-    Integer kernels round biases to multiples of the operand's scale times the weight's, which few bits make coarse.
-    The eighth bit is left out for CPUs whose 16-bit sums would overflow (see `--reduce-range`).
+    Integer kernels round biases to multiples of the operand's scale times the weight's, and few bits make that step
+    coarse. A grid finer by as much as 7 bits allow costs nothing; the eighth bit is left out for CPUs whose 16-bit
+    sums would overflow (see `--reduce-range`).
     """
     return tuple(1 << max(7 - is_shifted(quant) - bits, 0) for bits in quant.widths)
 
 
 def stored(integer: NDArray[np.int8], quant: WeightQuant) -> NDArray[np.int16]:
-    """What an integer kernel multiplies: the codes on the finer grid of narrow weights, less their zero points where
-    files hold them so.
-    """
+    """The integers that a kernel multiplies: codes times `finer`, less the zero point where `is_shifted`."""
     result = integer.astype(np.int16)
     if is_shifted(quant):
         result -= quant.granularity.lay(quant.zero_point, integer.shape).astype(np.int16)
@@ -136,14 +135,14 @@ def stored(integer: NDArray[np.int8], quant: WeightQuant) -> NDArray[np.int16]:
 
 
 def accumulator_scale(quant: WeightQuant, operand: ActivationQuant) -> NDArray[np.float32]:
-    """The unit of an integer kernel's sums, one per channel (or one): biases are whole multiples of it."""
+    """The step of an integer kernel's accumulator, per channel or one in all; biases are multiples of it."""
     narrow = np.asarray(finer(quant), np.float32)
     scale: NDArray[np.float32] = np.float32(operand.scale) * dequantization_scale(quant) / narrow
     return scale
 
 
 def _blocks(shape: Sequence[int]) -> Iterator[slice]:
-    """The rows of a weight, some at a time: what is computed on the way to integers is several times as large."""
+    """Slices of the rows of a weight: intermediate results are several times as large as the weight."""
     rows = max(1, _BLOCK // max(1, math.prod(shape[1:])))
     return (slice(start, start + rows) for start in range(0, shape[0], rows))
 

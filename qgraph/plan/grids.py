@@ -1,4 +1,4 @@
-"""The plan that every method starts from: full-range grids for the chosen layers and the tensors between them."""
+"""The plan that every method starts from: full-range grids for the chosen layers and the tensors they read."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from qgraph.plan.recipe import Recipe, TargetCpu
 from qgraph.plan.saturation import without_saturation
 from qgraph.plan.sums import with_room_for_biases, with_shared_weights
 
-STORAGE_BITS = 8  # of tensors that no layer multiplies: sums, and what residual connections carry
-_SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**23  # of activations
+STORAGE_BITS = 8  # of tensors that no layer multiplies, such as sums and residual connections
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**23  # of an activation
 _SMALLEST_WEIGHT_SCALE = float(np.finfo(np.float32).tiny) * 2
 
 
 def initial_plan(view: GraphView, recipe: Recipe, observed: Ranges | None) -> QuantPlan:
-    """Weights spanned to their largest magnitude; activations to their observed minimum and maximum."""
+    """Grids that span each weight to its largest magnitude, and each activation from its minimum to its maximum."""
     layers, kept = choose_layers(view, recipe.keep)
     activations: list[ActivationQuant] = []
     floats: dict[str, str] = {}
@@ -51,13 +51,13 @@ def initial_plan(view: GraphView, recipe: Recipe, observed: Ranges | None) -> Qu
 
 
 def sound(plan: QuantPlan, view: GraphView, *, target_cpu: TargetCpu) -> QuantPlan:
-    """The plan with weight scales under which no sum of an integer kernel overflows on the CPUs that it is for."""
+    """The plan with weight scales widened until no integer kernel overflows on the target CPUs."""
     safe = with_room_for_biases(plan if target_cpu == "vnni" else without_saturation(plan, view), view)
     return with_shared_weights(safe, view)
 
 
 def _unfolded(view: GraphView) -> dict[str, str]:
-    """BatchNormalizations between the layers that are not part of one."""
+    """The BatchNormalizations between layers that could not be folded, with the reason."""
     behind = {str(node.name) for node in view.tail}
     return {name: f"not folded: {why}" for name, why in view.unfolded.items() if name not in behind}
 
@@ -80,8 +80,9 @@ def weight_grid(
     symmetric: bool,
     channel_bits: tuple[int, ...] = (),
 ) -> WeightQuant:
-    """The signed grid that spans low..high, one of each for what shares a scale: symmetric about 0, or with an integer
-    zero point.
+    """The signed grid that spans low..high: symmetric about 0, or with an integer zero point.
+
+    `low` and `high` hold one value for each scale.
     """
     low, high = (np.atleast_1d(np.asarray(v, np.float64)) for v in (low, high))
     half = 2.0 ** (np.asarray(channel_bits or bits) - 1)
@@ -103,7 +104,7 @@ def weight_grid(
 
 
 def activation_grid(tensor: str, low: float, high: float, *, bits: int, role: str = "tensor") -> ActivationQuant:
-    """The unsigned grid of `bits` that spans low..high, widened to contain 0 exactly, with an integer zero point."""
+    """The unsigned grid that spans low..high, widened to include 0, with an integer zero point."""
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     qmax = 2**bits - 1
     scale = float(_positive(np.float64((high - low) / qmax), _SMALLEST_SCALE).astype(np.float32))
@@ -115,7 +116,7 @@ def _activation_grids(site: ActivationSite, bits: int, observed: Ranges) -> list
     """One grid, or two where layers read fewer bits than the other consumers of the tensor."""
     low, high = observed.range_of(site.tensor)
     if 0 < max(high, 0.0) - min(low, 0.0) < _SMALLEST_SCALE * (2**bits - 1):
-        return []  # no step is small enough
+        return []  # the range is too small for any float32 step
     if not site.operand:
         wanted = [("tensor", STORAGE_BITS)]
     elif site.shared and bits != STORAGE_BITS:
@@ -126,20 +127,20 @@ def _activation_grids(site: ActivationSite, bits: int, observed: Ranges) -> list
 
 
 def _positive(scale: NDArray[np.float64] | np.float64, smallest: float) -> NDArray[np.float64]:
-    """Scales of all-zero channels become 1, others at least the smallest."""
+    """The scales, those of all-zero channels set to 1 and the others raised to at least `smallest`."""
     scale = np.asarray(scale)
     return np.where(scale > 0, np.maximum(scale, smallest), 1.0)
 
 
 def _floats(scale: NDArray[np.float64]) -> tuple[float, ...]:
-    """float32 values: what the model file can hold."""
+    """The scales rounded to float32, which is what model files hold."""
     return tuple(float(s) for s in scale.astype(np.float32))
 
 
 def weight_ends(
     weight: NDArray[np.floating], grid: WeightQuant, method: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both ends of the range of what shares a scale, channels at their own widths, on a grid of this shape."""
+    """The low and high end of the range for each scale of `grid`, clipped by `method` at each channel's width."""
 
     def choose(rows: NDArray[np.floating], bits: int) -> tuple[Any, Any]:
         how = method if bits < MAX_BITS else "max"

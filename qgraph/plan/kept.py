@@ -1,4 +1,4 @@
-"""What a plan leaves in floating point: layers, operators and their constants, with reason and size."""
+"""List what a plan leaves in floating point, with reason and size."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from qgraph.plan.plan import KeptFloat
 def kept_in_float(
     view: GraphView, why: Mapping[str, str], quantized: Container[str], *, tail: bool = True
 ) -> tuple[KeptFloat, ...]:
-    """An entry for every node in `why`, for what computes behind the last layers (with `tail`), and for each other node
-    that holds float constants worth naming; the weights of `quantized` layers are none.
+    """One entry for every node in `why`, and for every other node that holds large float constants.
+
+    The weights of `quantized` layers do not count as float constants. With `tail`, operators behind the last layers are
+    listed too, one entry per type.
     """
     sizes = float_bytes(view.model.graph, without=quantized)
     named = [KeptFloat(name=name, why=reason, bytes=sizes.pop(name, 0)) for name, reason in sorted(why.items())]
@@ -29,7 +31,7 @@ def kept_in_float(
 
 
 def _tail(view: GraphView, sizes: dict[str, int]) -> list[KeptFloat]:
-    """One entry for each operator type that computes behind the last layers, its constants taken out of `sizes`."""
+    """One entry for each operator type behind the last layers; takes their constants out of `sizes`."""
     counts = Counter(node.op_type for node in view.tail)
     first = {node.op_type: str(node.name) for node in reversed(view.tail)}
     held: Counter[str] = Counter()

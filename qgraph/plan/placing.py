@@ -1,9 +1,9 @@
-"""Which tensors get grids, and which layers then run on integers, by the values that layers really read.
+"""Which tensors get grids, and which layers run on integers, given the values that layers really read.
 
-Operators that move values also drop some: a Slice cuts one part out of a projection, a MaxPool never lets padding
-through. A layer that reads a much narrower range than the tensor that its operand was moved from spans gets a grid of
-its own, where it reads, and so does every other layer that reads behind such operators; the tensor is not rounded on
-the way there.
+Operators that move values may also drop some: a Slice cuts one part out of a projection, and a MaxPool never passes
+padding on. A layer whose operand spans a much narrower range than the tensor it was moved from gets a grid of its own
+on that operand. So does every other layer that reads the tensor through such operators; the tensor itself is not
+rounded on the way.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from qgraph.graph.tensors import fused_output, is_transparent, root
 from qgraph.plan.cost import why_slower
 from qgraph.plan.ranges import Ranges, span
 
-_APART = 2.0  # times as wide: 6 dB that a shared grid would cost
-_LOOSE = 4.0  # times as wide as a part: what wrote it then writes floats, and does not run on integers
-_SELECTING_OPS = frozenset({"Split", "Gather"})  # beside transparent operators
+_APART = 2.0  # a tensor this many times as wide as an operand cut from it costs it 6 dB: the operand gets its own grid
+_LOOSE = 4.0  # a result this many times as wide as a part of it stays float, and its layer does not run on integers
+_SELECTING_OPS = frozenset({"Split", "Gather"})  # besides transparent operators
 
 
 def place(
     view: GraphView, layers: Sequence[Layer], observed: Ranges
 ) -> tuple[tuple[ActivationSite, ...], dict[str, str]]:
-    """The tensors to quantize when `layers` are, and the reason for each of these that cannot run on integers."""
+    """The tensors to quantize so that `layers` run on integers, and the reason for each layer that cannot."""
     slow = {layer.name: why for layer in layers if (why := why_slower(layer))}
     layers = [layer for layer in layers if layer.name not in slow]
     readers = [layer for layer in layers if layer.op in INTEGER_OPS]
@@ -54,7 +54,7 @@ def place(
 
 
 def _selected_from(value: ir.Value) -> Iterator[ir.Value]:
-    """The tensors that a tensor was moved or cut out of, nearest first."""
+    """The tensors that a tensor was moved or cut from, nearest first."""
     while (node := value.producer()) is not None and node.domain == "":
         if not is_transparent(node) and node.op_type not in _SELECTING_OPS:
             return

@@ -1,9 +1,8 @@
-"""`QuantPlan`: everything that quantizing a model decides, as one frozen value.
+"""`QuantPlan`: every decision about quantizing a model, as one frozen value.
 
-A plan names the model it is for by digest, and holds the grid of every quantized weight and activation. It is
-comparable,
-hashable by content and round-trips through JSON exactly, so that it can be edited by hand, diffed and kept under
-version control. Methods are functions from a plan to a better plan; `simulate` and `export` turn a plan into nodes.
+A plan names its model by digest and holds the grid of every quantized weight and activation. It is comparable, hashable
+by content, and round-trips through JSON exactly, so that it can be edited by hand, diffed and kept under version
+control. Methods are functions from a plan to a better plan; `simulate` and `export` turn a plan into nodes.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ SCHEMA = 2
 MIN_BITS, MAX_BITS = 2, 8
 PER_TENSOR = qmath.Granularity()
 _LEAST_SCALE, _LARGEST_SCALE = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # normal numbers of float32: what files hold
-MAX_SHIFTED_BITS = 7  # of weights whose code - zero_point fits into int8
+MAX_SHIFTED_BITS = 7  # the widest weights for which code - zero_point fits int8
 _ROLES = ("tensor", "operand")
-_NUMBERS = re.compile(r"\[\n([-+.\deE,\s]*)\]")  # a list of numbers goes on one line
+_NUMBERS = re.compile(r"\[\n([-+.\deE,\s]*)\]")  # lists of numbers are written on one line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounding:
-    """Q-Rater's rounding in place of rounding to nearest (`qmath.rounding_table`).
+    """Q-Rater's rounding scheme, used instead of rounding to nearest (`qmath.rounding_table`).
 
-    `gamma_n` in [-1, 1] and `gamma_s` in [0, 1] are those of Eq. 6, read as `reading` says; without `gamma_s` the
-    scheme is Eq. 4, of first order. With `subdivision` k > 0 a value is first rounded to the nearest k-th of a step, so
-    that its code is a look-up by an integer; 0 keeps the exact thresholds.
+    `gamma_n` in [-1, 1] and `gamma_s` in [0, 1] are the parameters of Eq. 6, in the given `reading` of it; without
+    `gamma_s` the scheme is the first-order one of Eq. 4. With `subdivision` k > 0, a value is first rounded to the
+    nearest k-th of a step, so that its code can be looked up by an integer; 0 keeps the exact thresholds.
     """
 
     gamma_n: float
@@ -61,15 +60,16 @@ class WeightQuant:
     """The grid of a weight: value = gain * scale * (code - zero_point) / input_scale.
 
     `granularity` says what shares a scale: the tensor, each channel along an axis, or each group of neighbours along
-    one. `scale`, `zero_point` and `gain` have one number for all, or one for each in the order of `qmath.Granularity`.
+    an axis. `scale`, `zero_point` and `gain` hold one number for all, or one for each in the order of
+    `qmath.Granularity`.
 
-    Codes are those of round(w / scale) + zero_point, half to even, clamped to the signed range of `bits`, without its
-    lowest code when `symmetric`. `gain` rescales after rounding (the norm correction of ACIQ, Eq. 12). A symmetric grid
-    may have a `rounding` of its own.
+    Codes are round(w / scale) + zero_point, half to even, clamped to the signed range of `bits`, without its lowest
+    code if `symmetric`. `gain` rescales after rounding (the norm correction of ACIQ, Eq. 12). A symmetric grid may have
+    a `rounding` of its own.
 
-    `channel_bits`, where given, are the widths of the channels; `bits` is then the width whose quota they share.
-    `input_scale`, where given, multiplies the weight before it is rounded, one factor per input channel: that of the
-    operand's `channel_scale`, which the stored codes then contain.
+    `channel_bits` are the widths of the channels where they differ; the channels share the quota of bins that `bits`
+    for each would give. `input_scale` multiplies the weight before it is rounded, one factor per input channel: the
+    `channel_scale` of the operand, which the stored codes then contain.
     """
 
     bits: int
@@ -107,12 +107,12 @@ class WeightQuant:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Bits of every channel, or of all."""
+        """The bits of every channel, or one number for all."""
         return self.channel_bits or (self.bits,)
 
     @property
     def limits(self) -> tuple[tuple[int, int], ...]:
-        """Lowest and highest code of every channel, or of all."""
+        """The lowest and highest code of every channel, or one pair for all."""
         return tuple((self.symmetric - 2 ** (bits - 1), 2 ** (bits - 1) - 1) for bits in self.widths)
 
     @property
@@ -130,16 +130,16 @@ class WeightQuant:
 class ActivationQuant:
     """The grid of an activation: value = scale * (code - zero_point) + offset, codes 0 .. qmax in uint8.
 
-    `offset` is the real shift of LSQ+ (Eq. 1), in the units of the tensor; the exported graph folds it into the bias of
-    the layers that read the tensor without padding it (Eq. 5).
+    `offset` is the real-valued shift of LSQ+ (Eq. 1), in the units of the tensor; the exported graph folds it into the
+    bias of layers that read the tensor without padding it (Eq. 5).
 
-    `role` says who sees it: `tensor` is every consumer; `operand` only the layers, on top of a `tensor` grid if there
-    is one. A `symmetric` grid has 2^(bits-1) - 1 codes on either side of its zero point. A grid with a `rounding` is
-    symmetric, or begins at zero.
+    `role` says who reads the tensor on this grid: `tensor`, every consumer; `operand`, only layers, on top of a
+    `tensor` grid if there is one. A `symmetric` grid has 2^(bits-1) - 1 codes on either side of its zero point. A grid
+    with a `rounding` is symmetric or starts at zero.
 
     With `channel_scale`, channel c along axis 1 has the step scale * channel_scale[c]; with `channel_bits`, its codes
-    run from 0 to 2^channel_bits[c] - 1, and `bits` is the width whose quota they share. In a deployed file the
-    factors live in the weights on both sides of the tensor (`WeightQuant.input_scale`).
+    run from 0 to 2^channel_bits[c] - 1, and the channels share the quota of bins of `bits`. In a deployed file, these
+    factors are part of the weights on both sides of the tensor (`WeightQuant.input_scale`).
     """
 
     tensor: str
@@ -187,7 +187,7 @@ class ActivationQuant:
 
     @property
     def channel_qmax(self) -> tuple[int, ...]:
-        """The highest code of every channel, or of all."""
+        """The highest code of every channel, or one number for all."""
         return tuple(2**bits - 1 - self.symmetric for bits in self.channel_bits or (self.bits,))
 
     @property
@@ -201,10 +201,10 @@ class ActivationQuant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerQuant:
-    """How one layer is quantized: its weight's grid, and what is added to its bias (one value per output channel).
+    """How one layer is quantized: the grid of its weight and a shift of its bias (one value per output channel).
 
-    `runs` says what its kernel computes on. A layer that runs in `floats` has its weight on the grid all the same: it
-    is stored in few bits and made floats once, when the file is loaded.
+    `runs` says what the kernel computes on. A layer that runs in `floats` still has its weight on the grid: it is
+    stored in few bits and turned into floats once, when the file is loaded.
     """
 
     name: str
@@ -216,7 +216,7 @@ class LayerQuant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptFloat:
-    """A layer or another operator that stays in floating point, why, and how many bytes its constants take."""
+    """A layer or other operator that stays in floating point, with the reason and the bytes of its constants."""
 
     name: str
     why: str
@@ -225,10 +225,20 @@ class KeptFloat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantPlan:
-    """What is quantized and how, for the model with digest `model`.
+    """What is quantized and how, for the model with the digest `model`.
 
-    `fold_bn` says whether BatchNormalization was folded into the layers before the model was looked at. `quality` is
-    the verdict on the file that was made of the plan; it decides nothing, and plans that differ in it alone are equal.
+    `fold_bn` says whether BatchNormalization was folded into layers first. `quality` is the verdict on the file made
+    from the plan; it decides nothing, and plans that differ only in it are equal.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> import qgraph
+        >>> network = files("qgraph") / "demo_assets" / "digits.onnx"
+        >>> plan = qgraph.quantize(network, activations=None, weights=4, measure=False).plan
+        >>> [layer.weight.bits for layer in plan.layers]
+        [8, 4, 4, 4, 4, 4, 8]
+        >>> qgraph.QuantPlan.from_json(plan.to_json()) == plan
+        True
     """
 
     model: str
@@ -252,14 +262,16 @@ class QuantPlan:
 
     @property
     def by_reach(self) -> tuple[ActivationQuant, ...]:
-        """The activation grids in the order in which they take effect: those that every consumer of a tensor sees, then
-        those on top of them that layers alone see. Of two grids of a tensor, layers are on the later one.
+        """The activation grids in the order in which they take effect.
+
+        Grids that every consumer reads come first, then those on top of them that only layers read. Of two grids of a
+        tensor, layers read the later one.
         """
         return tuple(sorted(self.activations, key=lambda grid: _ROLES.index(grid.role)))
 
     @property
     def operand_grids(self) -> Mapping[str, ActivationQuant]:
-        """The grid that layers read each tensor on, by the tensor's name."""
+        """The grid on which layers read each tensor, by the tensor's name."""
         return {grid.tensor: grid for grid in self.by_reach}
 
     def map_layers(self, change: Callable[[LayerQuant], LayerQuant]) -> QuantPlan:
@@ -276,9 +288,9 @@ class QuantPlan:
 
     @classmethod
     def from_json(cls, text: str, *, source: str = "the plan") -> QuantPlan:
-        """The plan that a text of this schema or an earlier one holds.
+        """The plan in a JSON text of this schema or an earlier one.
 
-        Raises `PlanError` for anything that is not a plan, naming the field.
+        Raises `PlanError`, which names the field, for anything that is not a plan.
         """
         try:
             raw = json.loads(text)
@@ -308,7 +320,7 @@ class QuantPlan:
 
 
 def _of_this_schema(raw: Any) -> Any:
-    """Parsed JSON as this schema has it. In schema 1 the grid of a weight had an `axis`, and no groups."""
+    """Parsed JSON in this schema. In schema 1 the grid of a weight had an `axis`, and there were no groups."""
     if not isinstance(raw, dict) or raw.get("schema", 1) != 1 or not isinstance(raw.get("layers", []), list):
         return raw
     for layer in raw.get("layers", []):

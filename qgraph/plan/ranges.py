@@ -1,4 +1,4 @@
-"""What is known of the values of tensors before there is a plan."""
+"""What a plan needs to know about the values of tensors."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from qgraph.errors import DataError
 
 
 class Ranges(Protocol):
-    """What is known of the values of tensors."""
+    """The observed ranges of tensors."""
 
     def range_of(self, tensor: str) -> tuple[float, float]:
-        """The least and the largest value of a tensor."""
+        """The smallest and the largest observed value of a tensor."""
 
 
 def span(observed: Ranges, value: ir.Value) -> float:
-    """How far a grid with zero on it reaches, over all that was observed of a tensor; 0 for one that was not."""
+    """The width of the observed range of a tensor, extended to include 0; 0 for a tensor that was not observed."""
     try:
         low, high = observed.range_of(str(value.name))
     except (DataError, KeyError):

@@ -1,4 +1,4 @@
-"""What the caller asked for: the method and every override, checked and with defaults filled in."""
+"""The caller's request: the method and every override, checked and with defaults filled in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qgraph.plan.plan import MAX_SHIFTED_BITS
 TargetCpu = Literal["any", "vnni"]
 TARGET_CPUS: tuple[str, ...] = get_args(TargetCpu)
 ROUNDINGS = ("nearest", "qrater")
-SEARCHED = "qrater"  # as a clip or a rounding: found by measuring the task
+SEARCHED = "qrater"  # the clip or rounding that is found by measuring the task
 FORMATS = ("qdq", "float")
 ALLOCATIONS = ("none", "weights", "activations", "both")
 BUDGETS = ("size_mb", "average_bits", "max_drop")
@@ -27,19 +27,21 @@ DEFAULT_AVERAGE = 4.0
 class Recipe:
     """A method and its settings.
 
-    `weights` and `activations` are bits, or None for floating point; `edge_bits` holds for the first and last layers.
-    With `weights` "mixed", each layer takes one of `bits` so that outputs move least (`direction` of the divergence)
-    under one budget: `size_mb` of weights (1 MB = 2**20 bytes), `average_bits` (4 if no budget is given), or the least
-    size that loses at most `max_drop` points of accuracy. `search` adds up sensitivities ("frontier") or measures
-    combinations ("groups"). The edges are mixed as well unless `edge_bits` is given.
+    `weights` and `activations` are bits, or None for floating point; `edge_bits` are the bits of the first and last
+    layers. With `weights` "mixed", each layer takes one of `bits` so that the outputs move least (`direction` is that
+    of the KL divergence) under one budget: `size_mb` of weights (1 MB = 2**20 bytes), `average_bits` (4 if no budget is
+    given), or `max_drop`, the points of accuracy that the smallest model may lose. `search` adds up sensitivities
+    ("frontier") or measures combinations ("groups"). The first and last layers are mixed too unless `edge_bits` is
+    given.
 
-    `symmetric` says whether weight grids lie about zero; None: those of 8 bits, and those that are searched. Narrower
-    ones gain from both ends, and files hold them without zero points.
+    `symmetric` says whether weight grids are symmetric about zero. By default, those of 8 bits and those that are
+    searched are; narrower ones use both ends of their range, and files hold them without zero points.
 
-    `clip` is the clipping method of activations, `weight_clip` that of weights (both names of `qmath.clip_methods()`);
-    `clip` and `rounding` may be `qrater` too: found by measuring the task, which then also decides on bias shifts.
-    `correct_outputs` measures the shift of every layer's mean output on samples, in place of the expected one.
-    `allocate_bits` says whose channels share their bits by the 2/3-power rule; None tries below 8 bits what is best.
+    `clip` is the clipping method of activations, `weight_clip` that of weights (names from `qmath.clip_methods()`).
+    `clip` and `rounding` may also be `qrater`: found by measuring the task, which then decides on bias shifts as well.
+    `correct_outputs` corrects biases by the mean shift of every layer's output measured on samples, not the expected
+    one. `allocate_bits` says whose channels share bits by the 2/3-power rule; None tries the choices below 8 bits and
+    keeps the best.
     """
 
     method: str = "aciq"
@@ -56,7 +58,7 @@ class Recipe:
     allocate_bits: str | None = None
     reduce_range: bool = False
     target_cpu: TargetCpu = "any"
-    """`any`: products that a CPU without VNNI would saturate are kept small enough; `vnni`: all of int8 is used."""
+    """`any`: weights are kept small enough for CPUs without VNNI not to saturate; `vnni`: they use all of int8."""
     keep: tuple[str, ...] = ()
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     size_mb: float | None = None
@@ -67,9 +69,9 @@ class Recipe:
 
     @classmethod
     def choose(cls, method: str | None, has_data: bool, **overrides: Any) -> Recipe:
-        """The recipe named `method`, or the default for what is at hand.
+        """The recipe named `method`, by default `aciq` with data and `zeroq` without.
 
-        None means floating point for `weights` and `activations`, and the default for every other option.
+        For `weights` and `activations`, None means floating point; for every other option, its default.
         """
         name = method or ("aciq" if has_data else "zeroq")
         defaults = registry.defaults(name)
@@ -141,7 +143,7 @@ class Recipe:
 
     @property
     def needs_data(self) -> bool:
-        """Whether activations are quantized, bits mixed or the task measured: something must flow through the net."""
+        """Whether samples are needed: to quantize activations, to mix bits, or to measure the task."""
         return self.activations is not None or self.mixed or bool(self.ingredients) or self.correct_outputs
 
     @property
@@ -156,13 +158,13 @@ class Recipe:
         return self.weights == "mixed"
 
     def symmetric_at(self, bits: int) -> bool:
-        """Whether a weight grid of this width lies about zero."""
+        """Whether a weight grid of this width is symmetric about zero."""
         if self.symmetric is not None:
             return self.symmetric
         return bits > MAX_SHIFTED_BITS - self.reduce_range or bool(self.ingredients)
 
     def at(self, bits: int) -> Recipe:
-        """The same with all weights at `bits`; the edges too, unless they have theirs."""
+        """The recipe with all weights at `bits`, including the first and last layers unless `edge_bits` is given."""
         return dataclasses.replace(self, weights=bits, edge_bits=self.edge_bits or bits)
 
     @property
@@ -179,11 +181,11 @@ class Recipe:
 
     @property
     def needs_histograms(self) -> bool:
-        """Whether ranges alone do not decide the plan."""
+        """Whether the plan depends on more than ranges."""
         return self.clip != "max" and self.activations is not None
 
     def bits_of(self, layer: Layer, edges: frozenset[str]) -> int:
-        """Weight bits of a layer; `reduce_range` leaves one bit of headroom for CPUs without VNNI."""
+        """The weight bits of a layer; `reduce_range` leaves one bit of headroom for CPUs without VNNI."""
         weights = self.weights if isinstance(self.weights, int) else 8
         bits = (self.edge_bits or 8) if layer.name in edges else weights
         return min(bits, 7) if self.reduce_range else bits
@@ -194,7 +196,7 @@ def _flag(option: str) -> str:
 
 
 def check_format(format: str) -> None:
-    """Raise `UsageError` for a format that plans are not turned into."""
+    """Raise `UsageError` for an unknown format."""
     if format not in FORMATS:
         raise UsageError(f"unknown format '{format}': choose one of {', '.join(FORMATS)}")
 

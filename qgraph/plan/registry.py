@@ -1,15 +1,15 @@
-"""Methods by name: what each sets and needs, and the function that turns a plan into a better one.
+"""The registry of methods: the defaults and needs of each, and its function from a plan to a better plan.
 
-A method registers itself where it stands: in the `__init__` of its folder in `qgraph/methods`, or in a module of
-another package. From Python, importing that module is enough; the command line also finds what an installed package
-lists under the entry points `qgraph.methods`, by the method's name::
+A method registers itself where it is defined: in the `__init__` of its folder in `qgraph/methods`, or in a module of
+another package. From Python, importing that module is enough; the command line also finds methods that an installed
+package lists by name in the entry-point group `qgraph.methods`::
 
     @method("mine", defaults={"weights": 4}, needs=["data"])
     def mine(plan, given):
         \"""One line that --help and the documentation show.\"""
         return plan.map_layers(...)
 
-Names and defaults are known without the engines behind them: a function imports what it needs when it is called.
+Names and defaults are known without importing any engine: a function imports what it needs when it is called.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from qgraph.plan.plan import QuantPlan
 
-PLACE = "qgraph.methods"  # the package whose folders are methods, and the group of entry points for those of others
+PLACE = "qgraph.methods"  # the package whose folders are methods, and the entry-point group of other packages' methods
 Need = Literal["data", "labels", "batch norm"]
 NEEDS: tuple[Need, ...] = get_args(Need)
 Function: TypeAlias = "Callable[..., QuantPlan]"
@@ -36,15 +36,15 @@ Function: TypeAlias = "Callable[..., QuantPlan]"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """A method as it was registered.
+    """A registered method.
 
-    `function` takes a plan and what is known of the network (`qgraph.observe.material.Material`), and returns a plan.
+    `function` takes a plan and what is known about the network (`qgraph.observe.material.Material`) and returns a plan.
     `defaults` are fields of `Recipe`. `needs` says what the caller must give: "data" (without it, samples are distilled
-    from the model), "labels" among the data, or "batch norm" in the model.
+    from the model), "labels" with the data, or "batch norm" in the model.
 
-    `after` names the method whose plan the function receives and whose defaults hold as well; None: the full-range
-    plan. `once`: the function runs once, when every layer has its bits, and not for each width that is tried.
-    `trains`: the plan is where the training of the weights begins (`qgraph finetune`).
+    `after` names the method that runs before and whose defaults apply as well; without it, the function receives the
+    full-range plan. `once`: the function runs only once, after every layer has its bits, not for each width that is
+    tried. `trains`: training of the weights starts from the plan (`qgraph finetune`).
     """
 
     name: str
@@ -73,17 +73,38 @@ def method(
     once: bool = False,
     trains: bool = False,
 ) -> Callable[[Function], Function]:
-    """Register a function (plan, given) -> plan as the method `name`; the arguments are the fields of `Method`.
+    """Register a function (plan, given) -> plan as the method `name`.
+
+    Args:
+        name: what users pass as `--method`.
+        defaults: fields of `Recipe` that the method sets, such as `weights` or `clip`.
+        needs: what the caller must give: "data", "labels" or "batch norm".
+        after: the method that runs before; its defaults apply as well.
+        once: run once, after every layer has its bits, not for each width that is tried.
+        trains: training of the weights starts from the plan (`qgraph finetune`).
 
     Raises:
-        ValueError: the name is taken, or `needs` holds what is unknown.
+        ValueError: the name is taken, or a need is unknown.
+
+    Example:
+        >>> import dataclasses
+        >>> from importlib.resources import files
+        >>> import qgraph
+        >>> @qgraph.method("no-shifts", after="aciq", defaults={"weights": 4})
+        ... def no_shifts(plan, given):
+        ...     \"""ACIQ without shifts of the biases.\"""
+        ...     return plan.map_layers(lambda layer: dataclasses.replace(layer, bias_shift=()))
+        >>> network = files("qgraph") / "demo_assets" / "digits.onnx"
+        >>> result = qgraph.quantize(network, method="no-shifts", activations=None, measure=False)
+        >>> result.plan.recipe
+        'no-shifts'
     """
     if unknown := sorted(set(needs) - set(NEEDS)):
         raise ValueError(f"method '{name}' needs '{unknown[0]}', which is none of {', '.join(NEEDS)}")
 
     def register(function: Function) -> Function:
         if not function.__module__.startswith(f"{PLACE}."):
-            _read_folders()  # a name of ours is not taken by whoever comes first
+            _read_folders()  # so that nobody can take one of our names first
         if name in _METHODS:
             taken = _METHODS[name].function
             raise ValueError(f"method '{name}' is already registered, by {taken.__module__}.{taken.__qualname__}")
@@ -102,7 +123,7 @@ def method(
 
 
 def find(name: str) -> Method:
-    """The method of that name; raises `UsageError` where there is none."""
+    """The method of this name; raises `UsageError` if there is none."""
     _read_folders()
     if name not in _METHODS:
         for entry in _entry_points():
@@ -114,13 +135,13 @@ def find(name: str) -> Method:
 
 
 def method_names() -> tuple[str, ...]:
-    """Every method that `find` knows; those of other packages are not imported for that."""
+    """The names of all methods that `find` knows, without importing other packages."""
     _read_folders()
     return tuple(dict.fromkeys((*_METHODS, *(entry.name for entry in _entry_points()))))
 
 
 def chain(name: str) -> tuple[Method, ...]:
-    """The methods that make a plan one after the other: those that `name` stands on, then itself."""
+    """The methods that make a plan in turn: those that `name` builds on, then itself."""
     steps = [find(name)]
     while (before := steps[0].after) is not None:
         if before in [step.name for step in steps]:
@@ -130,15 +151,15 @@ def chain(name: str) -> tuple[Method, ...]:
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """The defaults of a method, over those of the methods that it stands on."""
+    """The defaults of a method, on top of those of the methods it builds on."""
     return {option: value for step in chain(name) for option, value in step.defaults.items()}
 
 
 def run(name: str, plan: QuantPlan, given: Any, *, once: bool = False, **settings: Any) -> QuantPlan:
-    """What the functions along `chain(name)` make of a plan: those for every width, or those that run `once`.
+    """Pass a plan through the functions of `chain(name)`: those that run for every width, or those that run `once`.
 
-    `settings` are of the method's own, and go to its function alone. Raises `UsageError` for a function that returns
-    something else than a plan.
+    `settings` are the method's own and go only to its function. Raises `UsageError` if a function does not return a
+    plan.
     """
     from qgraph.plan.plan import QuantPlan
 
@@ -155,7 +176,7 @@ def run(name: str, plan: QuantPlan, given: Any, *, once: bool = False, **setting
 
 @functools.cache
 def _read_folders() -> None:
-    """Let every folder of `PLACE` register itself."""
+    """Import every folder of `PLACE`, so that it registers its method."""
     for folder in pkgutil.iter_modules(importlib.import_module(PLACE).__path__):
         importlib.import_module(f"{PLACE}.{folder.name}")
 

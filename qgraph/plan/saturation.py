@@ -1,16 +1,16 @@
 """plan -> plan: weight grids whose products no CPU saturates.
 
-x86-64 without VNNI multiplies bytes in pairs: two products of a uint8 and an int8 are added in 16 bits (vpmaddubsw) and
-cut there at 32,767. A pair of stored weights a, b is therefore safe beside activation codes up to q where
+x86-64 without VNNI multiplies bytes in pairs: two products of a uint8 and an int8 are added in 16 bits (vpmaddubsw),
+which saturate at 32,767. With activation codes up to q, a pair of stored weights a, b is therefore safe where
 
     |max(a, 0) + max(b, 0)| q <= 32,767    and    |min(a, 0) + min(b, 0)| q <= 32,768
 
-or, with q = 255, where no two neighbours of one sign sum to more than 128. Neighbours are those that the kernel of
-onnxruntime lays side by side: along the inputs of a matrix product, and of a convolution channel by channel within one
-tap. A depthwise convolution with one filter a channel has a kernel of its own, which does not pair.
+or, with q = 255, where no two neighbours of the same sign sum to more than 128. Neighbours are the weights that
+onnxruntime's kernel places side by side: along the inputs of a matrix product, and channel by channel within one tap of
+a convolution. A depthwise convolution with one filter per channel has a kernel of its own, which does not pair.
 
-A channel that breaks the rule gets a coarser step, by a factor below two; `--reduce-range` doubles all. Grids of 8 bits
-with zero points become symmetric first.
+A channel that breaks the rule gets a step that is coarser by a factor below two; `--reduce-range` doubles every step.
+Grids of 8 bits with zero points become symmetric first.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from qgraph.plan import codes
 from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan, WeightQuant
 
 _INT16_MAX = 2**15 - 1
-_STEPS = 8  # a step is coarsened so often at most: rounding moves a sum of two codes by one
+_STEPS = 8  # the most times a step is coarsened: rounding can move a sum of two codes by one
 
 
 def without_saturation(plan: QuantPlan, view: GraphView) -> QuantPlan:
-    """The plan with the scale of every weight channel that could saturate 16 bits widened until it cannot."""
+    """The plan with the scale of every weight channel widened until it cannot saturate 16 bits."""
     grids = plan.operand_grids
 
     def widen(quant: LayerQuant) -> LayerQuant:
@@ -57,12 +57,12 @@ def pairs_products(layer: Layer) -> bool:
 
 
 def has_zero_points(grid: WeightQuant) -> bool:
-    """Whether the file hands zero points to the kernel, which then pairs its products whatever the layer."""
+    """Whether the kernel gets zero points from the file; then it adds products in pairs for every type of layer."""
     return not grid.symmetric and not codes.is_shifted(grid)
 
 
 def largest_pairs(layer: Layer, stored: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Per output channel, the largest magnitude that two neighbouring codes of one sign sum to."""
+    """For each output channel, the largest magnitude of the sum of two neighbouring codes of the same sign."""
     rows = layer.kernel_rows(stored)
     if rows.shape[1] % 2:
         rows = np.pad(rows, ((0, 0), (0, 1)))
@@ -93,7 +93,7 @@ def _widened(layer: Layer, grid: WeightQuant, operand: ActivationQuant) -> Weigh
 
 
 def _about_zero(grid: WeightQuant) -> WeightQuant:
-    """The symmetric grid that reaches as far: stored zero points push all codes to one side."""
+    """The symmetric grid that reaches as far; stored zero points would push all codes to one side."""
     reach = np.asarray([max(high - z, z - low) for z, (low, high) in zip(grid.zero_point, cycle(grid.limits))])
     half = 2.0 ** (np.asarray(grid.widths) - 1) - 1
     scale = (np.asarray(grid.scale) * reach / half).astype(np.float32)
@@ -101,7 +101,7 @@ def _about_zero(grid: WeightQuant) -> WeightQuant:
 
 
 def _largest_code(grid: WeightQuant) -> int:
-    """The largest magnitude of what is stored for one weight."""
+    """The largest magnitude of a stored weight."""
     shifted = codes.is_shifted(grid)
     reaches = (high - low if shifted else max(-low, high) for low, high in grid.limits)
     return max(finer * reach for finer, reach in zip(codes.finer(grid), reaches, strict=True))

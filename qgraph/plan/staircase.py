@@ -1,4 +1,4 @@
-"""The staircases behind the roundings of a plan: which code a value gets, as a table."""
+"""The roundings of a plan as staircases: tables of which code a value gets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qgraph.plan.plan import ActivationQuant, Rounding
 
 @functools.lru_cache(maxsize=1024)
 def rounding_table(rounding: Rounding, bits: int, *, signed: bool) -> qmath.RoundingTable:
-    """The staircase of a rounding, in steps of the grid: Q-Rater's Eq. 3 to 6, on k-ths of a step where it has k."""
+    """The staircase of a rounding in steps of the grid (Q-Rater, Eq. 3 to 6), or on k-ths of a step if it has a k."""
     exact = qmath.rounding_table(
         rounding.gamma_n, rounding.gamma_s, bits=bits, signed=signed, exponent=rounding.reading
     )
@@ -28,14 +28,14 @@ def rounding_table(rounding: Rounding, bits: int, *, signed: bool) -> qmath.Roun
 
 
 def activation_table(quant: ActivationQuant) -> qmath.RoundingTable | None:
-    """The staircase of an activation's rounding; its codes count from zero, not from the lowest code."""
+    """The staircase of an activation's rounding, with codes relative to zero, not to the lowest code."""
     if quant.rounding is None:
         return None
     return rounding_table(quant.rounding, quant.bits, signed=quant.symmetric)
 
 
 def staircase(quant: ActivationQuant) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Ascending thresholds in the units of x, and the codes below, between and above them, for a rounding."""
+    """The ascending thresholds of a rounding, in the units of x, and the codes below, between and above them."""
     table = activation_table(quant)
     if table is None:
         raise ValueError(f"the grid of '{quant.tensor}' has no rounding")
@@ -43,7 +43,7 @@ def staircase(quant: ActivationQuant) -> tuple[NDArray[np.float32], NDArray[np.i
 
 
 def lookup(quant: ActivationQuant) -> NDArray[np.uint8]:
-    """The code for each number of k-ths of a step above the grid's low end, for a rounding with a subdivision k."""
+    """For a rounding with subdivision k, the code of each multiple of a k-th of a step above the grid's low end."""
     table = activation_table(quant)
     if table is None or quant.rounding is None or not quant.rounding.subdivision:
         raise ValueError(f"the grid of '{quant.tensor}' has no rounding with a subdivision")
@@ -53,7 +53,7 @@ def lookup(quant: ActivationQuant) -> NDArray[np.uint8]:
 
 
 def on_grid(x: NDArray[np.floating], quant: ActivationQuant) -> NDArray[np.floating]:
-    """`x` as the quantized network sees it: what `simulate` computes, in NumPy and in the type of `x`."""
+    """`x` as the quantized network sees it: what `simulate` computes, in NumPy and in the dtype of `x`."""
     table = activation_table(quant)
     if table is not None:
         return table.fake_quantize(x, float(np.float32(quant.scale)))
@@ -62,9 +62,9 @@ def on_grid(x: NDArray[np.floating], quant: ActivationQuant) -> NDArray[np.float
 
 @functools.lru_cache(maxsize=1024)
 def uniform_grid(quant: ActivationQuant) -> qmath.Grid:
-    """The grid of an activation, its rounding left aside; with a step per channel, along axis 1."""
+    """The grid of an activation without its rounding; steps per channel are along axis 1."""
     bits: Any = quant.channel_bits or quant.bits
-    if quant.symmetric:  # codes are stored from the lowest, 0, on
+    if quant.symmetric:  # stored codes start at 0, the lowest
         return qmath.Grid(bits, quant.scale, offset=quant.offset, narrow=True)
     scale = np.asarray([quant.scale * factor for factor in quant.channel_scale]) if quant.channel_scale else quant.scale
     axis = 1 if quant.channel_scale else None

@@ -1,14 +1,14 @@
-"""plan -> plan: weight scales in whose sums every bias fits, and layers that have no such scale left in floats.
+"""plan -> plan: weight scales at which every bias fits the accumulator; layers without such a scale run in floats.
 
-An integer kernel adds a bias b as a whole number of steps of its sums, in 32 bits:
+An integer kernel adds a bias b as a whole number of accumulator steps, in 32 bits:
 
-    step = s_x s_w gain / finer        codes of the bias: round(b / step)
+    step = s_x s_w gain / finer        code of the bias: round(b / step)
 
-Where the weights of a channel are almost zero (pruned, or killed by their BatchNormalization), the step is tiny and the
-codes leave 32 bits; onnxruntime, which rounds the biases of convolutions itself, does not look. Such a channel gets
-the scale at which its bias has 2^30 steps: what its weights lose by that is less than float32 resolves of the bias. A
-channel without weights has a scale to choose: one in which its bias is exact to 20 bits. A step also has to be a normal
-number, or kernels flush it to zero; a layer all of whose steps are smaller runs in floats.
+Where the weights of a channel are almost zero (pruned, or switched off by BatchNormalization), the step is tiny and the
+code overflows; onnxruntime, which rounds the biases of convolutions itself, does not check. Such a channel gets the
+scale at which its bias has 2^30 steps; what its weights lose is less than float32 resolves in the bias. For a channel
+whose weights are all zero, any scale will do: it gets one at which its bias is exact to 20 bits. A step also has to be
+a normal number, or kernels flush it to zero; a layer whose steps are all smaller runs in floats.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from qgraph.onnxfile.edit import constant
 from qgraph.plan import codes
 from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan, WeightQuant
 
-MOST_STEPS = 2.0**30  # of a bias; as many are left to the products
-_EXACT_STEPS = 2.0**20  # of the bias of a channel without weights
+MOST_STEPS = 2.0**30  # of a bias; as many are left for the products
+_EXACT_STEPS = 2.0**20  # of the bias of a channel whose weights are all zero
 _SMALLEST_STEP = 2.0**-120
 
 
 def with_room_for_biases(plan: QuantPlan, view: GraphView) -> QuantPlan:
-    """The plan with the weight scale of every channel widened whose bias would overflow the sums of its layer."""
+    """The plan with a wider weight scale for every channel whose bias would overflow the accumulator."""
     grids = plan.operand_grids
 
     def widen(quant: LayerQuant) -> LayerQuant:
@@ -46,8 +46,9 @@ def with_room_for_biases(plan: QuantPlan, view: GraphView) -> QuantPlan:
 
 
 def with_shared_weights(plan: QuantPlan, view: GraphView) -> QuantPlan:
-    """The plan with one grid for all layers that read one weight, where their grids differ in width or scale alone: the
-    widest one, at the largest scale. Files then hold the weight once.
+    """The plan with one grid for all layers that read the same weight, so that files hold it once.
+
+    Applies where the grids differ only in width or scale, and takes the most bits and the largest scale.
     """
     groups: dict[ir.Value, list[LayerQuant]] = {}
     for quant in plan.layers:
@@ -62,7 +63,7 @@ def with_shared_weights(plan: QuantPlan, view: GraphView) -> QuantPlan:
 
 
 def _common(grids: list[WeightQuant]) -> WeightQuant | None:
-    """The grid that can take the place of all of these; None where they differ in more than width and scale."""
+    """The grid that can replace all of these; None where they differ in more than width and scale."""
     bits = max(grid.bits for grid in grids)
     widest = [grid for grid in grids if grid.bits == bits]
     one = widest[0]
@@ -76,7 +77,7 @@ def _common(grids: list[WeightQuant]) -> WeightQuant | None:
 
 
 def bias_fits(layer: Layer, quant: LayerQuant, operand: ActivationQuant) -> bool:
-    """Whether the bias of a layer, its shift included, stays within the 32 bits of an integer kernel's sums."""
+    """Whether the bias of a layer, including its shift, fits the 32-bit accumulator of an integer kernel."""
     if not _adds_integers(layer, quant):
         return True
     step = codes.accumulator_scale(quant.weight, operand).astype(np.float64)
@@ -84,7 +85,7 @@ def bias_fits(layer: Layer, quant: LayerQuant, operand: ActivationQuant) -> bool
 
 
 def _adds_integers(layer: Layer, quant: LayerQuant) -> bool:
-    """Whether the layer may run on integers with a bias among its sums; no kernel adds up integers of groups."""
+    """Whether the layer may run on an integer kernel that adds a bias; none exists for groups that share a scale."""
     return layer.op in INTEGER_OPS and quant.runs == "integers" and quant.weight.granularity.group is None
 
 
@@ -108,7 +109,7 @@ def _widened(layer: Layer, quant: LayerQuant, operand: ActivationQuant) -> Layer
 
 
 def _total_bias(layer: Layer, quant: LayerQuant) -> NDArray[np.float64]:
-    """The magnitude of what is added to every output channel's sum; one zero where nothing is."""
+    """The magnitude of the total bias of every output channel; a single zero if there is none."""
     bias = constant(layer.bias)
     if layer.op == "MatMul":
         return np.zeros(1)
@@ -121,7 +122,7 @@ def _total_bias(layer: Layer, quant: LayerQuant) -> NDArray[np.float64]:
 
 
 def _without_weights(layer: Layer, scales: int) -> NDArray[np.bool_]:
-    """Which channels have no weight but zeros; of the whole tensor where it has one scale."""
+    """Which channels have only zero weights; one answer for the whole tensor if it has one scale."""
     weight = layer.weight_array()
     if scales == 1:
         return np.array([not weight.any()])
