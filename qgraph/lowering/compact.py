@@ -1,12 +1,12 @@
-"""The last pass of an export: a small file where the weights are small.
+"""The last pass of an export: shorten names and drop types that nobody reads.
 
-With weights of 2 to 4 bits, what a file says about its graph weighs as much as a third of the weights. Nobody reads the
-names that quantization made up, nor the types and shapes of inner tensors, which every reader infers:
+With weights of 2 to 4 bits, the description of the graph takes as much as a third of the bytes of the weights. Nobody
+reads the names that quantization made up, nor the types and shapes of inner tensors, which every reader infers:
 
-* inner tensors and constants that the float model does not have get names of a few letters, their nodes none;
-* inner tensors carry no type or shape, except where a subgraph may ask for them.
+* inner tensors and constants that the float model does not have get names of a few letters, and their nodes get none;
+* inner tensors carry no type or shape, except where a subgraph may need them.
 
-What the float model had keeps its name.
+Everything from the float model keeps its name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 
 def compact(net: ir.Model, *, known: Iterable[str]) -> None:
-    """Shorten what is not in `known`, the names of the float model's tensors and nodes, in place."""
+    """Shorten names in place, except those in `known`, the tensors and nodes of the float model."""
     graph = net.graph
     kept = {*known, *(str(v.name) for v in (*graph.inputs, *graph.outputs)), *_names_in_bodies(graph)}
     fresh = (name for name in _names() if name not in kept)
@@ -28,7 +28,7 @@ def compact(net: ir.Model, *, known: Iterable[str]) -> None:
             _rename_initializer(graph, value, next(fresh))
         if not value.is_graph_output():
             value.type = value.shape = None  # the constant itself has both
-    has_bodies = any(True for _ in graph.subgraphs())  # which may ask for types
+    has_bodies = any(True for _ in graph.subgraphs())  # they may need types
     for node in graph:
         if node.name not in kept:
             node.name = ""
@@ -48,7 +48,7 @@ def _rename_initializer(graph: ir.Graph, value: ir.Value, name: str) -> None:
 
 
 def _names_in_bodies(graph: ir.Graph) -> Iterator[str]:
-    """Names that subgraphs define: no outer tensor may be called the same."""
+    """The names that subgraphs define, which no outer tensor may have."""
     for body in graph.subgraphs():
         yield from (str(v.name) for v in (*body.inputs, *body.initializers.values()))
         yield from (str(v.name) for node in body for v in node.outputs)

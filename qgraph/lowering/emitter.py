@@ -1,11 +1,11 @@
-"""Grids as QuantizeLinear and DequantizeLinear, under the rules by which onnxruntime makes integer kernels of them:
+"""Grids as QuantizeLinear and DequantizeLinear, laid out so that onnxruntime makes integer kernels of them.
 
 * activations are uint8; a grid below 8 bits is QuantizeLinear -> Min(qmax) -> DequantizeLinear, which still fuses;
 * weights are int8 behind DequantizeLinear, per output channel and without zero points: those of narrow grids are
   subtracted while unpacking;
-* a grid is restated behind operators that only move values;
+* a grid is repeated behind operators that only move values;
 * the offset of a grid is folded into the bias of every layer that reads the tensor without padding it (LSQ+, Eq. 5).
-  Padding is with zeros, which carry no offset: layers that pad, and operators that are not layers, read the tensor with
+  Padding is with zeros, which have no offset: layers that pad, and operators that are not layers, read the tensor with
   its offset added.
 
 A layer that runs in floats gets Cast and Mul instead of DequantizeLinear, which onnxruntime folds while it loads the
@@ -38,8 +38,9 @@ _MOVES_INTEGERS = frozenset(  # transparent operators that onnxruntime has uint8
 
 
 class QdqEmitter:
-    """Makes the nodes of deployable files; `producers` are the layers that divide their result by the factors of its
-    channels.
+    """Makes the nodes of deployable files.
+
+    `producers` are the layers, by name, whose results have steps per channel, with the grids of these results.
     """
 
     def __init__(self, graph: ir.Graph, producers: Mapping[str, ActivationQuant], *, packed: bool) -> None:
@@ -49,11 +50,11 @@ class QdqEmitter:
         self.grids: dict[tuple[float, int], tuple[ir.Value, ir.Value]] = {}
         self.weights: dict[tuple[object, ...], ir.Value] = {}
         self.integers: dict[ir.Value, ir.Value] = {}  # the codes behind each dequantized value
-        self.steps: dict[ir.Value, ActivationQuant] = {}  # the grid of each that is dequantized and no more
-        self.offsets: dict[ir.Value, tuple[ir.Value, float]] = {}  # what it was before its offset was added
+        self.steps: dict[ir.Value, ActivationQuant] = {}  # the grid of each value that was only dequantized
+        self.offsets: dict[ir.Value, tuple[ir.Value, float]] = {}  # the value before its offset was added, the offset
 
     def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
-        """The weight from its codes, stored once for all layers that read it on one grid."""
+        """The weight made from its codes, which are stored once for all layers that read it on the same grid."""
         step = self._take_codes(layer) if operand is None else np.float32(1)
         factors = self._factors(layer)
         steps = () if factors is None else tuple(factors.tolist())
@@ -73,7 +74,7 @@ class QdqEmitter:
         scale = (self._scale(layer, grid) / np.asarray(finer)).astype(np.float32)
         per_channel = scale.size > 1
         if operand is not None:
-            # without a zero point onnxruntime folds the pair to floats and requantizes them on a grid of its own
+            # without a zero point, onnxruntime folds the pair to floats and requantizes them on a grid of its own
             points = (np.asarray(finer) * grid.zero_point).astype(np.int8)
             zero = np.zeros(scale.shape, np.int8) if shifted else np.broadcast_to(points, scale.shape)
             shape = scale.shape if per_channel else ()
@@ -84,11 +85,9 @@ class QdqEmitter:
         return self._float_weight(stem, integers, scale * step, grid, weight.ndim)
 
     def _take_codes(self, layer: Layer) -> np.float32:
-        """Let a layer that runs in floats read its operand in steps of the grid, the codes less their zero point, and
-        return the step for its weight to carry.
+        """Make a layer that runs in floats read codes less zero point, and return the step for its weight to include.
 
-        Float weights between DequantizeLinear and QuantizeLinear are taken by onnxruntime for weights that it has to
-        quantize itself.
+        onnxruntime would otherwise quantize float weights between DequantizeLinear and QuantizeLinear itself.
         """
         grid = self.steps.get(layer.input)
         if grid is None or layer.op == "MatMul":
@@ -110,7 +109,7 @@ class QdqEmitter:
         return None if grid is None else np.asarray(grid.channel_scale, np.float32)
 
     def bias(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value | None:
-        """Gemm fuses with an int32 bias alone, on the grid of its accumulator; Conv takes floats as they are."""
+        """The bias as the kernel needs it: Gemm fuses only with int32 on the accumulator's grid, Conv takes floats."""
         floats, factors = constant(layer.bias), self._factors(layer)
         if floats is not None and factors is not None:
             return self.nodes.constant(str(layer.bias.name), floats / factors)  # type: ignore[union-attr]
@@ -144,7 +143,7 @@ class QdqEmitter:
         return self._dequantized(integers, value, quant)
 
     def _codes(self, value: ir.Value, scale: ir.Value, zero_point: ir.Value, *highest: int) -> ir.Value:
-        """Codes up to `highest`: one number, or one for each channel along axis 1."""
+        """The codes of `value`, at most `highest`: one number, or one per channel along axis 1."""
         integers = self.nodes.op("QuantizeLinear", value, scale, zero_point)
         if min(highest) >= 255:
             return integers
@@ -152,7 +151,7 @@ class QdqEmitter:
         return self.nodes.op("Min", integers, self.nodes.shared(np.asarray(highest, np.uint8).reshape(shape)))
 
     def _rounded(self, value: ir.Value, quant: ActivationQuant, rounding: Rounding) -> ir.Value:
-        """Codes by Q-Rater's rounding: looked up by an 8-bit code, or one Where for each threshold."""
+        """The codes by Q-Rater's rounding: looked up by an 8-bit code, or with one Where per threshold."""
         k = rounding.subdivision
         if k:
             scale = self.nodes.constant(f"{value.name}/fine", np.float32(quant.scale) / np.float32(k))
@@ -174,8 +173,9 @@ class QdqEmitter:
         return plain, offset_sums(layer, quant, offset)
 
     def _highest(self, value: ir.Value, quant: ActivationQuant) -> tuple[int, ...]:
-        """The highest code of every channel, or of all; where a Clip ends a tensor with steps per channel, that of its
-        bound.
+        """The highest code of every channel, or one for all.
+
+        If a Clip wrote a tensor that has steps per channel, it is the code of the Clip's bound.
         """
         if not quant.channel_scale:
             return quant.channel_qmax
@@ -186,19 +186,19 @@ class QdqEmitter:
         return tuple(int(code) for code in highest)
 
     def _let_codes_clip(self, value: ir.Value) -> None:
-        """Make a Clip a ReLU where the codes are cut at its bound, which differs by channel."""
+        """Replace a Clip by a ReLU where the codes already end at its bound, which differs between channels."""
         clip = value.producer()
         if clip is not None and upper_bound(value) is not None:
             clip.op_type = "Relu"
             clip.resize_inputs(1)
 
     def carry(self, node: ir.Node, quantized: ir.Value, quant: ActivationQuant) -> ir.Value | None:
-        """Move the codes instead of the floats: one byte per value, and no rounding in between."""
+        """Move the codes instead of the floats: one byte per value, and no rounding between."""
         if node.op_type not in _MOVES_INTEGERS or len([v for v in node.outputs if v.uses()]) > 1 or _names_axes(node):
             return None
-        if quantized not in self.integers:  # an operator without such a kernel lies in between
+        if quantized not in self.integers:  # an operator without a uint8 kernel lies between
             return None
-        if quantized not in self.integers or (node.op_type == "Pad" and quant.offset):  # then zero is no code
+        if quantized not in self.integers or (node.op_type == "Pad" and quant.offset):  # then no code stands for zero
             return None
         node.replace_input_with(0, self.integers[quantized])
         if node.op_type == "Pad":
@@ -243,9 +243,9 @@ class QdqEmitter:
 
 
 def _cut_by_codes(value: ir.Value, quant: ActivationQuant) -> bool:
-    """Whether the largest code is below the bound of the Clip that wrote a tensor, which then cuts nothing more.
+    """Whether the largest code is below the upper bound of the Clip that wrote the tensor, so that the Clip is idle.
 
-    onnxruntime merges a Clip into an integer convolution only where the type of the codes ends at its bound.
+    onnxruntime merges a Clip into an integer convolution only if its bound is the end of the codes' type.
     """
     clip, bound = value.producer(), upper_bound(value)
     low = constant(clip.inputs[1]) if clip is not None and bound is not None else None
@@ -255,12 +255,12 @@ def _cut_by_codes(value: ir.Value, quant: ActivationQuant) -> bool:
 
 
 def _is_row(bias: NDArray[Any], layer: Layer) -> bool:
-    """Whether the bias has one value per output channel (Gemm also takes matrices, columns and single numbers)."""
+    """Whether the bias has one value per output channel; Gemm also takes matrices, columns and scalars."""
     return bool(bias.shape in ((channels := layer.weight_array().shape[layer.output_axis],), (1, channels)))
 
 
 def _names_axes(node: ir.Node) -> bool:
-    """Whether a Pad or Resize is not for all axes alike: onnxruntime's layout optimiser mistakes such ones."""
+    """Whether a Pad or Resize names its axes, which onnxruntime's layout optimizer gets wrong."""
     if node.op_type == "Pad":
         return len(node.inputs) > 3 and node.inputs[3] is not None
     kept = attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch"

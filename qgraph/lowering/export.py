@@ -1,4 +1,4 @@
-"""plan -> the graph a user deploys (`--format qdq`): QuantizeLinear/DequantizeLinear pairs and packed weights."""
+"""plan -> the graph to deploy (`--format qdq`): QuantizeLinear/DequantizeLinear pairs and packed weights."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from qgraph.plan.plan import QuantPlan
 
 
 def export(model: Model, plan: QuantPlan, *, packed: bool = True) -> ir.Model:
-    """The deployable model: integers where onnxruntime has kernels for them, with the interface of `model`.
+    """The deployable model, with the interface of `model` and integers where onnxruntime has kernels for them.
 
-    Without `packed`, weights of few bits take a byte each: the same numbers, in a graph that is made and loaded sooner.
+    Without `packed`, weights of few bits take a byte each: the same numbers, in a graph that is made and loaded faster.
     """
     view = GraphView(model)
     plan.check_model(model.digest, model.source)
@@ -41,8 +41,9 @@ def _check_groups(plan: QuantPlan) -> None:
 
 
 def _spread_dilated_pools(graph: ir.Graph) -> None:
-    """Let an AveragePool with dilations read (code - zero point) scale in plain operators: onnxruntime would make it an
-    integer kernel that knows no dilations, and then not load the file.
+    """Dequantize the input of an AveragePool with dilations by plain operators.
+
+    onnxruntime would otherwise turn it into an integer kernel that has no dilations, and refuse to load the file.
     """
     for node in [n for n in graph if n.op_type == "AveragePool" and n.domain == "" and "dilations" in n.attributes]:
         source = node.inputs[0].producer() if node.inputs[0] is not None else None
@@ -59,7 +60,7 @@ def _spread_dilated_pools(graph: ir.Graph) -> None:
 
 
 def _check_factors(plan: QuantPlan, view: GraphView) -> None:
-    """Raise `PlanError` where factors of a tensor are not in the weights on both sides of it."""
+    """Raise `PlanError` unless the factors of every tensor are in the weights on both sides of it."""
     factors = {a.tensor: a.channel_scale for a in plan.activations if a.channel_scale}
     written = {a.tensor for a in producers(plan, view).values()}
     read: set[str] = set()

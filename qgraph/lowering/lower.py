@@ -1,4 +1,4 @@
-"""plan -> the graph of either format."""
+"""plan -> the graph in either format."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from qgraph.plan.plan import QuantPlan
 
 
 def lower(net: Model, plan: QuantPlan, *, format: str, packed: bool = True) -> ir.Model:
-    """The plan turned into nodes, in the format asked for; `packed` as for `export`."""
+    """Turn the plan into nodes in the given format; `packed` as in `export`."""
     return export(net, plan, packed=packed) if format == "qdq" else simulate(net, plan)

@@ -1,4 +1,4 @@
-"""What emitters add to a graph: nodes, and constants of which the small ones stand there once."""
+"""Add nodes and constants to a graph, small constants only once."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from qgraph.onnxfile.lazy_array import Later
 
 
 class Nodes:
-    """Adds to one graph."""
+    """Adds nodes and constants to one graph."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self._shared: dict[str, ir.Value] = {}
 
     def op(self, op_type: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
-        """The result of a new node."""
+        """Add a node and return its first output."""
         return append_node(self.graph, op_type, inputs, attributes).outputs[0]
 
     def constant(self, name: str, array: NDArray[Any] | np.generic | Later) -> ir.Value:
-        """A constant of its own."""
+        """Add a constant of this name."""
         if not isinstance(array, Later) and array.ndim:
             array = np.ascontiguousarray(array)
         return add_initializer(self.graph, name, array)
 
     def shared(self, array: NDArray[np.generic] | np.generic) -> ir.Value:
-        """A small constant, stored once for the whole graph and named by its content."""
+        """A small constant, stored once per graph and named after its content."""
         data = np.asarray(array)
         numbers = data.reshape(-1).tolist()
         content = str(numbers[0]) if len(set(numbers)) == 1 else ",".join(map(str, numbers))

@@ -1,4 +1,4 @@
-"""Weights of k < 8 bits take k bits in the file: eight weights to a byte in each of k bit planes.
+"""Store weights of k < 8 bits in k bits: as k bit planes, with eight weights to a byte in each.
 
 Bit plane i of the two's-complement codes holds bit i of every weight, and five standard operators unpack them.
 onnxruntime folds these when it loads the file, so that unpacking costs nothing per inference.
@@ -18,11 +18,11 @@ from qgraph.lowering.nodes import Nodes
 from qgraph.onnxfile.lazy_array import Later
 from qgraph.plan.plan import WeightQuant
 
-_BLOCK = 2**14  # bytes of a bit plane that are packed at a time
+_BLOCK = 2**14  # bytes of a bit plane packed at a time
 
 
 def pack_bits(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
-    """The lowest `bits` bits of each code as planes of shape (bits, m), m = ceil(n / 8).
+    """The lowest `bits` bits of n codes as planes of shape (bits, m), with m = ceil(n / 8).
 
     Bit j of byte i in plane b is bit b of code j * m + i.
     """
@@ -41,13 +41,13 @@ def pack_bits(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
 
 
 def weight_bytes(shape: tuple[int, ...], bits: int) -> int:
-    """Bytes that a weight of this shape takes in the file at `bits` bits."""
+    """The bytes that a weight of this shape takes in the file at `bits` bits."""
     count = int(np.prod(shape))
     return count if bits == 8 else bits * -(-count // 8)
 
 
 def stored_bytes(shape: tuple[int, ...], grid: WeightQuant) -> int:
-    """Bytes that a weight of this shape takes in the file on this grid; channels of one width lie together."""
+    """The bytes that a weight of this shape takes in the file on this grid; each width is packed separately."""
     if not grid.channel_bits:
         return weight_bytes(shape, grid.bits)
     share = int(np.prod(shape)) // len(grid.channel_bits)
@@ -62,8 +62,9 @@ class StoredCodes:
         self.packed = packed
 
     def codes(self, stem: str, codes: Later, grid: WeightQuant, finer: tuple[int, ...], *, shifted: bool) -> ir.Value:
-        """Codes times `finer`, less their zero points where `shifted`; channels of one width are packed together, then
-        gathered back into their order.
+        """The codes times `finer`, less their zero points where `shifted`.
+
+        Channels of the same width are packed together, then gathered back into their order.
         """
         axis, widths = grid.granularity.axis or 0, np.asarray(grid.channel_bits)
         zero = np.asarray(grid.zero_point, np.int8) if shifted else np.zeros(1, np.int8)
@@ -83,7 +84,7 @@ class StoredCodes:
         return self.nodes.op("Gather", together, indices, axis=axis)
 
     def _integers(self, stem: str, codes: Later, zero: NDArray[np.int8], bits: int, finer: int) -> ir.Value:
-        """Codes less `zero`, times `finer`; 8-bit ones have neither."""
+        """The codes less `zero`, times `finer`; 8-bit codes have neither."""
         if bits == 8:
             return self.nodes.constant(f"{stem}.q", codes)
         if self.packed:
@@ -91,8 +92,9 @@ class StoredCodes:
         return self.nodes.constant(f"{stem}.q", codes.map(lambda c: (c - zero) * np.int8(finer), codes.shape, np.int8))
 
     def _unpack(self, stem: str, codes: Later, zero: NDArray[np.int8], bits: int, finer: int) -> ir.Value:
-        """Codes from planes, less `zero`, times `finer`: shift bit j to the top, then to the bottom, and weigh planes
-        by 1, 2, ..., -2^(bits-1).
+        """The codes unpacked from bit planes, less `zero`, times `finer`.
+
+        Shifts bit j to the top and then to the bottom, and sums the planes weighted by 1, 2, ..., -2^(bits-1).
         """
         width = -(-codes.size // 8)
         planes = self.nodes.constant(f"{stem}.q", codes.map(lambda c: pack_bits(c, bits), (bits, width), np.uint8))
@@ -115,6 +117,6 @@ class StoredCodes:
 def _chosen(
     mask: NDArray[np.bool_], shape: tuple[int, ...], axis: int
 ) -> tuple[Callable[[NDArray[Any]], NDArray[Any]], tuple[int, ...]]:
-    """What takes the channels of a mask out of a weight of this shape, and the shape of what is taken."""
+    """A function that takes the channels in a mask out of a weight of this shape, and the shape of its result."""
     taken = tuple(int(mask.sum()) if i == axis else size for i, size in enumerate(shape))
     return lambda codes: np.compress(mask, codes, axis=axis), taken

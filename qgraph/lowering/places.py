@@ -1,6 +1,4 @@
-"""Where a plan's grids go in the graph. `simulate` and `export` share the places and differ in the nodes they put
-there.
-"""
+"""Where the grids of a plan go in the graph; `simulate` and `export` only differ in the nodes they put there."""
 
 from __future__ import annotations
 
@@ -30,34 +28,34 @@ _READ_INTEGERS = frozenset({*LAYER_OPS, *GLUE_OPS})
 
 
 class Emitter(Protocol):
-    """Makes the nodes for one weight or activation grid."""
+    """Makes the nodes for the grids of a plan."""
 
     def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
-        """The quantized weight; `operand` is the grid that the layer's other operand lies on, if any."""
+        """The quantized weight; `operand` is the grid of the layer's other operand, if it has one."""
 
     def bias(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value | None:
-        """What replaces the layer's bias; None where it stays as it is."""
+        """The value that replaces the layer's bias; None to keep the bias."""
 
     def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
-        """`value` brought to the grid."""
+        """`value` rounded to the grid."""
 
     def fold_offset(self, layer: Layer, quant: LayerQuant) -> tuple[ir.Value, NDArray[np.float64]] | None:
-        """The layer's operand without the offset of its grid, and what the layer's result lacks for that (LSQ+, Eq. 5).
+        """The layer's operand without the offset of its grid, and the bias that makes up for it (LSQ+, Eq. 5).
 
-        None where there is no offset, or it cannot be folded.
+        None where there is no offset, or where it cannot be folded.
         """
 
     def carry(self, node: ir.Node, quantized: ir.Value, quant: ActivationQuant) -> ir.Value | None:
-        """Let a transparent node move `quantized` on its grid; the value to read in place of the node's output.
+        """Let a transparent node move `quantized` on its grid, and return the value to read instead of its output.
 
         None where the node may simply read `quantized`.
         """
 
 
 def put_in_place(model: Model, plan: QuantPlan, make_emitter: Callable[[ir.Graph], Emitter]) -> ir.Model:
-    """The model with every grid of `plan` in place, as a new onnx-ir model.
+    """A new onnx-ir model: `model` with every grid of `plan` in place.
 
-    Raises `PlanError` when the plan is for another model or names what the model does not have.
+    Raises `PlanError` if the plan is for another model or names something that the model does not have.
     """
     plan.check_model(model.digest, model.source)
     net = model.ir_model.clone()
@@ -92,8 +90,9 @@ def _find(view: GraphView, quant: LayerQuant) -> Layer:
 
 
 def _operands(plan: QuantPlan, layers: list[Layer]) -> list[ActivationQuant | None]:
-    """The grid that the integer kernel of every layer reads; None where it runs in floats, as where a bias leaves
-    the 32 bits of integer sums.
+    """The grid that the integer kernel of every layer reads; None where the layer runs in floats.
+
+    A layer runs in floats if the plan says so, or if its bias would overflow the 32-bit accumulator.
     """
     grids = plan.operand_grids
     found = [nearest(layer.input, grids) for layer in layers]
@@ -107,7 +106,7 @@ def _operands(plan: QuantPlan, layers: list[Layer]) -> list[ActivationQuant | No
 def _place_activations(
     view: GraphView, plan: QuantPlan, operands: Mapping[Layer, ActivationQuant | None], emitter: Emitter
 ) -> None:
-    """Put every activation grid in place; `operands` are the grids that layers read on integers."""
+    """Put every activation grid in place; `operands` are the grids that integer kernels read."""
     values = dict(view.values)  # by name, before outputs are renamed
     own = {values[a.tensor] for a in plan.activations if a.tensor in values}
     readers: dict[ActivationQuant, list[Layer]] = {}
@@ -134,7 +133,7 @@ def _quantize_everywhere(
 
 
 def _moves_only_to(node: ir.Node, own: set[ir.Value]) -> bool:
-    """Whether a node moves values only to tensors that have a grid of their own, which is not to lie on another."""
+    """Whether a node only moves values to tensors with a grid of their own, which must not be rounded twice."""
     pending = [node]
     while pending:
         mover = pending.pop()
@@ -168,9 +167,7 @@ def _carry_along(
 
 
 def _leading_to_grids(value: ir.Value) -> set[ir.Node]:
-    """The transparent operators that move `value` to where an integer kernel may read it: a layer, or an operator that
-    takes part in integer arithmetic.
-    """
+    """The transparent operators that move `value` to a layer or another operator that has an integer kernel."""
 
     def moving(value: ir.Value) -> Iterator[ir.Node]:
         return (use.node for use in uses_here(value) if is_transparent(use.node))
@@ -193,10 +190,9 @@ def _quantize_operands(layers: list[Layer], quant: ActivationQuant, emitter: Emi
 def _replace_uses(
     view: GraphView, value: ir.Value, quantized: ir.Value, *, but: AbstractSet[ir.Node] = frozenset()
 ) -> None:
-    """Let every consumer of `value` `but` these and the grid's own nodes read `quantized`; a graph output keeps its
-    name.
+    """Let every consumer of `value` read `quantized`, except those in `but` and the grid's own nodes.
 
-    A graph input that is also an output stays both: nothing computes it.
+    A graph output keeps its name. A graph input that is also an output stays both, as nothing computes it.
     """
     own = _nodes_between(value, quantized) | but
     for use in list(value.uses()):
@@ -227,9 +223,9 @@ def _nodes_between(source: ir.Value, result: ir.Value) -> set[ir.Node]:
 
 
 def shift_bias(graph: ir.Graph, layer: Layer, shift: NDArray[np.float64]) -> ir.Value:
-    """Add `shift` (one value per output channel) to the layer's result, through its bias where that is a constant.
+    """Add `shift` (one value per output channel) to the layer's result, in its bias if that is constant.
 
-    Returns the tensor that carries the shifted result.
+    Returns the tensor that holds the shifted result.
     """
     old = constant(layer.bias)
     beta = layer.bias_factor
@@ -260,7 +256,7 @@ def _add_after(graph: ir.Graph, layer: Layer, shift: NDArray[np.float64]) -> ir.
 
 
 def producers(plan: QuantPlan, view: GraphView) -> Mapping[str, ActivationQuant]:
-    """The layer that carries the factors of each tensor with a step per channel, by name; with the tensor's grid."""
+    """The layers whose results have steps per channel, by name, with the grids of these results."""
     layers = {layer.node: layer for layer in view.layers}
     found = {}
     for grid in plan.activations:
@@ -271,12 +267,12 @@ def producers(plan: QuantPlan, view: GraphView) -> Mapping[str, ActivationQuant]
 
 
 def _before(value: ir.Value) -> ir.Node | None:
-    """The node behind whose ReLU or Clip a tensor lies."""
+    """The node before the ReLU or Clip that writes a tensor."""
     node = value.producer()
     return node.inputs[0].producer() if node is not None and node.inputs and node.inputs[0] is not None else None
 
 
 def offset_sums(layer: Layer, quant: LayerQuant, offset: float) -> NDArray[np.float64]:
-    """What the offset of a layer's operand adds to each output channel: offset sum(W^q) (LSQ+, Eq. 5)."""
+    """The sum that the offset of a layer's operand adds to each output channel: offset sum(W^q) (LSQ+, Eq. 5)."""
     weight = weights.quantized(layer.weight_array(), quant.weight).astype(np.float64)
     return output_sums(layer, weight, np.full(layer.input_channels, offset))

@@ -1,9 +1,9 @@
-"""plan -> a float graph of plain operators that computes what the plan computes (`--format float`).
+"""plan -> a float graph of plain operators that computes the same numbers (`--format float`).
 
-Weights become the float values of their codes; an activation grid becomes
+Weights become the float values of their codes. An activation grid becomes
 scale * (clip(round(x / scale) + zero_point, 0, qmax) - zero_point) in Div, Round, Clip and Mul, with the grid's offset
-subtracted before and added after. A rounding of its own is the number of thresholds reached, or a Gather by the k-ths
-of a step that it is defined on.
+subtracted before and added after. A rounding scheme counts the thresholds reached, or is a Gather by the k-ths of a
+step on which it is defined.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from qgraph.plan import codes as weights
 from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan, Rounding
 from qgraph.plan.staircase import lookup, staircase
 
-_ADDS_BYTES = 14  # the opset from which Add takes uint8, in which counting costs least
+_ADDS_BYTES = 14  # the first opset whose Add takes uint8, the cheapest type to count in
 
 
 def simulate(model: Model, plan: QuantPlan) -> ir.Model:
-    """The fake-quantized model, in floats, with the interface of `model`."""
+    """The fake-quantized model: float operators, with the interface of `model`."""
     return put_in_place(model, plan, FloatEmitter)
 
 
 class FloatEmitter:
-    """Grids as plain float operators."""
+    """Makes grids of plain float operators."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
@@ -54,7 +54,7 @@ class FloatEmitter:
         return result
 
     def _plain(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
-        # Clip before shifting: x / scale rounded lies in -zero_point .. qmax - zero_point
+        # clip before shifting: round(x / scale) lies in -zero_point .. qmax - zero_point
         rank = len(value.shape) if value.shape is not None else 0
         scale = self._per_channel([quant.scale * factor for factor in quant.channel_scale or (1.0,)], rank)
         low, high = self._scalar(-quant.zero_point), self._scalar(quant.qmax - quant.zero_point)
@@ -77,7 +77,7 @@ class FloatEmitter:
             table = add_initializer(self.graph, f"{value.name}/levels", reals)
             return self.op("Gather", table, self.op("Cast", index, to=ir.DataType.INT32))
         thresholds, codes = staircase(quant)
-        if is_non_negative(value):  # what lies below zero is never asked for
+        if is_non_negative(value):  # codes below zero are never needed
             below = int((thresholds <= 0).sum())
             thresholds, codes = thresholds[below:], codes[below:]
         base = int(codes[0]) - quant.zero_point
@@ -93,16 +93,16 @@ class FloatEmitter:
         return self.op("Mul", self.op("Add", steps, self._scalar(base)) if base else steps, self._scalar(scale))
 
     def fold_offset(self, layer: Layer, quant: LayerQuant) -> None:
-        return None  # the offset is there already
+        return None  # the operand includes the offset already
 
     def carry(self, node: ir.Node, quantized: ir.Value, quant: ActivationQuant) -> None:
-        return None  # floats stay on their grid by themselves
+        return None  # moved floats stay on their grid
 
     def op(self, op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
         return append_node(self.graph, op_type, inputs, attributes).outputs[0]
 
     def _per_channel(self, numbers: Sequence[float], rank: int) -> ir.Value:
-        """One number, or one for each channel along axis 1 of a tensor of this rank."""
+        """The numbers shaped to broadcast: one for all, or one per channel along axis 1 of a tensor of this rank."""
         if len(numbers) == 1:
             return self._scalar(numbers[0])
         if rank < 2:
