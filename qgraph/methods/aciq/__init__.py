@@ -1,6 +1,6 @@
-"""ACIQ: analytic clipping, bits per channel and bias correction (Banner et al., 2019), and the plain baseline.
+"""ACIQ: analytic clipping, bits per channel and bias correction (Banner et al., 2019), and the min-max baseline.
 
-Both settle grids in one way, which the recipe's options steer; the methods differ in what these are by default.
+Both run the same code, controlled by the options of the recipe; they differ in the defaults of these options.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FULL_RANGE = {
 
 @method("minmax", defaults=_FULL_RANGE, needs=["data"])
 def minmax(plan: QuantPlan, given: Material) -> QuantPlan:
-    """Ranges from the smallest to the largest value seen: the plain baseline."""
+    """Ranges from the smallest to the largest observed value: the plain baseline."""
     return aciq(plan, given)
 
 

@@ -1,10 +1,11 @@
-"""plan -> plan: one grid per channel for activations, and bits that differ from channel to channel (ACIQ, section 3).
+"""plan -> plan: one grid per channel for activations, and bits that differ between channels (ACIQ, section 3).
 
-A tensor between convolutions may have a step per channel at no cost where positive factors pass through it: with
-r_c > 0, Conv(ReLU(y)) = Conv'(ReLU(y / r)), the weights before it divided and those behind it multiplied by r. The
-first costs nothing, since those weights have a scale per output channel anyway; the second changes what is rounded.
-With the full factor, r_c in proportion to the channel's range, all channels would use all codes, but the weights of
-faint channels would vanish beside those of strong ones; its square root shares the loss between the two sides.
+A tensor between convolutions can have a step per channel at no cost where positive factors pass through it: with
+r_c > 0, Conv(ReLU(y)) = Conv'(ReLU(y / r)), where the weights before it are divided by r and those after it are
+multiplied by r. The division costs nothing, as those weights have a scale per output channel anyway; the multiplication
+changes what is rounded. With the full factor, r_c proportional to the channel's range, every channel would use all
+codes, but the weights of weak channels would vanish beside those of strong ones. The square root of that factor divides
+the loss between the two sides.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ class ChannelConfig:
 
 
 def allocate_weights(plan: QuantPlan, view: GraphView) -> QuantPlan:
-    """Bits per output channel by the 2/3-power rule on the channels' ranges, in the same memory (ACIQ, Eq. 10).
+    """Give output channels bits by the 2/3-power rule on their ranges, in the same memory (ACIQ, Eq. 10).
 
-    The quota is the sum of bits, kept exactly, so that the weight takes as many bytes as with equal widths.
-    Asymmetric grids are widened only as far as integer kernels need no zero point.
+    The quota is the sum of bits and is kept exactly, so that the weight takes as many bytes as with equal widths.
+    Channels of asymmetric grids get no more bits than integer kernels take without a zero point.
     """
 
     def allocate(layer: LayerQuant) -> LayerQuant:
@@ -67,7 +68,7 @@ def allocate_weights(plan: QuantPlan, view: GraphView) -> QuantPlan:
 def scale_channels(
     plan: QuantPlan, view: GraphView, observed: Observations, *, config: ChannelConfig | None = None
 ) -> QuantPlan:
-    """Give every non-negative activation below 8 bits a step per channel, and say which keep a single one, and why."""
+    """Give every non-negative activation below 8 bits a step per channel; notes say which keep one step, and why."""
     chosen = config or ChannelConfig()
     layers = {quant.name for quant in plan.layers}
     grids: dict[str, ActivationQuant] = {}
@@ -127,7 +128,7 @@ def _best_scale(
     steps: NDArray[np.float64],
     config: ChannelConfig,
 ) -> float:
-    """The common step: the one that spans every channel's range, or the one with the least expected error."""
+    """The common step: the one that spans every channel's range, or the one of least expected error."""
     needed = steps / factors
     if config.clip == "max" or not config.deployable:
         return float(needed.max())
@@ -143,7 +144,7 @@ def _best_scale(
 
 
 def _with_input_scales(plan: QuantPlan, view: GraphView) -> QuantPlan:
-    """Let the weights that read a tensor with factors contain them."""
+    """Multiply the factors of each tensor into the weights that read it."""
     factors = {grid.tensor: grid.channel_scale for grid in plan.activations if grid.channel_scale}
 
     def carry(quant: LayerQuant) -> LayerQuant:
@@ -158,7 +159,7 @@ def _with_input_scales(plan: QuantPlan, view: GraphView) -> QuantPlan:
 
 
 def _channel_ends(layer: Layer, grid: WeightQuant) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both ends of every output channel (or of all) of what is rounded; about zero where the grid is."""
+    """The low and high end of every scaled output channel, or of all; symmetric about zero if the grid is."""
     weight = weights.scaled(layer.weight_array(), grid)
     low, high = (grid.granularity.reduce(end, weight).astype(np.float64) for end in (np.minimum, np.maximum))
     limit = np.maximum(-low, high)
@@ -180,7 +181,7 @@ def _spanned(
 
 
 def _obstacle(value: ir.Value, grid: ActivationQuant, readers: list[Layer], plan: QuantPlan, deployable: bool) -> str:
-    """Why a tensor cannot have a step per channel ('' if it can)."""
+    """Why a tensor cannot have a step per channel; empty if it can."""
     if grid.zero_point or not is_non_negative(value):
         return "it takes both signs"
     if any(layer.op != "Conv" for layer in readers):
@@ -188,7 +189,7 @@ def _obstacle(value: ir.Value, grid: ActivationQuant, readers: list[Layer], plan
     if not deployable:
         return ""
     if any(a.tensor == grid.tensor and a.role != grid.role for a in plan.activations):
-        return "others than layers read it too"
+        return "nodes other than layers read it too"
     others = {use.node.op_type for use in value.uses()} - {"Conv"}
     if others or value.is_graph_output() or len(list(value.uses())) != len(readers):
         return f"{' and '.join(sorted(others)) or 'another consumer'} reads it too"

@@ -1,4 +1,4 @@
-"""plan -> plan: narrower grids for activations and weights, by any clip method of qmath."""
+"""plan -> plan: clip activations and weights by any clip method of qmath."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from qgraph.plan.grids import activation_grid, weight_ends, weight_grid
 from qgraph.plan.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan
 from qgraph.running.sessions import in_parallel
 
-PRIOR_TOLERANCE = 10**0.025  # 0.25 dB: beyond, networks lose by it
+PRIOR_TOLERANCE = 10**0.025  # 0.25 dB: networks lose accuracy beyond this
 MAX_ENERGY_LOSS = 0.5  # share of a tensor's energy that a clip may cut before it is reported
 
 
 class CalibrationWarning(UserWarning):
-    """A clip method cuts away most of a tensor; the message names the tensor."""
+    """A clip method cuts off most of a tensor's energy; the message names the tensor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +40,10 @@ class Clipped:
 def clip_activations(
     plan: QuantPlan, view: GraphView, observed: Observations, *, method: str, **options: Any
 ) -> QuantPlan:
-    """Every activation grid spans the range that `method` chooses from the tensor's histogram.
+    """Clip every activation to the range that `method` chooses from the tensor's histogram.
 
-    Tensors that the graph guarantees to be non-negative are clipped from above only. Warns, per tensor, when the clip
-    cuts more than half of the energy. `options` are those of the method (`percentile` of "percentile", ...).
+    Tensors that the graph guarantees to be non-negative are only clipped from above. Warns for every tensor of which a
+    clip cuts more than half of the energy. `options` are those of the method, such as `percentile` of "percentile".
     """
     asked = [a for a in plan.activations if _has_spread(observed[a.tensor])]
     one_sided = [view.non_negative.get(a.tensor, False) or bool(observed[a.tensor].min >= 0) for a in asked]
@@ -57,7 +57,7 @@ def clip_activations(
         if chosen is None:
             return activation
         low, high = chosen.low, chosen.high
-        if chosen.method != "mse":  # whose best step may end beyond the data
+        if chosen.method != "mse":  # the best step of "mse" may end beyond the data
             low, high = max(low, float(statistics.min)), min(high, float(statistics.max))
         if chosen.error > MAX_ENERGY_LOSS * (statistics.variance + statistics.mean**2):
             _warn_of_loss(statistics, chosen, activation.tensor)
@@ -74,11 +74,11 @@ def clip_ranges(
     one_sided: Sequence[bool],
     **options: Any,
 ) -> list[Clipped]:
-    """The range that a method chooses for each; the exact least-squares one where ACIQ's prior does not describe the
-    data.
+    """The range that a method chooses for each histogram.
 
-    The prior is rejected when its range makes an error more than 0.25 dB above the least possible on the histogram (at
-    8 bits that is common: the optimum then lies far in the tails, where Laplace and Gaussian laws are least true).
+    Where ACIQ's prior is rejected, the range of least squared error takes its place. That is where the prior's range
+    makes an error more than 0.25 dB above the least possible on the histogram. It is common at 8 bits: the optimum then
+    lies far in the tails, where Laplace and Gaussian laws fit worst.
     """
 
     def choose(index: int, method: str, **options: Any) -> Clipped:
@@ -98,7 +98,7 @@ def clip_ranges(
 
 
 def prior_rejected(statistics: qmath.Statistics, *, bits: int, non_negative: bool = False) -> bool:
-    """Whether ACIQ's clip at `bits` makes an error more than 0.25 dB above the least on the histogram."""
+    """Whether the error of ACIQ's clip at `bits` is more than 0.25 dB above the least possible on the histogram."""
     if not _has_spread(statistics):
         return False
     one_sided = non_negative or bool(statistics.min >= 0)
@@ -107,7 +107,7 @@ def prior_rejected(statistics: qmath.Statistics, *, bits: int, non_negative: boo
 
 
 def rejected_priors(view: GraphView, observed: Observations, grids: Sequence[ActivationQuant]) -> dict[str, bool]:
-    """`prior_rejected` of every grid's tensor at its bits, by name; those without a histogram are left out."""
+    """`prior_rejected` for the tensor of every grid at its bits, by name; tensors without a histogram are left out."""
     asked = [grid for grid in grids if grid.tensor in observed.tensors and _has_spread(observed[grid.tensor])]
     if not asked:
         return {}
@@ -143,10 +143,10 @@ def _warn_of_loss(statistics: qmath.Statistics, chosen: Clipped, tensor: str) ->
 
 
 def clip_weights(plan: QuantPlan, view: GraphView, *, method: str) -> QuantPlan:
-    """Weight grids below 8 bits span the range that `method` chooses, per channel where the grid is; about zero where
-    the grid is symmetric, else with both ends chosen.
+    """Clip weights below 8 bits to the ranges that `method` chooses, one per scale of the grid.
 
-    At 8 bits rounding is too fine for clipping to pay, and grids keep the full range (as ACIQ does for all weights).
+    Both ends are chosen unless the grid is symmetric. At 8 bits, steps are too fine for clipping to pay, and grids keep
+    the full range (which ACIQ does for all weights).
     """
 
     def clip(layer: LayerQuant) -> LayerQuant:

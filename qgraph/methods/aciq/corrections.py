@@ -1,15 +1,15 @@
-"""plan -> plan: undo what rounding a weight does to its norm and to the expected output.
+"""plan -> plan: undo the effect of rounding a weight on its norm and on the expected output.
 
 Per output channel c of a layer with weight W, its quantized W^q and operand x (ACIQ, Eq. 12; Q-Rater, Eq. 7):
 
     gain_c  = ||W_c - mean W_c|| / ||W^q_c - mean W^q_c||       folded into the channel's scale
     shift_c = sum_k (W_ck - gain_c W^q_ck) E[x_k]               added to the bias
 
-ACIQ's own mean correction adds a constant to every weight of a channel, which a symmetric integer grid cannot hold; its
-effect on the output is a shift by that constant times sum_k x_k, whose expectation `shift_c` contains.
+ACIQ's own mean correction adds a constant to every weight of a channel, which a symmetric integer grid cannot hold. Its
+effect on the output is a shift by that constant times sum_k x_k; `shift_c` includes the expectation of that.
 
-`correct_outputs` measures the shift instead: what the layer's mean output lacks in the quantized network, with all
-layers before it quantized and corrected.
+`correct_outputs` measures the shift instead: the difference in the layer's mean output between the float network and
+the quantized one, with all earlier layers quantized and corrected.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BATCH = 16
 
 
 def correct_norm(plan: QuantPlan, view: GraphView) -> QuantPlan:
-    """Give every weight channel its float norm back, through `gain`."""
+    """Restore the norm of every weight channel by its `gain`."""
 
     def correct(layer: LayerQuant) -> LayerQuant:
         weight = view.by_name[layer.name].weight_array()
@@ -67,7 +67,7 @@ def correct_shift(plan: QuantPlan, view: GraphView, observed: Observations) -> Q
 
 
 def expected_shift(layer: Layer, quant: LayerQuant, mean: NDArray[np.float64]) -> NDArray[np.float64]:
-    """E[W x - W^q x] per output channel, for an operand with this mean per input channel (zero padding left aside)."""
+    """E[W x - W^q x] per output channel, given the operand's mean per input channel; ignores zero padding."""
     weight = layer.weight_array()
     difference = weight.astype(np.float64) - weights.quantized(weight, quant.weight)
     return output_sums(layer, difference, mean)
@@ -82,10 +82,10 @@ def correct_outputs(
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> QuantPlan:
-    """Shift every layer's bias so that its mean output per channel is the float network's, on the first `samples`.
+    """Shift every layer's bias so that its mean output per channel equals the float network's on the first `samples`.
 
-    Layer by layer in graph order: shift_c = E[y_c] - E[y^q_c], where y^q comes from the network quantized so far, so
-    that each layer also makes up for what reaches it from those before. Runs the network once for every layer.
+    Works layer by layer in graph order: shift_c = E[y_c] - E[y^q_c], where y^q comes from the network quantized so far.
+    Each layer thus also corrects the mean error that reaches it. Runs the network once per layer.
     """
     known = dataclasses.replace(data, limit=min(samples, data.count))
     chosen = {quant.name for quant in plan.layers}

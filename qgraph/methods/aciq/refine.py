@@ -21,11 +21,11 @@ Allocation = Literal["none", "weights", "activations", "both"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AciqConfig:
-    """Which ingredients take part; `clip` and `weight_clip` are names of `qmath.clip_methods()`.
+    """Which ingredients of ACIQ to use; `clip` and `weight_clip` are names from `qmath.clip_methods()`.
 
-    `allocate_bits` says whose channels get bits by the 2/3-power rule; `channel_activations` gives activations a step
-    per channel, where `deployable` only as far as the weights around them can carry it. For a `target_cpu` of "any",
-    weights are kept from saturating 16 bits (`without_saturation`).
+    `allocate_bits` says whose channels get bits by the 2/3-power rule. `channel_activations` gives activations a step
+    per channel; with `deployable`, only where the weights around them can carry the factors. For the `target_cpu`
+    "any", weights are kept from saturating 16 bits (`without_saturation`).
     """
 
     clip: str = "aciq"
@@ -40,7 +40,7 @@ class AciqConfig:
 def refine(
     plan: QuantPlan, view: GraphView, observed: Observations | None, *, config: AciqConfig | None = None
 ) -> QuantPlan:
-    """Clip every activation at its optimum, every weight channel at its own, then correct norm and expected output."""
+    """Clip every activation and every weight channel at its optimum, then correct norms and expected outputs."""
     chosen = config or AciqConfig()
     if observed is not None:
         plan = _scaled(clip_activations(plan, view, observed, method=chosen.clip), view, observed, chosen)
@@ -48,7 +48,7 @@ def refine(
 
 
 def _scaled(plan: QuantPlan, view: GraphView, observed: Observations, config: AciqConfig) -> QuantPlan:
-    """Steps, and perhaps bits, per channel of activations, where these are wanted."""
+    """The plan with steps, and perhaps bits, per channel of activations, if the config asks for them."""
     if not config.channel_activations or config.clip not in ("aciq", "max"):
         return plan
     allocate = config.allocate_bits in ("activations", "both")
@@ -57,14 +57,14 @@ def _scaled(plan: QuantPlan, view: GraphView, observed: Observations, config: Ac
 
 
 class _Weights:
-    """Clips and corrections of weights; layers that several plans have in common are worked on once."""
+    """Clips and corrects weights; a layer that several plans share is processed once."""
 
     def __init__(self, view: GraphView, observed: Observations | None, config: AciqConfig) -> None:
         self.view, self.observed, self.config = view, observed, config
         self.known: dict[LayerQuant, LayerQuant] = {}
 
     def refine(self, plan: QuantPlan, allocate: bool) -> QuantPlan:
-        """The plan with its weights clipped and corrected, and with bits per channel if they are to be allocated."""
+        """The plan with its weights clipped and corrected; with `allocate`, also with bits per channel."""
         if allocate:
             plan = allocate_weights(plan, self.view)
         fresh = tuple(quant for quant in plan.layers if quant not in self.known)
@@ -92,12 +92,12 @@ def choose(
     config: AciqConfig,
     loss: Callable[[QuantPlan], float],
 ) -> QuantPlan:
-    """The refinement with the least `loss`: with or without a step per activation channel, bits per channel of
-    activations, and then bits per channel of weights, where these have fewer than 8.
+    """The variant of `refine` with the least `loss`.
 
-    `loss` measures how far the outputs of a plan are from the float model's, on calibration samples; it needs no
-    labels. The 2/3-power rule minimises the noise of a layer, and where channels differ in what they mean to later
-    layers that may not be the noise of the network.
+    Tries, below 8 bits, a step per activation channel, then bits per activation channel, then bits per weight channel.
+    `loss` measures how far the outputs of a plan are from the float model's on calibration samples; it needs no labels.
+    The 2/3-power rule minimises the noise of one layer, which need not minimise that of the network where channels
+    matter differently to later layers.
     """
     weights = _Weights(view, observed, config)
     plan = clip_activations(plan, view, observed, method=config.clip)

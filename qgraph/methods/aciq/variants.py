@@ -1,4 +1,4 @@
-"""A recipe's options applied to a plan; where several variants are possible, the one that measures best."""
+"""Apply the options of a recipe to a plan and, if variants may be tried, keep the one that measures best."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import SEARCHED
 from qgraph.running.sessions import Session
 
-TRIED = 64  # samples on which variants are compared, by their outputs alone
+TRIED = 64  # samples on which the outputs of variants are compared
 
 
 def refine(plan: QuantPlan, given: Material) -> QuantPlan:
-    """From the full-range plan to one as the recipe's options say; its best variant where variants may be tried."""
+    """Turn the full-range plan into what the recipe asks for; the best variant if variants may be tried."""
     view, observed, recipe = given.view, given.observed, given.recipe
     config = aciq.AciqConfig(
-        clip="mse" if recipe.clip == SEARCHED else recipe.clip,  # what a search starts from
+        clip="mse" if recipe.clip == SEARCHED else recipe.clip,  # the clip that a search starts from
         weight_clip=recipe.weight_clip,
         bias_correction=recipe.bias_correction and "bias" not in recipe.ingredients,
         allocate_bits=recipe.allocate_bits or "none",  # type: ignore[arg-type]
@@ -30,7 +30,7 @@ def refine(plan: QuantPlan, given: Material) -> QuantPlan:
     if not given.variants or given.samples is None or observed is None or not recipe.undecided:
         return aciq.refine(plan, view, observed, config=config)
     known = Reference.of(view.model, given.samples, samples=TRIED)
-    # squared errors: divergences of confident classifiers hang on a few samples
+    # squared errors, because the divergence of a confident classifier depends on a few samples
     reference = dataclasses.replace(known, kinds=dict.fromkeys(known.kinds, "nse"))
 
     def loss(candidate: QuantPlan) -> float:

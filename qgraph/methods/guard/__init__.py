@@ -1,1 +1,1 @@
-"""The guard: a plan whose outputs miss a target gives way where it is ruined, cheapest first, until they hold."""
+"""The guard: where outputs miss a target, give up the grids that ruin them, cheapest first, until they meet it."""

@@ -1,4 +1,4 @@
-"""What giving a grid up costs: the share of the network's products that leave integers, and of its bytes that grow."""
+"""The cost of giving a grid up: the shares of the network's products and bytes that return to floating point."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from qgraph.graph.tensors import fused_output, nearest
 from qgraph.methods.guard.switches import Grid
 from qgraph.plan.plan import QuantPlan
 
-LEAST = 1e-4  # of a concession that leaves no product to floats: a conversion more
-BYTES = 2.0  # what a share of the bytes weighs beside a share of the products
+LEAST = 1e-4  # the cost of a concession that moves no product to floats, but adds a conversion
+BYTES = 2.0  # the weight of a share of the bytes relative to a share of the products
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Costs by grid and by how it gives way, from 0 (nothing) to 1 + `BYTES` (the whole network as it was)."""
+    """The cost of each concession, from 0 (free) to 1 + `BYTES` (the whole network back in floating point)."""
 
     products: Mapping[Grid, float]
     weights: Mapping[Grid, float]
@@ -37,7 +37,7 @@ class Costs:
             operand = nearest(layer.input, plan.operand_grids)
             if operand is not None:
                 shares[Grid("tensor", operand.tensor)] += share
-            if layer.op == "Conv":  # which writes integers where it computes in them
+            if layer.op == "Conv":  # a convolution on integers also writes integers
                 shares[Grid("tensor", str(fused_output(layer.output).name))] += share
         return cls(products=shares, weights={Grid("weight", name): n / all_size for name, n in size.items()})
 
@@ -49,7 +49,7 @@ class Costs:
 
 
 def products(layer: Layer) -> int:
-    """Multiplications of one sample's pass, with dimensions that are open counted as one."""
+    """The multiplications that a layer does per sample; unknown dimensions count as one."""
     shape = layer.output.shape
     dims = [d if isinstance(d, int) and d > 0 else 1 for d in (shape or ())]
     places = dims[2:] if layer.op in ("Conv", "ConvTranspose") else dims[1:-1]

@@ -1,17 +1,18 @@
-"""plan -> plan: where an output misses its target, find who ruins it, and give way there in the cheapest order.
+"""plan -> plan: where an output misses its target, find the grids that ruin it and give them up, cheapest first.
 
-Errors of different grids are nearly independent, so their powers add at the outputs, where `Switches` measures them:
+Errors of different grids are nearly independent, so their powers add up at the outputs, where `Switches` measures them:
 
     noise_o(plan) ~ sum_g noise_o(g)        wanted: noise_o <= 10^(-target / 10)
 
-The grids that matter are found by halving the set: a half that is negligible together is left alone. A tensor's grid
-may first be given its whole range, then go (its layers keep quantized weights and multiply in floating point); a
-weight's grid goes last, and its layer is float. Among these the concession comes first that takes most noise away for
-its cost. The plan that results is judged as it will be written, with the shifts of its biases and without: a mean error
-made up for where a tensor is loud is an error where it is faint. Where errors did not add as hoped, more is given.
+The grids that matter are found by bisection: a half whose joint error is negligible is not searched. A tensor's grid
+may first get its full range and then be given up (its layers keep quantized weights and multiply in floating point); a
+weight's grid is given up last, and its layer becomes float. The concession that removes the most noise for its cost
+comes first. The resulting plan is judged as it will be written, both with and without the shifts of its biases: a shift
+that corrects the mean error where a tensor is large is itself an error where it is small. Where errors did not add up
+as expected, more grids are given up.
 
-A network that few grids ruin is given a margin: while a tenth of its tensors at most give way, `REPAIR_DB` above the
-target is aimed at. Beyond that the target alone counts, and weights may go too.
+A network that only a few grids ruin gets a margin: as long as at most a tenth of its tensors are given up, the guard
+aims `REPAIR_DB` above the target. Beyond that only the target counts, and weights may be given up too.
 """
 
 from __future__ import annotations
@@ -41,18 +42,18 @@ from qgraph.samples.dataset import Batch
 Floats = NDArray[np.float64]
 How = Literal["whole range", "weights alone", "float"]
 Judge = Callable[[QuantPlan], float]
-"""By how many dB the model that a plan makes, as it is written, holds its targets; negative where it misses one."""
+"""How far the written model of a plan is above its targets, in dB; negative where it misses one."""
 
-NEGLIGIBLE = 1 / 16  # of the noise that is allowed: a set of grids that makes less is not looked into
-MARGIN = 0.7  # of the allowed noise is used, since the samples of a user are others
+NEGLIGIBLE = 1 / 16  # of the allowed noise: a set of grids that makes less is not searched
+MARGIN = 0.7  # of the allowed noise is used, because users will feed other samples
 ROUNDS = 4
 REPAIR_DB = 10.0
-FEW = 4  # tensors that may give way for a margin even where that is more than a tenth of them
+FEW = 4  # tensors that may be given up for a margin even if they are more than a tenth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Concession:
-    """One grid that gave way: how, and the dB that its error alone left at the output that it hurt most."""
+    """A grid that was given up: how, and the SQNR in dB that its error alone leaves at the output it hurts most."""
 
     grid: Grid
     how: How
@@ -75,12 +76,12 @@ class Concession:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guarded:
-    """The plan that holds the target, or comes as near as it can, and what that took."""
+    """The plan that meets the target, or comes as close as possible, and the concessions it took."""
 
     plan: QuantPlan
     concessions: tuple[Concession, ...]
     margin: float
-    """dB by which the targets hold, on the samples that were judged; negative where they do not."""
+    """How far the outputs are above their targets on the judged samples, in dB; negative where they miss."""
 
     @property
     def holds(self) -> bool:
@@ -98,9 +99,9 @@ def guard(
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Guarded:
-    """Give way until `judge` accepts the plan; it is asked first whether the plan as it is holds.
+    """Give up grids until `judge` accepts the plan; a plan that it accepts as it is does not change.
 
-    `batches` are samples to measure errors on, `ranges` the least and largest value of tensors over all samples.
+    `batches` are samples to measure errors on; `ranges` are the smallest and largest value of every tensor.
     """
     best = _judged(plan, (), judge)
     if best.holds:
@@ -118,12 +119,12 @@ def guard(
 
 
 def _power(db: float) -> float:
-    """Noise relative to signal."""
+    """The power of noise relative to that of the signal."""
     return float(10.0 ** (-db / 10))
 
 
 def _judged(plan: QuantPlan, concessions: tuple[Concession, ...], judge: Judge) -> Guarded:
-    """The plan, or the same without shifts of biases where it misses its targets and comes nearer without."""
+    """The judged plan; without bias shifts if it misses its targets with them and comes closer without."""
     first = Guarded(plan=plan, concessions=concessions, margin=judge(plan))
     if first.holds or not any(layer.bias_shift for layer in plan.layers):
         return first
@@ -133,7 +134,7 @@ def _judged(plan: QuantPlan, concessions: tuple[Concession, ...], judge: Judge) 
 
 
 class Search:
-    """Which grids make how much of the noise, and what is cheapest to give."""
+    """Finds how much noise each grid makes, and what is cheapest to give up."""
 
     def __init__(
         self,
@@ -154,14 +155,14 @@ class Search:
 
     @cached_property
     def wide(self) -> Switches:
-        """The same with whole ranges in place of clips; made where a culprit is clipped."""
+        """Switches for the plan with full ranges instead of clips; only made when a culprit is clipped."""
         plan = self.plan.map_activations(lambda a: widened(a, self.ranges))
         return Switches(self.view.model, plan, self.batches, threads=self.threads)
 
     def within(self, allowed: float, *, tensors: int | None = None) -> tuple[Concession, ...]:
-        """The cheapest concessions after which the grids' noises add up to less than `allowed` at every output.
+        """The cheapest concessions after which the noise of all grids adds up to less than `allowed` at every output.
 
-        With `tensors` given, so many of them at most and no weights, as far as that leads.
+        With `tensors`, gives up at most that many tensors and no weights, even if that is not enough.
         """
         noises = dict(self.culprits(grids_of(self.plan), NEGLIGIBLE * allowed))
         given: dict[Grid, Concession] = {}
@@ -182,7 +183,7 @@ class Search:
     def options(
         self, grid: Grid, noise: Floats, given: Mapping[Grid, Concession]
     ) -> Iterable[tuple[Concession, Floats]]:
-        """What may still be conceded at a grid, with the noise that it then makes."""
+        """The concessions still possible at a grid, each with the noise that remains."""
         worst = int(np.argmax(self.alone(grid)))
         alone = float(-10 * np.log10(max(self.alone(grid)[worst], 1e-300)))
 
@@ -200,7 +201,7 @@ class Search:
         yield conceding("weights alone"), np.zeros_like(noise)
 
     def worth(self, less: Floats, hurts: NDArray[np.bool_], concession: Concession) -> float:
-        """The noise taken from outputs that have too much, for what it costs."""
+        """The noise removed from outputs that have too much, per cost."""
         noise = np.where(np.isfinite(less[hurts]), less[hurts], 1e9)
         return float(noise.sum() / self.costs[concession.grid, concession.how])
 
@@ -217,7 +218,7 @@ class Search:
         return self.known[grids]
 
     def culprits(self, grids: Sequence[Grid], negligible: float) -> Iterable[tuple[Grid, Floats]]:
-        """The grids whose error alone is more than negligible at some output, with it."""
+        """The grids whose error alone is not negligible at some output, with their noise."""
         noise = self.noise(frozenset(grids))
         if not np.any(noise > negligible):
             return
@@ -230,7 +231,7 @@ class Search:
 
 
 def widened(quant: ActivationQuant, ranges: Mapping[str, tuple[float, float]]) -> ActivationQuant:
-    """The grid of the same bits over all that was seen of the tensor; itself where it has a form of its own."""
+    """The grid with the same bits over the tensor's whole range; grids of a special form stay as they are."""
     if quant.tensor not in ranges or quant.rounding is not None or quant.offset or quant.channel_scale:
         return quant
     low, high = ranges[quant.tensor]
@@ -245,7 +246,7 @@ def apply_concessions(
     concessions: Collection[Concession],
     ranges: Mapping[str, tuple[float, float]],
 ) -> QuantPlan:
-    """The plan without the grids that gave way, and without those that nothing would compute in integers with."""
+    """The plan without the grids given up, and without those that no integer kernel would use any more."""
     how = {c.grid: c for c in concessions}
     activations = []
     for quant in plan.activations:
@@ -272,9 +273,9 @@ def apply_concessions(
 
 
 def without_islands(plan: QuantPlan, view: GraphView) -> QuantPlan:
-    """The plan without the grids of tensors that no integer kernel reads or writes: they would only cost.
+    """The plan without the grids of tensors that no integer kernel reads or writes, which would only cost time.
 
-    A convolution whose result lies on no grid has no integer kernel, and runs in floats.
+    A convolution whose result has no grid does not have an integer kernel and runs in floats.
     """
     layers = [view.by_name[quant.name] for quant in plan.layers if quant.runs == "integers"]
     kept = {a.tensor: a.tensor for a in plan.activations}
@@ -294,7 +295,7 @@ def without_islands(plan: QuantPlan, view: GraphView) -> QuantPlan:
 
 
 def _writes_to(layer: Layer, kept: Collection[str]) -> bool:
-    """Whether the layer's result lies on a grid, where its kernel needs that."""
+    """Whether the layer's result has a grid, if its integer kernel needs one."""
     return layer.op != "Conv" or str(fused_output(layer.output).name) in kept
 
 

@@ -1,8 +1,8 @@
-"""The float network with a switch at every grid of a plan: which of them ruins an output is asked without new sessions.
+"""The float network with a switch at every grid of a plan, which measures any set of grids without a new session.
 
     tensor:  x -> where(switch, Q(x), x)          weight:  W -> where(switch, Q(W), W)
 
-With all switches off it is the float network, with one on it has that error alone, as it arrives at the outputs.
+With all switches off it is the float network; with one switch on, the outputs show the error of that grid alone.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Grid:
-    """A grid of a plan by name: of a layer's weight, or of a tensor."""
+    """A grid of a plan, identified by the name of the layer (for its weight) or of the tensor."""
 
     kind: Literal["weight", "tensor"]
     name: str
 
 
 def grids_of(plan: QuantPlan) -> tuple[Grid, ...]:
-    """All grids of a plan; the two that a tensor may have are one."""
+    """All grids of a plan; the two grids that a tensor may have count as one."""
     tensors = dict.fromkeys(Grid("tensor", a.tensor) for a in plan.activations)
     return *tensors, *(Grid("weight", layer.name) for layer in plan.layers)
 
 
 class Switches:
-    """Measures what any set of a plan's grids does to the outputs of a network."""
+    """Measures the error that any set of a plan's grids makes at the outputs of a network."""
 
     def __init__(self, net: Model, plan: QuantPlan, batches: Sequence[Batch], *, threads: int | None = None) -> None:
-        # shifts of biases make up for errors of weights, and have no switch
+        # bias shifts correct errors of weights and have no switch
         plain = plan.map_layers(lambda layer: dataclasses.replace(layer, bias_shift=()))
         emitters: list[_SwitchedEmitter] = []
 
@@ -59,9 +59,9 @@ class Switches:
         self.expected = [self._run(batch, ()) for batch in batches]
 
     def noise(self, on: Collection[Grid]) -> Floats:
-        """Power of every floating-point output's error relative to the output's own, with these grids switched on.
+        """The error of every output with these grids switched on, as power relative to the output's own.
 
-        Infinite where the output is no number any more, or changes its shape; 0 for outputs of other types.
+        Infinite where the output is no longer finite or changes its shape; 0 for outputs that are not floating point.
         """
         signal, error = np.zeros((2, len(self.session.output_names)))
         for batch, want in zip(self.batches, self.expected, strict=True):
@@ -80,7 +80,7 @@ class Switches:
             if not isinstance(a, np.ndarray) or a.dtype.kind != "f":
                 continue
             exact, small = np.asarray(batch.real(a), np.float64), batch.real(b)
-            finite = np.isfinite(exact)  # what overflows in the float network says nothing
+            finite = np.isfinite(exact)  # values that overflow in the float network do not count
             signal[index] = np.square(exact[finite]).sum()
             if exact.shape != small.shape or not np.isfinite(small[finite]).all():
                 error[index] = np.inf
@@ -90,7 +90,7 @@ class Switches:
 
 
 class _SwitchedEmitter(FloatEmitter):
-    """The float emitter with a Boolean input of the graph before every grid."""
+    """The float emitter with a Boolean graph input that switches every grid."""
 
     def __init__(self, graph: ir.Graph) -> None:
         super().__init__(graph)
