@@ -1,6 +1,15 @@
-"""Analytic uniform quantization on NumPy, SciPy and Numba: closed forms, root-finders, allocators, kernels.
+"""Analytic uniform quantization on NumPy, SciPy and Numba: closed forms, root finding, bit allocation and fast kernels.
 
-Every public name is available as `qmath.NAME`; its module is imported when the name is first used.
+Every public name is available as `qmath.NAME`; the module behind it is imported when the name is first used.
+
+Example:
+    >>> import numpy as np
+    >>> import qmath
+    >>> x = np.random.default_rng(0).laplace(size=10_000)
+    >>> clip = qmath.prior_clip(qmath.fit_prior(x).prior, 4)
+    >>> grid = qmath.Grid.symmetric(clip, bits=4)
+    >>> round(float(qmath.sqnr_db(x, qmath.fake_quantize(x, grid))), 1)
+    15.2
 """
 
 from __future__ import annotations
@@ -63,7 +72,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'qmath' has no attribute '{name}'")
     value = getattr(importlib.import_module(f"qmath.{_MODULE_OF[name]}"), name)
-    globals()[name] = value  # found at once from now on
+    globals()[name] = value  # from now on found without this function
     return value
 
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 
 class ByContent:
-    """Base of frozen dataclasses declared with `eq=False`: equal when class and every field are, hashable too."""
+    """Base of frozen dataclasses declared with `eq=False`: hashable, and equal when the class and every field are."""
 
     __slots__ = ()
 
@@ -27,7 +27,7 @@ class ByContent:
 
 
 def frozen(array: ArrayLike, dtype: Any = np.float64) -> NDArray[Any]:
-    """A read-only C-contiguous copy (so that nobody's later write shows), with -0.0 made 0.0."""
+    """A read-only C-contiguous copy, so that later writes to the original do not show, with -0.0 turned into 0.0."""
     copy = np.array(array, dtype=dtype, order="C", copy=True)
     if copy.dtype.kind == "f":
         copy += 0.0

@@ -1,7 +1,7 @@
-"""Input checks shared by every module of the package: what comes in, in which form, and what an error says.
+"""Input checks shared by every module of the package.
 
-Data (`as_data`) keeps its floating type, parameters (`as_parameter`) become float64. Both come out as native-endian
-arrays; messages name the argument, say what was expected and what was found.
+Data (`as_data`) keep their floating type, parameters (`as_parameter`) become float64. Both come out as native-endian
+arrays. Messages name the argument, what was expected and what was found.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ MAX_BITS = 16
 def as_data(x: ArrayLike, name: str = "x", *, allow_empty: bool = False) -> NDArray[Any]:
     """`x` as a native float32 or float64 array, without a copy where it is one already.
 
-    float16 and integers of up to 16 bits become float32 (exact), wider integers and bool float64. Values are not
-    inspected: NaN and infinities pass (see `check_finite`).
-    Raises TypeError when `x` does not hold real numbers, ValueError when it is empty and that is not allowed.
+    float16 and integers of up to 16 bits become float32 (exactly), wider integers and bool float64. Values are not
+    inspected: NaN and infinities pass (see `check_finite`). Raises TypeError when `x` does not hold real numbers,
+    ValueError when it is empty and `allow_empty` is not set.
     """
     if type(x) is np.ndarray and x.dtype.char in "fd" and x.dtype.isnative:
         array: NDArray[Any] = x
@@ -55,7 +55,7 @@ def as_parameter(
 
 
 def as_bits(bits: ArrayLike, *, low: int = 1, high: int = MAX_BITS) -> NDArray[np.int64]:
-    """`bits` as an int64 array (0-d for a scalar) of whole numbers in [low, high]; else TypeError or ValueError."""
+    """`bits` as an int64 array (0-d for a scalar) of integers in [low, high]; else TypeError or ValueError."""
     array = _real(bits, "bits")
     if array.size == 0:
         raise ValueError("bits: expected at least one value, found an empty array")
@@ -85,7 +85,7 @@ def check_finite(array: NDArray[Any], name: str) -> None:
 
 
 def reject_nan(array: NDArray[Any], name: str) -> NoReturn:
-    """Raise the ValueError of a kernel that met NaN in `array`."""
+    """Raise the ValueError for NaN that a kernel found in `array`."""
     count = int(np.isnan(array).sum())
     raise ValueError(f"{name}: expected numbers, found {count} NaN among {array.size} values")
 
@@ -118,7 +118,7 @@ def _real(value: ArrayLike, name: str) -> NDArray[Any]:
 
 
 def _first(array: NDArray[Any], wrong: NDArray[np.bool_]) -> str:
-    """The first wrong value, and how many there are."""
+    """The first wrong value, and how many more there are."""
     count = int(np.count_nonzero(wrong))
     value = array[wrong].flat[0] if array.ndim else array[()]
     return f"{value}" if count == 1 else f"{value} (and {count - 1} more)"

@@ -1,6 +1,4 @@
-"""Bits per channel under a quota of quantization bins: the 2/3-power rule and the optimum in whole bits (ACIQ,
-section 3).
-"""
+"""Bits per channel under a quota of quantization bins: the 2/3-power rule and the integer optimum (ACIQ, section 3)."""
 
 from __future__ import annotations
 
@@ -19,12 +17,21 @@ Measure = Literal["bins", "bits"]
 def optimal_bins(
     alpha: ArrayLike, *, bits: float | None = None, quota: float | None = None, weights: ArrayLike | None = None
 ) -> Floats:
-    """Real-valued bins per channel, B_i = quota alpha_i^(2/3) / sum_j w_j alpha_j^(2/3) (ACIQ, Eq. 10, A.26).
+    """Return the optimal real-valued number of bins per channel, by ACIQ's 2/3-power rule.
 
-    The minimiser of sum_i w_i alpha_i^2 / (3 B_i^2) subject to sum_i w_i B_i = quota, for channels with range
-    [-alpha, alpha] (shape (channels,), non-negative, not all zero). The quota is given in bins, or as `bits`: sum_i
-    w_i 2^bits. `weights` are channel sizes, 1 when left out. Raises ValueError for bad ranges or weights, and unless
-    one of bits and quota is given.
+    B_i = quota alpha_i^(2/3) / sum_j w_j alpha_j^(2/3), the minimiser of sum_i w_i alpha_i^2 / (3 B_i^2) subject to
+    sum_i w_i B_i = quota, for channels with range [-alpha, alpha]. `alpha` has shape (channels,), in the units of x.
+    The quota is given in bins, or as `bits`, which stands for sum_i w_i 2^bits. `weights` are the sizes of the
+    channels, 1 by default. Returns shape (channels,). Source: ACIQ, Eq. 10, A.26.
+
+    Raises:
+        ValueError: For negative or all-zero ranges, sizes that are not positive, or unless exactly one of `bits` and
+            `quota` is given.
+
+    Example:
+        >>> import qmath
+        >>> qmath.optimal_bins([1.0, 8.0], bits=4).round(4).tolist()
+        [6.4, 25.6]
     """
     ranges, sizes = _checked(alpha, weights)
     share = ranges ** (2 / 3)
@@ -40,10 +47,18 @@ def allocate_bits_rounded(
     max_bits: int = 8,
     weights: ArrayLike | None = None,
 ) -> NDArray[np.int64]:
-    """M_i = round(log2 B_i), with B_i of `optimal_bins`, kept in [min_bits, max_bits] (ACIQ, Eq. 11 as its text
-    reads).
+    """Return the bits per channel of the 2/3-power rule, rounded: M_i = round(log2 B_i), within [min_bits, max_bits].
 
-    The rounding breaks the quota in either direction; `allocate_bits` does not. Arguments as for `optimal_bins`.
+    B_i are the `optimal_bins`. Rounding breaks the quota in either direction; `allocate_bits` keeps it. Arguments as
+    for `optimal_bins`; returns int64 of shape (channels,). Source: ACIQ, Eq. 11 as its text reads.
+
+    Raises:
+        ValueError: As `optimal_bins`, and unless 1 <= min_bits <= max_bits <= 16.
+
+    Example:
+        >>> import qmath
+        >>> qmath.allocate_bits_rounded([0.5, 1.0, 8.0], bits=4).tolist()
+        [2, 3, 5]
     """
     _check_limits(min_bits, max_bits)
     bins = optimal_bins(alpha, bits=bits, quota=quota, weights=weights)
@@ -62,16 +77,25 @@ def allocate_bits(
     weights: ArrayLike | None = None,
     measure: Measure = "bins",
 ) -> NDArray[np.int64]:
-    """Whole bits M_i in [min_bits, max_bits] that minimise sum_i w_i alpha_i^2 / (3 4^M_i) within the quota, exactly.
+    """Return the integer bits per channel with the least squared error within the quota: the exact optimum.
 
-    With `measure` "bins" (the paper's) the quota bounds sum_i w_i 2^M_i, with "bits" it bounds sum_i w_i M_i, the
-    memory. It is given as such, or through `bits`, the width that every channel would have. Without weights and with
-    whole `bits` the quota of bins is met with equality; otherwise what is left is less than any channel could use.
+    M_i in [min_bits, max_bits] minimise sum_i w_i alpha_i^2 / (3 4^M_i). With `measure` "bins" (the paper's) the quota
+    bounds sum_i w_i 2^M_i; with "bits" it bounds sum_i w_i M_i, the memory. It is given as such, or through `bits`, the
+    width that every channel would have. Without weights and with an integer for `bits`, the quota of bins is met with
+    equality; otherwise what is left is less than any channel could use. Arguments as for `optimal_bins`; returns int64
+    of shape (channels,).
 
-    Without weights: in bins, every upgrade M -> M + 1 costs 2^M and gains 3/4 alpha^2 4^-M, and since the costs
-    divide each other, pairing leftovers from the smallest cost up is optimal; in bits, all cost the same and the
-    largest gains win. With weights: `qmath.knapsack`. Returns int64 of shape (channels,). Raises ValueError as
-    `optimal_bins`, and when the quota does not hold min_bits everywhere.
+    Without weights: in bins, every upgrade M -> M + 1 costs 2^M and gains 3/4 alpha^2 4^-M, and since the costs divide
+    each other, pairing items from the smallest cost up is optimal; in bits, all upgrades cost the same and the largest
+    gains win. With weights: `qmath.knapsack`. Source: ACIQ, section 3, solved in integers.
+
+    Raises:
+        ValueError: As `allocate_bits_rounded`, and for a quota below min_bits everywhere.
+
+    Example:
+        >>> import qmath
+        >>> qmath.allocate_bits([0.5, 1.0, 8.0], bits=4).tolist()
+        [3, 3, 5]
     """
     _check_limits(min_bits, max_bits)
     ranges, sizes = _checked(alpha, weights)
@@ -99,10 +123,10 @@ def allocate_bits(
 
 
 def _fill_divisible(gains: Floats, capacity: int) -> NDArray[np.int64]:
-    """Upgrades per channel of the best set whose costs, 2^j for column j, sum to at most `capacity`.
+    """Upgrades per channel of the best set whose costs, 2^j for column j, add up to at most `capacity`.
 
-    From the smallest cost up: an odd unit of capacity can serve only one item of this cost, the best; all others go
-    in pairs, best with next best, as items of the next cost. Gains fall along a row while costs rise, so no optimum
+    From the smallest cost up: an odd unit of capacity can serve only one item of this cost, the best; all others are
+    paired, best with next best, into items of the next cost. Gains fall along a row while costs rise, so no optimum
     skips an upgrade.
     """
     upgrades = np.zeros(gains.shape[0], np.int64)
@@ -151,7 +175,7 @@ def _quota(sizes: Floats, bits: float | None, quota: float | None, measure: str)
     if bits is not None and quota is None:
         quota = float(sizes.sum()) * (2.0**bits if measure == "bins" else bits)
     elif bits is not None or quota is None:
-        raise ValueError("give either bits (the mean width) or quota (the total), one of the two")
+        raise ValueError("give exactly one of bits (the mean width) and quota (the total)")
     if not (np.isfinite(quota) and quota > 0):
         raise ValueError(f"the quota must be finite and positive, found {quota}")
     return float(quota)

@@ -1,6 +1,4 @@
-"""What rounding does to the mean and spread of weights, and how to undo it (ACIQ, section 4; Q-Rater, section
-5.3).
-"""
+"""How rounding changes the mean and spread of weights, and how to undo it (ACIQ, section 4; Q-Rater, section 5.3)."""
 
 from __future__ import annotations
 
@@ -16,8 +14,16 @@ from qmath.distributions import Floats
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BiasCorrection(ByContent):
-    """ACIQ's constants per channel: `shift` mu_c (units of w) and `gain` xi_c, both of shape (channels,), or ()
-    without axis.
+    """ACIQ's corrections per channel: `shift` mu_c, in the units of w, and `gain` xi_c.
+
+    Both have shape (channels,), or () without axis. Source: ACIQ, Eq. 12; made by `qmath.bias_correction`.
+
+    Example:
+        >>> import numpy as np
+        >>> import qmath
+        >>> correction = qmath.BiasCorrection(shift=np.array([0.5]), gain=np.array([2.0]), axis=0)
+        >>> correction.apply([[1.0, 2.0]]).tolist()
+        [[3.0, 5.0]]
     """
 
     shift: Floats
@@ -25,8 +31,12 @@ class BiasCorrection(ByContent):
     axis: int | None
 
     def apply(self, wq: ArrayLike) -> Floats:
-        """gain (wq + shift) along the axis (ACIQ, Eq. 13). As printed, it scales about zero: the mean becomes gain
-        E[w].
+        """Return gain (wq + shift) along the axis (ACIQ, Eq. 13).
+
+        As printed there, it scales about zero, so that the mean becomes gain E[w].
+
+        Raises:
+            ValueError: For another number of channels than the correction's.
         """
         values = as_parameter(wq, "wq")
         if self.axis is None:
@@ -41,13 +51,21 @@ class BiasCorrection(ByContent):
 
 
 def bias_correction(w: ArrayLike, wq: ArrayLike, *, axis: int | None = 0) -> BiasCorrection:
-    """Per-channel constants that give wq the mean and the spread of w (ACIQ, Eq. 12):
+    """Return the corrections that give each channel of wq the mean and the spread of w (ACIQ, Eq. 12).
 
         mu_c = E[w_c] - E[wq_c],    xi_c = ||w_c - E[w_c]|| / ||wq_c - E[wq_c]||
 
-    `w` and `wq` have the same shape; channels run along `axis` (None: the tensor is one channel). A channel that was
-    rounded to a single value has no spread to restore: its gain is 1. Raises ValueError for unequal shapes, a missing
-    axis, empty or non-finite arrays.
+    `w` and `wq` have the same shape and units; channels run along `axis` (None: the tensor is one channel). A channel
+    that was rounded to a single value has no spread to restore: its gain is 1.
+
+    Raises:
+        ValueError: For unequal shapes, a missing axis, empty or non-finite arrays.
+
+    Example:
+        >>> import qmath
+        >>> correction = qmath.bias_correction([[0.0, 1.5, 3.0]], [[0.0, 1.0, 2.0]])
+        >>> correction.shift.round(4).tolist(), correction.gain.round(4).tolist()
+        ([0.5], [1.5])
     """
     first, second = _same_shape(w, wq)
     rows, rounded = _channels(first, axis), _channels(second, axis)
@@ -71,14 +89,20 @@ def output_shift(
     axis: int = 0,
     groups: int = 1,
 ) -> Floats:
-    """E[y] - E[y'] = E[W x] - E[W' x'] per output channel (Q-Rater, Eq. 7): add it to the bias of the quantized
-    layer.
+    """Return the mean output error per channel, E[W x] - E[W' x'], which is to be added to the bias (Q-Rater, Eq. 7).
 
-    `w` and `wq` are a matrix or a convolution kernel, output channels along `axis` (0, or 1 for x @ w; the other of
-    the first two axes holds inputs / groups, any further ones are kernel taps). `x_mean`: mean of the layer's input
-    per input channel; `xq_mean`: that of the quantized input, equal to x_mean when left out. Zero padding at the
-    border, where fewer taps meet data, is left aside. The result has shape (output channels,), in the units of y.
-    Raises ValueError for shapes that do not fit.
+    `w` and `wq` are a matrix or a convolution kernel with output channels along `axis` (0, or 1 for x @ w); the other
+    of the first two axes holds inputs / groups, any further ones are kernel taps. `x_mean` is the mean of the layer's
+    input, shape (input channels,), and `xq_mean` that of the quantized input, by default the same. Zero padding at the
+    border, where fewer taps meet data, is neglected. Returns shape (output channels,), in the units of the output.
+
+    Raises:
+        ValueError: For shapes that do not fit.
+
+    Example:
+        >>> import qmath
+        >>> qmath.output_shift([[1.0, 2.5]], [[1.0, 2.0]], [3.0, 4.0]).tolist()
+        [2.0]
     """
     first, second = _same_shape(w, wq)
     if first.ndim < 2 or axis not in (0, 1) or (axis == 1 and groups != 1):

@@ -1,7 +1,7 @@
-"""Optimal clipping thresholds under a prior (ACIQ, sections 2 and A.1-A.4), in closed form or by a root.
+"""Optimal clipping thresholds under a prior (ACIQ, sections 2 and A.1-A.4), in closed form or by root finding.
 
-All of it is homogeneous: the threshold of a law with scale b is b times that of the unit law. So one number is solved
-for each bit-width, whatever the number of channels.
+Everything is homogeneous: the threshold for a distribution of scale b is b times that of the unit distribution, so one
+equation is solved per bit-width, whatever the number of channels.
 """
 
 from __future__ import annotations
@@ -23,13 +23,20 @@ GridKind = Literal["midrise", "midtread"]
 def laplace_clip(
     b: ArrayLike, bits: ArrayLike, *, relu: bool = False, exact: bool = False, grid: GridKind = "midrise"
 ) -> Floats:
-    """Threshold minimising A.9 (A.18 after a ReLU): clip* = b W0(3 4^bits), or b W0(12 4^bits); W0 is Lambert's
-    function.
+    """Return the clipping threshold of a Laplace distribution that minimises ACIQ's A.9, or A.18 after a ReLU.
 
-    `b` is the Laplace scale in the units of x, any shape that broadcasts with `bits` (integers 1..16); the result is
-    in the units of x. With `exact`, the minimiser of the true error instead, on the `grid` named: "midrise" as in the
-    paper, or "midtread" as in ONNX (symmetric 2^bits - 1 levels; after a ReLU 2^bits levels). Raises ValueError for b
-    <= 0 or other bits. Source: ACIQ, Eq. 6, A.10, A.18.
+    clip* = b W0(3 4^bits), or b W0(12 4^bits) with `relu`, where W0 is the principal branch of Lambert's W function.
+    `b` is the scale in the units of x, of any shape that broadcasts with `bits` (integers 1..16); the result is in the
+    units of x. With `exact`, the minimiser of the true error instead, for the `grid` named: "midrise" as in the paper,
+    or "midtread" as in ONNX (2^bits - 1 symmetric levels; 2^bits levels after a ReLU). Source: ACIQ, Eq. 6, A.10, A.18.
+
+    Raises:
+        ValueError: For b <= 0, bits outside 1..16 (2..16 for the symmetric mid-tread grid), or another `grid`.
+
+    Example:
+        >>> import qmath
+        >>> qmath.laplace_clip(1.0, [2, 3, 4]).round(4).tolist()
+        [2.8307, 3.8972, 5.0286]
     """
     scale, bits = as_parameter(b, "b", positive=True), as_bits(bits)
     if exact:
@@ -40,12 +47,22 @@ def laplace_clip(
 def gauss_clip(
     sigma: ArrayLike, bits: ArrayLike, *, relu: bool = False, exact: bool = False, grid: GridKind = "midrise"
 ) -> Floats:
-    """Threshold minimising A.13 (A.19 after a ReLU): sigma times the root of the derivative,
+    """Return the clipping threshold of a Gaussian distribution that minimises ACIQ's A.13, or A.19 after a ReLU.
 
-        u / (3 4^bits) = 2 E[(U - u)_+]    (u / (12 4^bits) with relu; the last term of A.14 is misprinted as 2u / (3
-        4^bits))
+    clip* = sigma u, where u is the root of the derivative for U ~ N(0, 1):
 
-    `sigma` is the standard deviation; arguments, result and errors as for `laplace_clip`.
+        u / (3 4^bits) = 2 E[(U - u)_+]        or u / (12 4^bits) on the left with `relu`
+
+    The last term of A.14 is misprinted as 2u / (3 4^bits). `sigma` is the standard deviation in the units of x, of any
+    shape that broadcasts with `bits`; the options are those of `laplace_clip`. Source: ACIQ, A.13, A.14, A.19.
+
+    Raises:
+        ValueError: For sigma <= 0, and as `laplace_clip`.
+
+    Example:
+        >>> import qmath
+        >>> qmath.gauss_clip(1.0, [2, 3, 4]).round(4).tolist()
+        [1.7106, 2.1516, 2.5591]
     """
     scale, bits = as_parameter(sigma, "sigma", positive=True), as_bits(bits)
     if exact:
@@ -54,16 +71,26 @@ def gauss_clip(
 
 
 def prior_clip(prior: Prior, bits: ArrayLike, *, exact: bool = False, grid: GridKind = "midrise") -> Floats:
-    """Threshold for a prior, measured from prior.loc; for a one-sided prior from zero: the range is [0, clip].
+    """Return the optimal clipping threshold of a prior: a distance from prior.loc, or from zero if one-sided.
 
-    Two-sided: `laplace_clip` or `gauss_clip` of its scale. One-sided: the minimiser of E[(X - c)_+^2] + p c^2 / (12
-    4^bits) with p = P(X > 0), which is A.18 / A.19 for loc = 0 and generalises them to any location. `exact` needs
-    loc = 0 when one-sided. Raises ValueError otherwise.
+    Two-sided: `laplace_clip` or `gauss_clip` of its scale, for the range loc - clip..loc + clip. One-sided, for the
+    range [0, clip]: the minimiser of E[(X - c)_+^2] + p c^2 / (12 4^bits) with p = P(X > 0), which is A.18 or A.19 for
+    loc = 0 and generalises them to any location. The result has the broadcast shape of loc, scale and `bits`, in the
+    units of x. Source: ACIQ, sections 2 and A.1-A.4.
+
+    Raises:
+        ValueError: For bits outside 1..16, another `grid`, or `exact` with a one-sided prior of loc other than 0.
+
+    Example:
+        >>> import qmath
+        >>> rectified = qmath.Laplace(1.0, 0.5, one_sided=True)
+        >>> round(float(qmath.prior_clip(rectified, 4)), 4)
+        3.7024
     """
     bits = as_bits(bits)
     relu = prior.one_sided
     if exact and relu and np.any(np.asarray(prior.loc) != 0):
-        raise ValueError("exact clips of a one-sided prior are for loc = 0: minimise qmath.exact_error for others")
+        raise ValueError("exact clips of a one-sided prior need loc = 0: for others, minimise qmath.exact_error")
     if exact or not relu or np.all(np.asarray(prior.loc) == 0):
         solve = laplace_clip if isinstance(prior, Laplace) else gauss_clip
         return solve(prior.scale, bits, relu=relu, exact=exact, grid=grid)
@@ -87,10 +114,10 @@ def _gauss_unit(bits: int) -> float:
 
 
 def _rectified_root(prior: Prior, bits: np.ndarray) -> Floats:
-    """c / scale where p c / (6 4^bits) = 2 E[(Z - c)_+], by Newton from zero.
+    """c / scale where p c / (6 4^bits) = 2 E[(Z - c)_+], by Newton's method from zero.
 
     The difference of the two sides rises and is concave in c, so every tangent lies above it and the iterates climb
-    monotonically to the root; behind a step of 1e-9 of c the error is its square.
+    monotonically to the root; after a step of 1e-9 of c the error is of the order of its square.
     """
     centre, slope = np.broadcast_arrays(np.asarray(prior.loc) / prior.scale, prior.positive_mass / (6 * 4.0**bits))
     c = np.zeros(slope.shape)
@@ -112,12 +139,11 @@ def _exact_units(family: type[Prior], bits: np.ndarray, relu: bool, grid: str) -
 
 @cache
 def _exact_unit(family: type[Prior], cells: int, grid: str) -> float:
-    """The clip c with the least exact error for the unit law, seen from its right half, where the grid has `cells`
-    codes.
+    """The clip c with the least exact error for the right half of the unit distribution, with `cells` codes there.
 
-    With levels c k_i and thresholds midway between them, only the levels matter to first order, so
-    dE/dc = -2 sum_i k_i E[(X - c k_i); cell i]. A scan of its sign finds the minima, brentq sharpens each; from 64
-    cells on the error has one minimum, close to that of the approximation.
+    With levels c k_i and thresholds midway between them, only the levels matter to first order, so dE/dc = -2 sum_i k_i
+    E[(X - c k_i); cell i]. A scan of its sign finds the minima and brentq sharpens each; from 64 cells on, the error
+    has a single minimum, close to that of the approximation.
     """
     prior = family(0.0, 1.0, True)
     shape = (np.arange(cells) + 0.5) / cells if grid == "midrise" else np.arange(cells) / (cells - 1)

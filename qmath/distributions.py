@@ -1,17 +1,17 @@
-"""Laplace and Gaussian laws of a tensor, two-sided or rectified by a ReLU: densities, partial moments, and fits.
+"""Laplace and Gaussian priors of a tensor, two-sided or rectified by a ReLU: densities, partial moments and fits.
 
 Estimators, for points x_i with weights (counts):
 
 * two-sided, likelihood: Laplace loc = median, scale = mean |x - loc|; Gaussian loc = mean, scale = standard
   deviation.
 * two-sided, moments: loc = mean; Laplace scale = E|x - E x| (ACIQ, section 2), Gaussian scale = standard deviation.
-* one-sided, likelihood: a point at zero says only that Z <= 0 (a censored sample; for the Gaussian, Tobit's model).
-  The Laplace solution is closed, the Gaussian one a concave problem in (1/scale, loc/scale) solved by Newton's
-  method.
+* one-sided, likelihood: a point at zero only says that Z <= 0 (a censored sample; for the Gaussian, Tobit's model).
+  The Laplace solution is in closed form; the Gaussian one is a concave problem in (1/scale, loc/scale), solved by
+  Newton's method.
 * one-sided, moments: ACIQ's fused ReLU: loc = 0, and from the positive points Laplace scale = E x, Gaussian scale =
   sqrt(E x^2).
 
-In a histogram nobody can tell a zero from a tiny positive value: the bin that starts at zero counts as zero.
+A histogram cannot tell a zero from a tiny positive value: the bin that starts at zero counts as zero.
 """
 
 from __future__ import annotations
@@ -36,14 +36,21 @@ SQRT2PI = float(np.sqrt(2.0 * np.pi))
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prior(ByContent, ABC):
-    """A location-scale law Z = loc + scale * U, or its rectified form X = max(Z, 0) when `one_sided`.
+    """A location-scale distribution Z = loc + scale * U, or its rectified form X = max(Z, 0) when `one_sided`.
 
-    The rectified law is what a ReLU hands on: the probability of Z <= 0 becomes an atom at exactly zero, and the
-    density of Z is kept, unscaled, for x > 0. With loc = 0 the atom weighs one half: the setting of ACIQ's fused ReLU
-    (A.17-A.19).
+    The rectified distribution is that of a ReLU's output: the probability of Z <= 0 becomes an atom at exactly zero,
+    and the density of Z is kept, unscaled, for x > 0. With loc = 0 the atom weighs one half: the setting of ACIQ's
+    fused ReLU (A.17-A.19). Use it through `qmath.Laplace` and `qmath.Gaussian`.
 
-    `loc` and `scale` are in the units of x; scalars, or arrays that broadcast together (one law per channel).
-    Raises ValueError unless loc is finite and scale is finite and positive.
+    `loc` and `scale` are in the units of x; scalars, or arrays that broadcast together (one distribution per channel).
+
+    Raises:
+        ValueError: Unless loc is finite, and scale finite and positive.
+
+    Example:
+        >>> import qmath
+        >>> round(float(qmath.Gaussian(0.0, 2.0, one_sided=True).cdf(0.0)), 4)
+        0.5
     """
 
     loc: Any = 0.0
@@ -57,31 +64,56 @@ class Prior(ByContent, ABC):
         np.broadcast_shapes(np.shape(self.loc), np.shape(self.scale))
 
     def pdf(self, x: ArrayLike) -> Floats:
-        """Density at x; for a one-sided prior that of the part above zero (the atom at zero has no density)."""
+        """Return the density at x; for a one-sided prior that of the part above zero (the atom at zero has none).
+
+        `x` broadcasts with loc and scale; the density is per unit of x.
+
+        Example:
+            >>> import qmath
+            >>> qmath.Laplace(0.0, 0.5).pdf([-1.0, 0.0]).round(4).tolist()
+            [0.1353, 1.0]
+        """
         x = np.asarray(x, dtype=np.float64)
         density = self.unit_pdf((x - self.loc) / self.scale) / self.scale
         return np.where(x > 0, density, 0.0) if self.one_sided else np.asarray(density)
 
     def cdf(self, x: ArrayLike) -> Floats:
-        """P(X <= x), the atom at zero included when one-sided."""
+        """Return P(X <= x), the atom at zero included when one-sided; `x` broadcasts with loc and scale.
+
+        Example:
+            >>> import qmath
+            >>> qmath.Gaussian().cdf([0.0, 1.96]).round(3).tolist()
+            [0.5, 0.975]
+        """
         x = np.asarray(x, dtype=np.float64)
         below = self.unit_tail(-(x - self.loc) / self.scale, 0)
         return np.where(x >= 0, below, 0.0) if self.one_sided else np.asarray(below)
 
     def sf(self, x: ArrayLike) -> Floats:
-        """P(X > x), accurate far in the tail where 1 - cdf(x) is not."""
+        """Return P(X > x), accurate far in the tail where 1 - cdf(x) is not; `x` broadcasts with loc and scale.
+
+        Example:
+            >>> import qmath
+            >>> f"{float(qmath.Gaussian().sf(10.0)):.3g}"
+            '7.62e-24'
+        """
         x = np.asarray(x, dtype=np.float64)
         above = self.unit_tail((x - self.loc) / self.scale, 0)
         return np.where(x >= 0, above, 1.0) if self.one_sided else np.asarray(above)
 
     @property
     def positive_mass(self) -> Floats:
-        """P(Z > 0): the share of a rectified law that is not the atom at zero."""
+        """P(Z > 0): the mass of a rectified distribution that is not in the atom at zero."""
         return self.unit_tail(-np.asarray(self.loc) / self.scale, 0)
 
     def sample(self, size: int | tuple[int, ...], *, seed: int | np.random.Generator) -> Floats:
-        """Independent draws of shape `size`, which must broadcast with loc and scale; the same seed, the same
-        draws.
+        """Draw independent values of shape `size`, which must broadcast with loc and scale; a seed fixes the draws.
+
+        Example:
+            >>> import qmath
+            >>> x = qmath.Laplace(one_sided=True).sample(1000, seed=0)
+            >>> x.shape, float(x.min())
+            ((1000,), 0.0)
         """
         drawn = self.loc + self.scale * self._unit_sample(np.random.default_rng(seed), size)
         return np.maximum(drawn, 0.0) if self.one_sided else np.asarray(drawn)
@@ -95,9 +127,17 @@ class Prior(ByContent, ABC):
         method: Literal["likelihood", "moments"] = "likelihood",
         loc: float | None = None,
     ) -> Self:
-        """The member of the family that fits an array or histogram; see `qmath.distributions` for the estimators.
+        """Fit a member of the family to an array or a histogram; see `qmath.distributions` for the estimators.
 
-        `loc` fixes the location. Raises ValueError for empty, non-finite or all-equal data.
+        `method` is "likelihood" or "moments"; `loc` fixes the location.
+
+        Raises:
+            ValueError: For empty, non-finite or all-equal data, and for negative values with `one_sided`.
+
+        Example:
+            >>> import qmath
+            >>> qmath.Laplace.fit([0.0, 1.0, 5.0])
+            Laplace(loc=1.0, scale=1.6666666666666667, one_sided=False)
         """
         fitted_loc, scale = estimate(cls, data, one_sided=one_sided, method=method, loc=loc)
         return cls(fitted_loc, scale, one_sided)
@@ -105,12 +145,12 @@ class Prior(ByContent, ABC):
     @staticmethod
     @abstractmethod
     def unit_pdf(u: ArrayLike) -> Floats:
-        """Density of the unit law (loc 0, scale 1), symmetric about zero."""
+        """Density of the unit distribution (loc 0, scale 1), symmetric about zero."""
 
     @staticmethod
     @abstractmethod
     def unit_tail(u: ArrayLike, order: Literal[0, 1, 2]) -> Floats:
-        """E[(U - u)_+^order] of the unit law: survival function, stop-loss transform, squared excess."""
+        """E[(U - u)_+^order] of the unit distribution: survival function, stop-loss transform, squared excess."""
 
     @staticmethod
     @abstractmethod
@@ -119,7 +159,15 @@ class Prior(ByContent, ABC):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Laplace(Prior):
-    """f(x) = exp(-|x - loc| / scale) / (2 scale); `scale` is the b of ACIQ, variance 2 b^2."""
+    """The Laplace distribution, f(x) = exp(-|x - loc| / scale) / (2 scale); `scale` is the b of ACIQ.
+
+    Its variance is 2 b^2. Arguments and errors as for `qmath.Prior`.
+
+    Example:
+        >>> import qmath
+        >>> round(float(qmath.Laplace(0.0, 1.0).sf(3.0)), 4)
+        0.0249
+    """
 
     @staticmethod
     def unit_pdf(u: ArrayLike) -> Floats:
@@ -139,7 +187,15 @@ class Laplace(Prior):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gaussian(Prior):
-    """f(x) = exp(-(x - loc)^2 / (2 scale^2)) / (scale sqrt(2 pi)); `scale` is the standard deviation sigma."""
+    """The Gaussian distribution, f(x) = exp(-(x - loc)^2 / (2 scale^2)) / (scale sqrt(2 pi)); `scale` is sigma.
+
+    Arguments and errors as for `qmath.Prior`.
+
+    Example:
+        >>> import qmath
+        >>> round(float(qmath.Gaussian(0.0, 1.0).sf(3.0)), 4)
+        0.0013
+    """
 
     @staticmethod
     def unit_pdf(u: ArrayLike) -> Floats:
@@ -147,9 +203,7 @@ class Gaussian(Prior):
 
     @staticmethod
     def unit_tail(u: ArrayLike, order: Literal[0, 1, 2]) -> Floats:
-        """For u >= 0 everything is the density times a function of Mills' ratio, so nothing underflows to a
-        negative.
-        """
+        """E[(U - u)_+^order]: for u >= 0 the density times a function of Mills' ratio, which never turns negative."""
         u = np.asarray(u, dtype=np.float64)
         right = Gaussian._right_tail(np.abs(u), order)
         left = (1.0 - right, right - np.minimum(u, 0), np.minimum(u, 0) ** 2 + 1.0 - right)[order]
@@ -157,7 +211,7 @@ class Gaussian(Prior):
 
     @staticmethod
     def _right_tail(u: Floats, order: int) -> Floats:
-        """phi(u) J_k(u), J_0 = erfcx(u / sqrt 2) sqrt(pi / 2) being Mills' ratio, J_1 = 1 - u J_0, J_2 = J_0 - u J_1.
+        """phi(u) J_k(u): J_0 = erfcx(u / sqrt 2) sqrt(pi / 2) is Mills' ratio, J_1 = 1 - u J_0, J_2 = J_0 - u J_1.
 
         From u = 4 on these differences would cancel; there the ratios r_k = J_k / J_{k-1} = k / (u + r_{k+1}) take
         over, a continued fraction of positive terms.
@@ -177,8 +231,8 @@ class Gaussian(Prior):
 
     @staticmethod
     def _tail_ratios(u: Floats) -> tuple[Floats, Floats]:
-        """(J_1 / J_0, J_2 / J_1) for u >= 4, to rounding."""
-        ratio = (np.sqrt(u * u + 120.0) - u) / 2  # where r_30 would rest
+        """(J_1 / J_0, J_2 / J_1) for u >= 4, accurate to rounding."""
+        ratio = (np.sqrt(u * u + 120.0) - u) / 2  # r_30, taken as equal to r_31
         for k in range(29, 1, -1):
             ratio = k / (u + ratio)
         return 1.0 / (u + ratio), ratio
@@ -193,11 +247,18 @@ ACCEPTED_DISTANCE = 0.1  # at most a tenth of the mass may lie on the wrong side
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriorFit:
-    """The best-fitting prior, its Kolmogorov-Smirnov distance, and the other candidates (nearest first).
+    """The prior that fits best, its Kolmogorov-Smirnov distance, and the other candidates, nearest first.
 
     `accepted` is False when even the best distance exceeds `qmath.distributions.ACCEPTED_DISTANCE` (0.1). That is a
-    practical threshold, not a significance level: with the millions of values of an activation a test would reject
-    every law.
+    practical threshold, not a significance level: with the millions of values of an activation, a test would reject
+    every distribution.
+
+    Example:
+        >>> import numpy as np
+        >>> import qmath
+        >>> fit = qmath.fit_prior(np.random.default_rng(0).normal(size=10_000))
+        >>> type(fit.prior).__name__, fit.accepted, len(fit.alternatives)
+        ('Gaussian', True, 1)
     """
 
     prior: Prior
@@ -207,12 +268,20 @@ class PriorFit:
 
 
 def fit_prior(data: Any, *, one_sided: bool | None = None) -> PriorFit:
-    """Fit Laplace and Gaussian by maximum likelihood and keep the nearest in Kolmogorov-Smirnov distance sup |F_n -
-    F|.
+    """Fit Laplace and Gaussian by maximum likelihood and choose the nearest in Kolmogorov-Smirnov distance.
 
-    `data` is an array or a histogram. `one_sided` True tries the rectified laws, False the two-sided ones; None tries
-    both when nothing is negative. Raises ValueError for empty, non-finite or all-equal data, or negative data with
-    one_sided.
+    The distance is sup |F_n - F|, in [0, 1]. `data` is an array of any shape, or a histogram. `one_sided` True tries
+    the rectified distributions, False the two-sided ones; None tries both when no value is negative.
+
+    Raises:
+        ValueError: For empty, non-finite or all-equal data, or negative values with `one_sided`.
+
+    Example:
+        >>> import numpy as np
+        >>> import qmath
+        >>> fit = qmath.fit_prior(np.random.default_rng(0).laplace(scale=0.5, size=100_000))
+        >>> type(fit.prior).__name__, round(fit.prior.scale, 2), fit.accepted
+        ('Laplace', 0.5, True)
     """
     sample = sample_of(data)
     sides: tuple[bool, ...] = (False,) if one_sided is None else (one_sided,)
@@ -229,11 +298,20 @@ def fit_prior(data: Any, *, one_sided: bool | None = None) -> PriorFit:
 
 
 def rectified_prior(family: type[Prior], mean: ArrayLike, second: ArrayLike) -> Prior:
-    """The one-sided laws with these means E[X] and second moments E[X^2], X = max(loc + scale U, 0); shapes broadcast.
+    """Return the one-sided priors with the given means E[X] and second moments E[X^2], X = max(loc + scale U, 0).
 
-    E[X] = scale T_1(-t) and E[X^2] = scale^2 T_2(-t) with t = loc / scale and the unit law's tail moments T_k, so that
-    E[X]^2 / E[X^2], which rises with t from 0 to 1, gives t (read off a table, to about 1e-6 in the ratio), and then
-    the scale. Raises ValueError unless 0 < mean^2 <= second.
+    E[X] = scale T_1(-t) and E[X^2] = scale^2 T_2(-t) with t = loc / scale and T_k the tail moments of the unit
+    distribution. E[X]^2 / E[X^2] rises with t from 0 to 1 and so gives t (from a table, to about 1e-6 in the ratio),
+    and then the scale. `mean` (units of x) and `second` (squared units) broadcast.
+
+    Raises:
+        ValueError: Unless 0 < mean^2 <= second.
+
+    Example:
+        >>> import qmath
+        >>> prior = qmath.rectified_prior(qmath.Laplace, 0.5, 1.0)
+        >>> round(float(prior.loc), 3), round(float(prior.scale), 3)
+        (0.0, 1.0)
     """
     first, square = as_parameter(mean, "mean", positive=True), as_parameter(second, "second", positive=True)
     if np.any(first * first > square * (1 + 1e-9)):
@@ -246,13 +324,24 @@ def rectified_prior(family: type[Prior], mean: ArrayLike, second: ArrayLike) -> 
 
 @cache
 def _ratio_table(family: type[Prior]) -> tuple[Floats, Floats]:
-    """t = loc / scale, and log(T_1(-t)^2 / T_2(-t)), which rises with it."""
+    """t = loc / scale and log(T_1(-t)^2 / T_2(-t)), which rises with t."""
     t = np.concatenate([np.linspace(-30, 8, 20_000), np.geomspace(8.001, 1e4, 2_000)])
     return t, 2 * np.log(family.unit_tail(-t, 1)) - np.log(family.unit_tail(-t, 2))
 
 
 def goodness_of_fit(prior: Prior, data: Any) -> float:
-    """Kolmogorov-Smirnov distance sup |F_n(x) - F(x)| in [0, 1]; for a histogram over its bin edges."""
+    """Return the Kolmogorov-Smirnov distance sup |F_n(x) - F(x)| between data and a prior, in [0, 1].
+
+    `data` is an array of any shape, or a histogram, whose bin edges are then compared.
+
+    Raises:
+        ValueError: For empty or non-finite data.
+
+    Example:
+        >>> import qmath
+        >>> round(qmath.goodness_of_fit(qmath.Laplace(), [-1.0, 0.0, 1.0]), 4)
+        0.1839
+    """
     sample = sample_of(data)
     if sample.edges is not None:
         seen = np.cumsum(sample.weights) / sample.total
@@ -268,7 +357,7 @@ def goodness_of_fit(prior: Prior, data: Any) -> float:
 
 
 def estimate(family: type[Prior], data: Any, *, one_sided: bool, method: str, loc: float | None) -> tuple[float, float]:
-    """(loc, scale) of the fitted member of `family`; the estimators are those of the module's docstring."""
+    """(loc, scale) of the fitted member of `family`; the estimators are described in the docstring of the module."""
     check_choice(method, "method", ("likelihood", "moments"))
     return _estimate(family, sample_of(data), one_sided=one_sided, method=method, loc=loc)
 
@@ -294,7 +383,7 @@ def _spread(family: type[Prior], x: Floats, weight: Floats) -> float:
 
 
 def _median(sample: Sample) -> float:
-    """Weighted median; within a histogram's bin, linear in the count."""
+    """Weighted median; within a bin of a histogram, linear in the count."""
     half = sample.total / 2
     reached = np.cumsum(sample.weights)
     at = int(np.searchsorted(reached, half))
@@ -329,7 +418,9 @@ def _censored(family: type[Prior], sample: Sample, *, method: str, loc: float | 
 
 
 def _censored_laplace(x: Floats, weight: Floats, zeros: float) -> tuple[float, float]:
-    """Mostly zeros: loc <= 0, an exponential tail of mass exp(loc / b) / 2. Otherwise loc is the median, zeros
+    """The Laplace likelihood in closed form.
+
+    Mostly zeros: loc <= 0, and an exponential tail of mass exp(loc / b) / 2. Otherwise loc is the median, zeros
     included.
     """
     positives = float(weight.sum())
@@ -343,8 +434,9 @@ def _censored_laplace(x: Floats, weight: Floats, zeros: float) -> tuple[float, f
 
 
 def _censored_gaussian(x: Floats, weight: Floats, zeros: float) -> tuple[float, float]:
-    """Maximise n0 log Phi(-d) + n log g - sum (g x - d)^2 / 2 over g = 1/scale, d = loc/scale (concave: Olsen,
-    1978).
+    """Maximise n0 log Phi(-d) + n log g - sum (g x - d)^2 / 2 over g = 1/scale, d = loc/scale.
+
+    The function is concave (Olsen, 1978).
     """
     n, first, second = float(weight.sum()), float(weight @ x), float(weight @ (x * x))
 
@@ -360,7 +452,7 @@ def _censored_gaussian(x: Floats, weight: Floats, zeros: float) -> tuple[float, 
         gradient = np.array([n / g - g * second + d * first, -zeros * hazard + g * first - n * d])
         hessian = np.array([[n / g**2 + second, -first], [-first, n + zeros * hazard * (hazard - d)]])
         step = np.linalg.solve(hessian, gradient)
-        if float(gradient @ step) <= 1e-14 * n:  # near enough for Newton's last step, too near to see a rise
+        if float(gradient @ step) <= 1e-14 * n:  # one last full step: a rise would be lost in rounding
             g, d = g + step[0], d + step[1]
             break
         size, now = 1.0, value(g, d)

@@ -1,4 +1,4 @@
-"""How far quantized outputs are from float ones: KL between softmaxes, signal-to-noise ratio, cosine."""
+"""Distances between quantized and float outputs: KL divergence, signal-to-noise ratio, cosine similarity."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from qmath.distributions import Floats
 
 
 def kl_divergence(p_logits: ArrayLike, q_logits: ArrayLike, *, axis: int = -1, mean: bool = False) -> Floats:
-    """KL(softmax(p) || softmax(q)) in nats along `axis`; with `mean`, averaged over the rest (ZeroQ, Eq. 2).
+    """Return KL(softmax(p) || softmax(q)) in nats along `axis`; with `mean`, averaged over the rest (ZeroQ, Eq. 2).
 
-    Stable in the logits: sum softmax(p) (log softmax(p) - log softmax(q)), never negative beyond rounding, which is
-    cut at 0. The shapes must be equal; the result drops `axis`. Raises ValueError for other shapes, empty or
-    non-finite logits.
+    sum softmax(p) (log softmax(p) - log softmax(q)), computed stably from the logits; negative rounding errors are cut
+    at 0. The shapes must be equal; the result drops `axis`, and has shape () with `mean`.
+
+    Raises:
+        ValueError: For unequal shapes, empty or non-finite logits.
+
+    Example:
+        >>> import qmath
+        >>> round(float(qmath.kl_divergence([0.0, 1.0], [0.0, 0.0])), 4)
+        0.1109
     """
     p, q = _pair(p_logits, q_logits, names=("p_logits", "q_logits"))
     log_p, log_q = special.log_softmax(p, axis=axis), special.log_softmax(q, axis=axis)
@@ -24,21 +31,36 @@ def kl_divergence(p_logits: ArrayLike, q_logits: ArrayLike, *, axis: int = -1, m
 
 
 def sqnr_db(x: ArrayLike, y: ArrayLike, *, axis: int | tuple[int, ...] | None = None) -> Floats:
-    """Signal-to-quantization-noise ratio of y as a stand-in for x: 10 log10(sum x^2 / sum (x - y)^2) in dB, over
-    `axis`.
+    """Return the signal-to-quantization-noise ratio of y, a stand-in for x, in dB over `axis`.
 
-    Infinite where y equals x (even if both are zero), minus infinity where only x is zero. Raises ValueError for
-    unequal shapes, empty or non-finite arrays.
+    10 log10(sum x^2 / sum (x - y)^2), summed over `axis` (None: all values), which the result drops. Infinite where y
+    equals x (even if both are zero), minus infinity where only x is zero.
+
+    Raises:
+        ValueError: For unequal shapes, empty or non-finite arrays.
+
+    Example:
+        >>> import qmath
+        >>> round(float(qmath.sqnr_db([3.0, 4.0], [3.0, 4.5])), 4)
+        20.0
     """
     x, y = _pair(x, y)
     return power_ratio_db(np.sum(x * x, axis=axis), np.sum((x - y) ** 2, axis=axis))
 
 
 def power_ratio_db(signal: ArrayLike, noise: ArrayLike) -> Floats:
-    """10 log10(signal / noise) in dB, from powers or sums of squares (>= 0, in the same units); they broadcast.
+    """Return 10 log10(signal / noise) in dB, from powers or sums of squares.
 
-    For sums over more values than fit into memory. Infinite where the noise is 0, minus infinity where only the signal
-    is; sums that overflowed count as infinite. Raises ValueError for negative or empty numbers or NaN.
+    `signal` and `noise` (>= 0, in the same units) broadcast. This serves sums over more values than fit into memory.
+    Infinite where the noise is 0, minus infinity where only the signal is; sums that overflowed count as infinite.
+
+    Raises:
+        ValueError: For negative numbers, NaN, or no numbers.
+
+    Example:
+        >>> import qmath
+        >>> qmath.power_ratio_db([100.0, 1.0], 1.0).tolist()
+        [20.0, 0.0]
     """
     power, error = (as_data(v, name).astype(np.float64) for v, name in ((signal, "signal"), (noise, "noise")))
     for name, values in (("signal", power), ("noise", error)):
@@ -50,9 +72,17 @@ def power_ratio_db(signal: ArrayLike, noise: ArrayLike) -> Floats:
 
 
 def cosine_similarity(x: ArrayLike, y: ArrayLike, *, axis: int | tuple[int, ...] | None = None) -> Floats:
-    """sum x y / (||x|| ||y||) in [-1, 1] over `axis`; 1 where both are zero, 0 where one is.
+    """Return sum x y / (||x|| ||y||), in [-1, 1], over `axis`; 1 where both are zero, 0 where one is.
 
-    Raises ValueError for unequal shapes, empty or non-finite arrays.
+    `axis` None takes all values; the result drops `axis`.
+
+    Raises:
+        ValueError: For unequal shapes, empty or non-finite arrays.
+
+    Example:
+        >>> import qmath
+        >>> round(float(qmath.cosine_similarity([1.0, 0.0], [1.0, 1.0])), 4)
+        0.7071
     """
     x, y = _pair(x, y)
     top_x, top_y = (np.max(np.abs(values), axis=axis, keepdims=True) for values in (x, y))

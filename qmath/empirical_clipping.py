@@ -1,7 +1,7 @@
 """Clipping ranges from data: maximum, percentile, least squared error, KL divergence, and ACIQ's fitted prior.
 
-`clip_range` serves one tensor, from an array or a histogram; `weight_clip` every channel of a weight. A further
-method is one function under `@clip_method("name")`.
+`clip_range` takes one tensor, as an array or a histogram; `weight_clip` and `weight_range` every channel of a weight. A
+new method is one function under `@clip_method("name")`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ KL_BINS = 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipRange:
-    """`low <= 0 <= high` in the units of x, and the mean squared error of the data on the grid that spans them."""
+    """A clipping range `low <= 0 <= high`, in the units of x, and the mean squared error of the data on its grid.
+
+    Example:
+        >>> import qmath
+        >>> qmath.clip_range([-1.0, 0.0, 2.0], method="max", bits=2)
+        ClipRange(low=-1.0, high=2.0, error=0.0)
+    """
 
     low: float
     high: float
@@ -35,9 +41,7 @@ class ClipRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridShape:
-    """What kind of grid a range is for: symmetric -c..c with 2^bits - 1 levels, one-sided 0..c, or affine, with
-    2^bits.
-    """
+    """The grid of a range: symmetric -c..c with 2^bits - 1 levels, or one-sided 0..c or affine with 2^bits levels."""
 
     bits: int
     one_sided: bool = False
@@ -50,13 +54,11 @@ class GridShape:
 
     @property
     def steps(self) -> int:
-        """Steps between the lowest and the highest level."""
+        """Number of steps between the lowest and the highest level."""
         return int(2**self.bits) - (2 if self.symmetric else 1)
 
     def split(self, low: float, high: float) -> tuple[float, int, int]:
-        """(step, levels above zero, levels below zero) of the grid that spans [low, high], zero moved onto a
-        level.
-        """
+        """(step, levels above zero, levels below zero) of the grid over [low, high], with zero moved onto a level."""
         step = (high - low) / self.steps
         below = int(np.rint(-low / step))
         return step, self.steps - below, below
@@ -67,8 +69,21 @@ _METHODS: dict[str, ClipMethod] = {}
 
 
 def clip_method(name: str) -> Callable[[ClipMethod], ClipMethod]:
-    """Register a method: a function (sample, shape, **options) -> (low, high). Raises ValueError for a name already
-    taken.
+    """Register a clipping method under a name for `clip_range`, `weight_clip` and `weight_range`.
+
+    A method is a function (sample, shape, **options) -> (low, high), in the units of x, of a `qmath.sample.Sample` and
+    a `qmath.empirical_clipping.GridShape`. Use it as a decorator.
+
+    Raises:
+        ValueError: For a name that is already taken.
+
+    Example:
+        >>> import qmath
+        >>> @qmath.clip_method("half_of_max")
+        ... def half_of_max(sample, shape):
+        ...     return sample.low / 2, sample.high / 2
+        >>> qmath.clip_range([-1.0, 0.5, 4.0], method="half_of_max", bits=8, symmetric=True).high
+        2.0
     """
 
     def register(method: ClipMethod) -> ClipMethod:
@@ -81,28 +96,45 @@ def clip_method(name: str) -> Callable[[ClipMethod], ClipMethod]:
 
 
 def clip_methods() -> tuple[str, ...]:
-    """Names that `clip_range` and `weight_clip` accept."""
+    """Return the names of the methods that `clip_range`, `weight_clip` and `weight_range` accept.
+
+    Example:
+        >>> import qmath
+        >>> qmath.clip_methods()[:5]
+        ('max', 'percentile', 'mse', 'kl', 'aciq')
+    """
     return tuple(_METHODS)
 
 
 def clip_range(
     data: Any, *, method: str, bits: int, one_sided: bool = False, symmetric: bool = False, **options: Any
 ) -> ClipRange:
-    """The range that `method` chooses for an array or a histogram, and its mean squared error (units of x, squared).
+    """Choose the clipping range of a tensor by `method`, and compute its mean squared error (squared units of x).
 
-    The grid: `symmetric` -c..c with 2^bits - 1 levels; `one_sided` 0..c with 2^bits levels; otherwise affine, 2^bits
-    levels with both ends chosen and zero on a level. Methods and their options:
+    `data` is an array of any shape, or a histogram. The grid: `symmetric` -c..c with 2^bits - 1 levels; `one_sided`
+    0..c with 2^bits levels; otherwise affine, 2^bits levels with both ends chosen and zero on a level. Methods and
+    their options:
 
     * "max": the smallest and largest value.
-    * "percentile": `percentile` (default 99.99) of each tail kept; of |x| when symmetric.
+    * "percentile": `percentile` (default 99.99) of each tail is kept; of |x| when symmetric.
     * "mse": the least squared error over every step and every position of zero (`qmath.stop_loss`), within a relative
-      1e-9. The ends are levels of that grid and may lie a little beyond the data: moving them in would change its step.
-    * "kl": the window of bins with the least KL divergence to its quantized form (Migacz, 2017), both ends in turn
-      when affine.
-    * "aciq": the analytic optimum of a prior with the data's moments (`qmath.prior_clipping`), `family` "laplace",
+      1e-9. The ends are levels of that grid and may lie slightly beyond the data: moving them in would change its step.
+    * "kl": the window of bins with the least KL divergence to its quantized form (Migacz, 2017); when affine, the two
+      ends in turn.
+    * "aciq": the analytic optimum of a prior with the data's moments (`qmath.prior_clipping`); `family` is "laplace",
       "gaussian" or None for the one with the smaller error.
 
-    Raises ValueError for empty, non-finite or all-zero data, an unknown method or option, or bits outside 1..16.
+    Raises:
+        ValueError: For empty, non-finite or all-zero data, an unknown method or option, or bits outside 1..16 (2..16
+            when symmetric).
+
+    Example:
+        >>> import numpy as np
+        >>> import qmath
+        >>> x = np.random.default_rng(0).laplace(size=100_000)
+        >>> best = qmath.clip_range(x, method="mse", bits=4, symmetric=True)
+        >>> round(best.high, 1), round(best.error, 3)
+        (4.8, 0.056)
     """
     chosen = _lookup(method)
     shape = GridShape(bits=as_bit_count(bits), one_sided=one_sided, symmetric=symmetric)
@@ -115,22 +147,39 @@ def clip_range(
 
 
 def least_error(data: Any, *, bits: int, one_sided: bool = False, symmetric: bool = False) -> float:
-    """About the least mean squared error that any range can have (units of x, squared): what a clip is judged by.
+    """Return approximately the least mean squared error of any range (squared units of x): the yardstick for a clip.
 
-    From some fifty steps instead of the exact search of `clip_range(method="mse")`, and on smooth data within some per
-    cent of it, from above. Grids, data and errors as there.
+    It takes some fifty steps instead of the exact search of `clip_range(method="mse")`; on smooth data it is a few per
+    cent above that at most. `data`, grids and errors as for `clip_range`.
+
+    Raises:
+        ValueError: For empty or non-finite data, or bits outside 1..16 (2..16 when symmetric).
+
+    Example:
+        >>> import numpy as np
+        >>> import qmath
+        >>> x = np.random.default_rng(0).laplace(size=100_000)
+        >>> round(qmath.least_error(x, bits=4, symmetric=True), 3)
+        0.056
     """
     shape = GridShape(bits=as_bit_count(bits), one_sided=one_sided, symmetric=symmetric)
     return StopLoss.of(sample_of(data)).least_error(shape.steps, symmetric=symmetric, one_sided=one_sided)
 
 
 def weight_clip(w: ArrayLike, *, bits: int, method: str = "mse", axis: int | None = 0, **options: Any) -> Floats:
-    """Clip per channel (along `axis`; None: one for the tensor) of the symmetric grid -clip..clip with 2^bits - 1
-    levels.
+    """Choose the clip of every channel of a weight, for the symmetric grid -clip..clip with 2^bits - 1 levels.
 
-    "mse" is the exact minimum of sum_c (w - Q(w))^2 over every step, smaller or larger than the maximum's; the others
-    are those of `clip_range`. A channel of zeros gets 1, since any grid holds it. The result has shape (channels,),
-    or () when axis is None. Raises ValueError as `clip_range`, and for an axis that w does not have.
+    Channels run along `axis` (None: one clip for the tensor). "mse" is the exact minimum of sum_c (w - Q(w))^2 over
+    every step, below or above that of the maximum; the other methods are those of `clip_range`. An all-zero channel
+    gets 1, as any grid contains it. Returns shape (channels,), or () when `axis` is None, in the units of w.
+
+    Raises:
+        ValueError: As `clip_range`, and for an axis that w does not have.
+
+    Example:
+        >>> import qmath
+        >>> qmath.weight_clip([[0.1, -0.4], [2.0, 3.0]], bits=8, method="max").tolist()
+        [0.4, 3.0]
     """
     shape = GridShape(bits=as_bit_count(bits), symmetric=True)
     chosen = _lookup(method)
@@ -150,11 +199,20 @@ def weight_clip(w: ArrayLike, *, bits: int, method: str = "mse", axis: int | Non
 def weight_range(
     w: ArrayLike, *, bits: int, method: str = "mse", axis: int | None = 0, **options: Any
 ) -> tuple[Floats, Floats]:
-    """(low, high) per channel (along `axis`; None: one for the tensor) of the affine grid with 2^bits levels, zero
-    among them.
+    """Choose the (low, high) of every channel of a weight, for the affine grid of 2^bits levels, zero among them.
 
-    "mse" is the least sum_c (w - Q(w))^2 over every step and every position of zero, within a relative 1e-9. A channel
-    of zeros gets 0..0. Shapes and errors as for `weight_clip`.
+    Channels run along `axis` (None: one range for the tensor). "mse" is the least sum_c (w - Q(w))^2 over every step
+    and every position of zero, within a relative 1e-9; the other methods are those of `clip_range`. An all-zero channel
+    gets 0..0. Returns two arrays of shape (channels,), or () when `axis` is None, in the units of w.
+
+    Raises:
+        ValueError: As `clip_range`, and for an axis that w does not have.
+
+    Example:
+        >>> import qmath
+        >>> low, high = qmath.weight_range([[0.1, -0.4], [2.0, 3.0]], bits=8, method="max")
+        >>> low.tolist(), high.tolist()
+        ([-0.4, 0.0], [0.1, 3.0])
     """
     shape = GridShape(bits=as_bit_count(bits))
     chosen = _lookup(method)
@@ -187,7 +245,7 @@ def _call(
 
 
 def _spanning(shape: GridShape, low: float, high: float) -> tuple[float, float]:
-    """The range a grid of this shape spans: with zero inside, and mirrored or one-sided where it must be."""
+    """The range that a grid of this shape spans: with zero, and mirrored or cut at zero as the shape requires."""
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     if shape.symmetric:
         high = max(-low, high)
@@ -200,7 +258,7 @@ def _spanning(shape: GridShape, low: float, high: float) -> tuple[float, float]:
 
 
 def _rows(w: ArrayLike, axis: int | None) -> NDArray[np.floating[Any]]:
-    """`w` with its channels first and the rest flat."""
+    """`w` with its channels first and the other axes flattened."""
     values = as_data(w, "w")
     check_finite(values, "w")
     if axis is None:
@@ -227,7 +285,7 @@ def _percentile(sample: Sample, shape: GridShape, *, percentile: float = 99.99) 
 
 
 def _magnitudes(sample: Sample) -> tuple[Floats, Floats]:
-    """|x| in ascending order as (points or edges, weights)."""
+    """|x| in ascending order, as (points or edges, weights)."""
     if sample.edges is None:
         return np.sort(np.abs(sample.points)), sample.weights
     edges = np.unique(np.abs(np.append(sample.edges, 0.0)))
@@ -237,9 +295,7 @@ def _magnitudes(sample: Sample) -> tuple[Floats, Floats]:
 
 
 def _quantile(positions: Floats, weights: Floats, q: float) -> float:
-    """Linear quantile of sorted points (as numpy.quantile), or of bins between edges, where the mass is spread
-    evenly.
-    """
+    """Linear quantile of sorted points (as numpy.quantile), or of bins between edges with evenly spread mass."""
     if positions.size == weights.size:
         return float(np.quantile(positions, q))
     below = np.concatenate(([0.0], np.cumsum(weights)))
@@ -268,11 +324,10 @@ def _kl(sample: Sample, shape: GridShape, *, bins: int = KL_BINS) -> tuple[float
 
 
 def _bins_from_zero(sample: Sample, shape: GridShape, bins: int) -> tuple[Floats, Floats]:
-    """Histogram of |x| (symmetric), of x > 0 (one-sided), or of x: a histogram's own bins, or `bins` per side of
-    zero.
+    """Histogram of |x| (symmetric), of x > 0 (one-sided) or of x: the given bins, or `bins` on each side of zero.
 
-    The bin that starts at zero may hold no more than its fuller neighbour: zero is a level, so the spike that a ReLU
-    puts there costs nothing, yet it would outweigh all else in the divergence.
+    The bin that starts at zero is capped at the count of its fuller neighbour: zero is a level, so the spike that a
+    ReLU puts there costs nothing, yet it would outweigh everything else in the divergence.
     """
     if sample.edges is not None:
         edges, counts = _magnitudes(sample) if shape.symmetric else (sample.edges, sample.weights)

@@ -1,7 +1,7 @@
-"""Sums of floats without rounding, so that neither the order nor the grouping of the terms can show.
+"""Sums of floats without rounding, so that neither the order nor the grouping of the terms matters.
 
-A double is a whole number of 2^-1074. A sum of doubles is kept as one wide integer in limbs of 32 bits, each in an
-int64 that leaves room for 2^30 additions before carries must be passed on.
+A double is an integer multiple of 2^-1074. A sum of doubles is kept as one wide integer in limbs of 32 bits, each in an
+int64, which leaves room for 2^30 additions before carries must be propagated.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-UNIT_EXPONENT = -1074  # a sum is this power of two times a whole number
-_LIMBS = 68  # 2098 bits of the doubles, and room for their number
-_ADDITIONS = 1 << 29  # after which carries are passed on
+UNIT_EXPONENT = -1074  # a sum is an integer times two to this power
+_LIMBS = 68  # 2098 bits for the doubles, and room for how many they are
+_ADDITIONS = 1 << 29  # after which carries are propagated
 
 
 class ExactSum:
-    """`size` independent sums of doubles."""
+    """`size` independent exact sums of doubles."""
 
     def __init__(self, size: int) -> None:
         self._limbs = np.zeros((size, _LIMBS), np.int64)
@@ -35,7 +35,7 @@ class ExactSum:
             self._pending += len(part)
 
     def merge(self, other: ExactSum) -> None:
-        """Add the sums of another, of the same size."""
+        """Add the sums of another `ExactSum` of the same size."""
         other._carry()
         self._carry()
         self._limbs += other._limbs
@@ -51,7 +51,7 @@ class ExactSum:
         ]
 
     def _carry(self) -> None:
-        """Bring every limb but the last into 0..2^32-1."""
+        """Propagate carries, so that every limb but the last lies in 0..2^32-1."""
         limbs: NDArray[Any] = self._limbs
         for k in range(_LIMBS - 1):
             limbs[:, k + 1] += limbs[:, k] >> 32

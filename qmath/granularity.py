@@ -1,4 +1,4 @@
-"""What shares the parameters of a grid: a whole tensor, each slice along an axis, or each group along an axis."""
+"""Which values share the parameters of a grid: those of the whole tensor, of a slice, or of a group along an axis."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from qmath._validation import as_axis
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Granularity:
-    """One parameter per tensor (no axis), per channel along `axis`, or per `group` neighbours along `axis`.
+    """One parameter per tensor (no axis), per slice along `axis`, or per `group` neighbours along `axis`.
 
-    Channels are slices: everything that shares an index of the axis. Groups are ONNX's blocks: every line of values
-    along the axis is cut into groups of `group` values (the last may be shorter), and each has its own parameter. Lists
-    of parameters are in row-major order of `parameter_shape`. Raises ValueError for groups without an axis or values.
+    A slice (a channel) is everything that shares an index of the axis. Groups are the blocks of ONNX: every line of
+    values along the axis is cut into groups of `group` values (the last may be shorter), each with its own parameter.
+    Lists of parameters are in row-major order of `parameter_shape`.
 
-    >>> Granularity(axis=0, group=2).parameter_shape((5, 3))
-    (3, 3)
+    Raises:
+        ValueError: For a group without an axis, or of less than one value.
+
+    Example:
+        >>> import qmath
+        >>> qmath.Granularity(axis=0, group=2).parameter_shape((5, 3))
+        (3, 3)
     """
 
     axis: int | None = None
@@ -38,11 +43,15 @@ class Granularity:
 
     @property
     def per_channel(self) -> bool:
-        """Whether slices along an axis share a parameter, and nothing more or less."""
+        """Whether there is one parameter per slice along an axis."""
         return self.axis is not None and self.group is None
 
     def parameter_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the parameters of a tensor: of the same rank, 1 along the axes that share them."""
+        """Return the shape of the parameters of a tensor: the same rank, with 1 for every axis whose values share them.
+
+        Raises:
+            ValueError: For a shape that lacks the axis.
+        """
         if self.axis is None:
             return (1,) * len(shape)
         axis = as_axis(self.axis, len(shape))
@@ -51,13 +60,25 @@ class Granularity:
         return tuple(-(-size // self.group) if i == axis else size for i, size in enumerate(shape))
 
     def count(self, shape: tuple[int, ...]) -> int:
-        """How many parameters a tensor of this shape has."""
+        """Return the number of parameters of a tensor of this shape.
+
+        Raises:
+            ValueError: For a shape that lacks the axis.
+        """
         return math.prod(self.parameter_shape(shape))
 
     def lay(self, parameters: ArrayLike, shape: tuple[int, ...]) -> NDArray[Any]:
-        """A list of parameters as an array that broadcasts with a tensor of this shape; one stands for all.
+        """Expand a list of parameters to an array that broadcasts with a tensor of this shape.
 
-        Raises ValueError for another number of parameters than the tensor has.
+        A single parameter applies to all values.
+
+        Raises:
+            ValueError: When the number of parameters is neither 1 nor the tensor's.
+
+        Example:
+            >>> import qmath
+            >>> qmath.Granularity(axis=0, group=2).lay([1, 2], (3,)).tolist()
+            [1, 1, 2]
         """
         array = np.asarray(parameters)
         if array.size == 1:
@@ -75,7 +96,17 @@ class Granularity:
         return np.take(np.repeat(array, self.group, axis=axis), np.arange(shape[axis]), axis=axis)
 
     def reduce(self, operation: np.ufunc, x: NDArray[Any]) -> NDArray[Any]:
-        """A list with one number per parameter: `operation` (np.minimum, np.add, ...) over the values that share it."""
+        """Reduce the values that share each parameter by `operation` (np.minimum, np.add, ...); returns a list.
+
+        Raises:
+            ValueError: For a tensor that lacks the axis.
+
+        Example:
+            >>> import numpy as np
+            >>> import qmath
+            >>> qmath.Granularity(axis=1).reduce(np.maximum, np.array([[1, 5], [3, 2]])).tolist()
+            [3, 5]
+        """
         if self.axis is None:
             return np.asarray(operation.reduce(x, axis=None)).reshape(1)
         axis = as_axis(self.axis, x.ndim)
@@ -84,9 +115,18 @@ class Granularity:
         return np.asarray(operation.reduceat(x, np.arange(0, x.shape[axis], self.group), axis=axis)).reshape(-1)
 
     def rows(self, x: NDArray[Any]) -> NDArray[Any]:
-        """The tensor as (parameters, values): a row for each parameter, in order. A view where that is possible.
+        """Return the tensor as (parameters, values), one row per parameter in order; a view where possible.
 
-        The row of a shorter group repeats its last value.
+        The row of a shorter group is padded with its last value.
+
+        Raises:
+            ValueError: For a tensor that lacks the axis.
+
+        Example:
+            >>> import numpy as np
+            >>> import qmath
+            >>> qmath.Granularity(axis=0, group=2).rows(np.array([1, 2, 3])).tolist()
+            [[1, 2], [3, 3]]
         """
         if self.axis is None:
             return x.reshape(1, -1)
@@ -100,7 +140,17 @@ class Granularity:
         return np.moveaxis(split, axis + 1, -1).reshape(-1, self.group)
 
     def from_rows(self, rows: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-        """The tensor of this shape whose `rows` these are."""
+        """Return the tensor of this shape from its `rows`: their inverse.
+
+        Raises:
+            ValueError: For a shape that the rows do not fill.
+
+        Example:
+            >>> import numpy as np
+            >>> import qmath
+            >>> qmath.Granularity(axis=0, group=2).from_rows(np.array([[1, 2], [3, 3]]), (3,)).tolist()
+            [1, 2, 3]
+        """
         if self.axis is None:
             return rows.reshape(shape)
         axis = as_axis(self.axis, len(shape))

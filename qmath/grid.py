@@ -1,7 +1,7 @@
 """The uniform grid, and the three maps between real numbers and its codes.
 
-Code q stands for the real number (q - zero_point) scale + offset. A grid is symmetric (zero_point and offset 0), affine
-with an integer zero point (ONNX QuantizeLinear: zero is always representable), or affine with a real offset (LSQ+).
+Code q represents the real number (q - zero_point) scale + offset. A grid is symmetric (zero_point and offset 0), affine
+with an integer zero point (ONNX QuantizeLinear: zero is exactly representable), or affine with a real offset (LSQ+).
 Parameters are scalars, one per slice along `axis`, or one per `group` values along it (`qmath.Granularity`).
 """
 
@@ -26,13 +26,22 @@ Rounding = Literal["half_even", "half_up"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid(ByContent):
-    """Codes qmin..qmax of `bits` bits; code q stands for (q - zero_point) scale + offset.
+    """A uniform grid of codes qmin..qmax; code q represents (q - zero_point) scale + offset.
 
-    `scale` (> 0), `zero_point` (whole, in qmin..qmax) and `offset` (units of x) are scalars, or 1-D arrays along
-    `axis`, with an entry per slice, or per group of `group` values (in the order of `qmath.Granularity`); all are
-    stored as read-only float64. So may `bits` be (whole numbers): the width of every slice. `signed` grids hold
-    -2^(bits-1)..2^(bits-1)-1, or from -2^(bits-1)+1 when `narrow`; unsigned ones 0..2^bits-1. Raises ValueError or
-    TypeError for parameters that make no grid.
+    `scale` (> 0), `zero_point` (an integer in qmin..qmax) and `offset` (units of x) are scalars, or 1-D arrays along
+    `axis` with one entry per slice, or per group of `group` values (in the order of `qmath.Granularity`). They are
+    stored as read-only float64. `bits` (1..16) may be such an array too, for slices of different widths. A `signed`
+    grid has codes -2^(bits-1)..2^(bits-1)-1, or from -2^(bits-1)+1 when `narrow`; an unsigned one 0..2^bits-1.
+
+    Raises:
+        TypeError: When a parameter is not numeric.
+        ValueError: For a scale that is not positive, a zero point that is not a code, or shapes that do not fit.
+
+    Example:
+        >>> import qmath
+        >>> grid = qmath.Grid(4, 0.5, zero_point=8, signed=False)
+        >>> grid.qmin, grid.qmax, float(grid.low), float(grid.high)
+        (0, 15, -4.0, 3.5)
     """
 
     bits: int | NDArray[np.int64]
@@ -91,10 +100,20 @@ class Grid(ByContent):
         narrow: bool = True,
         axis: int | None = None,
     ) -> Grid:
-        """The grid with zero_point 0 whose highest level is `clip` (> 0, units of x): scale = clip / qmax.
+        """Return the grid with zero_point 0 whose highest level is `clip`: scale = clip / qmax.
 
-        A signed narrow grid spans -clip..clip; without `narrow` it has one step more below. An unsigned grid (data that
-        are not negative, as after a ReLU) spans 0..clip, and `narrow` does not apply to it.
+        `clip` (> 0, in the units of x) is a scalar, or 1-D along `axis`. A signed narrow grid spans -clip..clip;
+        without `narrow` it has one more level at the lower end. An unsigned grid, for non-negative data such as the
+        output of a ReLU, spans 0..clip and ignores `narrow`.
+
+        Raises:
+            ValueError: For a clip that is not positive and finite, or bits outside 1..16 (2..16 when signed).
+
+        Example:
+            >>> import qmath
+            >>> grid = qmath.Grid.symmetric(6.0, bits=3)
+            >>> grid.levels, float(grid.scale), float(grid.low)
+            (7, 2.0, -6.0)
         """
         bits = as_bit_count(bits, low=2 if signed else 1)
         qmax = _code_range(bits, signed, narrow)[1]
@@ -105,10 +124,19 @@ class Grid(ByContent):
     def affine(
         cls, low: ArrayLike, high: ArrayLike, *, bits: int, signed: bool = False, axis: int | None = None
     ) -> Grid:
-        """The grid over [low, high], widened to hold 0, with zero moved onto a level as ONNX tools do.
+        """Return the grid over [low, high], widened to contain 0 and with zero exactly on a level, as in ONNX.
 
-        scale = (high - low) / (2^bits - 1), zero_point = clamp(rint(qmin - low / scale)). Data that are all zero get
-        scale 1. Raises ValueError when low > high.
+        scale = (high - low) / (2^bits - 1), zero_point = clamp(rint(qmin - low / scale)). `low` and `high` are in the
+        units of x and broadcast: scalars, or 1-D along `axis`. All-zero data get scale 1.
+
+        Raises:
+            ValueError: For low > high, ends that are not finite, or bits outside 1..16.
+
+        Example:
+            >>> import qmath
+            >>> grid = qmath.Grid.affine(-1.0, 2.0, bits=2)
+            >>> float(grid.scale), int(grid.zero_point)
+            (1.0, 1)
         """
         bits = as_bit_count(bits)
         below, above = _ordered(low, high)
@@ -122,10 +150,19 @@ class Grid(ByContent):
     def with_offset(
         cls, low: ArrayLike, high: ArrayLike, *, bits: int, signed: bool = False, axis: int | None = None
     ) -> Grid:
-        """The grid with real offset whose ends are exactly `low` and `high` (LSQ+, Eq. 6 and 7); zero may fall between.
+        """Return the grid whose ends are exactly `low` and `high`, by means of a real offset (LSQ+, Eq. 6 and 7).
 
-        scale = (high - low) / (qmax - qmin), offset = low - qmin scale. Equal ends get scale 1. Raises ValueError when
-        low > high.
+        scale = (high - low) / (qmax - qmin), offset = low - qmin scale. Zero may fall between two levels. `low` and
+        `high` are in the units of x and broadcast: scalars, or 1-D along `axis`. Equal ends get scale 1.
+
+        Raises:
+            ValueError: For low > high, ends that are not finite, or bits outside 1..16.
+
+        Example:
+            >>> import qmath
+            >>> grid = qmath.Grid.with_offset(0.5, 3.5, bits=2)
+            >>> float(grid.scale), float(grid.offset), float(grid.high)
+            (1.0, 0.5, 3.5)
         """
         bits = as_bit_count(bits)
         below, above = _ordered(low, high)
@@ -135,7 +172,7 @@ class Grid(ByContent):
 
     @property
     def granularity(self) -> Granularity:
-        """What shares a parameter."""
+        """Which values share parameters: the whole tensor, a slice or a group."""
         return Granularity(axis=self.axis, group=self.group)
 
     @property
@@ -146,27 +183,27 @@ class Grid(ByContent):
 
     @property
     def qmin(self) -> int:
-        """Lowest code, of any slice."""
+        """Lowest code of any slice."""
         return int(self.limits[0].min())
 
     @property
     def qmax(self) -> int:
-        """Highest code, of any slice."""
+        """Highest code of any slice."""
         return int(self.limits[1].max())
 
     @property
     def levels(self) -> int:
-        """Number of codes, of the widest slice."""
+        """Number of codes of the widest slice."""
         return self.qmax - self.qmin + 1
 
     @property
     def low(self) -> NDArray[np.float64]:
-        """Lowest real number of the grid, in the units of x (per slice along `axis`)."""
+        """Lowest representable number, in the units of x (one per slice along `axis`)."""
         return (self.limits[0] - self.zero_point) * self.scale + self.offset
 
     @property
     def high(self) -> NDArray[np.float64]:
-        """Highest real number of the grid, in the units of x (per slice along `axis`)."""
+        """Highest representable number, in the units of x (one per slice along `axis`)."""
         return (self.limits[1] - self.zero_point) * self.scale + self.offset
 
     @property
@@ -177,11 +214,22 @@ class Grid(ByContent):
 
 
 def quantize(x: ArrayLike, grid: Grid, *, rounding: Rounding = "half_even") -> NDArray[Any]:
-    """Codes q = clamp(round((x - offset) / scale) + zero_point, qmin, qmax) (ONNX QuantizeLinear when offset is 0).
+    """Quantize `x`: q = clamp(round((x - offset) / scale) + zero_point, qmin, qmax).
 
-    `x` is float32 or float64 (others become one of them) of any shape that has the grid's axis; the arithmetic is done
-    in its type. Infinities go to the end codes. Returns the smallest integer type that holds the codes.
-    Raises ValueError for NaN, an empty array, or an axis of another length.
+    With offset 0 this is ONNX's QuantizeLinear. `x` is float32 or float64 (other types are converted to one of the
+    two), of any shape that has the grid's axis, and the arithmetic is done in its type. Infinities saturate. `rounding`
+    is "half_even" (ONNX) or "half_up" (floor(v + 0.5), as in the papers). Returns codes of the shape of `x` in the
+    smallest integer type that holds them.
+
+    Raises:
+        TypeError: When `x` does not hold real numbers.
+        ValueError: For NaN, an empty array, or an axis of another length than the grid's.
+
+    Example:
+        >>> import qmath
+        >>> grid = qmath.Grid.affine(-1.0, 2.0, bits=2)
+        >>> qmath.quantize([-0.9, 0.2, 1.7, 5.0], grid).tolist()
+        [0, 1, 3, 3]
     """
     data = as_data(x)
     if np.isnan(data.min()):
@@ -195,11 +243,21 @@ def quantize(x: ArrayLike, grid: Grid, *, rounding: Rounding = "half_even") -> N
 def fake_quantize(
     x: ArrayLike, grid: Grid, *, rounding: Rounding = "half_even", out: NDArray[Any] | None = None
 ) -> NDArray[Any]:
-    """`dequantize(quantize(x))` in one pass: every value replaced by the real number its code stands for.
+    """Replace every value by the number that its code represents: `dequantize(quantize(x))` in one pass.
 
-    Computed in the floating type of `x` (float32 results equal `dequantize(quantize(x))` to the last bit); NaN stays
-    NaN. `out` may be given (C-contiguous, of the shape and type of the result; `x` itself is allowed) and is returned.
-    Raises ValueError for an empty array, an axis of another length, or an `out` that does not fit.
+    Computed in the floating type of `x`; float32 results equal `dequantize(quantize(x))` to the last bit. NaN stays
+    NaN. The result has the shape of `x`. `out` may be given and is then filled and returned: a C-contiguous array of
+    that shape and type, possibly `x` itself.
+
+    Raises:
+        TypeError: When `x` does not hold real numbers.
+        ValueError: For an empty array, an axis of another length than the grid's, or an `out` that does not fit.
+
+    Example:
+        >>> import qmath
+        >>> grid = qmath.Grid.symmetric(1.5, bits=3)
+        >>> qmath.fake_quantize([-2.0, 0.3, 0.9], grid).tolist()
+        [-1.5, 0.5, 1.0]
     """
     data = as_data(x)
     out = output_like(data, out)
@@ -209,9 +267,20 @@ def fake_quantize(
 
 
 def dequantize(q: ArrayLike, grid: Grid) -> NDArray[np.float32]:
-    """Real numbers (q - zero_point) scale + offset of integer codes, in float32 (ONNX DequantizeLinear).
+    """Return the real numbers (q - zero_point) scale + offset of integer codes, in float32.
 
-    Raises TypeError for codes that are not of an integer type, ValueError for codes outside the grid.
+    With offset 0 this is ONNX's DequantizeLinear. `q` has any shape that has the grid's axis, and so has the result.
+
+    Raises:
+        TypeError: For codes that are not of an integer type.
+        ValueError: For codes outside the grid, an empty array, or an axis of another length than the grid's.
+
+    Example:
+        >>> import numpy as np
+        >>> import qmath
+        >>> grid = qmath.Grid([4, 4], [0.5, 0.25], axis=0)
+        >>> qmath.dequantize(np.array([[-2, 3], [-2, 3]]), grid).tolist()
+        [[-1.0, 1.5], [-0.5, 0.75]]
     """
     codes = np.asarray(q)
     if codes.dtype.kind not in "iu":
@@ -241,7 +310,7 @@ def _run(
     grid: Grid,
     half_up: bool,
 ) -> None:
-    """Fill `out` from `data` by one of the two kernels; groups are brought into rows first."""
+    """Fill `out` from `data` with one of the two kernels; groups are gathered into rows first."""
     parameters, channels = _parameters(grid, data.dtype), grid.scale.size
     if grid.group is None:
         run_rows(by_row, by_column, data, out, grid.axis, parameters, half_up, channels=channels)
@@ -264,7 +333,7 @@ def _check_fit(shape: tuple[int, ...], grid: Grid) -> None:
 
 
 def _parameters(grid: Grid, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The (6, channels) array of `qmath.kernels.grid` in the type of the data, made once per grid and type."""
+    """The (6, channels) array of `qmath.kernels.grid` in the type of the data, computed once per grid and type."""
     if dtype not in grid._typed:
         with np.errstate(over="ignore"):
             scale = grid.scale.reshape(-1).astype(dtype)
@@ -288,7 +357,7 @@ def _is_half_up(rounding: str) -> bool:
 
 @functools.cache
 def _kernels() -> Any:
-    """The compiled loops, imported (and Numba with them) when first needed."""
+    """The compiled loops; importing them, and Numba with them, is put off until they are needed."""
     from qmath.kernels import grid as grid_kernels
 
     return grid_kernels
@@ -315,6 +384,6 @@ def _ordered(low: ArrayLike, high: ArrayLike) -> tuple[NDArray[np.float64], NDAr
 
 
 def _step(low: NDArray[np.float64], high: NDArray[np.float64], steps: int) -> NDArray[np.float64]:
-    """(high - low) / steps, divided first so that no finite range overflows; 1 where the range is empty."""
+    """(high - low) / steps, divided before subtracting so that no finite range overflows; 1 for an empty range."""
     step = high / steps - low / steps
     return np.where(step > 0, step, 1.0)

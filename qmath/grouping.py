@@ -1,4 +1,4 @@
-"""ZeroQ's group search (Appendix A): mixed precision when layers do influence each other."""
+"""ZeroQ's group search (Appendix A): mixed precision for layers that influence each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qmath.distributions import Floats
 from qmath.pareto import Frontier, Table, _layers, _undominated
 
 Evaluator = Callable[[tuple[int, ...]], float]
-_ENUMERATED = 1 << 21  # partial selections listed in full; beyond, the best of fine size slices go on
+_ENUMERATED = 1 << 21  # partial selections listed in full; beyond that, only the best of fine slices of size
 _SLICES = 64  # per interval
 
 
@@ -25,20 +25,28 @@ def group_search(
     candidates: int = 200,
     keep: int = 5,
 ) -> Frontier:
-    """Selections found by measuring, group by group (ZeroQ, Appendix A; a, b, t1, t2 = group, intervals, candidates,
-    keep).
+    """Search selections by measuring them, one group of layers after the other (ZeroQ, Appendix A).
 
-    The next `group` layers are added to every selection kept so far, their `costs` taken as independent. The size
-    range is cut into `intervals`; in each, the `candidates` cheapest selections are measured, and the `keep` best of
-    those go on. `evaluate` receives the choices of the first layers (the others are to be left float) and returns the
-    true sensitivity; it is called at most layers / group * intervals * candidates times. The result holds the
-    non-dominated complete selections with their measured costs; their gaps are NaN, since no bound is known. Tables
-    as for `qmath.pareto_frontier`.
+    The next `group` layers are added to every selection kept so far, their `costs` taken as independent. The size range
+    is cut into `intervals`; in each, the `candidates` cheapest selections are measured, and the `keep` best of those go
+    on. (The paper calls these a, b, t1, t2.) `evaluate` receives the choices of the first layers (the others are to be
+    left in floating point) and returns the true sensitivity; it is called at most layers / group * intervals *
+    candidates times. Returns the non-dominated complete selections with their measured costs; the gaps are NaN, since
+    no bound is known. Tables as for `qmath.pareto_frontier`.
 
-    A group is listed in full up to two million selections (the paper's 3 choices of 10 layers are 59,049 per kept one);
-    beyond that, layer by layer, only the `candidates` cheapest in each of 64 slices of an interval go on.
+    A group is listed in full up to two million selections (the paper's 3 choices of 10 layers give 59,049 for each one
+    kept); beyond that, layer by layer, only the `candidates` cheapest in each of 64 slices of an interval go on.
 
-    Raises ValueError for bad tables or parameters below 1, and when `evaluate` returns something that is not finite.
+    Raises:
+        ValueError: For tables that do not fit, parameters below 1, or an `evaluate` that returns no finite number.
+
+    Example:
+        >>> import qmath
+        >>> costs, sizes = [[3.0, 1.0], [5.0, 0.0]], [[2, 4], [2, 4]]
+        >>> def evaluate(choices):
+        ...     return 1.5 * sum(costs[layer][choice] for layer, choice in enumerate(choices))
+        >>> qmath.group_search(costs, sizes, evaluate, group=1).costs.tolist()
+        [12.0, 4.5, 1.5]
     """
     for name, value in (("group", group), ("intervals", intervals), ("candidates", candidates), ("keep", keep)):
         if value < 1:
@@ -63,7 +71,7 @@ def group_search(
 
 
 def _extended(size, cost, prefixes, layer):  # type: ignore[no-untyped-def]
-    """Every selection so far with every choice of one more layer."""
+    """Every selection so far, with every choice of one more layer."""
     choices = layer.index.astype(np.uint8)
     grown = np.column_stack((np.repeat(prefixes, choices.size, axis=0), np.tile(choices, len(prefixes))))
     return (size[:, None] + layer.sizes).ravel(), (cost[:, None] + layer.costs).ravel(), grown
@@ -74,7 +82,7 @@ def _cheapest(size: Floats, cost: Floats, intervals: int, count: int) -> NDArray
     low, span = float(size.min()), float(np.ptp(size)) or 1.0
     part = np.minimum((size - low) / span * intervals, intervals - 1).astype(np.int64)
     order = np.lexsort((size, cost, part))
-    first = np.searchsorted(part[order], part[order])  # where each one's interval begins
+    first = np.searchsorted(part[order], part[order])  # where the interval of each begins
     return np.asarray(order[np.arange(order.size) - first < count])
 
 

@@ -1,4 +1,4 @@
-"""LSQ and LSQ+: the quantizer with learned scale and offset, its straight-through gradients, and its initial values.
+"""LSQ and LSQ+: the quantizer with learned scale and offset, its straight-through gradients and its initial values.
 
 With v = (x - offset) / scale and code range n..p,
 
@@ -6,12 +6,12 @@ With v = (x - offset) / scale and code range n..p,
 
 The gradients (Eq. 3, 4) take the derivative of round as 1:
 
-                      n < v < p          otherwise
+                          n < v < p          otherwise
     d x_hat / d x         1                  0
     d x_hat / d scale     round(v) - v       n or p
     d x_hat / d offset    0                  1
 
-Sources: LSQ+ (Bhalgat et al. 2020); LSQ (Esser et al. 2019) for the gradient's factor and the first initialiser.
+Sources: LSQ+ (Bhalgat et al. 2020); LSQ (Esser et al. 2019) for the scale of the gradient and the first initialisation.
 """
 
 from __future__ import annotations
@@ -29,13 +29,23 @@ from qmath.kernels.rows import slices_shape
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LsqConfiguration:
-    """One row of LSQ+'s Table 1: whether codes are signed, and whether an offset is learned beside the scale."""
+    """One row of LSQ+'s Table 1: whether codes are signed, and whether an offset is learned beside the scale.
+
+    Example:
+        >>> import qmath
+        >>> qmath.LsqConfiguration(signed=False, offset=True).code_range(4)
+        (0, 15)
+    """
 
     signed: bool
     offset: bool
 
     def code_range(self, bits: int) -> tuple[int, int]:
-        """(n, p): -2^(bits-1)..2^(bits-1)-1 when signed, else 0..2^bits-1."""
+        """Return (n, p): -2^(bits-1)..2^(bits-1)-1 when signed, else 0..2^bits-1.
+
+        Raises:
+            ValueError: For bits outside 1..16 (2..16 when signed).
+        """
         bits = as_bit_count(bits, low=2 if self.signed else 1)
         return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if self.signed else (0, 2**bits - 1)
 
@@ -50,7 +60,17 @@ _CONFIGURATIONS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LsqGradients:
-    """Gradients of a loss: for x (of its shape), and for scale and offset (scalars, or 1-D along the axis)."""
+    """Gradients of a loss for x (of its shape), and for scale and offset (scalars, or 1-D along the axis).
+
+    Each is in units of the loss per unit of x; see `qmath.lsq_gradients`.
+
+    Example:
+        >>> import numpy as np
+        >>> import qmath
+        >>> one = np.ones(())
+        >>> float(qmath.LsqGradients(x=np.ones(3), scale=one, offset=one).x.sum())
+        3.0
+    """
 
     x: NDArray[np.float64]
     scale: NDArray[np.float64]
@@ -58,9 +78,18 @@ class LsqGradients:
 
 
 def lsq_configuration(number: int) -> LsqConfiguration:
-    """Configuration 1 (unsigned: LSQ for activations), 2 (signed: weights), 3 (signed, offset) or 4 (unsigned, offset).
+    """Return a configuration of LSQ+ by its number in Table 1.
 
-    Source: LSQ+, Table 1. Raises ValueError for another number.
+    1 is unsigned (LSQ for activations), 2 signed (weights), 3 signed with an offset, 4 unsigned with an offset. Source:
+    LSQ+, Table 1.
+
+    Raises:
+        ValueError: For another number.
+
+    Example:
+        >>> import qmath
+        >>> qmath.lsq_configuration(3)
+        LsqConfiguration(signed=True, offset=True)
     """
     if number not in _CONFIGURATIONS:
         raise ValueError(f"configuration: expected 1, 2, 3 or 4, found {number!r}")
@@ -76,10 +105,18 @@ def lsq_quantize(
     configuration: int = 4,
     axis: int | None = None,
 ) -> NDArray[np.float64]:
-    """x_hat = round(clamp((x - offset) / scale, n, p)) scale + offset (LSQ+, Eq. 2), ties to even, in float64.
+    """Return x_hat = round(clamp((x - offset) / scale, n, p)) scale + offset, ties to even, in float64 (LSQ+, Eq. 2).
 
-    `scale` (> 0) and `offset` (units of x; 0 in configurations 1 and 2) are scalars, or 1-D along `axis`.
-    Raises ValueError for values that are not finite or parameters that do not fit.
+    `scale` (> 0) and `offset` (units of x; 0 in configurations 1 and 2) are scalars, or 1-D along `axis`. The result
+    has the shape of `x`.
+
+    Raises:
+        ValueError: For values that are not finite, or parameters that do not fit.
+
+    Example:
+        >>> import qmath
+        >>> qmath.lsq_quantize([-1.0, 0.3, 9.0], 0.5, -0.25, bits=2).tolist()
+        [-0.25, 0.25, 1.25]
     """
     values, steps, shift, low, high = _operands(x, scale, offset, bits, configuration, axis)
     codes = np.rint(np.clip((values - shift) / steps, low, high))
@@ -97,10 +134,20 @@ def lsq_gradients(
     axis: int | None = None,
     factor: float = 1.0,
 ) -> LsqGradients:
-    """Straight-through gradients (LSQ+, Eq. 3 and 4) of a loss whose gradient for x_hat is `upstream` (shape of x).
+    """Return the straight-through gradients of a loss whose gradient for x_hat is `upstream` (LSQ+, Eq. 3 and 4).
 
-    Those of scale and offset are summed over what shares them and multiplied by `factor` (see `lsq_gradient_scale`);
-    the offset's is 0 in configurations 1 and 2, which have none. Raises ValueError as `lsq_quantize`.
+    `upstream` has the shape of `x`; the formulas are in `qmath.learned`. The gradients of scale and offset are summed
+    over the values that share them and multiplied by `factor` (see `lsq_gradient_scale`); that of the offset is 0 in
+    configurations 1 and 2, which have none. Other arguments as for `lsq_quantize`.
+
+    Raises:
+        ValueError: As `lsq_quantize`, and for an `upstream` of another shape.
+
+    Example:
+        >>> import qmath
+        >>> gradients = qmath.lsq_gradients([1.0, 1.0, 1.0], [-1.0, 0.75, 9.0], 1.0, bits=2)
+        >>> gradients.x.tolist(), float(gradients.scale), float(gradients.offset)
+        ([0.0, 1.0, 0.0], 3.25, 2.0)
     """
     values, steps, shift, low, high = _operands(x, scale, offset, bits, configuration, axis)
     above = as_parameter(upstream, "upstream")
@@ -120,7 +167,18 @@ def lsq_gradients(
 
 
 def lsq_gradient_scale(count: int, *, bits: int, configuration: int = 4) -> float:
-    """1 / sqrt(count p), which balances the gradient of a scale shared by `count` values (LSQ, section 2.2)."""
+    """Return LSQ's gradient scale 1 / sqrt(count p), which balances the gradient of a scale shared by `count` values.
+
+    p is the highest code. Source: LSQ (Esser et al. 2019), section 2.2.
+
+    Raises:
+        ValueError: For a count that is not an integer >= 1, or bits outside the configuration's range.
+
+    Example:
+        >>> import qmath
+        >>> qmath.lsq_gradient_scale(15, bits=4)
+        0.06666666666666667
+    """
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
         raise ValueError(f"count: expected a whole number >= 1, found {count!r}")
     return 1.0 / math.sqrt(float(count) * lsq_configuration(configuration).code_range(bits)[1])
@@ -129,11 +187,20 @@ def lsq_gradient_scale(count: int, *, bits: int, configuration: int = 4) -> floa
 def minmax_parameters(
     low: ArrayLike, high: ArrayLike, *, bits: int, configuration: int = 4
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(scale, offset) whose code range spans [low, high]: (high - low) / (p - n), low - n scale (LSQ+, Eq. 7).
+    """Return the (scale, offset) whose code range spans [low, high] (LSQ+, Eq. 7).
 
-    Without an offset (configurations 1 and 2) the scale is the smallest that leaves neither end clipped, where the code
-    range reaches at all. `low` and `high` broadcast; ranges without extent get scale 1.
-    Raises ValueError when low > high.
+    scale = (high - low) / (p - n), offset = low - n scale, in the units of x. Without an offset (configurations 1 and
+    2) the scale is the smallest that clips neither end, as far as the code range reaches. `low` and `high` broadcast,
+    and the results have their shape; empty ranges get scale 1.
+
+    Raises:
+        ValueError: For low > high, or ends that are not finite.
+
+    Example:
+        >>> import qmath
+        >>> scale, offset = qmath.minmax_parameters(-1.0, 2.0, bits=2)
+        >>> float(scale), float(offset)
+        (1.0, -1.0)
     """
     chosen = lsq_configuration(configuration)
     n, p = chosen.code_range(bits)
@@ -148,9 +215,18 @@ def minmax_parameters(
 
 
 def lsq_scale(v: ArrayLike, *, bits: int, configuration: int = 2, axis: int | None = None) -> NDArray[np.float64]:
-    """LSQ's initial scale 2 mean|v| / sqrt(p) of weights or activations, overall or per slice along `axis`.
+    """Return LSQ's initial scale 2 mean|v| / sqrt(p) of weights or activations, overall or per slice along `axis`.
 
-    Raises ValueError for values that are not finite, or all zero.
+    p is the highest code. Returns shape (), or (slices,), in the units of v. Source: LSQ (Esser et al. 2019), section
+    2.1.
+
+    Raises:
+        ValueError: For values that are not finite, or slices that are all zero.
+
+    Example:
+        >>> import qmath
+        >>> float(qmath.lsq_scale([-1.0, 3.0], bits=1, configuration=1))
+        4.0
     """
     p = lsq_configuration(configuration).code_range(bits)[1]
     slices = _slices(v, axis)
@@ -158,10 +234,18 @@ def lsq_scale(v: ArrayLike, *, bits: int, configuration: int = 2, axis: int | No
 
 
 def lsqplus_weight_scale(w: ArrayLike, *, bits: int, axis: int | None = None) -> NDArray[np.float64]:
-    """LSQ+'s initial weight scale max(|mu - 3 sigma|, |mu + 3 sigma|) / 2^(bits-1), overall or per slice along `axis`.
+    """Return LSQ+'s initial weight scale max(|mu - 3 sigma|, |mu + 3 sigma|) / 2^(bits-1), overall or per slice.
 
-    mu is the mean of w itself (the text's "same as <|w|>" is a slip), sigma the standard deviation.
-    Source: LSQ+, section 3.2.1. Raises ValueError for values that are not finite, or all zero.
+    mu is the mean of w itself (the text's "same as <|w|>" is a slip), sigma the standard deviation. Slices run along
+    `axis`. Returns shape (), or (slices,), in the units of w. Source: LSQ+, section 3.2.1.
+
+    Raises:
+        ValueError: For values that are not finite, or slices that are all zero.
+
+    Example:
+        >>> import qmath
+        >>> float(qmath.lsqplus_weight_scale([-1.0, 1.0], bits=4))
+        0.375
     """
     bits = as_bit_count(bits, low=2)
     slices = _slices(w, axis)
@@ -170,10 +254,19 @@ def lsqplus_weight_scale(w: ArrayLike, *, bits: int, axis: int | None = None) ->
 
 
 def folded_offset(w: ArrayLike, offset: float, *, axis: int = 0) -> NDArray[np.float64]:
-    """What an activation offset adds to each output: offset times the sum of its quantized weights (LSQ+, Eq. 5).
+    """Return what an activation offset adds to each output: offset times the sum of its weights (LSQ+, Eq. 5).
 
-    `w` holds the dequantized weights, outputs along `axis`. Exact where every input of the sum carries the offset;
-    where a convolution pads with zeros, the padded inputs do not.
+    `w` holds the dequantized weights, outputs along `axis`; the result has shape (outputs,), in the units of the
+    output. Exact where every input of the sum carries the offset; where a convolution pads with zeros, the padded
+    inputs do not.
+
+    Raises:
+        ValueError: For an offset that is not a scalar, values that are not finite, or a missing axis.
+
+    Example:
+        >>> import qmath
+        >>> qmath.folded_offset([[1.0, 2.0], [0.5, -1.0]], 0.5).tolist()
+        [1.5, -0.25]
     """
     return float(as_parameter(offset, "offset").reshape(())) * _slices(w, as_axis(axis, np.ndim(w))).sum(axis=1)
 
@@ -198,7 +291,7 @@ def _operands(
 
 
 def _slices(values: ArrayLike, axis: int | None) -> NDArray[np.float64]:
-    """The values as float64 rows: one for all, or one per slice along `axis`."""
+    """The values as float64 rows: a single one, or one per slice along `axis`."""
     data = as_data(values)
     check_finite(data, "values")
     if axis is None:
@@ -209,7 +302,7 @@ def _slices(values: ArrayLike, axis: int | None) -> NDArray[np.float64]:
 
 def _positive(scale: NDArray[np.float64], axis: int | None) -> NDArray[np.float64]:
     if not (scale > 0).all():
-        raise ValueError(f"values: expected some that are not zero in every slice, found scales {scale}")
+        raise ValueError(f"values: expected a non-zero value in every slice, found scales {scale}")
     return scale if axis is not None else scale.reshape(())
 
 

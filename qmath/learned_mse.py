@@ -1,7 +1,7 @@
-"""LSQ+'s initial scale and offset: the pair with the least squared error on data (Eq. 8).
+"""LSQ+'s initial scale and offset: the pair with the least squared error on the data (Eq. 8).
 
-The paper descends by gradients; here the error is evaluated over ranges, and the best are refined by alternating two
-exact steps, each of which cannot raise it: the codes for a given scale and offset (rounding), and the scale and offset
+The paper uses gradient descent; here the error is evaluated over ranges, and the best are refined by alternating two
+exact steps, neither of which can raise it: the codes for a given scale and offset (rounding), and the scale and offset
 for given codes (a linear regression).
 """
 
@@ -15,9 +15,9 @@ from qmath.learned import LsqConfiguration, lsq_configuration, minmax_parameters
 from qmath.sample import is_histogram, sample_of
 from qmath.statistics import Histogram
 
-_POINTS = 4096  # data beyond this many values are summed up in a histogram of as many bins
-_SHARES = 20  # of the data's range below and above zero, from which to start, in every combination
-_KEPT = 8  # best starts that are refined
+_POINTS = 4096  # more values than this are summarised in a histogram of as many bins
+_SHARES = 20  # of the data's range below and above zero: every combination is a start
+_KEPT = 8  # best starts, which are refined
 _ROUNDS = 100
 
 Pairs = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -26,14 +26,22 @@ Pairs = tuple[NDArray[np.float64], NDArray[np.float64]]
 def mse_parameters(
     data: ArrayLike | Histogram, *, bits: int, configuration: int = 4, low: float | None = None
 ) -> tuple[float, float]:
-    """(scale, offset) minimising the mean of (x_hat - x)^2 over an array or a `Histogram` (LSQ+, Eq. 8).
+    """Return the (scale, offset) that minimise the mean of (x_hat - x)^2 over an array or a `Histogram` (LSQ+, Eq. 8).
 
-    The offset is 0 in configurations 1 and 2. In 3 and 4 the lowest level may be held at `low` (units of x; Table 6 has
-    the data's minimum), and the scale alone is sought. More than 4096 values are counted in a histogram first, whose
-    bins stand for their centres. The minimum is the best of 8 local ones, sought from 400 ranges within that of the
-    data: close to the least error, but not proved to be it.
-    Raises ValueError for NaN, infinite or missing values, for data that are all zero (or `low`), and for `low` in
-    configurations without an offset.
+    Both are in the units of x; the offset is 0 in configurations 1 and 2. In 3 and 4 the lowest level may be fixed at
+    `low` (units of x; Table 6 takes the minimum of the data), and only the scale is searched. More than 4096 values are
+    first counted in a histogram, whose bins are represented by their centres. The result is the best of 8 local minima,
+    searched from 400 ranges within that of the data: close to the least error, but not proven to be it.
+
+    Raises:
+        ValueError: For NaN, infinite or missing values, for data that are all zero (or all `low`), and for `low` in
+            configurations without an offset.
+
+    Example:
+        >>> import qmath
+        >>> scale, offset = qmath.mse_parameters([0.5, 1.0, 1.5, 2.0], bits=2)
+        >>> round(scale, 4), round(offset, 4)
+        (0.5, 0.5)
     """
     chosen = lsq_configuration(configuration)
     points, weights = _points(data)
@@ -51,7 +59,7 @@ def _least_squares(
     chosen = lsq_configuration(configuration)
     n, p = chosen.code_range(bits)
     if not points.any():
-        raise ValueError("data: expected some values that are not zero, found none")
+        raise ValueError("data: expected a non-zero value, found none")
     scale, offset = minmax_parameters(*_starts(points, chosen.offset), bits=bits, configuration=configuration)
     order = np.argsort(_errors(points, weights, scale, offset, n, p), kind="stable")[:_KEPT]
     scale, offset = scale[order], offset[order]
@@ -75,7 +83,7 @@ def _points(data: ArrayLike | Histogram) -> tuple[NDArray[np.float64], NDArray[n
 
 
 def _starts(points: NDArray[np.float64], both_ends: bool) -> Pairs:
-    """Lower and upper ends that share out the data's range about zero (or its end nearest to zero)."""
+    """Lower and upper ends at shares of the data's range on both sides of zero (or of its end nearest to zero)."""
     low, high = float(points.min()), float(points.max())
     pivot = min(max(low, 0.0), high)
     shares = np.linspace(0.05, 1.0, _SHARES if both_ends else _SHARES**2)
@@ -114,7 +122,7 @@ def _regress(
     p: int,
     chosen: LsqConfiguration,
 ) -> Pairs:
-    """The pairs that are best for the codes that the given pairs produce; kept where the regression has no answer."""
+    """The best pairs for the codes of the given pairs; a pair is kept where the regression has no solution."""
     codes = _codes(points, scale, offset, n, p)
     mean_code, mean_point = (codes @ weights, float(points @ weights)) if chosen.offset else (0.0 * scale, 0.0)
     centred = codes - mean_code[:, None]

@@ -1,8 +1,8 @@
-"""Size against summed sensitivity: the frontier of the multiple-choice knapsack (ZeroQ, section III-B).
+"""Size against total sensitivity: the frontier of the multiple-choice knapsack problem (ZeroQ, section III-B).
 
-Every layer takes one of its choices (bit-widths); sizes and costs add up over layers. Convexifying each layer's
-choices gives the linear relaxation, whose optimum for every budget is one sorted list of steps (`relaxation`): the
-lower bound behind each gap stated here.
+Every layer takes one of its choices (bit-widths); sizes and costs add up over layers. Replacing each layer's choices by
+their convex hull gives the linear relaxation, whose optimum for every budget is one sorted list of steps
+(`relaxation`): it is the lower bound behind every gap reported here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ MAX_STATES = 2_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Selection:
-    """One choice per layer, its total size and cost, and how far the cost can be from the least at this size."""
+    """One choice per layer, with the total size and cost, and how far the cost may exceed the least at this size.
+
+    `choices` has shape (layers,); `size`, `cost` and `gap`, the possible excess, are in the units of the tables.
+
+    Example:
+        >>> import qmath
+        >>> qmath.knapsack([[3.0, 1.0], [5.0, 0.0]], [[2, 4], [2, 4]], 6).choices.tolist()
+        [0, 1]
+    """
 
     choices: NDArray[np.int64]
     size: float
@@ -33,11 +41,17 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Frontier:
-    """Selections in order of size, each cheaper than all smaller ones.
+    """Selections in order of size, each with a lower cost than all smaller ones.
 
-    `sizes`, `costs`, `gaps`: shape (points,); `choices`: (points, layers). No selection within sizes[i] costs less
-    than costs[i] - gaps[i]; a gap is 0 where the point is proven optimal and NaN where no bound is known (measured
+    `sizes`, `costs` and `gaps` have shape (points,), `choices` (points, layers). No selection within sizes[i] costs
+    less than costs[i] - gaps[i]; a gap is 0 where the point is proven optimal and NaN where no bound is known (measured
     costs).
+
+    Example:
+        >>> import qmath
+        >>> frontier = qmath.pareto_frontier([[3.0, 1.0], [5.0, 0.0]], [[2, 4], [2, 4]])
+        >>> frontier.sizes.tolist(), frontier.costs.tolist(), len(frontier)
+        ([4.0, 6.0, 8.0], [8.0, 3.0, 1.0], 3)
     """
 
     sizes: Floats
@@ -57,7 +71,17 @@ class Frontier:
         )
 
     def within(self, budget: float) -> Selection:
-        """The cheapest point whose size is at most `budget`; raises ValueError when none is."""
+        """Return the point of least cost whose size is at most `budget`.
+
+        Raises:
+            ValueError: When no point fits.
+
+        Example:
+            >>> import qmath
+            >>> frontier = qmath.pareto_frontier([[3.0, 1.0], [5.0, 0.0]], [[2, 4], [2, 4]])
+            >>> frontier.within(7).cost
+            3.0
+        """
         fits = int(np.searchsorted(self.sizes, budget, side="right"))
         if fits == 0:
             raise ValueError(f"no selection fits into {budget}: the smallest takes {self.sizes[0]}")
@@ -66,9 +90,7 @@ class Frontier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """A layer's useful choices, by ascending size: costs fall, and `index` says which of the caller's choices each
-    is.
-    """
+    """A layer's useful choices by ascending size and falling cost; `index` locates them in the caller's row."""
 
     sizes: Floats
     costs: Floats
@@ -76,14 +98,22 @@ class Layer:
 
 
 def pareto_frontier(costs: Table, sizes: Table, *, steps: int = 100_000) -> Frontier:
-    """All non-dominated (size, cost) totals, exactly where at most `steps` of them can be listed.
+    """Return all non-dominated totals of (size, cost): exactly, where at most `steps` of them can be listed.
 
-    `costs` and `sizes` hold one row per layer, one entry per choice (any shape (layers, choices), or rows of
-    different lengths, at most 255 choices). Exact (every gap 0) when the sizes are multiples of a common integer that
-    gives at most `steps` distinct totals, or when the list never outgrows `steps`. Otherwise totals are kept on
-    `steps` equal size steps, each choice rounded to the nearest one; every point is then a real selection with its
-    true size and cost, and its gap is measured against the linear relaxation. Raises ValueError for unequal shapes,
-    empty or non-finite tables.
+    `costs` and `sizes` hold one row per layer and one entry per choice, in units of the caller's: arrays of shape
+    (layers, choices), or rows of different lengths, at most 255 choices. The result is exact (every gap 0) when the
+    sizes are multiples of a common integer that gives at most `steps` distinct totals, or when the list never outgrows
+    `steps`. Otherwise totals are kept on `steps` equal steps of size, each choice rounded to the nearest one; every
+    point is then a real selection with its true size and cost, and its gap is measured against the linear relaxation.
+    Source: ZeroQ, section III-B.
+
+    Raises:
+        ValueError: For unequal shapes, empty or non-finite tables, or `steps` below 1.
+
+    Example:
+        >>> import qmath
+        >>> qmath.pareto_frontier([[3.0, 1.0], [5.0, 0.0]], [[2, 4], [2, 4]]).choices.tolist()
+        [[0, 0], [0, 1], [1, 1]]
     """
     layers = _layers(costs, sizes)
     if steps < 1:
@@ -97,13 +127,21 @@ def pareto_frontier(costs: Table, sizes: Table, *, steps: int = 100_000) -> Fron
 
 
 def knapsack(costs: Table, sizes: Table, budget: float) -> Selection:
-    """The selection of least cost whose size is at most `budget`, proven optimal (gap 0); sums that pass it by a
-    relative 1e-12, their rounding, fit.
+    """Return the selection of least cost whose size is at most `budget`, proven optimal (gap 0).
 
-    Layers are added one at a time to a list of non-dominated partial selections; one is dropped when its cost plus
-    the linear relaxation of the layers to come exceeds the best complete selection known. Tables as for
-    `pareto_frontier`. Raises ValueError when nothing fits, and when more than two million partial selections survive
-    (then take the frontier).
+    A size that exceeds the budget by a relative 1e-12, the rounding of the sum, still fits. Layers are added one at a
+    time to a list of non-dominated partial selections; one is dropped when its cost plus the linear relaxation of the
+    remaining layers exceeds the best complete selection known. Tables as for `pareto_frontier`.
+
+    Raises:
+        ValueError: When nothing fits, or when more than two million partial selections survive (then take the
+            frontier).
+
+    Example:
+        >>> import qmath
+        >>> best = qmath.knapsack([[3.0, 1.0], [5.0, 0.0]], [[2, 4], [2, 4]], 6)
+        >>> best.choices.tolist(), best.size, best.cost
+        ([0, 1], 6.0, 3.0)
     """
     layers = sorted(enumerate(_layers(costs, sizes)), key=lambda item: float(item[1].sizes[0] - item[1].sizes[-1]))
     ordered = [layer for _, layer in layers]
@@ -138,7 +176,7 @@ def knapsack(costs: Table, sizes: Table, budget: float) -> Selection:
 
 
 def relaxation(layers: Sequence[Layer]) -> tuple[Floats, Floats]:
-    """Corners (sizes ascending, costs falling) of the linear relaxation: for any budget, interpolate between them.
+    """Corners (sizes ascending, costs falling) of the linear relaxation; interpolate between them for any budget.
 
     Each layer contributes the edges of its convex hull; sorted by cost per size, steepest first, they are taken in
     turn. Every corner is itself a selection.
@@ -151,7 +189,7 @@ def relaxation(layers: Sequence[Layer]) -> tuple[Floats, Floats]:
 
 
 def _remainders(layers: Sequence[Layer]) -> Iterator[tuple[Floats, Floats]]:
-    """For each layer in turn, the relaxation of those after it."""
+    """For each layer in turn, the relaxation of the layers after it."""
     width, drop, owner = _steepest_edges(layers)
     size = sum(float(layer.sizes[0]) for layer in layers)
     cost = sum(float(layer.costs[0]) for layer in layers)
@@ -163,7 +201,7 @@ def _remainders(layers: Sequence[Layer]) -> Iterator[tuple[Floats, Floats]]:
 
 
 def _steepest_edges(layers: Sequence[Layer]) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """(width, cost drop, layer) of every hull edge, by falling drop per width."""
+    """(width, cost drop, layer) of every edge of the hulls, by falling drop per width."""
     edges = [_hull_edges(layer) for layer in layers]
     width = np.concatenate([edge[0] for edge in edges])
     drop = np.concatenate([edge[1] for edge in edges])
@@ -188,7 +226,7 @@ def _hull_edges(layer: Layer) -> tuple[Floats, Floats]:
 
 
 def _layers(costs: Table, sizes: Table) -> list[Layer]:
-    """Rows checked and freed of choices that are no smaller and no cheaper than another."""
+    """Checked rows, without choices that are no smaller and no cheaper than another."""
     cost_rows = [as_parameter(row, "costs").ravel() for row in costs]  # type: ignore[union-attr]
     size_rows = [as_parameter(row, "sizes").ravel() for row in sizes]  # type: ignore[union-attr]
     if not cost_rows or [row.size for row in cost_rows] != [row.size for row in size_rows]:
@@ -207,7 +245,7 @@ def _layers(costs: Table, sizes: Table) -> list[Layer]:
 
 
 def _undominated(size: Floats, cost: Floats) -> NDArray[np.int64]:
-    """Indices of the points that nothing beats in both respects, by ascending size."""
+    """Indices of the points that no other point beats in both respects, by ascending size."""
     order = np.lexsort((cost, size))
     cheapest = np.minimum.accumulate(cost[order])
     first = np.concatenate(([True], cost[order][1:] < cheapest[:-1]))
@@ -224,7 +262,7 @@ def _follow(trail: list[Trail], ends: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 def _common_unit(layers: list[Layer]) -> float:
-    """Largest integer that divides every size difference, or 0 when some are no integers."""
+    """Largest integer that divides every size difference, or 0 when some are not integers."""
     offsets = np.concatenate([layer.sizes - layer.sizes[0] for layer in layers])
     if np.any(offsets != np.rint(offsets)) or offsets.max() >= 2**53:
         return 0.0
@@ -247,7 +285,7 @@ def _by_listing(layers: list[Layer], limit: int) -> Frontier | None:
 
 
 def _by_steps(layers: list[Layer], step: float, *, exact: bool) -> Frontier:
-    """Dynamic programming over total size in multiples of `step`."""
+    """Dynamic programming over the total size in multiples of `step`."""
     from qmath.kernels import pareto as pareto_kernels
 
     offsets = [np.rint((layer.sizes - layer.sizes[0]) / step).astype(np.int64) for layer in layers]

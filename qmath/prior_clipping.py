@@ -1,13 +1,13 @@
 """ACIQ's range from moments, for many data sets at once (ACIQ, sections 2 and A.1-A.4).
 
-Candidates are the laws with the moments of the data, Laplace and Gaussian:
+The candidates are the Laplace and Gaussian distributions with the moments of the data:
 
-* one-sided grids: the rectified law max(loc + scale U, 0) with the mean and the mean square of max(X, 0);
-* other grids: the law about the mean (scale E|X - mean|, or the standard deviation), and the same rectified law above
-  the smallest value in place of zero, for data that end there abruptly (after SiLU or HardSwish).
+* one-sided grids: the rectified distribution max(loc + scale U, 0) with the mean and mean square of max(X, 0);
+* other grids: the distribution about the mean (scale E|X - mean|, or the standard deviation), and the same rectified
+  one with the smallest value in place of zero, for data that end there abruptly (after SiLU or HardSwish).
 
-Each is clipped at its analytic optimum. The candidate whose range makes the least error on the data is taken: one
-evaluation each, exact but for the width of a bin (`qmath.stop_loss`).
+Each is clipped at its analytic optimum, and the candidate whose range has the least error on the data is taken: one
+evaluation each, exact up to the width of a bin (`qmath.stop_loss`).
 """
 
 from __future__ import annotations
@@ -30,8 +30,16 @@ FAMILIES: tuple[type[Prior], ...] = (Laplace, Gaussian)
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class PriorRanges:
-    """Arrays of shape (n,): the ranges low..high, their mean squared errors, and about the least error that any range
-    has (units of x, squared).
+    """Ranges low..high (units of x), their mean squared errors, and about the least error of any range (squared units).
+
+    All four are arrays of shape (n,); see `qmath.prior_ranges`.
+
+    Example:
+        >>> import numpy as np
+        >>> import qmath
+        >>> zero = np.zeros(1)
+        >>> qmath.PriorRanges(low=zero, high=zero + 3, error=zero + 0.1, least=zero + 0.1).high.tolist()
+        [3.0]
     """
 
     low: Floats
@@ -42,8 +50,9 @@ class PriorRanges:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Moments:
-    """Arrays of shape (n,) in the units of x: mean, mean square, mean distance from the mean, smallest and largest
-    value; and the first two of max(X, 0).
+    """Moments of n data sets in the units of x (squared for squares), as arrays of shape (n,).
+
+    The mean, mean square, mean distance from the mean, smallest and largest value; mean and mean square of max(X, 0).
     """
 
     mean: Floats
@@ -56,7 +65,7 @@ class Moments:
 
     @classmethod
     def of(cls, stop_loss: StopLoss) -> Moments:
-        """Those of one data set, as arrays of shape (1,)."""
+        """The moments of one data set, as arrays of shape (1,)."""
         from qmath.kernels import stop_loss as kernels
 
         above, below = stop_loss.above, stop_loss.below
@@ -68,11 +77,21 @@ class Moments:
 
 
 def prior_ranges(histograms: Sequence[Histogram], *, bits: ArrayLike, one_sided: ArrayLike) -> PriorRanges:
-    """The range that ACIQ chooses for each histogram, what it costs, and about the least that any range would.
+    """Choose ACIQ's range for each histogram; also return its error, and about the least error of any range.
 
-    `bits` and `one_sided` (ranges 0..c with 2^bits levels, else affine ones) are one for all or one for each. The
-    histograms have equal numbers of bins. Raises ValueError for histograms without spread, or without a positive
-    value where ranges are one-sided.
+    `bits` and `one_sided` (ranges 0..c with 2^bits levels, otherwise affine ones) are one for all histograms or one for
+    each. The histograms have equal numbers of bins. Source: ACIQ, sections 2 and A.1-A.4; see `qmath.prior_clipping`.
+
+    Raises:
+        ValueError: For bits outside 1..16, data without spread, or no positive value where ranges are one-sided.
+
+    Example:
+        >>> import numpy as np
+        >>> import qmath
+        >>> histogram = qmath.Histogram.of(np.random.default_rng(0).laplace(size=100_000))
+        >>> ranges = qmath.prior_ranges([histogram], bits=4, one_sided=False)
+        >>> ranges.low.round(1).tolist(), ranges.high.round(1).tolist()
+        ([-5.0], [5.0])
     """
     from qmath.kernels import stop_loss as kernels
 
@@ -94,7 +113,7 @@ def prior_ranges(histograms: Sequence[Histogram], *, bits: ArrayLike, one_sided:
 def candidates(
     moments: Moments, bits: NDArray[np.floating], one_sided: NDArray[np.bool_], families: Sequence[type[Prior]]
 ) -> tuple[Floats, Floats]:
-    """(low, high) of shape (n, candidates), zero inside; for one-sided grids all candidates of a family are alike."""
+    """(low, high) of shape (n, candidates), zero included; for one-sided grids, the candidates of a family coincide."""
     floor = np.where(one_sided, 0.0, moments.low)
     mean = np.where(one_sided, moments.positive_mean, moments.mean - floor)
     square = np.where(one_sided, moments.positive_square, moments.square - floor * (2 * moments.mean - floor))

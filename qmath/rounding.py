@@ -6,14 +6,14 @@ With v = x / scale clipped to the codes, w_r = floor(v + 0.5) and gamma_n in [-1
     f_r = 0.5 sign(v gamma_n) |gamma_n|^|w_r|                              Eq. 4, 1st order
     f_r = 0.5 sign(v gamma_n (gamma_s h - |w_r|)) |gamma_n|^E              Eq. 6, 2nd order
 
-where h = 2^(bits-1) is the number of magnitudes of a signed grid and beta = h / 2. Eq. 6 prints the exponent as
-E = ||w_r| - gamma_s h - beta|. The text and Figure 5, where distortion grows away from gamma_s h, ask for
-E = |||w_r| - gamma_s h| - beta|, the default here. The paper's grids are signed; on an unsigned one h = 2^bits, so that
-gamma_s spans every magnitude there too. Clamping keeps gamma_n = 1 from stepping off the grid.
+where h = 2^(bits-1) is the number of magnitudes of a signed grid and beta = h / 2. Eq. 6 prints the exponent as E =
+||w_r| - gamma_s h - beta|. The text and Figure 5, where the distortion grows with the distance from gamma_s h, call for
+E = |||w_r| - gamma_s h| - beta|, which is the default here. The paper's grids are signed; on an unsigned one h =
+2^bits, so that gamma_s spans every magnitude there too. Clamping keeps gamma_n = 1 from leaving the grid.
 
-The equations are followed to the letter, ties included: floor treats the signs apart there. Clipped values are such
-ties where |f_r| is 0.5 at the last magnitude (gamma_n = 1, or an exponent of 0) and points inwards: those above keep
-the last code, those below go one code in.
+The equations are followed to the letter, including at ties, where floor is not symmetric in the sign. Clipped values
+are such ties where |f_r| is 0.5 at the last magnitude (gamma_n = 1, or an exponent of 0) and points inwards: positive
+ones keep the last code, negative ones move one code inwards.
 """
 
 from __future__ import annotations
@@ -41,11 +41,20 @@ def rounding_offset(
     signed: bool = True,
     exponent: Exponent = "distance",
 ) -> NDArray[np.float64]:
-    """The shift f_r in [-0.5, 0.5] before rounding: Q-Rater's Eq. 4, or Eq. 6 when `gamma_s` is given.
+    """Return Q-Rater's shift before rounding, f_r in [-0.5, 0.5]: Eq. 4, or Eq. 6 when `gamma_s` is given.
 
-    `v` is x / scale, clipped to the codes; `v`, `gamma_n` in [-1, 1] and `gamma_s` in [0, 1] broadcast. The shift is 0
-    (nearest rounding) where `gamma_n` or `v` is 0 and, in Eq. 6, where |w_r| = gamma_s h.
-    Raises ValueError for parameters outside their range or values that are not finite.
+    f_r = 0.5 sign(v gamma_n) |gamma_n|^|w_r|, or 0.5 sign(v gamma_n (gamma_s h - |w_r|)) |gamma_n|^E, in steps of the
+    grid; see `qmath.rounding` for h and E. `v` is x / scale clipped to the codes; `v`, `gamma_n` in [-1, 1] and
+    `gamma_s` in [0, 1] broadcast. The shift is 0 (rounding to nearest) where `gamma_n` or `v` is 0 and, in Eq. 6, where
+    |w_r| = gamma_s h. Source: Q-Rater (Kim et al. 2021), Eq. 4 and 6.
+
+    Raises:
+        ValueError: For parameters outside their range, or values that are not finite.
+
+    Example:
+        >>> import qmath
+        >>> qmath.rounding_offset([-1.3, 0.4, 2.2], 0.5, bits=4).tolist()
+        [-0.25, 0.5, 0.125]
     """
     half = magnitudes(as_bit_count(bits, low=2 if signed else 1), signed)
     check_choice(exponent, "exponent", get_args(Exponent))
@@ -68,10 +77,19 @@ def rounding_table(
     signed: bool = True,
     exponent: Exponent = "distance",
 ) -> RoundingTable:
-    """Q-Rater's scheme as a staircase: Eq. 3 and 4, or Eq. 5 and 6 when `gamma_s` is given; exact, edges included.
+    """Return Q-Rater's rounding as a staircase: Eq. 3 and 4, or Eq. 5 and 6 when `gamma_s` is given.
 
-    `gamma_n` = 0 gives nearest rounding, ties upwards, whatever `gamma_s`. Parameters as in `rounding_offset`, scalars.
-    Raises ValueError for parameters outside their range.
+    The staircase is exact, edges included. `gamma_n` = 0 gives rounding to nearest with ties upwards, whatever
+    `gamma_s`. The parameters are the scalars of `rounding_offset`. Source: Q-Rater (Kim et al. 2021), section 4.
+
+    Raises:
+        ValueError: For parameters outside their range, or that are not scalars.
+
+    Example:
+        >>> import qmath
+        >>> table = qmath.rounding_table(-0.5, bits=3)
+        >>> table.edges.tolist(), table.codes.tolist()
+        ([-2.5625, -1.625, -0.75, 0.75, 1.625, 2.5625], [-3, -2, -1, 0, 1, 2, 3])
     """
     largest = magnitudes(as_bit_count(bits, low=2 if signed else 1), signed) - 1
     above = np.arange(1, largest + 1)
@@ -86,7 +104,7 @@ def rounding_table(
         starts[0] = -largest  # values are clipped to the codes first
     _check_scalars(gamma_n, gamma_s)
     shift = rounding_offset(inside, gamma_n, gamma_s, bits=bits, signed=signed, exponent=exponent)
-    lower = rounded - (shift < 0)  # floor(v + 0.5 + shift) is this code below the break of the cell, the next above
+    lower = rounded - (shift < 0)  # floor(v + 0.5 + shift) is `lower` below the break of the cell, one more above
     breaks = np.where(shift < 0, rounded - 0.5 - shift, rounded + 0.5 - shift)
     ends = np.append(starts[1:], np.nextafter(largest, np.inf))
     edges = np.concatenate([starts, np.clip(breaks, starts, ends)])
@@ -97,7 +115,7 @@ def rounding_table(
 def _staircase(
     edges: NDArray[np.float64], codes: NDArray[np.int64], ends: NDArray[np.float64], *, bits: int, signed: bool
 ) -> RoundingTable:
-    """Join two pieces per cell, the second empty when it starts at the cell's end, into steps between unlike codes."""
+    """Join two pieces per cell into steps of different codes; a second piece that starts at the cell's end is empty."""
     cells = ends.size
     kept = np.concatenate([edges[:cells] < edges[cells:], edges[cells:] < ends])
     edges, codes = edges[kept], codes[kept]

@@ -1,7 +1,7 @@
 """One view of data for every estimator: weighted points, from an array or from a histogram.
 
-A histogram is anything with integer `counts` and float `edges`, one edge more than counts. Its bins stand for their
-centres here; where the spread within a bin matters (`qmath.stop_loss`), the edges are used instead.
+A histogram is anything with integer `counts` and float `edges`, one more edge than counts. Its bins are represented by
+their centres here; where the spread within a bin matters (`qmath.stop_loss`), the edges are used instead.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class Sample:
 
     @property
     def low(self) -> float:
-        """Smallest value (lower edge of the first bin that holds anything)."""
+        """Smallest value (lower edge of the first non-empty bin)."""
         return float(self.points[0] if self.edges is None else self.edges[0])
 
     @property
     def high(self) -> float:
-        """Largest value (upper edge of the last bin that holds anything)."""
+        """Largest value (upper edge of the last non-empty bin)."""
         return float(self.points[-1] if self.edges is None else self.edges[-1])
 
     def rectified(self) -> Sample:
-        """The sample of max(x, 0): negative values moved to zero, or to the bin that starts there."""
+        """The sample of max(x, 0): negative values are moved to zero, or to the bin that starts there."""
         if self.low >= 0:
             return self
         if self.edges is None:
@@ -60,7 +60,7 @@ def is_histogram(data: Any) -> bool:
 
 
 def sample_of(data: Any, *, name: str = "data") -> Sample:
-    """The sample in an array-like or a histogram (empty outer bins dropped); raises ValueError when there is none."""
+    """The sample in an array-like or a histogram (empty outer bins dropped); ValueError when it is empty."""
     if isinstance(data, Sample):
         return data
     if is_histogram(data):

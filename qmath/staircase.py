@@ -1,4 +1,4 @@
-"""A rounding scheme as a staircase: real numbers between two edges share a code."""
+"""A rounding scheme as a staircase: all real numbers between two edges have the same code."""
 
 from __future__ import annotations
 
@@ -14,17 +14,26 @@ from qmath.kernels.rows import output_like, run_rows
 
 _COMPARED = 32  # staircases of up to this many edges are compared with all of them; longer ones are searched
 _GROUP = 8  # edges compared in one pass over a block
-_KEPT = 256  # scales that a table is kept ready for
+_KEPT = 256  # scales for which a table keeps its parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RoundingTable(ByContent):
-    """Code `codes[i]` for edges[i-1] <= x / scale < edges[i]; -inf and inf are the outermost edges.
+    """Rounding by thresholds: code `codes[i]` for edges[i-1] <= x / scale < edges[i].
 
-    `edges` ascend, in steps of the grid, one fewer than `codes`, which lie in qmin..qmax: -(2^(bits-1)-1)..2^(bits-1)-1
-    when signed, else 0..2^bits-1. Codes may fall as x grows: Q-Rater's Eq. 5 is not monotone where its shift turns from
-    up to down between neighbours (see `monotone`). Zero keeps code 0: where everything above it goes to code 1, the
-    edge between is the smallest positive number. Raises ValueError for edges or codes that make no staircase.
+    The outermost edges are -inf and inf. `edges` ascend, in steps of the grid, one fewer than `codes`, which lie in
+    qmin..qmax: -(2^(bits-1)-1)..2^(bits-1)-1 when signed, else 0..2^bits-1. Codes may fall as x grows: Q-Rater's Eq. 5
+    is not monotone where its shift turns from up to down between neighbours (see `monotone`). Zero keeps code 0: where
+    all positive numbers get code 1, the edge between the two is the smallest positive number.
+
+    Raises:
+        ValueError: For edges that do not ascend, codes outside the range, or lengths that do not fit.
+
+    Example:
+        >>> import qmath
+        >>> table = qmath.RoundingTable(bits=2, signed=False, edges=[0.25, 1.5, 2.75], codes=[0, 1, 2, 3])
+        >>> table.quantize([0.1, 0.3, 1.4, 9.0], 1.0).tolist()
+        [0, 1, 1, 3]
     """
 
     bits: int
@@ -64,9 +73,19 @@ class RoundingTable(ByContent):
         return bool((np.diff(self.codes) >= 0).all())
 
     def thresholds(self, scale: ArrayLike, *, dtype: type[np.floating[Any]] = np.float64) -> NDArray[Any]:
-        """The edges in the units of x: edges * scale, of shape (*scale.shape, edges), for data of type `dtype`.
+        """Return the edges in the units of x, edges * scale, for data of type `dtype`; shape (*scale.shape, edges).
 
-        Rounded up to that type, so that x >= threshold decides for each of its numbers as the exact product would.
+        They are rounded up to that type, so that x >= threshold holds for its numbers exactly when it does for the
+        exact product.
+
+        Raises:
+            ValueError: For a scale that is not positive and finite.
+
+        Example:
+            >>> import qmath
+            >>> table = qmath.RoundingTable(bits=1, signed=False, edges=[0.5], codes=[0, 1])
+            >>> table.thresholds([1.0, 4.0]).tolist()
+            [[0.5], [2.0]]
         """
         steps = as_parameter(scale, "scale", positive=True)[..., np.newaxis]
         exact = self.edges * steps
@@ -77,9 +96,18 @@ class RoundingTable(ByContent):
         return np.where(rounded < exact, np.nextafter(rounded, dtype(np.inf)), rounded).astype(dtype)
 
     def quantize(self, x: ArrayLike, scale: ArrayLike, *, axis: int | None = None) -> NDArray[Any]:
-        """Codes of `x` on the grid of step `scale` (> 0; a scalar, or 1-D along `axis`), in the smallest integer type.
+        """Return the codes of `x` for the step `scale` of the grid, in the smallest integer type that holds them.
 
-        Raises ValueError for NaN, an empty array, or a scale or axis that does not fit `x`.
+        `scale` (> 0, in the units of x) is a scalar, or 1-D along `axis`.
+
+        Raises:
+            TypeError: When `x` does not hold real numbers.
+            ValueError: For NaN, an empty array, or a scale or axis that does not fit `x`.
+
+        Example:
+            >>> import qmath
+            >>> qmath.rounding_table(0.0, bits=3).quantize([-0.4, 0.6, 7.0], 0.5).tolist()
+            [-1, 1, 3]
         """
         data = as_data(x)
         if np.isnan(data.min()):
@@ -91,9 +119,18 @@ class RoundingTable(ByContent):
     def fake_quantize(
         self, x: ArrayLike, scale: ArrayLike, *, axis: int | None = None, out: NDArray[Any] | None = None
     ) -> NDArray[Any]:
-        """code * scale in the floating type of `x`: `quantize` and back in one pass; NaN stays NaN.
+        """Return code * scale in the floating type of `x`: `quantize` and back in one pass; NaN stays NaN.
 
-        `out` as in `qmath.fake_quantize`. Raises ValueError as `quantize`, except for NaN.
+        `scale` as in `quantize`, `out` as in `qmath.fake_quantize`.
+
+        Raises:
+            TypeError: When `x` does not hold real numbers.
+            ValueError: For an empty array, or a scale, axis or `out` that does not fit `x`.
+
+        Example:
+            >>> import qmath
+            >>> qmath.rounding_table(0.0, bits=3).fake_quantize([-0.4, 0.6, 7.0], 0.5).tolist()
+            [-0.5, 0.5, 1.5]
         """
         data = as_data(x)
         out = output_like(data, out)
@@ -101,7 +138,7 @@ class RoundingTable(ByContent):
         return out
 
     def _fill(self, data: NDArray[Any], out: NDArray[Any], scale: ArrayLike, axis: int | None, *, real: bool) -> None:
-        """out = the code, or the real number that it stands for."""
+        """Set `out` to the codes or, if `real`, to the numbers that they represent."""
         simple = axis is None and type(scale) is float
         steps = None if simple else _steps(scale, axis)
         key = (scale if steps is None else steps.tobytes(), data.dtype, real)
@@ -113,7 +150,7 @@ class RoundingTable(ByContent):
         run_rows(kernel, None, data, out, axis, *parameters, channels=len(parameters[0]))
 
     def _prepare(self, steps: NDArray[np.float64], dtype: np.dtype[Any], real: bool) -> tuple[Any, ...]:
-        """The kernel for these scales and type of data, and its parameters."""
+        """The kernel for these scales and this type of data, and its parameters."""
         from qmath.kernels import staircase as staircase_kernels
         from qmath.kernels import staircase_cells
 
@@ -124,7 +161,7 @@ class RoundingTable(ByContent):
             if cells is not None:
                 return staircase_cells.fill_by_row, cells
         count = self.edges.size
-        padding = -count % _GROUP if count else _GROUP  # edges that change nothing
+        padding = -count % _GROUP if count else _GROUP  # edges that no value reaches
         padded = np.pad(edges, ((0, 0), (0, padding)), constant_values=np.inf)
         codes = np.pad(self.codes.astype(dtype), (0, padding), mode="edge")
         few = self.edges.size <= _COMPARED
@@ -132,12 +169,12 @@ class RoundingTable(ByContent):
 
 
 def magnitudes(bits: int, signed: bool) -> int:
-    """Number of magnitudes (zero included) of the codes: 2^(bits-1) of a signed narrow grid, else 2^bits."""
+    """Number of magnitudes of the codes, zero included: 2^(bits-1) for a signed narrow grid, else 2^bits."""
     return 2 ** (bits - 1) if signed else 2**bits
 
 
 def _steps(scale: ArrayLike, axis: int | None) -> NDArray[np.float64]:
-    """`scale` as a 1-D array, checked."""
+    """`scale` as a checked 1-D array."""
     steps = as_parameter(scale, "scale", positive=True)
     if steps.ndim != (0 if axis is None else 1):
         expected = "a scalar without axis" if axis is None else f"a 1-D array along axis {axis}"

@@ -1,8 +1,9 @@
 """Streaming statistics that do not depend on how samples are batched or ordered, to the last bit.
 
-Ranges and counts are exact. Histogram bins are powers of two wide: when a larger value arrives, neighbouring bins merge
-in pairs, which moves no value to a wrong bin, so that the result is that of the final range from the start. Sums are
-taken within each sample in an order that its shape decides, and over samples without rounding (`qmath.exact_sum`).
+Ranges and counts are exact. The widths of histogram bins are powers of two: when a larger value arrives, neighbouring
+bins merge in pairs, which moves no value to a wrong bin, so the result is the same as if the final range had been known
+from the start. Sums are taken within each sample in an order that depends on its shape alone, and over samples without
+rounding (`qmath.exact_sum`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from qmath.exact_sum import UNIT_EXPONENT, ExactSum
 from qmath.kernels.threads import over_threads
 
 BINS = 4096
-MIN_EXPONENT = -100  # data within 2^-100 of zero, all zero above all, are counted over [-2^-100, 2^-100)
+MIN_EXPONENT = -100  # data within 2^-100 of zero (usually all zero) are counted over [-2^-100, 2^-100)
 _MOST_BINS = 1 << 16
 _GRAIN = 1 << 17  # values per thread below which another thread costs more than it saves
 _MOMENTS = ("mean", "variance", "mean_abs")
@@ -31,8 +32,17 @@ _MOMENTS = ("mean", "variance", "mean_abs")
 class Histogram(ByContent):
     """Counts in equal bins over [-2^exponent, 2^exponent); values at an edge belong to the bin away from zero.
 
-    The number of bins is a power of two. 2^exponent is the least power of two above the largest magnitude, never below
-    2^-100. Raises ValueError for counts that are negative, not whole, or not so many.
+    The number of bins is a power of two. 2^exponent is the least power of two above the largest magnitude, and never
+    below 2^-100.
+
+    Raises:
+        ValueError: For counts that are negative, not integers, or whose number is not a power of two from 4 to 65536.
+
+    Example:
+        >>> import qmath
+        >>> histogram = qmath.Histogram.of([-0.2, 0.1, 0.1, 0.9], bins=4)
+        >>> histogram.counts.tolist(), histogram.edges.tolist()
+        ([0, 1, 2, 1], [-1.0, -0.5, 0.0, 0.5, 1.0])
     """
 
     counts: NDArray[np.int64]
@@ -47,7 +57,17 @@ class Histogram(ByContent):
 
     @classmethod
     def of(cls, data: ArrayLike, *, bins: int = BINS) -> Histogram:
-        """Histogram of an array of any shape; raises ValueError for NaN, infinite or missing values."""
+        """Return the histogram of an array of any shape, of `bins` bins.
+
+        Raises:
+            TypeError: When `data` does not hold real numbers.
+            ValueError: For NaN, infinite or missing values, or `bins` that is not a power of two from 4 to 65536.
+
+        Example:
+            >>> import qmath
+            >>> qmath.Histogram.of([1.0, 3.0], bins=8).counts.tolist()
+            [0, 0, 0, 0, 0, 1, 0, 1]
+        """
         check_bins(bins)
         histogram = Statistics.of(data, bins=bins).histogram
         if histogram is None:
@@ -61,13 +81,13 @@ class Histogram(ByContent):
 
     @property
     def edges(self) -> NDArray[np.float64]:
-        """Ends of the bins, one more than bins."""
+        """Edges of the bins in the units of x, one more than bins."""
         half = self.counts.size // 2
         return np.arange(-half, half + 1, dtype=np.float64) * self.width
 
     @property
     def centers(self) -> NDArray[np.float64]:
-        """Middles of the bins."""
+        """Centres of the bins, in the units of x."""
         half = self.counts.size // 2
         return (np.arange(-half, half, dtype=np.float64) + 0.5) * self.width
 
@@ -77,12 +97,28 @@ class Histogram(ByContent):
         return int(self.counts.sum())
 
     def widened(self, exponent: int) -> Histogram:
-        """The same data over [-2^exponent, 2^exponent), or over the present range when that is larger; exact."""
+        """Return the same data over [-2^exponent, 2^exponent), or over the present range when that is larger; exact.
+
+        Example:
+            >>> import qmath
+            >>> qmath.Histogram.of([-0.2, 0.1, 0.1, 0.9], bins=4).widened(1).counts.tolist()
+            [0, 1, 3, 0]
+        """
         counts = widened_counts(self.counts, exponent - self.exponent)
         return Histogram(counts=counts, exponent=max(exponent, self.exponent))
 
     def merge(self, other: Histogram) -> Histogram:
-        """Histogram of both data sets, exact; raises ValueError for different numbers of bins."""
+        """Return the histogram of both data sets; exact.
+
+        Raises:
+            ValueError: For different numbers of bins.
+
+        Example:
+            >>> import qmath
+            >>> one, other = (qmath.Histogram.of(x, bins=4) for x in ([0.1, 0.9], [1.5]))
+            >>> one.merge(other).counts.tolist()
+            [0, 0, 2, 1]
+        """
         if other.counts.size != self.counts.size:
             raise ValueError(
                 f"histograms: expected equal numbers of bins, found {self.counts.size}, {other.counts.size}"
@@ -93,7 +129,10 @@ class Histogram(ByContent):
 
 
 def widened_counts(counts: NDArray[np.int64], steps: int) -> NDArray[np.int64]:
-    """Counts over a range 2^steps as wide, 2^steps neighbours on one side of zero in a bin; steps <= 0 do nothing."""
+    """Counts over a range 2^steps as wide: 2^steps neighbours on one side of zero share a bin.
+
+    No change for steps <= 0.
+    """
     if steps <= 0:
         return counts
     steps = min(steps, counts.size.bit_length() - 2)  # then each half is one bin
@@ -115,8 +154,15 @@ def check_bins(bins: int) -> None:
 class Statistics(ByContent):
     """Moments of a tensor (floats), or of each of its channels (float64 arrays).
 
-    `count` values (per channel), their least and largest, mean, biased variance (over `count`) and mean magnitude, in
-    the units of x; `variance` is right to about 1e-15 (variance + mean^2), and 0 where all values are equal.
+    `count` is the number of values (per channel); `min`, `max`, `mean`, the biased `variance` (over `count`) and
+    `mean_abs` are in the units of x (`variance` squared). `variance` is accurate to about 1e-15 (variance + mean^2),
+    and 0 where all values are equal. `channels` holds the statistics per channel where they were asked for.
+
+    Example:
+        >>> import qmath
+        >>> statistics = qmath.Statistics.of([[1.0, 2.0], [3.0, 6.0]], channel_axis=1)
+        >>> statistics.mean, float(statistics.variance), statistics.channels.max.tolist()
+        (3.0, 3.5, [3.0, 6.0])
     """
 
     count: int
@@ -135,7 +181,18 @@ class Statistics(ByContent):
 
     @classmethod
     def of(cls, data: ArrayLike, *, channel_axis: int | None = None, bins: int = BINS) -> Statistics:
-        """Statistics of one array; axes, errors and `bins` as in `StatisticsAccumulator`."""
+        """Return the statistics of one array; `channel_axis`, `bins` and errors as for `StatisticsAccumulator`.
+
+        Raises:
+            TypeError: When `data` does not hold real numbers.
+            ValueError: For NaN or infinite values, a missing axis, or `bins` that is not a power of two from 4 to
+                65536.
+
+        Example:
+            >>> import qmath
+            >>> qmath.Statistics.of([-1.0, 2.0]).mean_abs
+            1.5
+        """
         accumulator = StatisticsAccumulator(bins=bins, channel_axis=channel_axis)
         accumulator.update(data)
         return accumulator.result()
@@ -146,10 +203,18 @@ class Statistics(ByContent):
         return np.sqrt(self.variance)
 
     def merge(self, other: Statistics) -> Statistics:
-        """Statistics of both data sets; moments are combined in float64, thus rounded, all else is exact.
+        """Return the statistics of both data sets; moments are combined in float64, hence rounded, all else is exact.
 
         For results that do not depend on the order, merge accumulators. What only one of the two has (histogram,
-        channels) is dropped. Raises ValueError when the channels or the bins differ in number.
+        channels) is dropped.
+
+        Raises:
+            ValueError: For different numbers of channels or bins.
+
+        Example:
+            >>> import qmath
+            >>> qmath.Statistics.of([1.0]).merge(qmath.Statistics.of([3.0])).mean
+            2.0
         """
         if not (self.count and other.count):
             return self if self.count else other
@@ -173,7 +238,13 @@ class Statistics(ByContent):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists, exact through JSON."""
+        """Return plain numbers and lists, exact through JSON.
+
+        Example:
+            >>> import qmath
+            >>> qmath.Statistics.of([1.0, 3.0], bins=4).to_dict()["mean"]
+            2.0
+        """
         result: dict[str, Any] = {"count": self.count}
         for name in ("min", "max", *_MOMENTS):
             result[name] = np.asarray(getattr(self, name)).tolist()
@@ -191,7 +262,14 @@ class Statistics(ByContent):
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Statistics:
-        """The inverse of `to_dict`."""
+        """Return the statistics that `to_dict` made plain: its inverse.
+
+        Example:
+            >>> import qmath
+            >>> statistics = qmath.Statistics.of([1.0, 3.0])
+            >>> qmath.Statistics.from_dict(statistics.to_dict()) == statistics
+            True
+        """
         moments = {name: _number(raw[name]) for name in ("min", "max", *_MOMENTS)}
         histogram = None
         if "histogram" in raw:
@@ -203,11 +281,22 @@ class Statistics(ByContent):
 
 
 class StatisticsAccumulator:
-    """Statistics of data that arrive in batches; axis 0 of a batch runs over samples.
+    """Statistics of data that arrive in batches; axis 0 of a batch is that of the samples.
 
     With `channel_axis` (negative counts from the end) also those of every channel; channel axis 0 means that a batch is
     one sample. `bins` is a power of two from 4 to 65536, or 0 for no histogram. `parallel` lets one update use several
-    threads; callers that are several threads themselves do better without.
+    threads; a caller that runs several threads itself is better off without.
+
+    Raises:
+        ValueError: For another number of bins.
+
+    Example:
+        >>> import qmath
+        >>> accumulator = qmath.StatisticsAccumulator()
+        >>> for batch in ([[1.0], [2.0]], [[6.0]]):
+        ...     accumulator.update(batch)
+        >>> accumulator.result().mean, accumulator.result().count
+        (3.0, 3)
     """
 
     def __init__(self, *, bins: int = BINS, channel_axis: int | None = None, parallel: bool = True) -> None:
@@ -226,8 +315,10 @@ class StatisticsAccumulator:
     def update(self, batch: ArrayLike) -> None:
         """Take in one batch; an empty one changes nothing.
 
-        Raises ValueError for NaN or infinite values, squares beyond float64, or another number of channels, and then
-        leaves the statistics as they were; TypeError for what is not real numbers.
+        Raises:
+            TypeError: When the batch does not hold real numbers.
+            ValueError: For NaN or infinite values, squares beyond float64, or another number of channels than before;
+                the statistics are then left as they were.
         """
         from qmath.kernels.statistics import scan
 
@@ -249,7 +340,11 @@ class StatisticsAccumulator:
         self._count += blocks.size // channels
 
     def merge(self, other: StatisticsAccumulator) -> None:
-        """Take in all that another accumulator of the same bins and channels has seen; exact."""
+        """Take in everything that another accumulator with the same bins and channels has seen; exact.
+
+        Raises:
+            ValueError: For other bins, another channel axis or another number of channels.
+        """
         if (self._bins, self._channel_axis) != (other._bins, other._channel_axis):
             raise ValueError("accumulators: expected the same bins and channel_axis")
         if other._range is None:
@@ -264,7 +359,7 @@ class StatisticsAccumulator:
         self._add_counts(other._counts, other._exponent)
 
     def result(self) -> Statistics:
-        """Everything seen so far; all zero with count 0 where nothing was."""
+        """Return the statistics of everything seen so far; count 0 and all zero when nothing was."""
         if self._range is None:
             return Statistics(count=0, min=0.0, max=0.0, mean=0.0, variance=0.0, mean_abs=0.0)
         sums = np.array(self._sums.integers(), dtype=object).reshape(3, -1).T
@@ -283,7 +378,7 @@ class StatisticsAccumulator:
         )
 
     def _include(self, ends: NDArray[np.float64], sums: NDArray[np.float64], parts: list[Any]) -> None:
-        """Take in ranges (2, channels), sums (3, samples, channels) and (counts, exponent) of parts of a batch."""
+        """Take in ranges (2, channels), sums (3, samples, channels) and the (counts, exponent) of a batch's parts."""
         if self._range is None:
             self._range, self._sums = ends, ExactSum(ends.size // 2 * 3)
         self._widen_range(ends)
@@ -300,7 +395,7 @@ class StatisticsAccumulator:
             self._exponent = widest
 
     def _widen_range(self, ends: NDArray[np.float64]) -> None:
-        """Replaced, not written to: results may share the array."""
+        """Extend the range in a new array, as results may share the old one."""
         if self._range is not None:
             low, high = np.minimum(self._range[0], ends[0]), np.maximum(self._range[1], ends[1])
             self._range = np.stack([low, high])

@@ -1,13 +1,13 @@
 """The squared error of a grid through the stop-loss transform of the data, T(t) = E[(X - t)_+].
 
-A grid with step s, zero among its levels, m levels above zero and n below rounds x > 0 up through the thresholds
-(k + 1/2) s. Passing threshold k changes the squared error at x by -2 s (x - (k + 1/2) s), so
+A grid with step s, zero among its levels, m levels above zero and n below rounds x > 0 up through the thresholds (k +
+1/2) s. Passing threshold k changes the squared error at x by -2 s (x - (k + 1/2) s), so
 
     E[(X - Q(X))^2] = E[X^2] - 2 s [ sum_{k<m} T((k + 1/2) s) + sum_{k<n} T'((k + 1/2) s) ],
 
-T' being the transform of -X. Each term is a gain that falls with k: for a given s the best split of m + n levels
-merges the two sequences, largest first. T is convex, hence the bracket is convex in s, its chords bound it from
-above, and branch and bound on s alone finds the least error over every grid: a certified minimum, not the best of a
+where T' is the transform of -X. Each term is a gain that falls with k: for a given s, the best split of m + n levels
+merges the two sequences, largest first. T is convex, so the bracket is convex in s and bounded from above by its
+chords, and branch and bound on s alone finds the least error over every grid: a certified minimum, not the best of a
 list (`qmath.kernels.stop_loss`).
 """
 
@@ -26,11 +26,11 @@ RELATIVE_GAP = 1e-9  # the error returned is within this share of the least one
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """T on t >= 0 as a piecewise parabola.
+    """T on t >= 0, piecewise quadratic.
 
-    `table` has a row for every knot: the knot, T there, minus its slope P(X > t), and the density behind it. One
-    array: Numba's calls pay for each that they are given, here more than they compute. `lookup` maps equal slices of
-    0..end to the knot at or before their start; `energy` is E[X^2; X > 0].
+    `table` has a row for every knot: the knot, T there, minus its slope P(X > t), and the density after it. It is one
+    array because a call into Numba takes time for each argument, here more than the computation. `lookup` maps equal
+    slices of 0..end to the knot at or before their start; `energy` is E[X^2; X > 0].
     """
 
     table: Floats
@@ -39,7 +39,7 @@ class Side:
 
     @property
     def end(self) -> float:
-        """The last knot: T is zero from there on."""
+        """The last knot, from which T is zero."""
         return float(self.table[-1, 0])
 
     @property
@@ -54,10 +54,10 @@ class Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopLoss:
-    """Both sides of a sample.
+    """The transforms of a sample and of its negative.
 
-    Single values are atoms. Bins hold their mass evenly, but for the bin that starts at zero, which counts as zero:
-    after a ReLU most of it is.
+    Single values are atoms. Bins hold evenly spread mass, except that the bin that starts at zero counts as zero: after
+    a ReLU most of it is.
     """
 
     above: Side
@@ -86,7 +86,7 @@ class StopLoss:
         )
 
     def error(self, step: float, above: int, below: int) -> float:
-        """Mean squared error on the grid of `step` with that many levels above and below zero."""
+        """Mean squared error on the grid of this `step` with that many levels above and below zero."""
         from qmath.kernels import stop_loss as kernels
 
         gain = kernels.gain_of_levels(step, above, *self.above.arrays)
@@ -94,7 +94,7 @@ class StopLoss:
         return max(self.energy - 2 * step * gain, 0.0)
 
     def best_grid(self, levels: int, *, symmetric: bool, one_sided: bool) -> tuple[float, int, int]:
-        """(step, levels above zero, levels below zero) with the least error, `levels` steps in all.
+        """(step, levels above zero, levels below zero) of the grid with the least error, with `levels` steps in all.
 
         `symmetric` puts as many below as above; `one_sided` puts all above. The error of the values that the grid can
         reach (for `one_sided` those above zero) is within a relative 1e-9 of its minimum over every step.
@@ -108,8 +108,9 @@ class StopLoss:
         return float(step), int(above_count), int(below_count)
 
     def least_error(self, levels: int, *, symmetric: bool, one_sided: bool) -> float:
-        """The error of `best_grid`, or a little more (some per cent at most on smooth data), for a fraction of the
-        time: the least one of some fifty steps, not a certified minimum.
+        """The error of `best_grid`, or slightly more (a few per cent on smooth data), in a fraction of the time.
+
+        It is the least of some fifty steps, not a certified minimum.
         """
         from qmath.kernels import stop_loss as kernels
 
@@ -120,7 +121,7 @@ class StopLoss:
 
 
 def _atoms(x: Floats, weight: Floats, total: float) -> Side:
-    """Knots at zero and at every distinct value; T is linear between them."""
+    """Knots at zero and at every distinct value, between which T is linear."""
     values, first = np.unique(x, return_index=True)
     atom = np.add.reduceat(weight, first) if values.size else np.empty(0)
     knots = np.concatenate(([0.0], values))
@@ -128,7 +129,7 @@ def _atoms(x: Floats, weight: Floats, total: float) -> Side:
 
 
 def _bins(edges: Floats, weight: Floats, total: float) -> Side:
-    """Knots at zero and at every edge; T is a parabola between them. `edges` may be empty, or start above zero."""
+    """Knots at zero and at every edge, between which T is quadratic. `edges` may be empty, or start above zero."""
     if weight.size == 0:
         return _atoms(weight, weight, total)
     squares = (edges[1:] ** 2 + edges[1:] * edges[:-1] + edges[:-1] ** 2) / 3  # E[x^2] of an even bin
@@ -140,7 +141,7 @@ def _bins(edges: Floats, weight: Floats, total: float) -> Side:
 
 
 def _suffix_sums(values: Floats) -> Floats:
-    """Sum of what lies at or after each place, and a final zero."""
+    """Sums of the values from each position on, followed by zero."""
     return np.append(np.cumsum(values[::-1])[::-1], 0.0)
 
 
@@ -155,7 +156,7 @@ def _side(knots: Floats, mass: Floats, density: Floats, energy: float) -> Side:
 
 
 def _split_at_zero(edges: Floats, weight: Floats) -> tuple[Floats, Floats]:
-    """The same bins with an edge at zero when zero lies inside one."""
+    """The same bins, with an edge at zero when zero lies inside one."""
     at = int(np.searchsorted(edges, 0.0))
     if at == 0 or at == edges.size or edges[at] == 0:
         return edges, weight

@@ -108,7 +108,11 @@ def test_libraries_do_not_print(path):
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_stay_small(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 420
+    source = path.read_text(encoding="utf-8")
+    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    documented = [n.body[0] for n in nodes if ast.get_docstring(n) is not None]
+    prose = sum((d.end_lineno or 0) - d.lineno + 1 for d in documented)
+    assert len(source.splitlines()) - prose <= 360, "lines besides docstrings"
 
 
 def test_no_module_takes_the_name_of_a_function():

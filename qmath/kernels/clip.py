@@ -1,6 +1,4 @@
-"""Compiled searches of `qmath.empirical_clipping`: the least squared error over a step, and KL over windows of
-bins.
-"""
+"""Compiled searches of `qmath.empirical_clipping`: least squared error over the step, KL over windows of bins."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -11,9 +9,7 @@ from numba import njit
 
 @njit(cache=True, nogil=True)
 def least_squares_clips(rows, top):
-    """Clip per row (C-contiguous, float32 or float64) of the symmetric grid with codes -top..top; 1 for a row of
-    zeros.
-    """
+    """Clip per row (C-contiguous float32 or float64) of the symmetric grid with codes -top..top; 1 for zeros."""
     clips = np.ones(rows.shape[0])
     values = np.empty(rows.shape[1])
     for i in range(rows.shape[0]):
@@ -29,15 +25,14 @@ def least_squares_clips(rows, top):
 
 @njit(cache=True, nogil=True)
 def least_squares_step(a, top):
-    """The step s > 0 minimising sum_i min_{0 <= k <= top} (a_i - k s)^2 over positive a: exact, in time linear in its
-    events.
+    """The step s > 0 minimising sum_i min_{0 <= k <= top} (a_i - k s)^2 over positive a: exact, in linear time.
 
     With v = 1/s rising from zero, element i passes from code k to k + 1 at v = (k + 1/2) / a_i: an event. Between
-    events the error is a parabola, A - 2 s B + s^2 C with A = sum a^2, B = sum a k, C = sum k^2, never below A - B^2
-    / C; and since the error takes the best codes everywhere, its minimum is A - max B^2 / C over the states between
-    events. Events are first added up in buckets of v. Inside a bucket that spans [s1, s0] the error is at least that
-    of its opening codes, A - B^2 / C, less what its own events gain at s1, 2 s1 dB - s1^2 dC; only buckets that could
-    hold the maximum are sorted.
+    events the error is a parabola, A - 2 s B + s^2 C with A = sum a^2, B = sum a k, C = sum k^2, never below A - B^2 /
+    C; and since the error takes the best codes everywhere, its minimum is A - max B^2 / C over the states between
+    events. Events are first added up in buckets of v. Inside a bucket that spans [s1, s0] the error is at least that of
+    its opening codes, A - B^2 / C, less the gain of its own events at s1, 2 s1 dB - s1^2 dC; only buckets that could
+    hold the maximum are sorted. The time is linear in the number of events.
     """
     energy = np.sum(a * a)
     start = 0.5 / np.max(a)
@@ -49,7 +44,7 @@ def least_squares_step(a, top):
         inverse = 1.0 / x
         for k in range(top):
             place = ((k + 0.5) * inverse - start) * scale
-            if place >= buckets:  # before the cast: the place of a tiny value fits no integer
+            if place >= buckets:  # before the cast: the place of a tiny value overflows an integer
                 break
             at = int(place)
             db[at] += x
@@ -68,7 +63,7 @@ def least_squares_step(a, top):
 
 @njit(cache=True, nogil=True)
 def _largest_inverse_step(a, top):
-    """1/s below which every step clips more than the best error found: nothing beyond it can be optimal."""
+    """1/s beyond which the values clipped alone cost more than the best error found: no finer step can be optimal."""
     s = np.max(a) / top
     best = np.inf
     while True:
@@ -84,13 +79,13 @@ def _largest_inverse_step(a, top):
         if clipped > best:
             return inverse
         if best == 0.0:
-            return inverse * (1 + 1e-12)  # nothing finer can be better than no error
+            return inverse * (1 + 1e-12)  # no finer step beats an error of zero
         s *= 0.9
 
 
 @njit(cache=True, nogil=True)
 def _scan_buckets(db, dc):
-    """B and C at the start of every bucket, and the best B^2 / C among them with its step B / C."""
+    """B and C at the start of every bucket, and the largest B^2 / C among them with its step B / C."""
     opening_b, opening_c = np.empty(db.size), np.empty(db.size)
     b, c, best, best_step = 0.0, 0.0, 0.0, 0.0
     for j in range(db.size):
@@ -139,11 +134,11 @@ def _sorted_search(a, top, start, scale, marked, first, last, opening_b, opening
 
 @njit(cache=True, nogil=True)
 def window_divergence(low, high, levels, mass, filled, counts, entropy):
-    """KL(P || Q) of bins [low, high): P takes the outliers into its end bins; Q spreads each of `levels` groups of
-    bins evenly
-    over those of its bins that hold anything, outliers left out (Migacz, 2017). Infinite when an end bin is empty.
+    """KL(P || Q) of bins [low, high), infinite when an end bin is empty (Migacz, 2017).
 
-    `mass`, `filled` and `entropy` are prefix sums of the counts c, of [c > 0], and of c log c.
+    P adds the outliers to its end bins. Q leaves them out, and spreads each of `levels` groups of bins evenly over the
+    non-empty bins of the group. `mass`, `filled` and `entropy` are prefix sums of the counts c, of [c > 0] and of c log
+    c.
     """
     before, after = mass[low], mass[-1] - mass[high]
     total, inside = mass[-1], mass[high] - mass[low]
@@ -168,8 +163,9 @@ def window_divergence(low, high, levels, mass, filled, counts, entropy):
 
 @njit(cache=True, nogil=True)
 def best_window(counts, levels, zero, two_ended):
-    """(low, high) of the window of bins, `zero` included, with the least divergence; ends move in turn when
-    `two_ended`.
+    """(low, high) of the window of bins around `zero` with the least divergence.
+
+    The high end moves, or both in turn if `two_ended`.
     """
     mass, filled, entropy = np.zeros(counts.size + 1), np.zeros(counts.size + 1), np.zeros(counts.size + 1)
     for i in range(counts.size):

@@ -1,4 +1,4 @@
-"""The fused multiply-add inside compiled code: a * b + c with one rounding."""
+"""The fused multiply-add in compiled code: a * b + c with one rounding."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -8,7 +8,7 @@ from numba.extending import intrinsic
 
 @intrinsic
 def fma(typing_context, a, b, c):
-    """a b + c, rounded once; all three of one floating type."""
+    """a b + c, rounded once; all three are of the same floating type."""
 
     def lower(context, builder, signature, arguments):
         return builder.fma(*arguments)

@@ -1,8 +1,8 @@
-"""Compiled loops of `qmath.grid`: real numbers to codes, and to the values that codes stand for.
+"""Compiled loops of `qmath.grid`: from real numbers to codes, and to the values of those codes.
 
 `grid` is a (6, channels) array in the type of the data, in which all arithmetic is done: scale, 1 / scale, offset, the
-ends of the grid less the offset, and the zero point. A value is first clamped to the ends, so that its rounded quotient
-is a code and cannot overflow; NaN stays NaN.
+two ends of the grid minus the offset, and the zero point. A value is first clamped to the ends, so that its rounded
+quotient is a code and cannot overflow; NaN stays NaN.
 """
 
 # mypy: disable-error-code="no-untyped-def, call-arg"
@@ -17,11 +17,11 @@ from qmath.kernels.vectors import widest_vectors
 
 @njit(cache=True, nogil=True)
 def _level(x, scale, inverse, offset, low, high, half_up):
-    """round((x - offset) / scale), x clamped; ties to even, or upwards.
+    """round((x - offset) / scale) of the clamped x; ties to even, or upwards.
 
     The quotient is the product with the reciprocal, corrected once by its remainder, which a fused multiply-add gives
-    exactly. Before its last rounding that is about 2^-47 of it off (float32), so may differ from the division only
-    in rare cases: none is known, and tests look for them next to the ties, but it is not proved that none exists.
+    exactly. Before its last rounding it is off by about 2^-47 of itself (float32), so it can differ from the division
+    only in rare cases: none is known, and tests look for them next to the ties, but that none exists is not proven.
     """
     v = x - offset
     v = low if v < low else v
@@ -51,7 +51,7 @@ def _codes(x, out, scale, inverse, offset, low, high, zero_point, half_up):
 
 @njit(cache=True, nogil=True)
 def values_by_row(start, stop, inner, x, out, grid, half_up):
-    """The values start..stop, where row i // inner belongs to channel (i // inner) mod channels."""
+    """Fill the flat values start..stop; value i belongs to channel (i // inner) mod channels."""
     scale, inverse, offset, low, high, _ = grid
     while start < stop:
         c = start // inner % grid.shape[1]
@@ -73,7 +73,7 @@ def codes_by_row(start, stop, inner, x, out, grid, half_up):
 
 @njit(cache=True, nogil=True)
 def values_by_column(start, stop, x, out, grid, half_up):
-    """The rows start..stop, each with one value per column of `grid`; the last row may be short."""
+    """Fill the rows start..stop, each with one value per column of `grid`; the last row may be short."""
     width = grid.shape[1]
     for row in range(start, stop):
         _values_across(x[row * width : (row + 1) * width], out[row * width : (row + 1) * width], grid, half_up)

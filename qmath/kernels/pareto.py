@@ -1,4 +1,4 @@
-"""Compiled dynamic programmes of `qmath.pareto`."""
+"""Compiled dynamic programming of `qmath.pareto`."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -11,8 +11,8 @@ from numba import njit
 def merged(size, cost, sizes, costs, limit):
     """(sizes, costs, parents, choices) of the non-dominated sums of a sorted list and one layer's choices.
 
-    The shifted lists are merged by size; whatever is no cheaper than all before it is passed over. One more than
-    `limit` points are returned when there are more.
+    The shifted lists are merged by size; sums that are no cheaper than all before them are skipped. When there are more
+    than `limit` points, limit + 1 are returned.
     """
     count, total = sizes.size, min(size.size * sizes.size, limit + 1)
     new_size, new_cost = np.empty(total), np.empty(total)
@@ -48,8 +48,8 @@ def merged(size, cost, sizes, costs, limit):
 def frontier(offsets, costs, counts):
     """Choices (points, layers) of the non-dominated totals over integer size offsets.
 
-    `offsets` and `costs` hold the layers' choices one after another, `counts` how many each has; offsets start at 0
-    and ascend within a layer. best[b] is the least cost of the layers so far at total offset b.
+    `offsets` and `costs` hold the layers' choices one after another, `counts` the number of each layer's; offsets start
+    at 0 and ascend within a layer. best[b] is the least cost of the layers so far at total offset b.
     """
     layers = counts.size
     reach = 0
@@ -73,7 +73,7 @@ def frontier(offsets, costs, counts):
 
 @njit(cache=True)
 def _relax(best, chosen, before, offset, cost, choice):
-    """best[b + offset] = min(itself, before[b] + cost), remembering the choice."""
+    """best[b + offset] = min(best[b + offset], before[b] + cost), recording the choice."""
     target, mark = best[offset : offset + before.size], chosen[offset : offset + before.size]
     for b in range(before.size):
         value = before[b] + cost

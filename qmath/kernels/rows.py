@@ -1,8 +1,8 @@
-"""How kernels walk over an array with one set of parameters per slice along an axis, on several threads.
+"""How kernels traverse an array with one set of parameters per slice along an axis, on several threads.
 
-A C-contiguous array of shape (..., channels, ...) is a list of rows of `inner` values each; row r belongs to channel
-r mod channels. When the axis is the last one (inner = 1), a row is one value, and a kernel that walks along the
-parameters instead is used.
+A C-contiguous array of shape (..., channels, ...) is a list of rows of `inner` values each; row r belongs to channel r
+mod channels. When the axis is the last one (inner = 1), a row is a single value, and a kernel that runs along the
+parameters is used instead.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from qmath._validation import as_axis
 from qmath.kernels.threads import over_threads
 
 _GRAIN = 1 << 17  # values per thread below which another thread costs more than it saves
-_WIDTH = 1 << 8  # values that make a row worth a loop
+_WIDTH = 1 << 8  # length of a row that is worth a loop
 
 
 def slices_shape(shape: tuple[int, ...], axis: int | None, channels: int) -> tuple[int, int, int]:
-    """(outer, channels, inner) for parameters along `axis`; ValueError if that is missing or not `channels` long."""
+    """(outer, channels, inner) for parameters along `axis`; ValueError when it is missing or not `channels` long."""
     if axis is None:
         return 1, 1, math.prod(shape)
     axis = as_axis(axis, len(shape))
@@ -43,9 +43,10 @@ def run_rows(
 ) -> None:
     """Fill `out` from `x` with `parameters` for each of `channels` slices along `axis`, on several threads.
 
-    `by_row(start, stop, inner, x, out, parameters, *options)` fills the flat values start..stop,
-    `by_column(start, stop, x, out, parameters, *options)` the rows start..stop of as many values as there are columns,
-    repeated to rows worth a loop, when there is such a kernel and the last axis holds the channels.
+    `by_row(start, stop, inner, x, out, parameters, *options)` fills the flat values start..stop. When the last axis
+    holds the channels and there is such a kernel, `by_column(start, stop, x, out, parameters, *options)` is used
+    instead: it fills the rows start..stop, of one value per column of `parameters`, which are repeated until a row is
+    worth a loop.
     """
     inner = slices_shape(x.shape, axis, channels)[2]
     source, target = x.ravel(), out.ravel()

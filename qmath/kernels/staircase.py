@@ -1,4 +1,4 @@
-"""Compiled loops of `qmath.staircase`: the code of the staircase step that holds each value, times a unit.
+"""Compiled loops of `qmath.staircase`: the code of the step that each value falls on, times a unit.
 
 `edges` is a (channels, edges) array in the units and type of the data, padded with inf to whole groups of eight;
 `codes` has one entry more, `unit` one per channel.
@@ -17,7 +17,7 @@ _BLOCK = 1 << 10  # values whose codes stay in the first-level cache between pas
 
 @njit(cache=True, nogil=True)
 def compare_by_row(start, stop, inner, x, out, edges, codes, unit):
-    """Compare every value with every edge, eight edges to a pass; fast for few edges, as vectors do it."""
+    """Compare every value with every edge, eight edges per pass: fast for few edges, since it vectorises."""
     partial = np.empty(_BLOCK, x.dtype)
     jumps = np.diff(codes)
     last = jumps.size - 8
@@ -55,7 +55,7 @@ def _climb(x, partial, edges, jumps):
 
 @njit(cache=True, nogil=True)
 def _arrive(x, partial, out, edges, jumps, unit):
-    """As `_climb`, then times the unit, into `out`; NaN stays NaN."""
+    """As `_climb`, then multiply by the unit into `out`; NaN stays NaN."""
     widest_vectors()
     e0, e1, e2, e3, e4, e5, e6, e7 = edges[0], edges[1], edges[2], edges[3], edges[4], edges[5], edges[6], edges[7]
     j0, j1, j2, j3, j4, j5, j6, j7 = jumps[0], jumps[1], jumps[2], jumps[3], jumps[4], jumps[5], jumps[6], jumps[7]

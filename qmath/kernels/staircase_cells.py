@@ -1,8 +1,8 @@
-"""A short staircase as sixteen cells of one width with at most one edge each: no comparison with all edges is needed.
+"""A short staircase as sixteen cells of equal width with at most one edge each, so that one comparison is enough.
 
-The cell of x is c = trunc(clamp(x inverse + shift, 0, 15)), in float32. That never falls as x grows, so an edge in cell
-c parts it exactly: x >= edges[c] gets above[c], else below[c]. Where every cell's three numbers fit a vector register,
-a lookup is one instruction for sixteen values.
+The cell of x is c = trunc(clamp(x inverse + shift, 0, 15)), in float32. It never falls as x grows, so an edge in cell c
+splits it exactly: x >= edges[c] gets above[c], any other x below[c]. Where a vector register holds sixteen floats, a
+lookup is one instruction for sixteen values.
 """
 
 # mypy: disable-error-code="no-untyped-def, call-arg"
@@ -26,15 +26,15 @@ _FLOATS, _INTS = ir.VectorType(_FLOAT, CELLS), ir.VectorType(_INT, CELLS)
 
 
 def in_one_register() -> bool:
-    """Whether this processor has vectors of sixteen floats, without which `fill_by_row` is right but not fast."""
+    """Whether this processor has vectors of sixteen floats, without which `fill_by_row` is correct but not fast."""
     return bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
 
 
 def cells_of(edges: NDArray[Any], values: NDArray[Any]) -> NDArray[np.float32] | None:
-    """Per channel the rows edges, below, above and (inverse, shift, ...), (channels, 4, 16); None where cells are few.
+    """Rows edges, below, above and (inverse, shift, ...) per channel, (channels, 4, 16); None if they do not fit.
 
-    `edges` (channels, edges) are ascending thresholds in float32 and `values` (channels, edges + 1) what stands between
-    them. Zero itself counts as 0, whatever the edges next to it.
+    `edges` (channels, edges) are ascending thresholds in float32 and `values` (channels, edges + 1) the values between
+    them. Zero itself maps to 0, whatever the edges next to it.
     """
     smallest = np.finfo(np.float32).smallest_subnormal
     split = (edges[:, 1:] == smallest) & (edges[:, :-1] == 0)  # zero is a step of its own, which needs no cell
@@ -63,7 +63,7 @@ def cells_of(edges: NDArray[Any], values: NDArray[Any]) -> NDArray[np.float32] |
 
 @njit(cache=True, nogil=True)
 def fill_by_row(start, stop, inner, x, out, cells):
-    """The values start..stop, where row i // inner belongs to channel (i // inner) mod channels."""
+    """Fill the flat values start..stop; value i belongs to channel (i // inner) mod channels."""
     short, filled = np.empty(CELLS, x.dtype), np.empty(CELLS, x.dtype)
     while start < stop:
         end = min(stop, (start // inner + 1) * inner)
@@ -88,7 +88,7 @@ def _fill(x, out, cells):
 
 @intrinsic
 def _sixteen(typing_context, x, out, i, edges, below, above, inverse, shift):
-    """out[i : i + 16] from x[i : i + 16]; all arrays are contiguous float32. Zero becomes 0, NaN stays."""
+    """out[i : i + 16] from x[i : i + 16]; all arrays are contiguous float32. Zero becomes 0, NaN stays NaN."""
 
     def lower(context, builder, signature, arguments):
         def pointer(k, *offset):
@@ -104,7 +104,7 @@ def _sixteen(typing_context, x, out, i, edges, below, above, inverse, shift):
             first = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), scalar, _INT(0))
             return builder.shuffle_vector(first, first, ir.Constant(_INTS, [0] * CELLS))
 
-        def looked_up(table, places):  # LLVM makes one permutation of this
+        def looked_up(table, places):  # LLVM turns this into one permutation
             found = ir.Constant(_FLOATS, ir.Undefined)
             for k in range(CELLS):
                 entry = builder.extract_element(table, builder.extract_element(places, _INT(k)))

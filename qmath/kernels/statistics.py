@@ -1,4 +1,4 @@
-"""One-pass statistics in Numba: ranges and sums per sample and channel, and counts per power-of-two bin."""
+"""One-pass statistics in Numba: ranges and sums per sample and channel, and counts per bin."""
 
 # mypy: disable-error-code="no-untyped-def, call-arg"
 from __future__ import annotations
@@ -11,24 +11,25 @@ from numba import njit
 from qmath.kernels.vectors import greatest, least, widest_vectors
 
 _REASSOCIATE = {"reassoc", "contract", "nsz"}
-_PIECE = 1 << 12  # values that are read from memory once, then again from the first-level cache
-_FULL = 1 << 31  # values that the 32-bit counters of `scan` hold for certain
+_PIECE = 1 << 12  # values read once from memory, then again from the first-level cache
+_FULL = 1 << 31  # values that the 32-bit counters of `scan` are sure to hold
 
 
 @njit(cache=True, nogil=True)
 def scan(start, stop, blocks, minimum_exponent, bins, lows, highs, sums):
     """Statistics of the samples start..stop of `blocks` (samples, before, channels, after), each on its own.
 
-    Fills lows[s, c] (inf at first) and highs[s, c] (-inf) with the least and greatest value, and sums[:, s, c] with
-    those of x, x^2 and |x| in float64, added in an order that the shape of a sample alone decides. Returns counts in
-    `bins` bins over [-2^e, 2^e) (none for 0 bins) and e. Stops where a sum of squares is not finite, which then tells.
+    Fills lows[s, c] (inf at first) and highs[s, c] (-inf) with the least and greatest value, and sums[:, s, c] with the
+    sums of x, x^2 and |x| in float64, added in an order that depends on the shape of a sample alone. Returns counts in
+    `bins` bins over [-2^e, 2^e) (none for 0 bins) and e. Stops at a sum of squares that is not finite, which the caller
+    finds in `sums`.
     """
     counts, tables, held = np.zeros(bins, np.int64), np.zeros((4, bins), np.uint32), 0
     cells = np.empty(_PIECE, np.int32)
     exponent = minimum_exponent
     _, before, channels, after = blocks.shape
-    within = after if after > _PIECE else channels * after  # pieces do not cross its multiples,
-    step = _PIECE if after > _PIECE else _PIECE // after * after  # and hold whole rows where rows are short
+    within = after if after > _PIECE else channels * after  # pieces do not cross multiples of this,
+    step = _PIECE if after > _PIECE else _PIECE // after * after  # and short rows are kept whole
     for s in range(start, stop):
         for a in range(before):
             values = blocks[s, a].reshape(-1)
@@ -58,7 +59,7 @@ def scan(start, stop, blocks, minimum_exponent, bins, lows, highs, sums):
 
 @njit(cache=True, nogil=True)
 def _add_rows(values, after, lows, highs, sums):
-    """Take in rows of `after` values, one for each channel; the largest magnitude, inf where squares are not finite."""
+    """Take in rows of `after` values, one per channel; returns the largest magnitude, inf if squares are not finite."""
     reach = 0.0
     for c in range(values.size // after):
         row = values[c * after : (c + 1) * after]
@@ -77,7 +78,7 @@ def _add_rows(values, after, lows, highs, sums):
 
 @njit(cache=True, nogil=True, fastmath=_REASSOCIATE)
 def _add_columns(values, lows, highs, sums):
-    """As `_add_rows`, of one value for each channel."""
+    """As `_add_rows`, for one value per channel."""
     widest_vectors()
     squares, low, high = 0.0, values[0], values[0]
     for c in range(values.size):
@@ -134,10 +135,10 @@ def bin_cells(values, factor, half, cells):
 
 @njit(cache=True, nogil=True)
 def tally(cells, tables):
-    """Count in four tables in turn, so that equal neighbours (zeros after a ReLU) do not wait for each other."""
+    """Count in four tables in turn, so that equal neighbours (zeros after a ReLU) do not wait for one another."""
     first, second, third, fourth = tables[0], tables[1], tables[2], tables[3]
     whole = cells.size // 4 * 4
-    pairs = cells[:whole].view(np.uint64)  # one load for two
+    pairs = cells[:whole].view(np.uint64)  # one load per pair
     low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     for i in range(0, pairs.size, 2):
         one, two = pairs[i], pairs[i + 1]
@@ -151,7 +152,7 @@ def tally(cells, tables):
 
 @njit(cache=True, nogil=True)
 def _empty(tables, counts):
-    """Move what the tables hold to `counts`."""
+    """Move the contents of the tables to `counts`."""
     for k in range(counts.size):
         counts[k] += np.int64(tables[0, k]) + tables[1, k] + tables[2, k] + tables[3, k]
     tables[:] = 0
@@ -159,7 +160,7 @@ def _empty(tables, counts):
 
 @njit(cache=True, nogil=True)
 def _widen(counts, steps):
-    """Merge 2^steps bins into one, towards zero: the k-th on either side goes to the (k >> steps)-th."""
+    """Merge 2^steps bins into one, towards zero: bin k on either side goes to bin k >> steps."""
     half = counts.size // 2
     steps = min(steps, 62)
     if steps:
@@ -172,7 +173,7 @@ def _widen(counts, steps):
 
 @njit(cache=True, nogil=True)
 def add_to_limbs(limbs, terms):
-    """Add every row of `terms` (rows, sums), doubles seen as int64, to the wide integers `limbs` (sums, limbs)."""
+    """Add every row of `terms` (rows, sums), doubles viewed as int64, to the wide integers `limbs` (sums, limbs)."""
     for r in range(terms.shape[0]):
         for k in range(terms.shape[1]):
             bits = terms[r, k]

@@ -16,7 +16,7 @@ def excess_above(t, table, lookup):
 
 @njit(cache=True, nogil=True)
 def _excess(t, table, lookup, slices):
-    """T(t) for t before the last knot, of which there are as many `slices` to a unit as `lookup` has places."""
+    """T(t) for t before the last knot; `slices` is the number of entries of `lookup` per unit of t."""
     j = lookup[min(int(t * slices), lookup.size - 1)]
     while table[j + 1, 0] <= t:
         j += 1
@@ -71,7 +71,7 @@ def _best_split(step, levels, symmetric, above, below):
 
 @njit(cache=True, nogil=True)
 def _chord_bound(low, high, at_low, at_high):
-    """Largest 2 s chord(s) on [low, high], for the chord through (low, at_low) and (high, at_high)."""
+    """Maximum of 2 s chord(s) on [low, high], for the chord through (low, at_low) and (high, at_high)."""
     slope = (at_high - at_low) / (high - low)
     start = at_low - slope * low
     bound = max(2 * low * at_low, 2 * high * at_high)
@@ -86,8 +86,8 @@ def _chord_bound(low, high, at_low, at_high):
 def best_step(above, below, energy, levels, symmetric, gap):
     """The step of least error over (0, 2 max |x|], with its split; see `qmath.stop_loss`.
 
-    Of equally good steps the one that just spans the data wins. Intervals whose bound cannot beat the best error by
-    more than `gap` of it are dropped, the others halved.
+    Of equally good steps, the one that just spans the data wins. Intervals whose bound cannot beat the best error by
+    more than `gap` times that error are dropped, the others halved.
     """
     reach = max(above[0][-1, 0], below[0][-1, 0])
     floor = 0.02 * reach / levels
@@ -97,7 +97,7 @@ def best_step(above, below, energy, levels, symmetric, gap):
     for i in range(1, points):
         s[i] = floor * (2 * reach / floor) ** ((i - 1) / (points - 2))
     value = np.empty(points)
-    best_step_ = reach / (levels // 2 if symmetric else levels)  # the first to beat: the grid that clips nothing
+    best_step_ = reach / (levels // 2 if symmetric else levels)  # to be beaten: the grid that clips nothing
     gain, best_above, best_below = _best_split(best_step_, levels, symmetric, above, below)
     best = 2 * best_step_ * gain + 1e-15 * energy
     for i in range(points):
@@ -131,7 +131,7 @@ def best_step(above, below, energy, levels, symmetric, gap):
 
 @njit(cache=True, nogil=True)
 def near_least_error(above, below, energy, levels, symmetric):
-    """The least error of a scan over steps, 10% apart and from twice the data's span, sharpened around its minimum.
+    """The least error of a scan over steps 10% apart, from twice the data's span down, refined around its minimum.
 
     The grid that just spans the data, where the error of bounded data has its kink, is one of the steps.
     """
@@ -158,7 +158,7 @@ def near_least_error(above, below, energy, levels, symmetric):
 
 @njit(cache=True, nogil=True)
 def best_ranges(start, stop, rows, levels, gap, low, high):
-    """The ends of `best_step`'s affine grid for rows start..stop (C-contiguous); 0..0 for a row of zeros."""
+    """The ends of `best_step`'s affine grid for rows start..stop (C-contiguous); 0..0 for an all-zero row."""
     for i in range(start, stop):
         up, down = np.sort(rows[i][rows[i] > 0]), np.sort(-rows[i][rows[i] < 0])
         energy = (np.sum(up.astype(np.float64) ** 2) + np.sum(down.astype(np.float64) ** 2)) / rows.shape[1]
@@ -191,7 +191,7 @@ def _side_of(values, count):
 
 @njit(cache=True, nogil=True)
 def _sides_of_bins(counts, width):
-    """`stop_loss.Side.arrays` above and below zero, and their energies, of counts in bins centred on zero.
+    """`stop_loss.Side.arrays` above and below zero, and their energies, for counts in bins centred on zero.
 
     The bin that starts at zero counts as zero.
     """
@@ -224,8 +224,9 @@ def _side_of_bins(counts, width, total, atom):
 
 @njit(cache=True, nogil=True)
 def histogram_moments(start, stop, counts, widths, moments):
-    """Per row: mean, mean square and mean distance from the mean; lower and upper end; mean and mean square above
-    zero.
+    """Moments per row, in the order of `prior_clipping.Moments`.
+
+    Mean, mean square and mean distance from the mean; lower and upper end; mean and mean square above zero.
     """
     for i in range(start, stop):
         above, below, up, down = _sides_of_bins(counts[i], widths[i])

@@ -1,4 +1,7 @@
-"""Splits a kernel's range over threads: kernels release the interpreter lock, results do not depend on the split."""
+"""Splits the range of a kernel over threads.
+
+Kernels release the interpreter lock, and their results do not depend on the split.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,19 @@ _threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
 
 
 def set_threads(count: int) -> None:
-    """Number of threads that kernels may use, 1 or more; at first, as many as this process may run on."""
+    """Set the number of threads that kernels may use; at first, as many as this process may run on.
+
+    Raises:
+        ValueError: For anything but an integer >= 1.
+
+    Example:
+        >>> import qmath
+        >>> before = qmath.get_threads()
+        >>> qmath.set_threads(1)
+        >>> qmath.get_threads()
+        1
+        >>> qmath.set_threads(before)
+    """
     global _threads
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"count: expected a whole number of threads >= 1, found {count!r}")
@@ -23,7 +38,13 @@ def set_threads(count: int) -> None:
 
 
 def get_threads() -> int:
-    """Number of threads that kernels may use."""
+    """Return the number of threads that kernels may use.
+
+    Example:
+        >>> import qmath
+        >>> qmath.get_threads() >= 1
+        True
+    """
     return _threads
 
 
@@ -49,7 +70,7 @@ def _shared_pool() -> ThreadPoolExecutor:
 
 
 def _forget_pool() -> None:
-    """Threads do not survive a fork, and a new count needs a new pool."""
+    """Drop the pool: its threads do not survive a fork, and a new count needs a new pool."""
     global _pool
     _pool = None
 

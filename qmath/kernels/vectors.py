@@ -1,6 +1,6 @@
-"""What compiled loops tell LLVM so that it uses the processor's vectors in full; where there are none, nothing changes.
+"""Hints to LLVM that make compiled loops use the widest vectors of the processor; without such vectors they do nothing.
 
-The results of `least` and `greatest` mean nothing where an operand is NaN: look for NaN first.
+The results of `least` and `greatest` mean nothing when an operand is NaN: look for NaN first.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -9,15 +9,15 @@ from __future__ import annotations
 from numba.core import types
 from numba.extending import intrinsic
 
-_NO_NAN = ("nnan", "nsz")  # without which a loop over floats is no reduction to LLVM
+_NO_NAN = ("nnan", "nsz")  # otherwise LLVM does not vectorise a reduction over floats
 
 
 @intrinsic
 def widest_vectors(typing_context):
-    """Let LLVM use vectors of 512 bits in the function that calls this; it prefers 256 on many processors."""
+    """Let LLVM use 512-bit vectors in the calling function; on many processors it prefers 256."""
 
     def lower(context, builder, signature, arguments):
-        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # llvmlite's own add knows few names
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # llvmlite's own add accepts few names
         return context.get_dummy_value()
 
     return types.none(), lower

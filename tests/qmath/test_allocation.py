@@ -98,7 +98,7 @@ def test_a_silent_channel_gets_the_least() -> None:
 
 
 def test_requests_that_make_no_sense() -> None:
-    with pytest.raises(ValueError, match="one of the two"):
+    with pytest.raises(ValueError, match="exactly one of"):
         qmath.allocate_bits([1.0])
     with pytest.raises(ValueError, match="does not hold"):
         qmath.allocate_bits([1.0, 1.0], quota=7.0)

@@ -1,0 +1,75 @@
+"""The examples in docstrings and on the pages, run; and that every public name says in a line what it is."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import qgraph
+import qgraph.plan.registry
+import qmath
+import qmath.empirical_clipping
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = [f"{package.__name__}.{name}" for package in (qmath,) for name in package.__all__]
+PUBLIC = {name: getattr(globals()[name.split(".")[0]], name.split(".")[1]) for name in NAMES}
+PUBLIC = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value) or inspect.isclass(value)}
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCKS = {
+    f"{page.name}-{number}": block
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.M | re.S))
+    if not block.startswith("--8<--")  # recipes that need the exporter
+}
+
+
+@pytest.fixture(autouse=True)
+def folder_of_its_own(tmp_path, monkeypatch):
+    """What an example writes or registers is gone after it."""
+    monkeypatch.chdir(tmp_path)
+    for registry in (qmath.empirical_clipping, qgraph.plan.registry):
+        monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+
+
+@pytest.mark.parametrize("name", ["qmath", "qgraph", *PUBLIC])
+def test_examples_give_what_they_show(name):
+    said: list[str] = []
+    finder = doctest.DocTestFinder(recurse="." in name)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for example in finder.find(PUBLIC.get(name) or globals()[name], name):
+        runner.run(example, out=said.append)
+    assert not runner.failures, "".join(said)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_says_in_a_line_what_it_is(name):
+    summary, *rest = inspect.getdoc(PUBLIC[name]).splitlines()
+    assert summary.endswith("."), summary
+    assert not rest or not rest[0], "the summary does not fit a line"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_has_an_example(name):
+    assert "\nExample:\n    >>> " in inspect.getdoc(PUBLIC[name])
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_code_on_the_pages_runs(block, digits, digits_calibration):
+    shutil.copy(digits, "model.onnx")
+    few = {name: values[:32] for name, values in np.load(digits_calibration).items()}
+    for name in ("calibration.npz", "train.npz"):
+        np.savez(name, **few)
+    onnx.save(with_loss(), "model_with_loss.onnx")
+    exec(compile(BLOCKS[block], block, "exec"), {"__name__": "page"})
+
+
+def with_loss() -> onnx.ModelProto:
+    text = '<ir_version: 10, opset_import: ["": 21]> g (float[4] input) => (float loss) {\n'
+    return onnx.parser.parse_model(text + "square = Mul(input, input)\nloss = ReduceSum<keepdims = 0>(square)\n}")
