@@ -8,8 +8,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qgraph.assess.fused import is_dynamic_product, scaled
 from qgraph.graph.layers import LAYER_OPS, attribute
 from qgraph.graph.tensors import TRANSPARENT_OPS
+from qgraph.graph.walk import descendants
 from qgraph.onnxfile.edit import constant
 from qgraph.onnxfile.model import Model
 from qgraph.running.sessions import evaluate_constants
@@ -26,13 +28,17 @@ def bits_in_file(model: Model) -> dict[str, Bits]:
     code that a Min behind their QuantizeLinear lets through, or of the type.
     """
     nodes = [n for n in model.graph if n.op_type in LAYER_OPS and n.domain == "" and len(n.inputs) > 1]
+    varying = descendants(v for v in model.graph.inputs if v.const_value is None)
+    products = [n for n in model.graph if is_dynamic_product(n, varying)]
     sources = [(_weight_codes(n.inputs[1]), _operand_bits(n.inputs[0])) for n in nodes]
+    sources += [(_moved_from(n.inputs[1]), 8) for n in products]
+    nodes += products
     wanted = list(dict.fromkeys(codes for codes, _ in sources if codes is not None))
     arrays = dict(zip(wanted, evaluate_constants(model.ir_model, wanted) if wanted else [], strict=True))
     found: dict[str, Bits] = {}
     for node, (codes, operand) in zip(nodes, sources, strict=True):
         bits = (None if codes is None else _span(arrays[codes], _channel_axis(codes)), operand)
-        for name in (node.outputs[0].name, node.name):
+        for name in (*(value.name for value in scaled(node.outputs[0])), node.name):
             if name:
                 found[name] = bits
     return found
@@ -45,6 +51,12 @@ def _weight_codes(value: ir.Value | None) -> ir.Value | None:
             return node.inputs[0]
         value = node.inputs[0] if node.op_type in _SCALING_OPS else None
     return None
+
+
+def _moved_from(value: ir.Value | None) -> ir.Value | None:
+    """The codes that an integer product reads, before they were transposed."""
+    node = None if value is None else value.producer()
+    return node.inputs[0] if node is not None and node.op_type == "Transpose" else value
 
 
 def _operand_bits(value: ir.Value | None) -> int | None:
@@ -62,8 +74,10 @@ def _operand_bits(value: ir.Value | None) -> int | None:
 
 
 def _channel_axis(codes: ir.Value) -> int | None:
-    """The axis along which a DequantizeLinear has a scale for every channel of these codes."""
+    """The axis along which what reads these codes, a DequantizeLinear or a product, has a scale for every channel."""
     for use in codes.uses():
+        if use.node.op_type in ("MatMulInteger", "Transpose"):
+            return 0 if use.node.op_type == "Transpose" else -1
         if use.node.op_type == "DequantizeLinear" and use.idx == 0:
             scale = constant(use.node.inputs[1])
             return int(attribute(use.node, "axis", 1)) if scale is not None and scale.ndim == 1 else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import tempfile
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,12 +67,32 @@ def read_fused(model: Model, optimised: Path) -> FusedGraph:
     layers = []
     varying = descendants(v for v in model.graph.inputs if v.const_value is None)
     for node in model.graph:
-        if node.op_type in LAYER_OPS and node.domain == "":
-            kernel = kernels.get(str(node.name), "") or kernels.get(str(node.outputs[0].name), "") or "(folded away)"
-            integer = kernel in INTEGER_KERNELS
-            why = "" if integer else _why_float(node, varying)
-            layers.append(FusedLayer(name=str(node.name), op=node.op_type, kernel=kernel, integer=integer, why=why))
+        if node.domain != "" or not (node.op_type in LAYER_OPS or is_dynamic_product(node, varying)):
+            continue
+        results = scaled(node.outputs[0]) if node.op_type == "MatMulInteger" else [node.outputs[0]]
+        names = (str(node.name), *(str(value.name) for value in results))
+        kernel = next((kernels[name] for name in names if name in kernels), "(folded away)")
+        integer = kernel in INTEGER_KERNELS
+        why = "" if integer else _why_float(node, varying)
+        op = "MatMul" if node.op_type == "MatMulInteger" else node.op_type
+        layers.append(FusedLayer(name=str(node.name), op=op, kernel=kernel, integer=integer, why=why))
     return FusedGraph(layers=tuple(layers), warnings=tuple(_warnings(model, layers)))
+
+
+def is_dynamic_product(node: ir.Node, varying: Container[ir.Node]) -> bool:
+    """Whether the node multiplies what is fed with integers, and is not what unpacks a weight."""
+    return node.op_type == "MatMulInteger" and node.domain == "" and node in varying
+
+
+def scaled(value: ir.Value) -> Iterator[ir.Value]:
+    """The result of a node, and of those that onnxruntime merges into an integer product: Cast, Mul and Add."""
+    yield value
+    for op in ("Cast", "Mul", "Add"):
+        uses = list(value.uses())
+        if len(uses) != 1 or uses[0].node.op_type != op:
+            return
+        value = uses[0].node.outputs[0]
+        yield value
 
 
 def _kernels(optimised: Path) -> dict[str, str]:
@@ -89,6 +109,8 @@ def _kernels(optimised: Path) -> dict[str, str]:
 def _why_float(node: ir.Node, varying: Container[ir.Node]) -> str:
     """The first rule of onnxruntime's fusion that the layer breaks."""
     data, weight = node.inputs[0], node.inputs[1]
+    if node.op_type == "MatMulInteger":
+        return "it is no product of int8 with DynamicQuantizeLinear, Cast and Mul around it"
     if node.op_type == "ConvTranspose":
         return "onnxruntime has no integer ConvTranspose"
     if not _dequantized(weight):

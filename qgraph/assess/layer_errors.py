@@ -35,7 +35,9 @@ from qgraph.observe.operand_noise import FINEST, channel_noise, coverage, tap_su
 from qgraph.observe.statistics import Observations
 from qgraph.onnxfile.edit import append_node
 from qgraph.plan import codes as weights
-from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
+from qgraph.plan.dynamic import DYNAMIC_BITS
+from qgraph.plan.grids import activation_grid
+from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan, Runs
 from qgraph.plan.staircase import on_grid
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import Dataset
@@ -47,8 +49,9 @@ SAMPLES = 32
 class LayerReport:
     """What became of one layer; the errors are None where there was nothing to measure them on.
 
-    `predicted_sqnr_db` and `simulated_sqnr_db` are of the layer alone, which reads what the float model computes;
-    `measured_sqnr_db` is of its result in the file as onnxruntime runs it, behind all quantized layers before it.
+    `runs` says what its kernel computes on, as in the plan. `predicted_sqnr_db` and `simulated_sqnr_db` are of the
+    layer alone, which reads what the float model computes; `measured_sqnr_db` is of its result in the file as
+    onnxruntime runs it, behind all quantized layers before it.
     `prior_rejected`: neither of ACIQ's priors describes what the layer reads at its bits (see `calibrate`); None where
     there is no histogram to tell.
     """
@@ -58,6 +61,7 @@ class LayerReport:
     weight_bits: int
     activation_bits: int | None
     weight_bytes: int
+    runs: Runs = "integers"
     predicted_sqnr_db: float | None = None
     simulated_sqnr_db: float | None = None
     measured_sqnr_db: float | None = None
@@ -85,15 +89,16 @@ def layer_reports(
     for quant in plan.layers:
         layer = view.by_name[quant.name]
         signal, noise = power.get(quant.name, (0.0, 0.0))
-        grid = nearest(layer.input, grids)
+        grid = None if quant.runs == "dynamic" else nearest(layer.input, grids)
         found = (in_file or {}).get(quant.name)
         reports.append(
             LayerReport(
                 name=quant.name,
                 op=quant.op,
                 weight_bits=quant.weight.bits,
-                activation_bits=None if grid is None else grid.bits,
+                activation_bits=DYNAMIC_BITS if quant.runs == "dynamic" else None if grid is None else grid.bits,
                 weight_bytes=stored_bytes(layer.weight_array().shape, quant.weight),
+                runs="floats" if grid is None and quant.runs == "integers" else quant.runs,
                 predicted_sqnr_db=ratio_db(signal, predicted.get(quant.name, 0.0)),
                 simulated_sqnr_db=ratio_db(signal, noise),
                 measured_sqnr_db=None if found is None else ratio_db(found.signal, found.noise),
@@ -128,7 +133,7 @@ def _predict(layer: Layer, quant: LayerQuant, grids: Mapping[str, ActivationQuan
     weight = layer.weight_array()
     rounded = weights.quantized(weight, quant.weight).astype(np.float64)
     difference = rounded - weight
-    grid = nearest(layer.input, grids)
+    grid = _widest(layer, observed) if quant.runs == "dynamic" else nearest(layer.input, grids)
     channels = observed.operand(layer).channels
     if channels is None:
         return float("nan")
@@ -144,6 +149,12 @@ def _predict(layer: Layer, quant: LayerQuant, grids: Mapping[str, ActivationQuan
     reached = np.diagonal(inside)
     noise = together + 2 * shift * (shared @ reached) + shift**2 + random @ reached
     return float(np.mean(noise))
+
+
+def _widest(layer: Layer, observed: Observations) -> ActivationQuant:
+    """The grid over all that was seen of the operand: no run of a dynamic layer finds a wider one."""
+    tensor = str(layer.input.name)
+    return activation_grid(tensor, *observed.range_of(tensor), bits=DYNAMIC_BITS)
 
 
 def _operand_error(
@@ -192,9 +203,13 @@ def _probe(view: GraphView, plan: QuantPlan) -> ir.Model:
     on_grid: dict[ir.Value, ir.Value] = {}
     for layer, quant in zip(layers, plan.layers, strict=True):
         operand, grid = layer.input, nearest(layer.input, grids)
-        if grid is not None and operand not in on_grid:
-            on_grid[operand] = emitter.activation(operand, grid)
-        result = _twin(net.graph, layer, quant, on_grid.get(operand, operand), emitter)
+        if quant.runs == "dynamic":
+            read = emitter.operand_at_hand(layer)
+        else:
+            if grid is not None and operand not in on_grid:
+                on_grid[operand] = emitter.activation(operand, grid)
+            read = on_grid.get(operand, operand)
+        result = _twin(net.graph, layer, quant, read, emitter)
         error = emitter.op("Sub", result, layer.output)
         net.graph.outputs.extend(_mean_square(emitter, v) for v in (layer.output, error))
     net.graph.sort()

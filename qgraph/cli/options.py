@@ -217,8 +217,9 @@ def recipe_options(f: F) -> F:
         ),
         click.option(
             "--activations",
-            type=Bits("none"),
-            help="Bits of activations; none: weights only, needs no data.  [default: 8]",
+            type=Bits("none", "dynamic"),
+            help="Bits of activations; none: weights only; dynamic: MatMul and Gemm find their ranges in every run. "
+            "Both need no data.  [default: 8]",
         ),
         click.option(
             "--per-channel/--per-tensor", default=None, help="One scale per output channel (default), or one."

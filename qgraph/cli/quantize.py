@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from qgraph.assess.layer_errors import LayerReport
 from qgraph.cli.console import PRIOR_REJECTED, number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.options import (
     data_options,
@@ -159,6 +160,13 @@ def _check_outputs(model: str, outputs: dict[str, str | None]) -> None:
                 raise UsageError(f"{option} and {other} both name {path}")
 
 
+def _operand(layer: LayerReport) -> str:
+    """How a layer reads its operand."""
+    if layer.runs == "dynamic" or layer.activation_bits is None:
+        return "dynamic" if layer.runs == "dynamic" else "float"
+    return f"{layer.activation_bits}{' *' if layer.prior_rejected else ''}"
+
+
 def _show(result: Result, output: str, nbytes: int) -> None:
     layers = table("layers", "layer", "op", "weights", "activations", "predicted dB", "measured dB", left=2)
     for layer in result.layers:
@@ -166,9 +174,7 @@ def _show(result: Result, output: str, nbytes: int) -> None:
             layer.name,
             layer.op,
             str(layer.weight_bits),
-            "float"
-            if layer.activation_bits is None
-            else f"{layer.activation_bits}{' *' if layer.prior_rejected else ''}",
+            _operand(layer),
             number(layer.predicted_sqnr_db, 1),
             number(layer.measured_sqnr_db, 1),
         )

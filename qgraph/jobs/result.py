@@ -148,6 +148,7 @@ class Result:
                     "op": layer.op,
                     "weight_bits": layer.weight_bits,
                     "activation_bits": layer.activation_bits,
+                    "runs": layer.runs,
                     "predicted_sqnr_db": layer.predicted_sqnr_db,
                     "simulated_sqnr_db": layer.simulated_sqnr_db,
                     "measured_sqnr_db": layer.measured_sqnr_db,

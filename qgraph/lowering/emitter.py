@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from qgraph.graph.layers import Layer, attribute, pads
 from qgraph.graph.tensors import upper_bound
+from qgraph.lowering.dynamic import DynamicProducts
 from qgraph.lowering.nodes import Nodes
 from qgraph.lowering.packing import StoredCodes
 from qgraph.lowering.places import offset_sums
@@ -49,6 +50,8 @@ class QdqEmitter:
         self.producers = producers
         self.grids: dict[tuple[float, int], tuple[ir.Value, ir.Value]] = {}
         self.weights: dict[tuple[object, ...], ir.Value] = {}
+        self.codes: dict[tuple[object, ...], tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self.products = DynamicProducts(self.nodes)
         self.integers: dict[ir.Value, ir.Value] = {}  # the codes behind each dequantized value
         self.steps: dict[ir.Value, ActivationQuant] = {}  # the grid of each value that was only dequantized
         self.offsets: dict[ir.Value, tuple[ir.Value, float]] = {}  # the value before its offset was added, the offset
@@ -60,29 +63,51 @@ class QdqEmitter:
         steps = () if factors is None else tuple(factors.tolist())
         key = (layer.weight, quant.weight, operand is None, float(step), steps)
         if key not in self.weights:
-            self.weights[key] = self._weight(layer, quant, operand, step)
+            if operand is None:
+                self.weights[key] = self._float_weight(layer, quant.weight, step)
+            else:
+                channels = {"axis": quant.weight.granularity.axis} if len(quant.weight.scale) > 1 else {}
+                self.weights[key] = self.nodes.op("DequantizeLinear", *self._integers_of(layer, quant), **channels)
         return self.weights[key]
 
-    def _weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None, step: np.float32) -> ir.Value:
-        grid = quant.weight
-        weight = layer.weight_array()
-        codes = Later.of(layer.weight, lambda: weights.codes(weight, grid), np.int8)
-        stem = str(layer.weight.name)
-        shifted = operand is not None and weights.is_shifted(grid)
-        finer = weights.finer(grid) if operand is not None else (1,) * len(grid.widths)
-        integers = self.stored.codes(stem, codes, grid, finer, shifted=shifted)
-        scale = (self._scale(layer, grid) / np.asarray(finer)).astype(np.float32)
-        per_channel = scale.size > 1
-        if operand is not None:
-            # without a zero point, onnxruntime folds the pair to floats and requantizes them on a grid of its own
+    def _integers_of(self, layer: Layer, quant: LayerQuant) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """What an integer kernel reads of a weight: codes, scale and zero point, stored once for each grid."""
+        factors = self._factors(layer)
+        key = (layer.weight, quant.weight, () if factors is None else tuple(factors.tolist()))
+        if key not in self.codes:
+            grid, stem = quant.weight, str(layer.weight.name)
+            shifted, finer = weights.is_shifted(grid), weights.finer(grid)
+            integers = self.stored.codes(stem, self._codes_of(layer, grid), grid, finer, shifted=shifted)
+            scale = (self._scale(layer, grid) / np.asarray(finer)).astype(np.float32)
+            # without a zero point onnxruntime folds the pair to floats and requantizes them on a grid of its own
             points = (np.asarray(finer) * grid.zero_point).astype(np.int8)
             zero = np.zeros(scale.shape, np.int8) if shifted else np.broadcast_to(points, scale.shape)
-            shape = scale.shape if per_channel else ()
-            inputs = [self.nodes.constant(f"{stem}.s", scale.reshape(shape)), self.nodes.shared(zero.reshape(shape))]
-            return self.nodes.op(
-                "DequantizeLinear", integers, *inputs, **({"axis": grid.granularity.axis} if per_channel else {})
-            )
-        return self._float_weight(stem, integers, scale * step, grid, weight.ndim)
+            shape = scale.shape if scale.size > 1 else ()
+            step, point = self.nodes.constant(f"{stem}.s", scale.reshape(shape)), self.nodes.shared(zero.reshape(shape))
+            self.codes[key] = integers, step, point
+        return self.codes[key]
+
+    def dynamic(self, layer: Layer, quant: LayerQuant) -> None:
+        codes, scale, point = self._integers_of(layer, quant)
+        shifted = weights.is_shifted(quant.weight) or not any(quant.weight.zero_point)
+        self.products.put(layer, codes, scale, None if shifted else point)
+
+    @staticmethod
+    def _codes_of(layer: Layer, grid: WeightQuant) -> Later:
+        weight = layer.weight_array()
+        return Later.of(layer.weight, lambda: weights.codes(weight, grid), np.int8)
+
+    def _float_weight(self, layer: Layer, grid: WeightQuant, step: np.float32) -> ir.Value:
+        """Codes as floats: times scale, and times the `step` of the operand that the weight carries."""
+        stem, rank = str(layer.weight.name), len(layer.weight_array().shape)
+        integers = self.stored.codes(stem, self._codes_of(layer, grid), grid, (1,) * len(grid.widths), shifted=False)
+        shape = [-1 if i == grid.granularity.axis else 1 for i in range(rank)] if len(grid.scale) > 1 else []
+        real = self.nodes.op("Cast", integers, to=ir.DataType.FLOAT)
+        if not grid.symmetric:
+            zero = np.asarray(grid.zero_point, np.float32).reshape(shape)
+            real = self.nodes.op("Sub", real, self.nodes.constant(f"{stem}.z", zero))
+        scale = (self._scale(layer, grid) * step).astype(np.float32).reshape(shape)
+        return self.nodes.op("Mul", real, self.nodes.constant(f"{stem}.s", scale))
 
     def _take_codes(self, layer: Layer) -> np.float32:
         """Make a layer that runs in floats read codes less zero point, and return the step for its weight to include.
@@ -222,17 +247,6 @@ class QdqEmitter:
         if not quant.offset:
             self.steps[result] = quant
         return result
-
-    def _float_weight(
-        self, stem: str, integers: ir.Value, factor: NDArray[np.float32], grid: WeightQuant, rank: int
-    ) -> ir.Value:
-        shape = [-1 if i == grid.granularity.axis else 1 for i in range(rank)] if len(grid.scale) > 1 else []
-        real = self.nodes.op("Cast", integers, to=ir.DataType.FLOAT)
-        if not grid.symmetric:
-            zero = np.asarray(grid.zero_point, np.float32).reshape(shape)
-            real = self.nodes.op("Sub", real, self.nodes.constant(f"{stem}.z", zero))
-        scale = factor.reshape(shape)
-        return self.nodes.op("Mul", real, self.nodes.constant(f"{stem}.s", scale))
 
     def _grid(self, quant: ActivationQuant) -> tuple[ir.Value, ir.Value]:
         key = (quant.scale, quant.zero_point)

@@ -18,9 +18,10 @@ from qgraph.graph.sites import GLUE_OPS, GraphView
 from qgraph.graph.sums import output_sums
 from qgraph.graph.tensors import is_transparent, nearest
 from qgraph.graph.walk import sources, uses_here, walk
-from qgraph.onnxfile.edit import add_initializer, append_node, constant, unique_name
+from qgraph.onnxfile.edit import add_initializer, append_node, constant, take_place, unique_name
 from qgraph.onnxfile.model import Model
 from qgraph.plan import codes as weights
+from qgraph.plan.dynamic import why_not_dynamic
 from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
 from qgraph.plan.sums import bias_fits
 
@@ -35,6 +36,9 @@ class Emitter(Protocol):
 
     def bias(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value | None:
         """The value that replaces the layer's bias; None to keep the bias."""
+
+    def dynamic(self, layer: Layer, quant: LayerQuant) -> None:
+        """Let the layer quantize its operand by the values at hand, and multiply it with its weight from the codes."""
 
     def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
         """`value` rounded to the grid."""
@@ -65,21 +69,40 @@ def put_in_place(model: Model, plan: QuantPlan, make_emitter: Callable[[ir.Graph
     operands = _operands(plan, layers)
     _place_activations(view, plan, dict(zip(layers, operands, strict=True)), emitter)
     for layer, quant, operand in zip(layers, plan.layers, operands, strict=True):
-        weight = emitter.weight(layer, quant, operand)
-        shift = np.asarray(quant.bias_shift, np.float64)
-        folded = emitter.fold_offset(layer, quant)
-        if folded is not None:
-            layer.node.replace_input_with(1 - layer.weight_index, folded[0])
-            shift = folded[1] + (shift if shift.size else 0.0)
-        if shift.size:
-            shift_bias(net.graph, layer, shift)
-        bias = emitter.bias(layer, quant, operand)
-        if bias is not None:
-            layer.node.replace_input_with(2, bias)
-        layer.node.replace_input_with(layer.weight_index, weight)
+        if quant.runs == "dynamic":
+            _place_dynamic(net.graph, layer, quant, emitter)
+        else:
+            _place_layer(net.graph, layer, quant, operand, emitter)
     RemoveUnusedNodesPass()(net)
     net.graph.sort()
     return net
+
+
+def _place_layer(
+    graph: ir.Graph, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None, emitter: Emitter
+) -> None:
+    """Put the weight and the bias of a layer in place; `operand` is the grid that it reads on integers."""
+    weight = emitter.weight(layer, quant, operand)
+    shift = np.asarray(quant.bias_shift, np.float64)
+    folded = emitter.fold_offset(layer, quant)
+    if folded is not None:
+        layer.node.replace_input_with(1 - layer.weight_index, folded[0])
+        shift = folded[1] + (shift if shift.size else 0.0)
+    if shift.size:
+        shift_bias(graph, layer, shift)
+    bias = emitter.bias(layer, quant, operand)
+    if bias is not None:
+        layer.node.replace_input_with(2, bias)
+    layer.node.replace_input_with(layer.weight_index, weight)
+
+
+def _place_dynamic(graph: ir.Graph, layer: Layer, quant: LayerQuant, emitter: Emitter) -> None:
+    """Put a layer in place that finds the grid of its operand anew in every run."""
+    if why := why_not_dynamic(layer):
+        raise PlanError(f"layer '{layer.name}' cannot be dynamic: {why}; let it run in floats")
+    if quant.bias_shift:
+        shift_bias(graph, layer, np.asarray(quant.bias_shift, np.float64))
+    emitter.dynamic(layer, quant)
 
 
 def _find(view: GraphView, quant: LayerQuant) -> Layer:
@@ -246,13 +269,9 @@ def _add_after(graph: ir.Graph, layer: Layer, shift: NDArray[np.float64]) -> ir.
     amount = add_initializer(graph, f"{layer.name}/shift", shift.astype(np.float32).reshape(-1, *[1] * axes_after))
     output = layer.output
     add = append_node(graph, "Add", [output, amount], {})
-    moved = add.outputs[0]
-    output.replace_all_uses_with(moved, replace_graph_outputs=True)
+    take_place(graph, output, add.outputs[0], left="unshifted")
     add.replace_input_with(0, output)
-    name = output.name
-    output.name, moved.name = unique_name(graph, f"{name}/unshifted"), name
-    moved.shape, moved.type = output.shape, output.type
-    return moved
+    return add.outputs[0]
 
 
 def producers(plan: QuantPlan, view: GraphView) -> Mapping[str, ActivationQuant]:

@@ -18,7 +18,7 @@ from qgraph.errors import PlanError
 from qgraph.graph.layers import Layer
 from qgraph.graph.tensors import is_non_negative
 from qgraph.lowering.places import put_in_place
-from qgraph.onnxfile.edit import add_initializer, append_node
+from qgraph.onnxfile.edit import add_initializer, append_dynamic, append_node
 from qgraph.onnxfile.lazy_array import Later
 from qgraph.onnxfile.model import Model
 from qgraph.plan import codes as weights
@@ -39,11 +39,26 @@ class FloatEmitter:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.scalars: dict[str, ir.Value] = {}
+        self.at_hand: dict[ir.Value, ir.Value] = {}
 
     def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
         weight = layer.weight_array()
         array = Later.of(layer.weight, lambda: weights.quantized(weight, quant.weight), np.float32)
         return add_initializer(self.graph, f"{layer.weight.name}/quantized", array)
+
+    def dynamic(self, layer: Layer, quant: LayerQuant) -> None:
+        layer.node.replace_input_with(1 - layer.weight_index, self.operand_at_hand(layer))
+        layer.node.replace_input_with(layer.weight_index, self.weight(layer, quant, None))
+
+    def operand_at_hand(self, layer: Layer) -> ir.Value:
+        """The layer's operand on the 8-bit grid from its least to its largest number, as every run finds it."""
+        value = layer.input
+        if value not in self.at_hand:
+            node = append_dynamic(self.graph, value)
+            result = self.op("DequantizeLinear", *node.outputs)
+            result.shape, result.type = value.shape, value.type
+            self.at_hand[value] = result
+        return self.at_hand[value]
 
     def bias(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> None:
         return None  # biases stay in floating point

@@ -41,6 +41,25 @@ def append_node(
     return node
 
 
+def append_dynamic(graph: ir.Graph, value: ir.Value) -> ir.Node:
+    """Add a DynamicQuantizeLinear, whose outputs are codes, scale and zero point of `value`."""
+    node = ir.node("DynamicQuantizeLinear", [value], num_outputs=3)
+    graph.append(node)
+    kinds = (ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8)
+    for output, kind, shape in zip(node.outputs, kinds, (value.shape, ir.Shape([]), ir.Shape([])), strict=True):
+        output.name = unique_name(graph, str(output.name))
+        output.type, output.shape = ir.TensorType(kind), shape
+    return node
+
+
+def take_place(graph: ir.Graph, old: ir.Value, new: ir.Value, *, left: str) -> None:
+    """Let `new` take over the name and all readers of `old`, which is called by its name and `left` from now on."""
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    name = old.name
+    old.name, new.name = unique_name(graph, f"{name}/{left}"), name
+    new.shape, new.type = old.shape, old.type
+
+
 def unique_name(graph: ir.Graph, name: str) -> str:
     """`name`, or `name` with a number where a tensor of the graph or of its subgraphs has it; reserved from now on."""
     owner, taken = graph.meta.get(_NAMES, (None, {}))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Container
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,10 @@ from qgraph.graph.layers import Layer
 from qgraph.graph.sites import ActivationSite, GraphView, choose_layers
 from qgraph.graph.tensors import root
 from qgraph.plan import codes as weights
+from qgraph.plan.dynamic import why_not_dynamic
 from qgraph.plan.kept import kept_in_float
 from qgraph.plan.placing import place
-from qgraph.plan.plan import MAX_BITS, PER_TENSOR, ActivationQuant, LayerQuant, QuantPlan, WeightQuant
+from qgraph.plan.plan import MAX_BITS, PER_TENSOR, ActivationQuant, LayerQuant, QuantPlan, Runs, WeightQuant
 from qgraph.plan.ranges import Ranges
 from qgraph.plan.recipe import Recipe, TargetCpu
 from qgraph.plan.saturation import without_saturation
@@ -30,20 +32,18 @@ def initial_plan(view: GraphView, recipe: Recipe, observed: Ranges | None) -> Qu
     layers, kept = choose_layers(view, recipe.keep)
     activations: list[ActivationQuant] = []
     floats: dict[str, str] = {}
-    if recipe.activations is not None and observed is not None:
+    if recipe.static_bits is not None and observed is not None:
         sites, floats = place(view, layers, observed)
         edges = {
             v.name for name in view.edge_layers for v in (view.by_name[name].input, root(view.by_name[name].input))
         }
         for site in sites:
-            bits = recipe.edge_bits or STORAGE_BITS if site.tensor in edges else recipe.activations
+            bits = recipe.edge_bits or STORAGE_BITS if site.tensor in edges else recipe.static_bits
             activations += _activation_grids(site, bits, observed)
     plan = QuantPlan(
         model=view.model.digest,
         recipe=recipe.method,
-        layers=tuple(
-            _layer_grid(layer, recipe, view, "floats" if layer.name in floats else "integers") for layer in layers
-        ),
+        layers=tuple(_layer_grid(layer, recipe, view, _runs(layer, recipe, floats)) for layer in layers),
         activations=tuple(activations),
         kept_float=kept_in_float(view, kept | floats | _unfolded(view), {layer.name for layer in layers}),
     )
@@ -62,7 +62,13 @@ def _unfolded(view: GraphView) -> dict[str, str]:
     return {name: f"not folded: {why}" for name, why in view.unfolded.items() if name not in behind}
 
 
-def _layer_grid(layer: Layer, recipe: Recipe, view: GraphView, runs: Literal["integers", "floats"]) -> LayerQuant:
+def _runs(layer: Layer, recipe: Recipe, floats: Container[str]) -> Runs:
+    if recipe.dynamic:
+        return "floats" if why_not_dynamic(layer) else "dynamic"
+    return "floats" if layer.name in floats else "integers"
+
+
+def _layer_grid(layer: Layer, recipe: Recipe, view: GraphView, runs: Runs) -> LayerQuant:
     weight = layer.weight_array()
     granularity = qmath.Granularity(axis=layer.scale_axis if recipe.per_channel else None)
     low, high = (granularity.reduce(end, weight) for end in (np.minimum, np.maximum))

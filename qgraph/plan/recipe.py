@@ -28,11 +28,12 @@ class Recipe:
     """A method and its settings.
 
     `weights` and `activations` are bits, or None for floating point; `edge_bits` are the bits of the first and last
-    layers. With `weights` "mixed", each layer takes one of `bits` so that the outputs move least (`direction` is that
-    of the KL divergence) under one budget: `size_mb` of weights (1 MB = 2**20 bytes), `average_bits` (4 if no budget is
-    given), or `max_drop`, the points of accuracy that the smallest model may lose. `search` adds up sensitivities
-    ("frontier") or measures combinations ("groups"). The first and last layers are mixed too unless `edge_bits` is
-    given.
+    layers. With `activations` "dynamic", every MatMul and Gemm computes the 8-bit grid of its operand in every run, and
+    other layers multiply in floating point: no data are needed. With `weights` "mixed", each layer takes one of `bits`
+    so that the outputs move least (`direction` is that of the KL divergence) under one budget: `size_mb` of weights
+    (1 MB = 2**20 bytes), `average_bits` (4 if no budget is given), or `max_drop`, the points of accuracy that the
+    smallest model may lose. `search` adds up sensitivities ("frontier") or measures combinations ("groups"). The first
+    and last layers are mixed too unless `edge_bits` is given.
 
     `symmetric` says whether weight grids are symmetric about zero. By default, those of 8 bits and those that are
     searched are; narrower ones use both ends of their range, and files hold them without zero points.
@@ -46,7 +47,7 @@ class Recipe:
 
     method: str = "aciq"
     weights: int | Literal["mixed"] | None = 8
-    activations: int | None = 8
+    activations: int | Literal["dynamic"] | None = 8
     edge_bits: int | None = None
     per_channel: bool = True
     symmetric: bool | None = None
@@ -100,8 +101,8 @@ class Recipe:
     def _check(self, has_data: bool) -> None:
         for option in ("weights", "activations", "edge_bits"):
             bits = getattr(self, option)
-            mixed = option == "weights" and bits == "mixed"
-            if not mixed and bits is not None and (not isinstance(bits, int) or not 2 <= bits <= 8):
+            word = (option, bits) in (("weights", "mixed"), ("activations", "dynamic"))
+            if not word and bits is not None and (not isinstance(bits, int) or not 2 <= bits <= 8):
                 raise UsageError(f"--{option.replace('_', '-')} must be a number from 2 to 8, not {bits}")
         if self.weights is None and self.activations is None:
             raise UsageError("both --weights none and --activations none leave nothing to quantize")
@@ -119,6 +120,10 @@ class Recipe:
             amount = getattr(self, option)
             if amount is not None and not (0 <= amount < float("inf") and (amount or option == "max_drop")):
                 raise UsageError(f"{_flag(option)} must be a positive number, not {amount}")
+        if self.dynamic and (self.ingredients or registry.find(self.method).trains):
+            raise UsageError(
+                "--activations dynamic leaves no grid to search or to train: give bits, or --method minmax or aciq"
+            )
         if self.allocate_bits not in (None, *ALLOCATIONS):
             raise UsageError(f"--allocate-bits must be one of {', '.join(ALLOCATIONS)}, not '{self.allocate_bits}'")
         if self.mixed and self.allocate_bits not in (None, "none"):
@@ -142,15 +147,25 @@ class Recipe:
             )
 
     @property
+    def dynamic(self) -> bool:
+        """Whether layers find the grids of their operands anew in every run."""
+        return self.activations == "dynamic"
+
+    @property
+    def static_bits(self) -> int | None:
+        """Bits of the activations whose grids are in the plan; None where there are none."""
+        return None if self.activations == "dynamic" else self.activations
+
+    @property
     def needs_data(self) -> bool:
-        """Whether samples are needed: to quantize activations, to mix bits, or to measure the task."""
-        return self.activations is not None or self.mixed or bool(self.ingredients) or self.correct_outputs
+        """Whether samples are needed: to find ranges of activations, to mix bits, or to measure the task."""
+        return self.static_bits is not None or self.mixed or bool(self.ingredients) or self.correct_outputs
 
     @property
     def undecided(self) -> bool:
         """Whether variants of the method are worth trying: some grids have fewer than 8 bits."""
         free = self.allocate_bits is None and self.clip == "aciq" and not (self.mixed or self.ingredients)
-        return free and self.needs_data and any(b is not None and b != 8 for b in (self.weights, self.activations))
+        return free and self.needs_data and any(b is not None and b != 8 for b in (self.weights, self.static_bits))
 
     @property
     def mixed(self) -> bool:
@@ -182,7 +197,7 @@ class Recipe:
     @property
     def needs_histograms(self) -> bool:
         """Whether the plan depends on more than ranges."""
-        return self.clip != "max" and self.activations is not None
+        return self.clip != "max" and self.static_bits is not None
 
     def bits_of(self, layer: Layer, edges: frozenset[str]) -> int:
         """The weight bits of a layer; `reduce_range` leaves one bit of headroom for CPUs without VNNI."""

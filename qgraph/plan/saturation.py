@@ -16,6 +16,7 @@ Grids of 8 bits with zero points become symmetric first.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from itertools import cycle
 
 import numpy as np
@@ -28,6 +29,7 @@ from qgraph.plan import codes
 from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan, WeightQuant
 
 _INT16_MAX = 2**15 - 1
+_ALL_CODES = 255  # of a dynamic operand, whose least and largest value have the codes 0 and 255
 _STEPS = 8  # the most times a step is coarsened: rounding can move a sum of two codes by one
 
 
@@ -37,15 +39,23 @@ def without_saturation(plan: QuantPlan, view: GraphView) -> QuantPlan:
 
     def widen(quant: LayerQuant) -> LayerQuant:
         layer = view.by_name[quant.name]
-        operand = nearest(layer.input, grids)
+        highest = _highest_code(layer, quant, grids)
         grouped = quant.weight.granularity.group is not None  # no kernel adds up integers of groups
-        if operand is None or grouped or quant.runs == "floats":
+        if not highest or grouped:
             return quant
         if not (pairs_products(layer) or has_zero_points(quant.weight)):
             return quant
-        return dataclasses.replace(quant, weight=_widened(layer, quant.weight, operand))
+        return dataclasses.replace(quant, weight=_widened(layer, quant.weight, highest))
 
     return plan.map_layers(widen)
+
+
+def _highest_code(layer: Layer, quant: LayerQuant, grids: Mapping[str, ActivationQuant]) -> int:
+    """The highest code that the layer's integer kernel reads; 0 where it has none."""
+    if quant.runs == "dynamic":
+        return _ALL_CODES
+    operand = nearest(layer.input, grids) if quant.runs == "integers" else None
+    return 0 if operand is None else operand.qmax
 
 
 def pairs_products(layer: Layer) -> bool:
@@ -72,8 +82,8 @@ def largest_pairs(layer: Layer, stored: NDArray[np.integer]) -> NDArray[np.int64
     return np.maximum(above, -below).astype(np.int64)
 
 
-def _widened(layer: Layer, grid: WeightQuant, operand: ActivationQuant) -> WeightQuant:
-    limit = _INT16_MAX // operand.qmax
+def _widened(layer: Layer, grid: WeightQuant, highest: int) -> WeightQuant:
+    limit = _INT16_MAX // highest
     weight = layer.weight_array()
     if 2 * _largest_code(grid) <= limit:
         return grid

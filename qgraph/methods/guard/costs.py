@@ -34,6 +34,7 @@ class Costs:
         for layer in layers:
             share = work[layer.name] / all_work
             shares[Grid("weight", layer.name)] += share
+            shares[Grid("operand", layer.name)] += share
             operand = nearest(layer.input, plan.operand_grids)
             if operand is not None:
                 shares[Grid("tensor", operand.tensor)] += share

@@ -62,7 +62,7 @@ class Concession:
 
     def __str__(self) -> str:
         said = {"whole range": "has its whole range", "weights alone": "stays floating point", "float": "stays float"}
-        thing = "weight of " if self.grid.kind == "weight" else ""
+        thing = {"weight": "weight of ", "operand": "what is read by ", "tensor": ""}[self.grid.kind]
         return (
             f"{thing}'{self.grid.name}' {said[self.how]}: its error alone leaves {self.alone_db:.1f} dB of output "
             f"'{self.output}'"
@@ -170,7 +170,7 @@ class Search:
             excess = np.maximum(sum(noises.values()) / (MARGIN * allowed), 1.0)
             hurts = excess > 1
             options = [option for grid in noises for option in self.options(grid, noises[grid], given)]
-            options = [o for o in options if tensors is None or o[0].grid.kind == "tensor"]
+            options = [o for o in options if tensors is None or o[0].grid.kind != "weight"]
             if not options:
                 break
             concession, left = max(options, key=lambda o: self.worth(noises[o[0].grid] - o[1], hurts, o[0]))
@@ -255,7 +255,11 @@ def apply_concessions(
             activations.append(quant)
         elif given.how == "whole range":
             activations.append(widened(quant, ranges))
-    layers = tuple(layer for layer in plan.layers if Grid("weight", layer.name) not in how)
+    layers = tuple(
+        dataclasses.replace(layer, runs="floats") if Grid("operand", layer.name) in how else layer
+        for layer in plan.layers
+        if Grid("weight", layer.name) not in how
+    )
     floats = tuple(
         KeptFloat(name=c.grid.name, why=f"its rounded weight alone leaves {c.alone_db:.1f} dB of output '{c.output}'")
         for c in concessions
@@ -288,7 +292,10 @@ def without_islands(plan: QuantPlan, view: GraphView) -> QuantPlan:
             names = {layer.name for layer in integer}
             return dataclasses.replace(
                 plan,
-                layers=tuple(q if q.name in names else dataclasses.replace(q, runs="floats") for q in plan.layers),
+                layers=tuple(
+                    dataclasses.replace(q, runs="floats") if q.runs == "integers" and q.name not in names else q
+                    for q in plan.layers
+                ),
                 activations=tuple(a for a in plan.activations if a.tensor in kept),
             )
         kept = {tensor: tensor for tensor in kept if tensor in useful}

@@ -2,6 +2,8 @@
 
     tensor:  x -> where(switch, Q(x), x)          weight:  W -> where(switch, Q(W), W)
 
+The operand of a dynamic layer, whose grid is in no plan, has a switch for each layer that reads it.
+
 With all switches off it is the float network; with one switch on, the outputs show the error of that grid alone.
 """
 
@@ -29,16 +31,17 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Grid:
-    """A grid of a plan, identified by the name of the layer (for its weight) or of the tensor."""
+    """A grid of a plan by name: of a layer's weight, of a tensor, or of what a dynamic layer reads."""
 
-    kind: Literal["weight", "tensor"]
+    kind: Literal["weight", "tensor", "operand"]
     name: str
 
 
 def grids_of(plan: QuantPlan) -> tuple[Grid, ...]:
     """All grids of a plan; the two grids that a tensor may have count as one."""
     tensors = dict.fromkeys(Grid("tensor", a.tensor) for a in plan.activations)
-    return *tensors, *(Grid("weight", layer.name) for layer in plan.layers)
+    operands = (Grid("operand", layer.name) for layer in plan.layers if layer.runs == "dynamic")
+    return *tensors, *operands, *(Grid("weight", layer.name) for layer in plan.layers)
 
 
 class Switches:
@@ -103,6 +106,12 @@ class _SwitchedEmitter(FloatEmitter):
 
     def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
         result = self._either(Grid("tensor", quant.tensor), super().activation(value, quant), value)
+        result.shape, result.type = value.shape, value.type
+        return result
+
+    def operand_at_hand(self, layer: Layer) -> ir.Value:
+        value = layer.input
+        result = self._either(Grid("operand", layer.name), super().operand_at_hand(layer), value)
         result.shape, result.type = value.shape, value.type
         return result
 

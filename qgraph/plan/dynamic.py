@@ -1,0 +1,16 @@
+"""Which layers can quantize their operand by the values at hand, in every run anew."""
+
+from __future__ import annotations
+
+from qgraph.graph.layers import Layer
+
+DYNAMIC_BITS = 8  # of an operand that DynamicQuantizeLinear quantizes
+
+
+def why_not_dynamic(layer: Layer) -> str:
+    """Why a layer cannot run on an operand that is quantized by the values at hand; '' where it can."""
+    if layer.op not in ("MatMul", "Gemm"):
+        return f"onnxruntime's {layer.op} on such integers is slower than in floats"
+    if layer.weight_index == 0:
+        return "its weight is the left factor, which no kernel takes in int8 beside bytes on the right"
+    return ""
