@@ -1,9 +1,9 @@
-"""Which ingredient of ACIQ earns what: all 16 combinations of four, on any model (ACIQ, section 5.2 and Figure 4).
+"""What each ingredient of ACIQ contributes: all 16 combinations of four, on any model (ACIQ, section 5.2 and Figure 4).
 
-The naive baseline spans every channel's full range, with equal bits and nothing corrected. On top of it, each switched
+The naive baseline spans every channel's full range, with equal bits and no corrections. Four ingredients are switched
 on or off: analytic clipping of activations, bias correction of weights (Eq. 12), and bits per channel by the 2/3-power
-rule for weights and for activations (Eq. 10). Weights are never clipped here, as in the paper. First and last layers
-have 8 bits.
+rule for weights and for activations (Eq. 10). As in the paper, weights are never clipped. First and last layers have 8
+bits.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CALIBRATING = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Combination:
-    """The ingredients that take part, in the order of `INGREDIENTS`, and what the model is worth with them."""
+    """Which ingredients are used, in the order of `INGREDIENTS`, and the accuracy and SQNR with them."""
 
     used: tuple[bool, ...]
     top1: float | None
@@ -49,13 +49,13 @@ class Combination:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ablation:
-    """The float model's accuracy, all combinations, and each ingredient's average effect over the eight without it."""
+    """The float model's accuracy, the result of every combination, and the average effect of each ingredient."""
 
     float_top1: float | None
     combinations: tuple[Combination, ...]
 
     def effects(self, measure: str) -> dict[str, float]:
-        """Per ingredient: the mean gain in `top1` (points) or `sqnr_db` of adding it."""
+        """For each ingredient, the mean gain in `top1` (points) or `sqnr_db` over the eight combinations without it."""
         worth = {c.used: getattr(c, measure) for c in self.combinations}
         result = {}
         for index, name in enumerate(INGREDIENTS):
@@ -91,11 +91,11 @@ def ablate(
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Ablation:
-    """Quantize with every combination and measure it on `data`.
+    """Quantize with every combination of ingredients and measure each on `data`.
 
-    Statistics come from `calibration` (`data` where it is not given), of which up to 256 samples are read; labels are
-    not looked at. `format` "float" simulates a step per channel for every activation, as the paper has it; "qdq" is
-    what can be deployed, where only tensors between convolutions have one.
+    Statistics come from up to 256 samples of `calibration` (by default `data`), without labels. The `format` "float"
+    simulates a step per channel for every activation, as in the paper; "qdq" is what can be deployed, where only
+    tensors between convolutions have one.
     """
     check_format(format)
     net = prepare(model)
@@ -124,7 +124,7 @@ def ablate(
 def combined(
     net: Model, observed: Observations, used: tuple[bool, ...], *, weights: int, activations: int, format: str
 ) -> QuantPlan:
-    """The plan with the ingredients that are `used`."""
+    """The plan with the ingredients in `used`."""
     clipping, correction, weight_bits, activation_bits = used
     clip = "aciq" if clipping else "max"
     recipe = Recipe.choose("aciq", True, weights=weights, activations=activations, clip=clip)

@@ -1,4 +1,4 @@
-"""How many bits the layers of a quantized file use, read from the file itself, whichever tool wrote it."""
+"""How many bits the layers of a quantized file use, read from the file, whichever tool wrote it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SCALING_OPS = frozenset({"Mul", "Sub", "Add", "Reshape", "Transpose"})  # betwe
 
 
 def bits_in_file(model: Model) -> dict[str, Bits]:
-    """Bits of weight and of operand per layer, None for floating point; by node name, and by name of the result.
+    """The bits of every layer's weight and operand, None for floating point; by node name and by name of the result.
 
-    Weights count the bits that span the codes of a channel in units of their common step, so that 4-bit codes stored as
-    int8 are 4 bits, multiples of 8 as well, wherever each channel has its zero. Operands count those of the largest
-    code that a Min behind their QuantizeLinear lets through, or of the type.
+    The bits of a weight are those that span the codes of a channel in units of their greatest common step: 4-bit codes
+    stored as int8 count as 4 bits, also if they are multiples of 8, and wherever the zero point is. The bits of an
+    operand are those of the largest code that a Min behind its QuantizeLinear passes on, or those of its type.
     """
     nodes = [n for n in model.graph if n.op_type in LAYER_OPS and n.domain == "" and len(n.inputs) > 1]
     varying = descendants(v for v in model.graph.inputs if v.const_value is None)
@@ -45,7 +45,7 @@ def bits_in_file(model: Model) -> dict[str, Bits]:
 
 
 def _weight_codes(value: ir.Value | None) -> ir.Value | None:
-    """The integers behind a weight: what DequantizeLinear or a Cast to float reads."""
+    """The integers that a weight is made from: the input of its DequantizeLinear or Cast to float."""
     while value is not None and (node := value.producer()) is not None:
         if node.op_type in ("DequantizeLinear", "Cast"):
             return node.inputs[0]
@@ -74,7 +74,7 @@ def _operand_bits(value: ir.Value | None) -> int | None:
 
 
 def _channel_axis(codes: ir.Value) -> int | None:
-    """The axis along which what reads these codes, a DequantizeLinear or a product, has a scale for every channel."""
+    """The axis along which the DequantizeLinear or product that reads these codes has one scale per channel."""
     for use in codes.uses():
         if use.node.op_type in ("MatMulInteger", "Transpose"):
             return 0 if use.node.op_type == "Transpose" else -1

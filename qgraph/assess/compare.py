@@ -1,4 +1,4 @@
-"""Layer by layer: where the float model and quantized ones part ways."""
+"""Compare quantized models with the float model, layer by layer."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ BATCH = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerComparison:
-    """SQNR in dB of one layer's result in every compared model (None where the model lacks the tensor, or is exact).
+    """The SQNR in dB of one layer's result in every compared model; None if it is missing there, or exact.
 
-    `prior_rejected` says whether, at the bits that the model gives to the layer's operand, neither of ACIQ's priors
-    describes the operand on these samples, so that `--clip aciq` takes the clip of least squared error instead; None
-    where the operand is in floating point.
+    `prior_rejected` says whether neither of ACIQ's priors describes the layer's operand on these samples, at the bits
+    that the model gives it, so that `--clip aciq` uses the clip of least squared error instead; None where the operand
+    is in floating point.
     """
 
     layer: str
@@ -57,9 +57,27 @@ def compare(
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> tuple[LayerComparison, ...]:
-    """Error accumulated up to each layer's result, in graph order, over the first `limit` samples.
+    """Measure the error accumulated up to each layer's result, in graph order.
 
-    Tensors are matched by name. Raises `UsageError` when a model shares no layer result with the reference.
+    Args:
+        reference: the float model; tensors of the others are matched with its own by name.
+        others: the models to compare with it.
+        data: samples that all models take.
+        limit: how many samples to use, the first ones.
+        preprocessing, batch, shapes, batch_axes, threads, progress: as in `quantize`.
+
+    Raises:
+        UsageError: a model has no layer result in common with the reference.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> import qgraph
+        >>> demo = files("qgraph") / "demo_assets"
+        >>> network, samples = demo / "digits.onnx", demo / "digits_calibration.npz"
+        >>> small = qgraph.quantize(network, activations=None, weights=4, measure=False).model
+        >>> layers = qgraph.compare(network, [small], samples, limit=16)
+        >>> min(layer.sqnr_db[0] for layer in layers) > 15
+        True
     """
     base = normalise(load(reference))
     rivals = [load(other) for other in others]
@@ -108,7 +126,7 @@ def _shared(base: Model, rival: Model, tensors: list[str]) -> list[str]:
 def _rejected_priors(
     base: Model, rivals: Sequence[Model], samples: Dataset, threads: int | None
 ) -> list[dict[str, bool]]:
-    """Per rival, the layers whose operand it quantizes, and whether ACIQ's prior fails there at its bits."""
+    """For each rival, whether ACIQ's prior is rejected for the operands that it quantizes, by layer."""
     view = GraphView(base)
     stored = [bits_in_file(rival) for rival in rivals]
     bits = [

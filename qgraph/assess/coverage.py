@@ -1,4 +1,4 @@
-"""What samples do not show: inputs that never change, branches never taken, narrow ranges, raw pixels."""
+"""Gaps in the samples: inputs that never change, branches never taken, narrow ranges, raw pixels."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from qgraph.onnxfile.model import Model
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import Dataset
 
-LOOKED_AT = 64  # samples
-BEYOND = 1.0  # spans of the calibrated range by which others must leave it
-ENOUGH = 256  # values that make a range
+LOOKED_AT = 64  # samples, at most
+BEYOND = 1.0  # how far outside the calibrated range values must lie, in widths of that range
+ENOUGH = 256  # the fewest values that define a range
 _PIXELS = (30.0, 255.0)  # the largest value of samples that look like bytes
-_LOUDER = 4.0  # times what BatchNormalization expects, root mean square
+_LOUDER = 4.0  # ratio of root mean squares: observed to what BatchNormalization expects
 
 
 def unseen(net: Model, samples: Dataset, known: Mapping[str, Moments]) -> list[str]:
-    """Warnings about samples that calibrate `net`; `known` are the moments that BatchNormalization says, by tensor."""
+    """Warnings about the samples that calibrate `net`; `known` are the moments of BatchNormalization, by tensor."""
     few = samples.choose(range(min(samples.count, LOOKED_AT)))
     if few.count < 2:
         return []
     ranges = _ranges(few)
     constant = [name for name, (low, high, size) in ranges.items() if low == high and size > 1]
     said = [
-        f"input '{name}' is {ranges[name][0]:g} throughout all samples, so that what depends on it is not calibrated: "
-        f"give samples in which it changes, as the model will meet it"
+        f"input '{name}' is {ranges[name][0]:g} throughout all samples, so that nothing that depends on it is "
+        f"calibrated: give samples in which it changes as it will in use"
         for name in constant
         if name not in _changing(samples, constant)
     ]
@@ -38,7 +38,7 @@ def unseen(net: Model, samples: Dataset, known: Mapping[str, Moments]) -> list[s
 
 
 def beyond(layers: Iterable[InFile], observed: Observations, samples: Dataset) -> list[str]:
-    """A warning where samples that took no part leave the calibrated ranges by far."""
+    """A warning where values of held-out samples lie far outside the calibrated ranges."""
     reached = {layer.tensor: (layer.low, layer.high) for layer in layers}
     inputs = {name: (low, high) for name, (low, high, _) in _ranges(samples).items()}
     left: dict[str, float] = {}
@@ -55,14 +55,14 @@ def beyond(layers: Iterable[InFile], observed: Observations, samples: Dataset) -
     own = [f"'{name}'" for name in inputs if name in far] or [f"'{name}'" for name in inputs]
     known = observed.tensors[worst]
     return [
-        f"{len(far)} ranges do not hold for samples that took no part: '{worst}' goes from {low:.4g} to {high:.4g}, "
-        f"and was calibrated on {float(known.min):.4g} to {float(known.max):.4g}; give more samples of the input "
-        f"{', '.join(own)}, of all the kinds that the model will meet"
+        f"{len(far)} ranges do not hold for held-out samples: '{worst}' goes from {low:.4g} to {high:.4g} there, and "
+        f"was calibrated on {float(known.min):.4g} to {float(known.max):.4g}; give more samples of the input "
+        f"{', '.join(own)}, of every kind that the model will meet"
     ]
 
 
 def _ranges(samples: Dataset) -> dict[str, tuple[float, float, int]]:
-    """Lowest and highest value of every float input, and its values per sample."""
+    """The lowest and highest value of every float input, and how many values it has per sample."""
     found: dict[str, tuple[float, float, int]] = {}
     for batch in samples.batches(MAX_BATCH):
         for name, array in batch.feeds.items():
@@ -74,7 +74,7 @@ def _ranges(samples: Dataset) -> dict[str, tuple[float, float, int]]:
 
 
 def _changing(samples: Dataset, names: list[str]) -> set[str]:
-    """Those of some inputs, constant in the first samples, that do change in the others."""
+    """The inputs, of those constant in the first samples, that change in the others."""
     if not names:
         return set()
     return {name for name, (low, high, _) in _ranges(samples).items() if name in names and low < high}

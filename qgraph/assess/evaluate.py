@@ -1,4 +1,4 @@
-"""How good a model is on data, alone or against its float original; and how fast."""
+"""Measure how good a model is on data, alone or against its float original, and how fast it is."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from qgraph.samples.dataset import Batch, DataLike, open_data
 from qgraph.samples.preprocessing import Preprocessing
 
 BATCH = 32
-AHEAD = 64  # batches under way on a cluster, in memory all of them
+AHEAD = 64  # batches in flight on a cluster, all of them in memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """`top1` in percent (needs labels); `kl` in nats and `sqnr_db` against the float model's outputs."""
+    """`top1` is in percent and needs labels; `kl`, in nats, and `sqnr_db` are relative to the float model's outputs."""
 
     count: int
     top1: float | None = None
     kl: float | None = None
     sqnr_db: float | None = None
     outputs: dict[str, float | None] = field(default_factory=dict)
-    """sqnr_db of every floating-point output; `sqnr_db` is that of all of them together."""
+    """The SQNR in dB of every floating-point output; `sqnr_db` is that of all of them together."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -61,10 +61,25 @@ def evaluate(
     executor: str = LOCAL,
     progress: Progress = SILENT,
 ) -> Evaluation:
-    """Accuracy with labels; divergence and signal-to-noise ratio against another model.
+    """Measure accuracy on labelled data, and divergence and signal-to-noise ratio against another model.
 
-    `top1` and `kl` are of the first output with one score per class. `executor` says where batches run, `local` or
-    `dask:ADDRESS`; the result is the same. Raises `DataError` when there is nothing to measure.
+    Args:
+        model: a path, `onnx.ModelProto` or onnx-ir model.
+        data: samples; with labels, top-1 accuracy is measured on the first output with one score per class.
+        against: the float model; KL divergence is measured on that output, SQNR on all floating-point outputs.
+        executor: where batches run: `local` or `dask:ADDRESS`; the result is the same.
+        preprocessing, limit, batch, shapes, batch_axes, threads, progress: as in `quantize`.
+
+    Raises:
+        DataError: there is nothing to measure, or the two models have different inputs or outputs.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> import qgraph
+        >>> demo = files("qgraph") / "demo_assets"
+        >>> found = qgraph.evaluate(demo / "digits.onnx", demo / "digits_test.npz", limit=100)
+        >>> found.count, found.top1
+        (100, 100.0)
     """
     net = load(model)
     samples = open_data(
@@ -79,7 +94,7 @@ def evaluate(
     if reference is not None:
         _check_interface(net, reference)
     job = _Job(net, reference)
-    _ = job.sessions  # before threads ask for them; and a model that does not load is refused here
+    _ = job.sessions  # make them before threads need them; also refuses a model that does not load
     names = [str(value.name) for value in net.graph.outputs]
     total = _Tally(len(names))
     with progress.stage("evaluating", samples.count) as advance, open_executor(executor, workers=threads) as pool:
@@ -91,7 +106,7 @@ def evaluate(
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """What all batches share; sessions stay where they were made."""
+    """What all batches share; sessions are not sent to other processes."""
 
     model: Model
     reference: Model | None
@@ -113,7 +128,7 @@ def _measured(job: _Job, batch: Batch) -> _Tally:
 
 
 def _in_order(pool: Executor, job: _Job, batches: Iterator[Batch]) -> Iterator[_Tally]:
-    """The tallies of batches, in their order: sums do not depend on who was done first."""
+    """The tallies in the order of their batches, so that sums do not depend on which is done first."""
     done, following = {}, 0
     for index, tally in pool.run(_measured, job, batches, ahead=AHEAD):
         done[index] = tally
@@ -130,7 +145,7 @@ def latency_ratio(
     runs: int = 30,
     threads: int | None = None,
 ) -> float:
-    """Median time of one run of `model` over that of `reference`, the two run in turn."""
+    """The median time of a run of `model` divided by that of `reference`; the two take turns."""
     sessions = [Session(m.ir_model, threads=threads) for m in (model, reference)]
     times: list[list[float]] = [[], []]
     for _ in range(runs + 3):
@@ -188,7 +203,7 @@ class _Tally:
 
 
 def _scores(outputs: list[NDArray[Any]]) -> int | None:
-    """Index of the first output that holds one score per class: floats of shape N x C."""
+    """The index of the first output that holds one score per class: floats of shape N x C."""
     return next((i for i, output in enumerate(outputs) if is_scores(output)), None)
 
 

@@ -1,4 +1,4 @@
-"""What a file still holds in floating point."""
+"""The constants that a file still holds in floating point."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ _KEEPS_CLASSES = frozenset({"Add", "Identity", "Cast"})
 
 
 def float_constant_bytes(model: ir.Model) -> int:
-    """Bytes of floating-point constants in a file, those of branches and bodies included; the scales of quantizers are
-    part of what is quantized, and not counted.
-    """
+    """The bytes of floating-point constants in a file, including subgraphs, but not the scales of quantizers."""
     return sum(tensor.nbytes for tensor in _tensors(model) if tensor.dtype in _FLOATS)
 
 
@@ -40,7 +38,7 @@ def _is_grid(value: ir.Value) -> bool:
 
 
 def is_linear(output: ir.Value) -> bool:
-    """Whether a graph output is that of a linear layer along its last axis: scores before a softmax, most likely."""
+    """Whether an output is the result of a linear layer along its last axis, most likely scores before a softmax."""
     value: ir.Value | None = output
     while value is not None and (node := value.producer()) is not None:
         if node.op_type in ("MatMul", "Gemm"):

@@ -1,4 +1,4 @@
-"""What onnxruntime makes of a quantized file: which layers run on integers, and why the others do not."""
+"""Which layers of a quantized file onnxruntime runs on integers, and why the others stay float."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SUFFIXES = re.compile(r"(_token_\d+|_nchwc|_nhwc|_quant|/MatMulAddFusion|/GemmT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedLayer:
-    """A layer of the file as onnxruntime runs it."""
+    """A layer of the file, and the kernel that runs it."""
 
     name: str
     op: str
@@ -47,14 +47,14 @@ class FusedLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedGraph:
-    """Every layer, and what to expect of the speed."""
+    """Every layer, and warnings about speed and accuracy."""
 
     layers: tuple[FusedLayer, ...]
     warnings: tuple[str, ...]
 
 
 def inspect_fused(model: Model, *, threads: int | None = None) -> FusedGraph:
-    """Load the file in onnxruntime, read back the graph it optimised, and match it with the layers of the file."""
+    """Load the file in onnxruntime, read its optimized graph back, and match it with the layers of the file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimised.onnx"
         Session(model.ir_model, threads=threads, optimized_path=path)
@@ -62,7 +62,7 @@ def inspect_fused(model: Model, *, threads: int | None = None) -> FusedGraph:
 
 
 def read_fused(model: Model, optimised: Path) -> FusedGraph:
-    """The layers of `model`, matched with the graph that onnxruntime wrote when it loaded the model."""
+    """The layers of `model`, matched with the optimized graph that onnxruntime wrote when it loaded the model."""
     kernels = _kernels(optimised)
     layers = []
     varying = descendants(v for v in model.graph.inputs if v.const_value is None)
@@ -96,7 +96,7 @@ def scaled(value: ir.Value) -> Iterator[ir.Value]:
 
 
 def _kernels(optimised: Path) -> dict[str, str]:
-    """Operator by node name and by output name in the graph that onnxruntime runs."""
+    """The operators of the graph that onnxruntime runs, by node name and by output name."""
     graph = onnx.load(optimised, load_external_data=False).graph
     kernels: dict[str, str] = {}
     for node in graph.node:
@@ -136,7 +136,7 @@ def _dequantized(value: ir.Value | None) -> bool:
 
 
 def _is_constant(value: ir.Value, varying: Container[ir.Node]) -> bool:
-    """Whether a value is computed from constants alone; `varying` are the nodes that depend on what is fed."""
+    """Whether a value is computed from constants alone; `varying` are the nodes that depend on inputs."""
     producer = value.producer()
     return value.const_value is not None if producer is None else producer not in varying
 
@@ -147,14 +147,12 @@ def _warnings(model: Model, layers: list[FusedLayer]) -> list[str]:
     found = []
     if quantized and integer < len(layers) / 2:
         found.append(
-            f"only {integer} of {len(layers)} layers run on integers: the rest dequantize at run time, and the "
-            f"model is "
-            f"likely slower than float; see the reasons above"
+            f"only {integer} of {len(layers)} layers run on integers: the rest dequantize at run time, and the model "
+            f"is likely slower than float; see the reasons above"
         )
     if quantized and has_fast_integers() is False:
         found.append(
-            f"this CPU ({platform.machine()}) has no VNNI or dot-product instructions: 8-bit products saturate "
-            f"and gain little; "
-            f"quantize with --reduce-range"
+            f"this CPU ({platform.machine()}) has no VNNI or dot-product instructions: 8-bit products saturate and "
+            f"gain little; quantize with --reduce-range"
         )
     return found

@@ -1,4 +1,4 @@
-"""The judge of many candidates: accuracy, or the user's metric, of each beside the float model on the same samples."""
+"""Judge many candidates by accuracy or the user's metric, against the float model on the same samples."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ BATCH = 32
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Judge:
-    """Compares models with `reference` on `samples`: by `metric`, else by the share of labels that are found.
+    """Compares models with `reference` on `samples` by `metric`, or by accuracy if there is none.
 
-    Of the float model no more than its classes is kept; a metric needs all of its outputs.
+    Only the classes of the float model's outputs are kept, or all of the outputs if there is a metric.
     """
 
     reference: Model
@@ -37,9 +37,9 @@ class Judge:
     progress: Progress = SILENT
 
     def __call__(self, model: ir.Model) -> Compared | None:
-        """The figure of the float model and of `model`; None where there are no classes to count.
+        """The figures of the float model and of `model`; None if the model has no classes.
 
-        Raises `DataError` for labels that are no classes of the model, or a metric that fails.
+        Raises `DataError` for labels that are not classes of the model, or a metric that fails.
         """
         if not any(self._before):
             return None
@@ -93,7 +93,7 @@ class Judge:
 
 
 def batch_labels(batch: Batch) -> NDArray[Any] | None:
-    """Labels of whatever shape."""
+    """The labels of a batch, whatever their shape."""
     return batch.targets if batch.labels is None else batch.labels
 
 

@@ -1,13 +1,13 @@
-"""The error that quantization makes in every layer: predicted from closed forms, and measured.
+"""The quantization error of every layer, predicted from closed forms and measured.
 
-Both are local: the layer reads the float model's activations, quantizes them and its weight as the plan says, and its
-output is
-compared with the float layer's. Predicted noise power of output channel c, with operand error variance e^2 of its grid
-(exact under the observed histogram or prior), weight error D = W^q - W, and operand mean m and variance v per channel:
+Both errors are local: the layer reads the float model's activations, quantizes them and its weight as the plan says,
+and its output is compared with that of the float layer. With the operand's error variance e^2 on its grid (exact for
+the observed histogram or prior), the weight error D = W^q - W, and the operand's mean m and variance v per channel, the
+predicted noise power of output channel c is
 
     noise_c = sum_k (W^q_ck)^2 e^2 + sum_k D_ck^2 v_k + (sum_k D_ck m_k + shift_c)^2
 
-where e has a mean, and where layers pad, as `operand_noise` says.
+`operand_noise` says how this changes where e has a mean and where layers pad.
 """
 
 from __future__ import annotations
@@ -47,13 +47,12 @@ SAMPLES = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerReport:
-    """What became of one layer; the errors are None where there was nothing to measure them on.
+    """How one layer was quantized, and its errors; an error is None where it could not be measured.
 
-    `runs` says what its kernel computes on, as in the plan. `predicted_sqnr_db` and `simulated_sqnr_db` are of the
-    layer alone, which reads what the float model computes; `measured_sqnr_db` is of its result in the file as
-    onnxruntime runs it, behind all quantized layers before it.
-    `prior_rejected`: neither of ACIQ's priors describes what the layer reads at its bits (see `calibrate`); None where
-    there is no histogram to tell.
+    `runs` says what its kernel computes on, as in the plan. `predicted_sqnr_db` and `simulated_sqnr_db` are those of
+    the layer alone, which reads the float model's activations; `measured_sqnr_db` is that of its result in the file as
+    onnxruntime runs it, including the errors of all layers before it. `prior_rejected`: neither of ACIQ's priors
+    describes the layer's operand at its bits; None where there is no histogram.
     """
 
     name: str
@@ -77,9 +76,9 @@ def layer_reports(
     in_file: Mapping[str, InFile] | None = None,
     threads: int | None = None,
 ) -> tuple[LayerReport, ...]:
-    """One report per layer of the plan; errors are left out where there are no statistics or no samples.
+    """One report per layer of the plan; errors are None where there are no statistics or no samples.
 
-    `in_file` is what was measured of the file.
+    `in_file` are the measured errors of the file, by layer.
     """
     power = measured_power(view, plan, data, threads=threads) if data is not None else {}
     predicted = predicted_noise(view, plan, observed) if observed is not None else {}
@@ -111,7 +110,7 @@ def layer_reports(
 def measured_power(
     view: GraphView, plan: QuantPlan, data: Dataset, *, samples: int = SAMPLES, threads: int | None = None
 ) -> dict[str, tuple[float, float]]:
-    """Per layer: mean square of the float output, and of the local error, over the first `samples` samples."""
+    """For each layer, the mean squares of the float output and of the local error over the first `samples` samples."""
     session = Session(_probe(view, plan), threads=threads)
     total, seen = np.zeros(2 * len(plan.layers)), 0
     for batch in data.batches(min(samples, data.count)):
@@ -124,7 +123,7 @@ def measured_power(
 
 
 def predicted_noise(view: GraphView, plan: QuantPlan, observed: Observations) -> dict[str, float]:
-    """Per layer: the expected mean square of the local quantization error, from statistics and closed forms alone."""
+    """For each layer, the expected mean square of the local error, from statistics and closed forms alone."""
     grids = plan.operand_grids
     return {quant.name: _predict(view.by_name[quant.name], quant, grids, observed) for quant in plan.layers}
 
@@ -160,9 +159,9 @@ def _widest(layer: Layer, observed: Observations) -> ActivationQuant:
 def _operand_error(
     grid: ActivationQuant, of_tensor: qmath.Statistics, channels: qmath.Statistics
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and mean square of every channel's error; where the tensor's histogram tells the sum of squares, that sum.
+    """The mean and mean square of every channel's error; with a histogram, it decides the average of the squares.
 
-    Grids of many bits, and those that no law is integrated over, have the same error in all channels, and no mean.
+    Grids of many bits, and grids over which no law is integrated, have the same error in all channels, with mean zero.
     """
     size = np.size(channels.mean)
     if grid.rounding is not None or grid.offset or grid.bits > FINEST or not of_tensor.min < of_tensor.max:
@@ -176,9 +175,9 @@ def _operand_error(
 
 
 def grid_error(statistics: qmath.Statistics, grid: ActivationQuant) -> float:
-    """Mean squared error of a grid over a tensor's histogram, each bin taken as uniform: exact up to the bin width.
+    """The mean squared error of a grid over a tensor's histogram, with values uniform within each bin.
 
-    Without a histogram scale^2 / 12: rounding alone, which is what a grid over the full range does.
+    Without a histogram it is scale^2 / 12: rounding alone, as on a grid over the full range.
     """
     if not statistics.count:
         return 0.0
@@ -193,7 +192,7 @@ def grid_error(statistics: qmath.Statistics, grid: ActivationQuant) -> float:
 
 
 def _probe(view: GraphView, plan: QuantPlan) -> ir.Model:
-    """The float graph with a quantized twin of every layer, and two outputs each: mean squares of result and error."""
+    """The float graph with a quantized twin of every layer; its outputs are mean squares of results and errors."""
     net = view.model.ir_model.clone()
     twin = GraphView(dataclasses.replace(view.model, ir_model=net))
     layers = [twin.by_name[quant.name] for quant in plan.layers]

@@ -1,9 +1,9 @@
 """How far every layer's result in the file is from the float model's, as onnxruntime runs the file.
 
-The file's own graph is run with further outputs: behind every layer (and the activation that belongs to it) whose
-result is quantized, one more DequantizeLinear reads the very codes that the next layers read. Integer kernels stay what
-they are, since codes may have several readers. A result that stays in floating point becomes an output itself, which
-can keep onnxruntime from merging it with what follows. Errors are those of all layers so far.
+The graph of the file is run with additional outputs. Where the result of a layer (and the activation that belongs to
+it) is quantized, one more DequantizeLinear reads the same codes as the next layers; integer kernels stay as they are,
+since codes may have several readers. A result that stays in floating point becomes an output itself, which can keep
+onnxruntime from fusing it with what follows. Errors are those accumulated over all layers so far.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session, fits_one_file, in_parallel
 from qgraph.samples.dataset import Batch, Dataset
 
-SAMPLES, BYTES = 32, 1 << 30  # no more samples, and no more bytes of results compared
+SAMPLES, BYTES = 32, 1 << 30  # at most so many samples, and bytes of results, are compared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InFile:
-    """Of one layer's result: power of the float model's and of the error in the file, and the float model's range."""
+    """One layer's result: its power in the float model, the power of its error in the file, and its float range."""
 
     tensor: str
     signal: float
@@ -49,10 +49,10 @@ def layers_in_file(
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, InFile]:
-    """The results of the plan's layers on the first `SAMPLES` samples, fewer where they are large.
+    """The results of the plan's layers on the first `SAMPLES` samples, fewer where results are large.
 
-    Layers are left out whose result the file has not, or holds NaN or infinite values; all of them where the file has
-    more weights than fit one, or does not run.
+    Leaves out layers whose result is missing from the file or not finite. Empty where the weights do not fit one file,
+    or where the file does not run.
     """
     if not fits_one_file(quantized):
         return {}
@@ -94,13 +94,13 @@ def layers_in_file(
 def _compared(
     batch: Batch, want: NDArray[Any], have: NDArray[Any], factor: NDArray[np.float64] | None
 ) -> NDArray[np.float64]:
-    """Squares of result and error, how many, and the range; NaN where the two do not compare."""
+    """The sums of squares of result and error, the number of values, and the range; NaN where they do not match."""
     if want.shape != have.shape or want.dtype.kind != "f" or not want.size:
         return np.full(5, np.nan)
     exact, found = batch.real(want).astype(np.float64), batch.real(have).astype(np.float64)
     if not (np.isfinite(exact).all() and np.isfinite(found).all()):
         return np.full(5, np.nan)
-    if factor is not None:  # in the file, the weights on both sides carry the factors of the channels
+    if factor is not None:  # in the file, the factors of the channels are part of the weights on both sides
         found = found * factor.reshape(1, -1, *[1] * (found.ndim - 2))
     error = (found - exact).ravel()
     flat = exact.ravel()
@@ -108,13 +108,13 @@ def _compared(
 
 
 def _count(session: Session, samples: Dataset, size: int) -> int:
-    """How many samples stay within `BYTES` of results, by what the first run makes."""
+    """How many samples keep within `BYTES` of results, judging by the first run."""
     nbytes = sum(array.nbytes for array in session.run_list(next(samples.batches(size)).feeds))
     return min(samples.count, SAMPLES, max(size, BYTES * size // max(nbytes, 1)))
 
 
 def _exposed(quantized: ir.Model, tensors: set[str]) -> tuple[ir.Model, Mapping[str, str]]:
-    """The file's graph with a name for the result behind every tensor that it has."""
+    """The graph of the file with the results of layers as outputs, and the output's name for each tensor."""
     probe = quantized.clone()
     values = ir.convenience.create_value_mapping(probe.graph)
     seen = {}
@@ -136,7 +136,7 @@ def _exposed(quantized: ir.Model, tensors: set[str]) -> tuple[ir.Model, Mapping[
 
 
 def _behind(value: ir.Value) -> ir.Node | None:
-    """The DequantizeLinear behind a tensor that everybody reads quantized; None where somebody reads the floats."""
+    """The DequantizeLinear behind a tensor that all nodes read quantized; None if a node reads the floats."""
     readers = [use.node for use in value.uses()]
     if not readers or value.is_graph_output() or any(node.op_type != "QuantizeLinear" for node in readers):
         return None

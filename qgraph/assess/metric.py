@@ -1,4 +1,4 @@
-"""A figure of the user's own task: a function of outputs and labels, higher is better."""
+"""A metric of the user's own task: a function of outputs and labels, higher is better."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from qgraph.assess.output_quality import Compared
 from qgraph.errors import DataError, UsageError
 
-_GROUPS, _STUDENT = 10, 2.262157  # parts left out in turn, and Student's t for one less of them at 95 %
+_GROUPS, _STUDENT = 10, 2.262157  # parts left out in turn, and Student's t at 95 % for 9 degrees of freedom
 
 
 class Outputs(Mapping[str, Any]):
     """The outputs of a model over all samples, by name or by position.
 
-    Each is one array, samples along axis 0, or a list of arrays, one for each sample, where they differ in shape.
+    Each is one array with samples along axis 0 or, if shapes differ, a list of one array per sample.
     """
 
     def __init__(self, arrays: Mapping[str, Any]) -> None:
@@ -40,19 +40,19 @@ class Outputs(Mapping[str, Any]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """`function(outputs, labels)` gives a number, higher is better; `labels` is None where the data have none."""
+    """A named `function(outputs, labels)` that returns a number, higher is better; without labels, `labels` is None."""
 
     name: str
     function: Callable[[Any, Any], Any]
 
     def __call__(self, outputs: Outputs, labels: NDArray[Any] | None) -> float:
-        """Raises `DataError` where the function fails, or answers with something else than a number."""
+        """The value of the metric; raises `DataError` if the function fails or does not return a number."""
         try:
             figure = float(self.function(outputs, labels))
         except Exception as error:
             raise DataError(
                 f"the metric {self.name} fails on these data: {type(error).__name__}: {error}; it gets the outputs by "
-                f"name or position, and the labels (None without), and gives a number"
+                f"name or position and the labels (or None), and must return a number"
             ) from error
         return figure
 
@@ -61,9 +61,9 @@ MetricLike: TypeAlias = "str | Callable[[Any, Any], Any] | Metric"
 
 
 def load_metric(metric: MetricLike) -> Metric:
-    """The metric that `MODULE:FUNCTION` names, where the module is found here or installed; functions as they are.
+    """The metric that `MODULE:FUNCTION` names, in the working directory or an installed package; or a given function.
 
-    Raises `UsageError` where there is none.
+    Raises `UsageError` if there is no such function.
     """
     if isinstance(metric, Metric):
         return metric
@@ -87,7 +87,7 @@ def load_metric(metric: MetricLike) -> Metric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
-    """What a model answered to every batch, in order, and the labels."""
+    """The outputs of a model for every batch, in order, and the labels."""
 
     names: Sequence[str]
     runs: Sequence[Sequence[Any]]
@@ -99,7 +99,7 @@ class Collected:
 
 
 def compare_by(metric: Metric, before: Collected, after: Collected) -> Compared:
-    """The metric of two models on the same samples, with the margin of the difference by a jackknife over ten parts."""
+    """The metric of two models on the same samples, and the margin of the difference by a jackknife over ten parts."""
     labels = before.labels
     return Compared(
         name=metric.name,
@@ -111,7 +111,7 @@ def compare_by(metric: Metric, before: Collected, after: Collected) -> Compared:
 
 
 def _jackknife(metric: Metric, before: Collected, after: Collected) -> float | None:
-    """t sqrt((g - 1) / g sum (d_i - mean d)^2) over g differences, each without one part of the samples."""
+    """t sqrt((g - 1) / g sum (d_i - mean d)^2) over g differences, each without one of g parts of the samples."""
     count = len(before.runs)
     if count < 2 * _GROUPS or (before.labels is not None and len(before.labels) != count):
         return None
@@ -129,7 +129,7 @@ def _jackknife(metric: Metric, before: Collected, after: Collected) -> float | N
 
 
 def _joined(parts: list[Any]) -> Any:
-    """One array where the parts have samples along axis 0 and fit together, else the list of them."""
+    """One array if the parts have samples along axis 0 and fit together, else a list of the parts."""
     arrays = [part for part in parts if isinstance(part, np.ndarray) and part.ndim]
     if len(arrays) == len(parts) and len({part.shape[1:] for part in arrays}) == 1:
         return np.concatenate(arrays)

@@ -1,4 +1,4 @@
-"""How far the outputs of a quantized file are from the float model's, output by output, summed batch by batch."""
+"""How far each output of a quantized file is from the float model's, summed batch by batch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _NORMAL = 1.959964  # two-sided 95 %
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputQuality:
-    """One output of the file beside the float model's.
+    """One output of the file compared with the float model's.
 
-    `sqnr_db` is signal over error in dB, None where the output is `exact`, holds no floats, or has a `problem`.
-    `same_argmax` is the share of `decisions` (rows of scores) whose largest score is of the same class, `same_values`
-    that of equal entries among whole numbers, truth values and texts.
+    `sqnr_db` is the signal-to-noise ratio in dB; None where the output is `exact`, holds no floats, or has a `problem`.
+    `same_argmax` is the share of `decisions` (rows of scores) with the largest score at the same class; `same_values`
+    is the share of equal entries in outputs of integers, Booleans or strings.
     """
 
     name: str
@@ -35,9 +35,9 @@ class OutputQuality:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """A figure of the task, of the float model (`before`) and of the file (`after`), on the same samples.
+    """A figure of the task on the same samples, for the float model (`before`) and for the file (`after`).
 
-    `margin`: with 95 % confidence the difference is known to so much; None where it cannot be told.
+    `margin` is half the 95 % confidence interval of the difference; None if it is unknown.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Compared:
 
 @dataclass(slots=True)
 class OutputTally:
-    """Sums over batches of everything an `OutputQuality` reports; `linear`: see `score_axis`."""
+    """The sums over batches behind an `OutputQuality`; `linear` as in `score_axis`."""
 
     name: str
     linear: bool = False
@@ -134,7 +134,7 @@ _SUMMED = ("signal", "noise", "floats", "same_class", "classes", "equal", "other
 
 @dataclass(slots=True)
 class AccuracyTally:
-    """Samples that two models classify rightly, and the paired differences between them."""
+    """Counts the samples that two models classify correctly, and the paired differences between them."""
 
     samples: int = 0
     before: float = 0.0
@@ -143,7 +143,7 @@ class AccuracyTally:
     squares: float = 0.0
 
     def take(self, want: NDArray[Any], have: NDArray[Any], labels: NDArray[Any]) -> None:
-        """Add samples: their classes by the float model, by the file, and as labelled."""
+        """Add samples: the classes that the float model and the file give them, and their labels."""
         count = len(labels)
         right = (want == labels).reshape(count, -1).mean(axis=1)
         still = (have == labels).reshape(count, -1).mean(axis=1)
@@ -158,7 +158,7 @@ class AccuracyTally:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def result(self) -> Compared | None:
-        """Percent of the labels that are found; None without labels."""
+        """The accuracy of both in percent; None without labels."""
         if not self.samples:
             return None
         return Compared(
@@ -171,7 +171,7 @@ class AccuracyTally:
 
 
 def classified(outputs: Sequence[Any], labels: NDArray[Any], linear: Sequence[bool]) -> tuple[int, int] | None:
-    """The first output whose classes are what the labels are of, and the axis of its scores; None where none is."""
+    """The first output whose classes fit the labels, and the axis of its scores; None if there is none."""
     for index, (output, flat) in enumerate(zip(outputs, linear, strict=True)):
         axis = score_axis(output, linear=flat) if isinstance(output, np.ndarray) else None
         if (
@@ -184,11 +184,11 @@ def classified(outputs: Sequence[Any], labels: NDArray[Any], linear: Sequence[bo
 
 
 def paired_margin(samples: int, difference: float, squares: float) -> float:
-    """Half the 95 % interval of a mean difference of two shares measured on the same samples.
+    """Half the 95 % confidence interval of the difference of two shares measured on the same samples.
 
     `difference` and `squares` are the sums of the differences, each from -1 to 1, and of their squares. Two samples on
-    which the two differ by half are added, so that agreement on few samples is not taken for certainty (Agresti and
-    Min, 2005).
+    which the shares differ by one half are added, so that agreement on few samples does not count as certainty
+    (Agresti and Min, 2005).
     """
     count, spread = samples + 2, squares + 1
     variance = max(spread - difference**2 / count, 0.0) / count**2

@@ -1,7 +1,7 @@
-"""The verdict on a quantized file: run in onnxruntime beside the float model, on samples that took no part.
+"""The verdict on a quantized file: run in onnxruntime beside the float model, on held-out samples.
 
-It is measured on the very bytes that are written: how far every output moved, what the task lost where it can be told,
-how large the file is, how fast, and how much of it still is in floating point.
+It is measured on the very bytes that are written: how far every output moved, what the task lost if that is known, how
+large and how fast the file is, and how much of it is still in floating point.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from qgraph.samples.dataset import Batch, Dataset, open_data
 
 Basis = Literal["held-out", "calibration", "given", "distilled", "noise", "none"]
 _SAID: dict[Basis, str] = {
-    "held-out": "that took no part",
-    "calibration": "that also calibrated it: too few to keep some apart",
-    "given": "given, of those that a job on the same data keeps apart",
-    "distilled": "distilled from the model, for want of data",
-    "noise": "of random noise, for want of data: give --data for a figure that counts",
+    "held-out": "held out from calibration",
+    "calibration": "that also calibrated it: too few to hold any out",
+    "given": "that a job on the same data would hold out",
+    "distilled": "distilled from the model, for lack of data",
+    "noise": "of random noise, for lack of data: give --data for a meaningful figure",
     "none": "",
 }
 NOISE_SAMPLES = 8
@@ -49,7 +49,7 @@ LATENCY_SECONDS, LATENCY_RUNS = 1.0, 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A figure of a verdict; `value` is None where it cannot be told."""
+    """A figure of a verdict; `value` is None where it is unknown."""
 
     name: str
     value: float | None
@@ -59,13 +59,12 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a quantized file is worth beside its float model.
+    """How a quantized file compares with its float model.
 
-    `basis` says on what it was measured: `held-out` samples that took no part, the `calibration` samples themselves,
-    samples `given` for a plan that exists, `distilled` ones, `noise`, or `none`. `latency` is that of the file relative
-    to float, one sample on one thread.
-    `integer_layers` of `layers` run on integers in onnxruntime. `float_constant_bytes` are those of constants that the
-    file holds in floating point. `notes` say what went wrong.
+    `basis` says what it was measured on: `held-out` samples, the `calibration` samples themselves, samples `given` for
+    an existing plan, `distilled` samples, `noise`, or `none`. `latency` is that of the file relative to float, for one
+    sample on one thread. `integer_layers` of `layers` run on integers in onnxruntime. `float_constant_bytes` are those
+    of the constants that the file holds in floating point. `notes` say what went wrong.
     """
 
     basis: Basis
@@ -77,7 +76,7 @@ class Verdict:
     metric: Compared | None = None
     latency: float | None = None
     float_seconds: float | None = None
-    """What one sample takes in the float model, on one thread."""
+    """The time of one sample in the float model, on one thread."""
     layers: int | None = None
     integer_layers: int | None = None
     float_constant_bytes: int = 0
@@ -85,16 +84,16 @@ class Verdict:
 
     @property
     def worst(self) -> OutputQuality | None:
-        """The output that moved most: one with a problem, else the one of least signal over error."""
+        """The output that moved most: one with a problem, else the one with the lowest SQNR."""
         troubled = [o for o in self.outputs if o.problem and o.sqnr_db is None]
         measured = [o for o in self.outputs if o.sqnr_db is not None]
         return troubled[0] if troubled else min(measured, key=lambda o: o.sqnr_db or 0.0, default=None)
 
     def figure(self, unit: str = "") -> Figure:
-        """What a threshold is held against: the worst output's `dB`, the accuracy in `%`, or without a unit the
-        metric where there is one, else the accuracy where there are labels, else dB.
+        """The figure that a threshold applies to: the worst output's `dB`, or the accuracy in `%`.
 
-        A problem in an output is below any threshold; without floats and without labels there is no figure.
+        Without a unit it is the metric if there is one, else the accuracy if there are labels, else dB. A problem in an
+        output is below any threshold; without floats and without labels there is no figure.
         """
         if unit == "" and self.metric is not None:
             return Figure(name=self.metric.name, value=self.metric.after)
@@ -109,7 +108,7 @@ class Verdict:
         return Figure(name=f"output '{worst.name}'", value=value, unit="dB", problem=worst.problem)
 
     def to_dict(self) -> dict[str, Any]:
-        """What stands under `quality` in `--json`."""
+        """The value of `quality` in `--json`."""
         return dataclasses.asdict(self)
 
     def lines(self) -> tuple[str, str, str]:
@@ -142,7 +141,7 @@ class Verdict:
 
 
 def described(compared: Compared) -> str:
-    """A figure before and after, with the margin of the difference."""
+    """A figure before and after quantization, with the margin of the difference."""
     unit = " %" if compared.name == "accuracy" else ""
     margin = "" if compared.margin is None else f" +- {compared.margin:.3g}"
     change = f"difference {compared.difference:+.3g}{margin}"
@@ -174,9 +173,9 @@ def measure(
 ) -> Verdict:
     """Run `quantized`, as it will be written, beside the float model `reference`.
 
-    Samples are run one at a time, as many at once as there are `threads`, so that memory stays that of a few runs.
-    Without samples noise takes their place; weights beyond one file are not run without samples. A file that
-    onnxruntime does not run, or that answers with NaN, is described and never raises.
+    Samples run one at a time, on as many `threads` in parallel, so that few runs are in memory at once. Without samples
+    the models run on noise, unless the weights do not fit one file. A file that onnxruntime cannot run, or that returns
+    NaN, is described in the verdict and does not raise.
 
     Raises `DataError` for a metric that fails on the float model's outputs.
     """
@@ -191,9 +190,7 @@ def measure(
         float_constant_bytes=float_constant_bytes(quantized),
     )
     if large and samples is None:
-        return dataclasses.replace(
-            found, notes=("onnxruntime runs weights of this size on samples alone: give --data",)
-        )
+        return dataclasses.replace(found, notes=("weights of this size are only run on given samples: pass --data",))
     try:
         float_session = Session(reference.ir_model, threads=1)
     except ModelError as error:
@@ -213,13 +210,13 @@ def measure(
     try:
         size = batch_size(float_session, samples)
     except ModelError as error:
-        return dataclasses.replace(found, notes=(f"the float model does not run on the samples kept apart: {error}",))
+        return dataclasses.replace(found, notes=(f"the float model does not run on the held-out samples: {error}",))
     return run.judged(dataclasses.replace(found, basis=basis), samples, size, threads=threads, progress=progress)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Run:
-    """Two sessions of one thread, of the float model and of the file."""
+    """Two single-threaded sessions, of the float model and of the file."""
 
     reference: Model
     before: Session
@@ -279,7 +276,7 @@ class _Run:
         return compare_by(self.metric, before, after)
 
     def _latency(self, samples: Dataset, size: int) -> tuple[float | None, float | None]:
-        """Median ratio of processor time, the two run in turn for a second at most, and what float takes."""
+        """The median ratio of processor times, measured in turn for at most a second, and the float model's time."""
         feeds = next(samples.batches(size)).feeds
         ratios: list[float] = []
         floats: list[float] = []
@@ -325,7 +322,7 @@ class _Tally:
 
 
 def _load(quantized: ir.Model, data: ir.Model | bytes, large: bool) -> tuple[Session, FusedGraph | None]:
-    """The file in onnxruntime, and what that makes of it; large graphs are not written out to look at them."""
+    """A session on the file, and the graph that onnxruntime makes of it unless the file is large."""
     if large:
         return Session(data, threads=1), None
     with tempfile.TemporaryDirectory() as folder:
@@ -335,7 +332,7 @@ def _load(quantized: ir.Model, data: ir.Model | bytes, large: bool) -> tuple[Ses
 
 
 def _noise(reference: Model, session: Session) -> Dataset | None:
-    """Noise that the float model takes; None where some open dimension wants another size."""
+    """Noise that the float model accepts; None if no size of its open dimensions works."""
     for size in TRIED_SIZES:
         feeds = noise(reference, size, samples=NOISE_SAMPLES)
         try:
@@ -348,7 +345,7 @@ def _noise(reference: Model, session: Session) -> Dataset | None:
 
 
 def _classify(tally: _Tally, want: list[Any], have: list[Any], labels: NDArray[Any]) -> None:
-    """Count what is classified rightly by the first output whose classes are what the labels are of."""
+    """Count what the first output whose classes fit the labels classifies correctly."""
     found = classified(want, labels, [output.linear for output in tally.outputs])
     if found is None or want[found[0]].shape != have[found[0]].shape:
         return

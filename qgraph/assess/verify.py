@@ -1,4 +1,4 @@
-"""Nothing is handed out that onnxruntime does not run."""
+"""Make sure that onnxruntime runs a quantized model before it is returned."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from qgraph.samples.dataset import Dataset
 
 
 def verify(quantized: ir.Model, net: Model, samples: Dataset | None, *, threads: int | None = None) -> None:
-    """Load the quantized form of `net` in onnxruntime, and run it on a sample where there is one.
+    """Load the quantized form of `net` in onnxruntime, and run it if there is a sample.
 
-    onnxruntime runs no model without holding its weights. Where they stay in their file and there is no sample, which
-    would have to be run, it loads the graph alone: operators, types and shapes are checked, results are not.
+    onnxruntime holds all weights of a model that it runs. If weights stay in their file and there is no sample to run,
+    it only loads the graph: operators, types and shapes are checked, results are not.
 
-    Raises `ModelError` where onnxruntime does not take the model, or answers with another type than `net` declares.
+    Raises `ModelError` if onnxruntime refuses the model, or an output has another type than `net` declares.
     """
     try:
         alone = samples is None and not fits_one_file(quantized)
@@ -42,7 +42,7 @@ def verify(quantized: ir.Model, net: Model, samples: Dataset | None, *, threads:
 
 
 def _answers(session: Session, samples: Dataset) -> list[NDArray[Any]]:
-    """The outputs on one sample, or on a batch where the model takes no single one."""
+    """The outputs for one sample, or for a batch if the model does not take single samples."""
     try:
         return session.run_list(next(samples.batches(1)).feeds)
     except ModelError:
@@ -50,7 +50,7 @@ def _answers(session: Session, samples: Dataset) -> list[NDArray[Any]]:
 
 
 def batch_size(session: Session, samples: Dataset) -> int:
-    """One sample at a time, or a batch where the model takes no single one; raises `ModelError` where neither runs."""
+    """1, or the size of a batch if the model does not take single samples; raises `ModelError` if neither runs."""
     try:
         session.run_list(next(samples.batches(1)).feeds)
     except ModelError:

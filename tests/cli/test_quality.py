@@ -35,7 +35,7 @@ def test_three_lines(job, capsys):
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if line.startswith(("quality: ", "size: ", "speed: "))]
     assert len(lines) == 3
-    assert "on 10 samples that took no part" in printed
+    assert "on 10 samples held out from calibration" in printed
     assert main([*job, "--no-measure"]) == 0
     assert "quality: " not in capsys.readouterr().out
     assert main([*job, "--quiet"]) == 0

@@ -70,7 +70,7 @@ def test_every_figure_of_scores(model_from_text, weights):
     quality, size, speed = found.lines()
     assert "accuracy 90 ->" in quality
     assert "dB" in quality
-    assert "40 samples that took no part" in quality
+    assert "40 samples held out from calibration" in quality
     assert "100% of float; 48 bytes" in size
     assert "0 of 1 layers on integers" in speed
 
