@@ -1,4 +1,4 @@
-"""The plan of a search at every moment: what is frozen, what is still as the starting plan has it."""
+"""The plan during a search: the layers frozen so far, and the rest as in the starting plan."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
 
 
 class Assembly:
-    """Layers of `base` and the operands they own: a tensor that several layers read is searched with the first."""
+    """The layers of `base` and their operands; a tensor that several layers read is searched with the first of them."""
 
     def __init__(self, base: QuantPlan, view: GraphView) -> None:
         self.base = base
@@ -36,11 +36,11 @@ class Assembly:
         self._made: dict[str, set[str]] = {}
 
     def has_operand(self, name: str) -> bool:
-        """Whether the layer reads a grid that is searched with it."""
+        """Whether the grid of the layer's operand is searched with the layer."""
         return self._owner.get(self._site.get(name, "")) == name
 
     def current(self, name: str) -> Candidate:
-        """The layer as found so far, or as the starting plan has it."""
+        """The layer as found so far, or as in the starting plan."""
         quant = self._layers[name]
         grid = self._grids.get(self._site.get(name, ""))
         return Candidate(weight=quant.weight, operand=grid, shift=quant.bias_shift)
@@ -52,7 +52,7 @@ class Assembly:
         self._frozen[name] = None
 
     def without(self, name: str) -> QuantPlan:
-        """What surrounds the layer while it is searched: the frozen layers, and sums that they alone make."""
+        """The plan around the layer while it is searched: the frozen layers, and grids that depend only on them."""
         layers = tuple(self._layers[quant.name] for quant in self.base.layers if self._is_frozen(quant.name, name))
         operands = [
             dataclasses.replace(grid, role="operand")
@@ -63,7 +63,7 @@ class Assembly:
         return dataclasses.replace(self.base, layers=layers, activations=(*operands, *ready))
 
     def plan(self) -> QuantPlan:
-        """The starting plan with everything that was found."""
+        """The starting plan with everything found so far."""
         found = {(grid.tensor, grid.role): grid for grid in self._grids.values()}
         return dataclasses.replace(
             self.base,
@@ -72,7 +72,7 @@ class Assembly:
         )
 
     def to_json(self, name: str, found: Candidate) -> str:
-        """A candidate of a layer, as a plan of one layer."""
+        """A candidate for a layer, as a plan of that layer alone."""
         layer = dataclasses.replace(self._layers[name], weight=found.weight, bias_shift=found.shift)
         operands = () if found.operand is None else (found.operand,)
         return dataclasses.replace(self.base, layers=(layer,), activations=operands, kept_float=()).to_json()
@@ -89,7 +89,7 @@ class Assembly:
 
 
 def from_json(text: str) -> Candidate:
-    """What `Assembly.to_json` wrote."""
+    """The candidate that `Assembly.to_json` wrote."""
     plan = QuantPlan.from_json(text, source="the checkpoints")
     layer: LayerQuant = plan.layers[0]
     operand: ActivationQuant | None = plan.activations[0] if plan.activations else None

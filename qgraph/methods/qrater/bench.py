@@ -1,4 +1,4 @@
-"""Measuring candidates of one layer: one session for all of them, fed with their weight, operand and bias."""
+"""Measure the candidates of one layer in a single session, fed with their weight, operand and bias."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from qgraph.running.executor import Executor
 from qgraph.running.sessions import Session, in_parallel
 from qgraph.samples.dataset import Batch, Dataset
 
-BATCH = 32  # samples per run: their activations stay in the cache of a core
+BATCH = 32  # samples per run, so that activations stay in the cache of a core
 CHUNK = 4  # batches per job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One way to quantize a layer: its weight's grid, its operand's (None: floating point), the shift of its bias."""
+    """One way to quantize a layer: the grids of its weight and operand (None: floating point), and its bias shift."""
 
     weight: WeightQuant
     operand: ActivationQuant | None = None
@@ -41,7 +41,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Samples:
-    """What the search measures on: batches (their feeds in `tensors`, under the inputs' names) and float outputs."""
+    """What a search measures on: batches (with their feeds in `tensors`, by input name) and float outputs."""
 
     batches: tuple[Batch, ...]
     reference: tuple[Outputs, ...]
@@ -57,13 +57,13 @@ class Samples:
         return sum(self.counts)
 
     def batches_for(self, samples: int) -> int:
-        """How many batches hold this many samples, all of them at most."""
+        """How many batches it takes to hold this many samples; at most all."""
         return min(int(np.searchsorted(np.cumsum(self.counts), samples)) + 1, len(self.counts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One candidate on some batches."""
+    """One candidate to measure on some batches."""
 
     weight: NDArray[np.float32]
     operand: ActivationQuant | None
@@ -72,7 +72,7 @@ class Job:
 
 
 class Stand:
-    """What a job needs, here or on another machine: the suffix of the network and the tensors that it reads."""
+    """What a job needs, here or on another machine: the suffix of the network and the tensors it reads."""
 
     def __init__(
         self, suffix: ir.Model, frontier: tuple[str, ...], source: str, samples: Samples, tensors: Tensors
@@ -119,7 +119,7 @@ class Bench:
         self.array = layer.weight_array()
 
     def key(self, candidate: Candidate) -> str:
-        """Names what a candidate computes, under this state of the other layers: equal keys, equal scores."""
+        """A name for what a candidate computes, given the state of the other layers: equal keys mean equal scores."""
         digest = hashlib.sha256(self.state.encode())
         digest.update(weights.quantized(self.array, candidate.weight).tobytes())
         digest.update(np.asarray(candidate.shift, np.float64).tobytes())
@@ -127,7 +127,7 @@ class Bench:
         return digest.hexdigest()[:24]
 
     def jobs(self, candidate: Candidate, batches: Sequence[int]) -> list[Job]:
-        """The candidate on some batches, in jobs of a few."""
+        """Jobs of a few batches each that measure the candidate."""
         weight = weights.quantized(self.array, candidate.weight)
         bias = self.parts.bias_for(candidate.shift)
         return [
@@ -136,14 +136,14 @@ class Bench:
         ]
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
-        """(number of the job, scores) as they are completed."""
+        """Yields (number of the job, scores) as jobs complete."""
         return self.executor.run(measure, self.stand, jobs)
 
     def operand_limit(self, grid: ActivationQuant | None) -> float:
-        """The mean over batches of what the operand's grid must reach for gamma_c = 1 (Algorithm 1, ActClip).
+        """The limit of the operand's grid at gamma_c = 1, averaged over batches (Algorithm 1, ActClip).
 
-        That is the largest magnitude, or where zero is not in the middle, the side that needs the longer steps, in
-        units of the upper side's codes.
+        That is the largest magnitude or, on grids where zero is not central, the side that needs larger steps, in units
+        of the upper side's codes.
         """
         batches = [self._source(b) for b in range(len(self.stand.samples.counts))]
         if grid is None or grid.symmetric or not grid.zero_point or grid.zero_point == grid.qmax:
@@ -178,7 +178,7 @@ class Bench:
         return self.stand.samples.batches[batch].real(self.stand.tensors.get(self.stand.source, batch))
 
     def _steps(self, grid: ActivationQuant | None) -> str:
-        """The staircase of an operand's grid over the values that occur."""
+        """A text that identifies the staircase of an operand's grid over the values that occur."""
         if grid is None:
             return "float"
         table = activation_table(grid)
@@ -192,13 +192,13 @@ class Bench:
 
 
 def channel_sums(result: NDArray[Any], axis: int, batch: Batch) -> NDArray[np.float64]:
-    """The means per channel over a batch's samples, times their number."""
+    """The means per channel over the samples of a batch, times their number."""
     others = tuple(i for i in range(result.ndim) if i != axis % result.ndim)
     return batch.count * np.asarray(batch.real(result).mean(axis=others, dtype=np.float64))
 
 
 def collect(dataset: Dataset, model: Model, tensors: Tensors, objective: Objective | None) -> Samples:
-    """Read the samples, run the float network on them, and choose how to score."""
+    """Read the samples, run the float network on them, and choose a scorer."""
     session = Session(model.ir_model, threads=1)
     digest = hashlib.sha256()
     batches = list(dataset.batches(BATCH))
@@ -222,7 +222,7 @@ def collect(dataset: Dataset, model: Model, tensors: Tensors, objective: Objecti
 
 
 def advance(cut: Cut, tensors: Tensors, batches: int) -> None:
-    """Compute what the suffix and the layer read from what is there, and forget the rest but the inputs."""
+    """Compute the tensors that the suffix and the layer read; forget all others except the inputs."""
     wanted = {*cut.frontier, cut.source}
     inputs = {str(v.name) for v in cut.prefix.graph.inputs}
     tensors.keep(tensors.names() - {SOURCE})

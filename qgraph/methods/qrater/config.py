@@ -1,4 +1,4 @@
-"""What a search looks for, where, and how carefully."""
+"""The settings of a search."""
 
 from __future__ import annotations
 
@@ -22,25 +22,40 @@ _TENTHS = tuple(i / 10 for i in range(1, 11))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig:
-    """Algorithm 1 with the grids of section 5.4, and what makes it cheap.
+    """What a Q-Rater search looks for (Algorithm 1, with the grids of section 5.4), and what makes it cheaper.
 
-    `ingredients`: clip, round, bias, in any number. `search`: `grid`, or `bo`, which adds `further` points of Bayesian
-    optimisation to the grid's, fewer where `patience` of them in a row are no better. `objective` (None: mse, whose
-    value on one sample says most about the others, so that races are safe and what they find holds on new data).
-    `gamma_s` empty: first order. `exponent`: reading of Eq. 6.
-    `base`: also try what the starting plan has, not in the paper. `corrected`: every candidate is measured with its own
-    shift of the bias (Eq. 7), so that the choice is not between errors that a shift would undo; Algorithm 1 looks at
-    shifts last. `passes`: how often the layers are gone through; from the second on, all other layers are quantized.
+    What is searched:
 
-    `race`: candidates are measured on `first` samples, then on twice as many, and so on; those that lose to the leader
-    (paired one-sided tests, at `confidence` in a round together) drop out, and so do all but the best share `keep`
-    where more than eight are left (1: the tests alone).
-    Every race takes the samples in an order of its own. It is over when nobody left can be better by more than
-    the share `tolerance` of the leader's objective. `reuse`: candidates that compute the same are measured once.
-    `cache`: what the layers before compute is kept, up to `cache_bytes` in memory and beyond that on disk. `reuse` and
-    `cache` change no result.
+    * `ingredients`: any of clip, round and bias.
+    * `clips`: shares of the largest value, in (0, 1]. `gamma_n`, `gamma_s`: the parameters of rounding (Eq. 6, in the
+      reading `exponent`); an empty `gamma_s` means first-order rounding (Eq. 4).
+    * `search`: `grid`, or `bo`, which adds up to `further` points of Bayesian optimisation and stops after `patience`
+      of them in a row without improvement.
+    * `objective`: accuracy, loss, kl or mse. The default is mse, whose value on one sample says the most about others,
+      so that races are safe and their results hold on new data.
+    * `base`: also try the grids of the starting plan (not in the paper). `corrected`: measure every candidate with its
+      own bias shift (Eq. 7), so that errors which a shift would undo do not decide; Algorithm 1 tries shifts last.
+    * `passes`: how many times to go through the layers; from the second pass on, all other layers are quantized.
 
-    `fine`: activations are rounded by way of an 8-bit code, so that the exported graph looks their codes up.
+    What makes it cheaper:
+
+    * `race`: measure candidates on `first` samples, then on twice as many, and so on. Candidates drop out if they lose
+      to the leader (paired one-sided tests, at `confidence` for each round as a whole), or if more than eight are left
+      and they are not among the best share `keep` (1: the tests alone decide). A race ends when no candidate can beat
+      the leader by more than the share `tolerance` of its objective. Every race shuffles the samples with `seed`.
+    * `reuse`: measure candidates that compute the same only once. `cache`: keep the results of earlier layers, up to
+      `cache_bytes` in memory and beyond that on disk. Neither changes the result.
+
+    With `fine`, activations are rounded via an 8-bit code, which the exported graph looks up.
+
+    Raises:
+        UsageError: a setting is unknown or out of range.
+
+    Example:
+        >>> from qgraph import SearchConfig
+        >>> config = SearchConfig(ingredients=("clip",), clips=(0.5, 0.75, 1.0))
+        >>> config.evaluations(activations=True)  # per layer: three clips for the weight, three for the operand
+        6
     """
 
     ingredients: tuple[Ingredient, ...] = INGREDIENTS
@@ -90,13 +105,13 @@ class SearchConfig:
 
     @property
     def roundings(self) -> tuple[Rounding, ...]:
-        """The grid of roundings, nearest first: it wins where nothing is better."""
+        """The grid of roundings, with rounding to nearest first, so that it wins ties."""
         seconds: tuple[float | None, ...] = self.gamma_s or (None,)
         pairs = sorted(product(self.gamma_n, seconds), key=lambda pair: pair[0] != 0)
         return tuple(Rounding(gamma_n=n, gamma_s=s, reading=self.exponent) for n, s in pairs)
 
     def evaluations(self, *, activations: bool) -> int:
-        """Evaluations that Algorithm 1 makes for one layer, every point of the grid on every sample."""
+        """How many evaluations Algorithm 1 makes for one layer, each point of the grid on all samples."""
         sides = 2 if activations else 1
         stages = ("clip" in self.ingredients) * len(self.clips) + ("round" in self.ingredients) * len(self.roundings)
         searches = ("clip" in self.ingredients) + ("round" in self.ingredients)
@@ -104,7 +119,7 @@ class SearchConfig:
         return sides * (stages + further) + 2 * ("bias" in self.ingredients)
 
     def identity(self) -> dict[str, object]:
-        """Everything that a choice depends on, for the store; a finished search goes on with more `passes`."""
+        """Every setting that a choice depends on, for the store; without `passes`, so that more can be added later."""
         found = dataclasses.asdict(self)
         unused = ("further", "patience") if self.search == "grid" else ()
         for name in ("passes", "reuse", "cache", "cache_bytes", *unused):

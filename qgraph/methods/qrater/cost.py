@@ -1,4 +1,4 @@
-"""What a search costs, in image-forwards: one is the whole network on one sample."""
+"""The cost of a search in image-forwards: one is the whole network on one sample."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from qgraph.graph.walk import descendants
 
 @dataclass(slots=True, kw_only=True)
 class Cost:
-    """Counts so far; those of a stage are added when it is over.
+    """The counts so far; those of a stage are added when it is done.
 
-    `asked` evaluations are what Algorithm 1 makes, each of all samples through the whole network; `run` evaluations
-    are the candidates that were measured at all, `samples` how often a sample went through a suffix, and `forwards`
-    the same weighted by the suffix's share of the network's multiplications.
+    `asked` are the evaluations that Algorithm 1 makes, each with all samples through the whole network; `run` are the
+    candidates that were measured at all. `samples` counts how often a sample went through a suffix of the network, and
+    `forwards` is the same weighted by the suffix's share of the network's multiplications.
     """
 
     asked: int = 0
@@ -34,7 +34,7 @@ class Cost:
         self.forwards += other.forwards
 
     def saving(self, total: int) -> float:
-        """Image-forwards of Algorithm 1 on `total` samples over those made."""
+        """The image-forwards of Algorithm 1 on `total` samples, divided by those of the search."""
         return self.asked * total / self.forwards if self.forwards else float("inf")
 
     def to_dict(self) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class Cost:
 
 
 def shares(view: GraphView) -> dict[str, float]:
-    """For every layer, the share of the network's multiplications in what depends on it, itself included."""
+    """For every layer, the share of the network's multiplications in it and in everything that depends on it."""
     work = {layer.node: _multiplications(layer) for layer in view.layers}
     total = sum(work.values()) or 1.0
     return {
@@ -51,14 +51,14 @@ def shares(view: GraphView) -> dict[str, float]:
 
 
 def own_shares(view: GraphView) -> dict[str, float]:
-    """For every layer, the share of the network's multiplications that it makes itself."""
+    """For every layer, its own share of the network's multiplications."""
     work = {layer.name: _multiplications(layer) for layer in view.layers}
     total = sum(work.values()) or 1.0
     return {name: own / total for name, own in work.items()}
 
 
 def _multiplications(layer: Layer) -> float:
-    """Multiplications for one sample; sizes that are not known count as one."""
+    """The multiplications for one sample; unknown sizes count as one."""
     weight, shape = layer.weight_array(), layer.output.shape
     sizes = [d if isinstance(d, int) else 1 for d in (shape if shape is not None else ())][1:]
     return float(np.prod(sizes, dtype=np.float64)) * weight.size / weight.shape[layer.output_axis]

@@ -1,4 +1,4 @@
-"""Cutting a network at one layer: what comes before it, and what depends on how it is quantized.
+"""Cut a network at one layer, into the part before it and the part that depends on how it is quantized.
 
 The cut runs through tensors of the original model, so that it means the same under every plan. What does not depend on
 the layer is computed once and kept; the part behind takes the layer's operand, weight and bias as inputs.
@@ -30,22 +30,22 @@ SOURCE, OPERAND, WEIGHT, BIAS = "search/source", "search/operand", "search/weigh
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cut:
-    """A network under a plan that leaves one layer in floating point, cut at that layer."""
+    """A network, quantized by a plan except for one layer, and cut at that layer."""
 
     prefix: ir.Model
-    """The whole network; `source` and `frontier` are tensors of it."""
+    """The whole network; `source` and `frontier` are among its tensors."""
     suffix: ir.Model
-    """From `frontier`, OPERAND, WEIGHT and BIAS to the network's outputs."""
+    """Computes the network's outputs from `frontier`, OPERAND, WEIGHT and BIAS."""
     alone: ir.Model
-    """The layer: its result from OPERAND and WEIGHT, without bias."""
+    """Computes the layer's result from OPERAND and WEIGHT, without bias."""
     source: str
     """The tensor that the layer reads."""
     frontier: tuple[str, ...]
-    """What else the suffix reads: tensors of the original model."""
+    """The tensors of the original model that the suffix reads besides."""
     bias: NDArray[np.float32]
     """BIAS for a shift of zero."""
     bias_unit: float
-    """What one unit of shift adds to BIAS."""
+    """How much a unit of shift adds to BIAS."""
 
     def bias_for(self, shift: tuple[float, ...]) -> NDArray[np.float32]:
         """BIAS for a shift per output channel; () for none."""
@@ -86,7 +86,7 @@ def cut(model: Model, plan: QuantPlan, name: str) -> Cut:
 
 
 def part(model: ir.Model, *, inputs: Collection[str], outputs: Iterable[str] | None = None) -> ir.Model:
-    """The nodes that compute `outputs` (default: the graph's) when the tensors `inputs` are given."""
+    """The nodes that compute `outputs` (by default those of the graph) given the tensors `inputs`."""
     net = model.clone()
     graph = net.graph
     values = ir.convenience.create_value_mapping(graph)
@@ -101,7 +101,7 @@ def part(model: ir.Model, *, inputs: Collection[str], outputs: Iterable[str] | N
             value.replace_all_uses_with(fresh, replace_graph_outputs=True)
             graph.inputs.append(fresh)
     for index, value in enumerate(graph.outputs):
-        if value.producer() is None:  # onnxruntime wants an operator between an input and an output
+        if value.producer() is None:  # onnxruntime needs an operator between an input and an output
             node = ir.node("Identity", [value])
             graph.append(node)
             node.outputs[0].name = f"{value.name}/same"
@@ -115,7 +115,7 @@ def part(model: ir.Model, *, inputs: Collection[str], outputs: Iterable[str] | N
 
 
 def _bias_input(graph: ir.Graph, layer: Layer) -> tuple[ir.Value, float]:
-    """A constant of the layer's own that a shift of its result is added to, and how much a unit of shift adds."""
+    """The layer's own constant to which a shift is added, and how much a unit of shift adds to it."""
     channels = layer.weight_array().shape[layer.output_axis] * (layer.groups if layer.op == "ConvTranspose" else 1)
     carrier = shift_bias(graph, layer, np.zeros(channels))
     if carrier is layer.output:
@@ -131,7 +131,7 @@ def _bias_input(graph: ir.Graph, layer: Layer) -> tuple[ir.Value, float]:
 
 
 def _frontier(graph: ir.Graph, fed: set[ir.Value], originals: set[str]) -> set[str]:
-    """Tensors of the original model that the nodes behind `fed` read besides, and unaffected outputs."""
+    """The tensors of the original model that the nodes behind `fed` read besides, and outputs that do not change."""
     behind = descendants(fed)
     pending = [v for node in behind for v in reads(node)]
     pending += [v for v in graph.outputs if v.producer() not in behind]
@@ -143,14 +143,14 @@ def _frontier(graph: ir.Graph, fed: set[ir.Value], originals: set[str]) -> set[s
             continue
         if str(value.name) in originals:
             found.add(str(value.name))
-        elif producer is not None:  # made by simulate: computed again from what it was made of
+        elif producer is not None:  # made by simulate: computed again from its sources
             behind[producer] = None
             pending.extend(reads(producer))
     return found
 
 
 def _alone(model: ir.Model, layer: Layer) -> ir.Model:
-    """A model of the layer's node without bias."""
+    """A model of the layer's node alone, without bias."""
     operand, weight = _input(OPERAND, layer.input), _input(WEIGHT, layer.weight)
     inputs = [operand, weight] if layer.weight_index == 1 else [weight, operand]
     attributes: dict[str, Any] = {k: a.value for k, a in layer.node.attributes.items()}
@@ -163,6 +163,6 @@ def _alone(model: ir.Model, layer: Layer) -> ir.Model:
 
 
 def _input(name: str, like: ir.Value) -> ir.Value:
-    """A graph input of the type and rank of `like`; sizes are left open."""
+    """A graph input with the type and rank of `like` and open sizes."""
     shape = None if like.shape is None else ir.Shape([None] * len(like.shape))
     return ir.Value(name=name, type=like.type or ir.TensorType(ir.DataType.FLOAT), shape=shape)

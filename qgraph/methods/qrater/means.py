@@ -1,4 +1,4 @@
-"""Mean outputs of a layer per channel, whose difference a shift of the bias takes back (Eq. 7)."""
+"""Mean outputs of layers per channel, from which bias shifts are computed (Eq. 7)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Sums = NDArray[np.float64]
 
 
 class FloatMeans:
-    """E[y] of every layer of the float network, computed for all layers when the first one is asked for.
+    """E[y] of every layer of the float network, computed for all layers at the first request.
 
-    Batch by batch, so that a shift found on some batches compares the two networks on these and not their samples.
+    Means are kept per batch, so that a shift found on some batches compares both networks on the same samples.
     """
 
     def __init__(self, model: Model, view: GraphView, samples: Samples, tensors: Tensors) -> None:
@@ -29,7 +29,7 @@ class FloatMeans:
         self._sums: dict[str, list[Sums]] | None = None
 
     def without_bias(self, layer: Layer, batches: int) -> Sums | None:
-        """E[y] per output channel over the first batches, without the bias; None where the bias is not constant."""
+        """E[y] per output channel over the first batches, without the bias; None if the bias is not constant."""
         bias = constant(layer.bias)
         if layer.bias is not None and bias is None:
             return None

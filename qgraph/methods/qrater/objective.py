@@ -1,4 +1,4 @@
-"""How good outputs are, sample by sample, larger being better."""
+"""Score outputs sample by sample; larger is better."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import qmath
 from qgraph.errors import DataError
 from qgraph.methods.qrater.config import Objective
 
-INVALID = -1e6  # a sample whose outputs are not finite
+INVALID = -1e6  # the score of a sample whose outputs are not finite
 
 Outputs = list[NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorer:
-    """Scores of a batch against its labels or the float network's outputs.
+    """Scores a batch against its labels or the float network's outputs.
 
     `scores` is the index of the output with one score per class: logits, or `probabilities`. `power` holds the mean
-    square of every float output that has a row for each sample, 0 for the others. Where every batch is one sample
-    (`whole`), an output of any shape is that sample's.
+    square of every floating-point output that has one row per sample, and 0 for other outputs. If every batch is a
+    single sample (`whole`), outputs of any shape count.
     """
 
     objective: Objective
@@ -34,8 +34,10 @@ class Scorer:
     whole: bool = False
 
     def __call__(self, outputs: Outputs, reference: Outputs, labels: NDArray[Any] | None) -> NDArray[np.float64]:
-        """One number per sample: 1 for a correct answer, minus the cross entropy, minus the divergence from the float
-        network (nats), or minus the squared distance from its outputs over their mean square.
+        """One number per sample, depending on the objective.
+
+        accuracy: 1 if correct, else 0; loss: minus the cross entropy; kl: minus the divergence from the float network,
+        in nats; mse: minus the squared distance from its outputs, relative to their mean square.
         """
         with np.errstate(invalid="ignore", over="ignore"):
             values = self._values(outputs, reference, labels)
@@ -67,9 +69,9 @@ class Scorer:
 def choose_scorer(
     objective: Objective | None, reference: list[Outputs], labels: NDArray[Any] | None, *, counts: Sequence[int] = ()
 ) -> Scorer:
-    """The scorer for the outputs of the float network, batch by batch; checks that the objective can be computed.
+    """The scorer for the float network's outputs; raises `DataError` if the objective cannot be computed.
 
-    Outputs without a row for each of a batch's samples (`counts`), as constant anchors or texts are, have no say.
+    Outputs that do not have one row per sample of a batch (`counts`), such as constant anchors or strings, are ignored.
     """
     counts = counts or [len(batch[0]) for batch in reference]
     whole = max(counts) == 1
@@ -89,7 +91,7 @@ def choose_scorer(
         if not any(power):
             raise DataError(
                 "every float output is zero, not of a floating type, or has no row for each sample: there is no "
-                "objective to measure; where the model takes one sample at a time, say so with --batch 1"
+                "objective to measure; if the model takes one sample at a time, pass --batch 1"
             )
         return Scorer(objective="mse", scores=-1, power=power, whole=whole)
     if found is None:
@@ -118,18 +120,18 @@ def _finite(output: Any) -> bool:
 
 
 def _has_rows(output: Any, count: int) -> bool:
-    """Whether an output of a batch has a row for each of its samples."""
+    """Whether an output of a batch has one row per sample."""
     return isinstance(output, np.ndarray) and output.ndim > 0 and len(output) == count
 
 
 def _are_scores(outputs: Sequence[Any]) -> bool:
-    """Whether the outputs of all batches hold as many scores, one per class."""
+    """Whether the outputs of all batches hold one score per class, of the same number of classes."""
     flat = all(_is_float(o) and o.ndim == 2 and o.shape[1] > 1 for o in outputs)
     return flat and len({o.shape[1] for o in outputs}) == 1
 
 
 def _power(outputs: Sequence[Any]) -> float:
-    """The mean square of an output over all batches; 0 where it is not of a floating type."""
+    """The mean square of an output over all batches; 0 if it is not floating point."""
     if not all(map(_is_float, outputs)):
         return 0.0
     size = sum(o.size for o in outputs)
@@ -137,7 +139,7 @@ def _power(outputs: Sequence[Any]) -> float:
 
 
 def _distance(output: NDArray[Any], reference: NDArray[Any], power: float) -> NDArray[np.float64]:
-    """Mean squared distance per sample over the output's power; 0 where it cannot be measured."""
+    """The mean squared distance per sample relative to the output's power; 0 where it cannot be measured."""
     if output.shape != reference.shape or not reference.size:
         return np.zeros(len(reference))
     difference = output.astype(np.float64) - reference

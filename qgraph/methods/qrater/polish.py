@@ -1,4 +1,4 @@
-"""A search over a starting plan, run as a job asks."""
+"""Run a search from a starting plan with the settings of a job."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from qgraph.samples.dataset import Dataset
 
 
 class ConstantObjective(QGraphError):
-    """Every candidate of every layer scored the same: the search had nothing to go by."""
+    """Every candidate of every layer scored the same, so that there was nothing to search by."""
 
 
 def polish(base: QuantPlan, net: Model, samples: Dataset, *, config: SearchConfig, job: Job) -> Found:
-    """The search over a starting plan; raises `ConstantObjective` when it had nothing to go by."""
+    """Search from a starting plan; raises `ConstantObjective` if all candidates score the same."""
     folder = None if job.resume is None else Path(job.resume)
     with open_executor(job.executor, workers=job.threads) as pool:
         found = search(base, net, samples, executor=pool, config=config, folder=folder, progress=job.progress)

@@ -1,8 +1,8 @@
-"""Where a search starts: the plans that Q-Rater's paper compares itself with.
+"""The starting plans of Q-Rater's paper, which are also what it compares itself with.
 
-The paper's protocol: one scale per layer, symmetric; the inputs of layers are quantized, and their weights; codes are
-signed even after a ReLU; the first layer stays in floating point; BatchNormalization is not folded; sums and outputs
-are not quantized. All grids are clipped by one method, rounding is to nearest.
+The paper's protocol: grids are symmetric, with one scale per layer; the weights and inputs of layers are quantized;
+codes are signed even after a ReLU; the first layer stays in floating point; BatchNormalization is not folded; sums and
+outputs are not quantized. All grids are clipped by the same method, and rounding is to nearest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qgraph.graph.tensors import root
 from qgraph.observe.statistics import Observations
 from qgraph.plan.plan import ActivationQuant, KeptFloat, LayerQuant, QuantPlan, WeightQuant
 
-HISTOGRAM = 201  # bins of the public code that the paper takes its MSE baseline from
+HISTOGRAM = 201  # bins in the public code from which the paper takes its MSE baseline
 KL_HISTOGRAM = 2001
 
 
@@ -33,9 +33,10 @@ def paper_plan(
     first_layer_bits: int | None = None,
     keep: Mapping[str, str] | None = None,
 ) -> QuantPlan:
-    """Symmetric grids for every layer and its input, clipped by `clip`: mse, aciq, kl or max (Table 1, Clip + RTN).
+    """Symmetric grids for every layer and its input, clipped by mse, aciq, kl or max (Table 1, Clip + RTN).
 
-    `first_layer_bits` quantizes the layers fed by the network's inputs too. `keep`: layers to leave out, and why.
+    With `first_layer_bits`, layers that read the network's inputs are quantized too. `keep` are layers to leave in
+    floating point, with the reason.
     """
     kept = dict(view.skipped if keep is None else keep)
     first = {layer.name for layer in view.layers if root(layer.input).is_graph_input()}
@@ -61,7 +62,7 @@ def paper_plan(
 
 
 def clip_threshold(data: NDArray[np.floating] | qmath.Histogram, *, bits: int, method: str) -> float:
-    """The symmetric clip of one tensor, in its units; `mse` and `kl` on histograms of as many bins as the baselines."""
+    """The symmetric clip of one tensor, in its units; `mse` and `kl` use histograms like those of the baselines."""
     if method == "mse":
         return _histogram_mse(data, bits)
     options = {"bins": KL_HISTOGRAM} if method == "kl" else {}
@@ -69,7 +70,7 @@ def clip_threshold(data: NDArray[np.floating] | qmath.Histogram, *, bits: int, m
 
 
 def _histogram_mse(data: NDArray[np.floating] | qmath.Histogram, bits: int) -> float:
-    """The best of 0.01, 0.02, ..., 0.99 max|x| by the squared error at the centres of 201 bins over +-max|x|."""
+    """The best of 0.01, 0.02, ..., 0.99 max|x|, by the squared error at the centres of 201 bins over +-max|x|."""
     points, counts = (data.centers, data.counts) if isinstance(data, qmath.Histogram) else (np.ravel(data), None)
     occupied = points if counts is None else points[counts > 0]
     limit = float(np.abs(occupied).max())

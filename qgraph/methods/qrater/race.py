@@ -1,4 +1,4 @@
-"""Racing: measure candidates on few samples first, and go on with those that may still win."""
+"""Racing: measure candidates on few samples first, and continue with those that may still win."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Measure = Callable[[Sequence[int], int, int], Sequence[Scores]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """When a candidate is out: the paired test's confidence, and the share of the objective that does not matter.
+    """When a candidate drops out: the `confidence` of the tests, and the share `tolerance` of the objective to ignore.
 
-    The leader is the best of many, so a round's `confidence` is divided among its tests (Bonferroni).
-    `unit` is the smallest difference that a sample can make, where there is one: the test then counts one more sample
-    that differs by it, so that a few equal answers do not pass for certainty. At most the share `keep` of the
-    candidates goes on to the next round, the best ones, but `least` of them; a share of 1 leaves it to the test.
+    The leader is the best of many, so the `confidence` of a round is divided among its tests (Bonferroni). If samples
+    can only differ by multiples of `unit`, the test counts one more sample that differs by it, so that a few equal
+    answers do not pass for certainty. At most the best share `keep` of the candidates, but at least `least` of them, go
+    on to the next round; with a share of 1, the tests alone decide.
     """
 
     confidence: float
@@ -31,23 +31,23 @@ class Rules:
     least: int = 8
 
     def deviations(self, tests: int) -> float:
-        """Standard errors that a mean must differ by from zero, where that is asked of so many at once."""
+        """By how many standard errors a mean must differ from zero, for so many simultaneous tests."""
         return NormalDist().inv_cdf(1 - (1 - self.confidence) / tests)
 
     def margin(self, leader: Scores) -> float:
-        """The difference of means that does not matter beside the leader's."""
+        """The difference of means to ignore, given the leader's scores."""
         return self.tolerance * abs(float(leader.mean()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The winner's number, its scores, and what every candidate's mean is estimated to be on the winner's samples."""
+    """The winner's number and scores, and the estimated mean of every candidate on the winner's samples."""
 
     winner: int
     scores: Scores
     means: tuple[float, ...]
     decided: bool = True
-    """Whether anything was better than anything else by more than the tolerance."""
+    """Whether some candidate was better than another by more than the tolerance."""
 
     @property
     def mean(self) -> float:
@@ -57,11 +57,11 @@ class Outcome:
 def race(
     count: int, blocks: Sequence[int], measure: Measure, rules: Rules, *, defended: Collection[int] = ()
 ) -> Outcome:
-    """The best of `count` candidates: all on the first `blocks[0]` blocks of samples, the undecided on more.
+    """Find the best of `count` candidates: measure all on the first `blocks[0]` blocks, and the undecided on more.
 
-    Candidate c is out when mean(s_leader - s_c) > z stderr: a paired test, one-sided, on the samples seen. The race
-    ends when one is left, when nobody left can be better than the leader by more than the tolerance times the leader's
-    mean, or after the last block. The leader is the first of the best. What is `defended` drops out by the test alone.
+    Candidate c drops out when mean(s_leader - s_c) > z stderr, a paired one-sided test on the samples seen. The race
+    ends when one candidate is left, when none can be better than the leader by more than the tolerance times the
+    leader's mean, or after the last block. Ties go to the first. Candidates in `defended` only drop out by the test.
     """
     alive = list(range(count))
     scores: dict[int, Scores] = {c: np.empty(0) for c in alive}
@@ -85,7 +85,7 @@ def race(
 
 
 def _bounds(leader: Scores, other: Scores, unit: float, z: float) -> tuple[float, float]:
-    """How far the leader is ahead at least, and how far the other may be ahead at most, within z standard errors."""
+    """The least lead of the leader and the largest possible lead of the other, within z standard errors."""
     difference = (leader - other).astype(np.float64)
     count, ahead = difference.size, float(difference.mean())
     if count < 2:

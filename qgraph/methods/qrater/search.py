@@ -1,8 +1,8 @@
-"""Q-Rater's Algorithm 1: clip, round and correct the bias, layer after layer, by measuring the task.
+"""Q-Rater's Algorithm 1: choose clips, roundings and bias shifts layer by layer, by measuring the task.
 
-For each layer in order: WeightQuant (clip, then round), ActQuant (clip, then round), BiasCorr. The layers before are
-frozen as found; in the first pass the layers behind are still in floating point. A clip is measured with the rounding
-that the layer has, to nearest at first.
+For each layer in order: WeightQuant (clip, then round), ActQuant (clip, then round), BiasCorr. Earlier layers are
+frozen as found; in the first pass, later layers are still in floating point. A clip is measured with the rounding that
+the layer has at that point, at first to nearest.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from qgraph.running.store import Piece, Store, open_store
 from qgraph.samples.dataset import Dataset
 
 BEST = "best.plan.json"
-STAGE = "search"  # of the store: its pieces are the scores of candidates, and what was chosen
-CORRECTED_ON = 128  # samples that give the shift of a candidate
+STAGE = "search"  # in the store, with the scores of candidates and the choices as pieces
+CORRECTED_ON = 128  # samples from which the shift of a candidate is computed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Found:
-    """What a search ended with: the plan, its mean objective on the samples layer by layer, and the cost."""
+    """The result of a search: the plan, the mean objective after each layer (`history`), and the cost."""
 
     plan: QuantPlan
     objective: str
@@ -53,7 +53,7 @@ class Found:
     cost: Cost
     samples: int
     constant: bool
-    """Whether every candidate scored the same, so that nothing was searched."""
+    """Whether every candidate scored the same."""
 
 
 def search(
@@ -66,11 +66,11 @@ def search(
     folder: Path | None = None,
     progress: Progress = SILENT,
 ) -> Found:
-    """Better grids for the layers of `base` and their operands, by measuring the task on `data`.
+    """Find better grids for the layers of `base` and their operands by measuring the task on `data`.
 
-    `base` says which layers and tensors are quantized, with how many bits and on what kind of grid. With a `folder`,
-    every evaluation is kept there, and a search that was stopped goes on; the best plan so far lies there too.
-    Raises `DataError` for an objective that cannot be measured, `StoreError` for the folder of another search.
+    `base` says which layers and tensors are quantized, with how many bits and on what kind of grid. A `folder` keeps
+    every evaluation, so that an interrupted search can continue, and the best plan so far.
+    Raises `DataError` if the objective cannot be measured, and `StoreError` if the folder holds another search.
     """
     config = config or SearchConfig()
     with closing(Tensors(config.cache_bytes)) as tensors:
@@ -135,7 +135,7 @@ class _Search:
         )
 
     def _blocks(self) -> list[int]:
-        """Numbers of batches after which a race is looked at."""
+        """The numbers of batches after which the candidates of a race are tested."""
         every = len(self.samples.counts)
         if not self.config.race:
             return [every]
@@ -147,14 +147,14 @@ class _Search:
         return list(dict.fromkeys(blocks))
 
     def order(self, stage: str) -> list[int]:
-        """The order of the batches in a stage's races: always the same first ones would decide too much."""
+        """The order of batches in the races of a stage; it varies, as the same first ones would decide too much."""
         if not self.config.race:
             return list(range(len(self.samples.counts)))
         seed = int.from_bytes(hashlib.sha256(f"{self.config.seed} {stage}".encode()).digest()[:8])
         return [int(i) for i in np.random.default_rng(seed).permutation(len(self.samples.counts))]
 
     def progress(self) -> str:
-        """Where the search is, for a person."""
+        """The progress of the search, for display."""
         last = self.history[-1][1] if self.history else None
         objective = self.samples.scorer.objective
         now = (
@@ -166,7 +166,7 @@ class _Search:
 
 
 class _Layer:
-    """One layer's turn: the stages of Algorithm 1."""
+    """The stages of Algorithm 1 for one layer."""
 
     def __init__(self, owner: _Search, layer: Layer, turn: int, bar: Advance) -> None:
         self.owner, self.layer, self.turn, self.bar = owner, layer, turn, bar
@@ -177,7 +177,7 @@ class _Layer:
 
     @property
     def bench(self) -> Bench:
-        """Made when the first candidate must be measured: a stage in the store needs none."""
+        """Measures candidates; only made when one must be measured, as a stage in the store needs none."""
         if self._bench is None:
             owner = self.owner
             plan = owner.assembly.without(self.layer.name)
@@ -211,12 +211,12 @@ class _Layer:
             now = self._stage("bias", self._shifts, "", now)
         mean = self._mean(now)
         if self.turn and mean < owner.history[-1][1]:
-            return owner.history[-1][1]  # what seemed better on the races' samples is worse on all of them
+            return owner.history[-1][1]  # what looked better on the samples of the races is worse on all samples
         owner.assembly.freeze(self.layer.name, now)
         return mean
 
     def _mean(self, now: Candidate) -> float:
-        """The objective of the layer as found, on every sample: what the races saw of it is not measured again."""
+        """The mean objective of the layer as found, on all samples; reuses what the races measured."""
         owner, key = self.owner, f"{self.turn}/{self.layer.name}/mean"
         kept = self._chosen(key)
         if kept is None:
@@ -236,7 +236,7 @@ class _Layer:
         return round_stage(side, now, self.config)
 
     def _shifts(self, side: str, now: Candidate) -> Stage:
-        """With Eq. 7's shift, without any, or with the one there is: Algorithm 1 keeps the shift among equals."""
+        """The shift of Eq. 7, none, or the current one; as in Algorithm 1, the first of equals wins."""
         shifts = list(dict.fromkeys([self._expected_shift(now, self.owner.samples.total), (), now.shift]))
         return Stage(
             name="bias",
@@ -247,7 +247,7 @@ class _Layer:
         )
 
     def _expected_shift(self, candidate: Candidate, samples: int) -> tuple[float, ...]:
-        """E[y] - E[y'] per output channel over the first samples (Eq. 7); () where it cannot be known."""
+        """E[y] - E[y'] per output channel over the first samples (Eq. 7); () if it cannot be measured."""
         batches = self.owner.samples.batches_for(samples)
         expected = self.owner.float_means.without_bias(self.layer, batches)
         if expected is None:
@@ -257,7 +257,7 @@ class _Layer:
         return _floats(expected - self.bench.mean_output(candidate, batches))
 
     def _chosen(self, key: str) -> dict[str, Any] | None:
-        """What was chosen at some point of the search, if it is in the store."""
+        """The choice made at some point of the search, if it is in the store."""
         piece = self.owner.store.get(f"choice {key}")
         return None if piece is None else dict(piece.content)
 
@@ -281,7 +281,7 @@ class _Layer:
         return from_json(kept["plan"])
 
     def _search_stage(self, stage: Stage, order: Sequence[int]) -> tuple[Candidate, Outcome]:
-        """The grid, then (`bo`) further points where a Gaussian process expects more, each against the best so far."""
+        """Search the grid, then (with `bo`) points proposed by a Gaussian process, each against the best so far."""
         config, started = self.config, self._started(stage)
         candidates = [*started, *(self._corrected(stage.at(point), stage) for point in stage.grid)]
         outcome = self._race(candidates, order, defended=len(started[:1]))
@@ -297,7 +297,7 @@ class _Layer:
     def _optimise(
         self, stage: Stage, optimizer: Optimizer, best: Candidate, outcome: Outcome, order: Sequence[int]
     ) -> tuple[Candidate, Outcome]:
-        """Points of Bayesian optimisation, until they are all made, known, or `patience` in a row were in vain."""
+        """Try points of Bayesian optimisation until none are left, or `patience` of them in a row are no better."""
         in_vain = 0
         for _ in range(self.config.further):
             point = optimizer.ask() if in_vain < self.config.patience else None
@@ -312,11 +312,11 @@ class _Layer:
         return best, outcome
 
     def _started(self, stage: Stage) -> list[Candidate]:
-        """What the layer has now, with the shift that it has and with its own."""
+        """The current candidate, with its present shift and with the shift of Eq. 7."""
         return [] if stage.current is None else [stage.current, self._corrected(stage.current, stage)]
 
     def _corrected(self, candidate: Candidate, stage: Stage) -> Candidate:
-        """The candidate with its own shift, where the search looks for shifts at all."""
+        """The candidate with its own shift, if the search includes shifts."""
         if not self.config.corrected or "bias" not in self.config.ingredients or not stage.bounds:
             return candidate
         return dataclasses.replace(candidate, shift=self._expected_shift(candidate, CORRECTED_ON))
@@ -324,9 +324,9 @@ class _Layer:
     def _race(
         self, candidates: Sequence[Candidate], order: Sequence[int], *, defended: int = 0, least: int | None = None
     ) -> Outcome:
-        """The best of these; the first ones, `defended`, stay unless the test is sure that they lose.
+        """The best of these candidates; the first `defended` of them only drop out if the test says so.
 
-        With `least` 1, a challenger of what is defended must lead after every round.
+        With `least` 1, a challenger of the defended ones must lead after every round.
         """
         keys = [self.bench.key(candidate) for candidate in candidates]
         unique = list(dict.fromkeys(keys))
@@ -347,7 +347,7 @@ class _Layer:
         return dataclasses.replace(outcome, winner=numbers[outcome.winner], means=means)
 
     def _measure(self, chosen: Sequence[tuple[str, Candidate]], batches: Sequence[int]) -> list[Scores]:
-        """Scores of candidates on some batches, what is in the store not measured again."""
+        """The scores of candidates on some batches; what is in the store is not measured again."""
         owner, bench = self.owner, self.bench
         found: dict[tuple[str, int], NDArray[np.float32]] = {}
         jobs: list[tuple[str, Job]] = []

@@ -1,4 +1,4 @@
-"""The candidates of each stage: grids of clips and roundings around what a layer has now."""
+"""The candidates of each stage: grids of clips and roundings around a layer's current candidate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qgraph.plan.plan import ActivationQuant, Rounding, WeightQuant
 
 Point = Mapping[str, float]
 CLIP_BOUNDS = {"gamma_c": (1e-3, 1.0)}
-FINEST = 16  # parts of a step that activations are rounded to before they are looked up
+FINEST = 16  # the most parts of a step to which activations are rounded before they are looked up
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,12 +30,12 @@ class Stage:
 
     @property
     def asked(self) -> int:
-        """Points that Algorithm 1 measures: every one of the grid, a bias with its shift and without."""
+        """How many points Algorithm 1 measures: all of the grid, or a bias with its shift and without."""
         return len(self.grid) if self.bounds else 2
 
 
 def clip_stage(side: str, now: Candidate, limits: NDArray[np.float64], config: SearchConfig) -> Stage:
-    """gamma_c max|x| as the largest code, for the weight (per channel where its grid is) or the operand."""
+    """Clips at gamma_c max|x|, for the weight (per channel if its grid is) or the operand."""
     now_or_none = now if config.base else None
 
     def at(point: Point) -> Candidate:
@@ -51,7 +51,7 @@ def clip_stage(side: str, now: Candidate, limits: NDArray[np.float64], config: S
 
 
 def round_stage(side: str, now: Candidate, config: SearchConfig) -> Stage:
-    """(gamma_n, gamma_s) of the weight's or the operand's rounding."""
+    """The parameters (gamma_n, gamma_s) of the rounding of the weight or the operand."""
 
     def at(point: Point) -> Candidate:
         gamma_n, gamma_s = point["gamma_n"], point.get("gamma_s")
@@ -75,7 +75,7 @@ def round_stage(side: str, now: Candidate, config: SearchConfig) -> Stage:
 
 
 def can_round(grid: WeightQuant | ActivationQuant, config: SearchConfig) -> bool:
-    """Whether a grid has a place for Q-Rater's rounding: it begins at zero or is symmetric, and its steps divide."""
+    """Whether a grid can have Q-Rater's rounding: it starts at zero or is symmetric, and its steps can be divided."""
     if not can_clip(grid):
         return False
     if isinstance(grid, WeightQuant):
@@ -84,29 +84,29 @@ def can_round(grid: WeightQuant | ActivationQuant, config: SearchConfig) -> bool
 
 
 def can_clip(grid: WeightQuant | ActivationQuant) -> bool:
-    """Whether one share of the largest value says where to clip: all channels have one width, and zero its place."""
+    """Whether a share of the largest value determines the clip: all channels have one width, and zero is fixed."""
     if isinstance(grid, WeightQuant):
         return grid.symmetric and not grid.channel_bits and not grid.input_scale
     return not grid.channel_scale and not grid.channel_bits
 
 
 def subdivision(grid: ActivationQuant) -> int:
-    """Parts of a step that an 8-bit code can tell apart."""
+    """How many parts of a step an 8-bit code can distinguish."""
     return min(FINEST, 255 // grid.qmax)
 
 
 def weight_limits(array: NDArray[np.float32], grid: WeightQuant) -> NDArray[np.float64]:
-    """The largest magnitude of what shares a scale."""
+    """The largest magnitude among the weights of each scale."""
     return grid.granularity.reduce(np.maximum, np.abs(array)).astype(np.float64)
 
 
 def positive(scales: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Scales that a file can hold; 1 where there is nothing to scale."""
+    """Scales that a file can hold; 1 where all values are zero."""
     return np.where(scales > 1e-30, scales, 1.0).astype(np.float32)
 
 
 def _steps(side: str, now: Candidate) -> int:
-    """Codes above zero."""
+    """How many codes are above zero."""
     return now.weight.qmax if side == "weight" else _operand(now).qmax - _operand(now).zero_point
 
 

@@ -1,4 +1,4 @@
-"""Tensors of many batches: in memory up to a limit, beyond it in files."""
+"""Keep the tensors of many batches, in memory up to a limit and in files beyond it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 
 class Tensors:
-    """Arrays by name and batch; those beyond `limit` bytes lie in a temporary folder and are mapped when read."""
+    """Arrays by name and batch; beyond `limit` bytes, they are in a temporary folder and mapped when read."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -49,7 +49,7 @@ class Tensors:
                     self.held -= array.nbytes
 
     def only(self, names: Collection[str]) -> Tensors:
-        """These tensors alone, in memory: what travels to another process."""
+        """A copy with these tensors only, in memory, to send to another process."""
         chosen = Tensors(sum(a.nbytes for name in names for a in self._arrays[name].values()))
         for name in names:
             for batch, array in self._arrays[name].items():
@@ -57,7 +57,7 @@ class Tensors:
         return chosen
 
     def close(self) -> None:
-        """Forget everything, files too."""
+        """Forget all tensors and delete the files."""
         self.keep(())
         if self._folder is not None:
             self._folder.cleanup()

@@ -1,4 +1,4 @@
-"""ZeroQ: data distilled from a network's own BatchNormalization statistics, and bits per layer (Cai et al., 2020)."""
+"""ZeroQ: data distilled from the BatchNormalization statistics of a network, and bits per layer (Cai et al., 2020)."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ if TYPE_CHECKING:
 
 @method("zeroq", after="aciq")
 def zeroq(plan: QuantPlan, given: Material) -> QuantPlan:
-    """Samples distilled from the model where none are given, and on them the grids of ACIQ (Cai et al., 2020)."""
+    """Grids of ACIQ on samples that are distilled from the model where none are given (Cai et al., 2020)."""
     return plan

@@ -1,9 +1,9 @@
-"""Mixed precision (ZeroQ, Eq. 4): bits per layer from sensitivities, under a budget of bytes.
+"""Mixed precision (ZeroQ, Eq. 4): choose bits per layer from sensitivities, under a budget of bytes.
 
     minimise sum_i Omega_i(k_i)  subject to  sum_i bytes_i(k_i) <= budget
 
-over every layer's choices, exactly: the frontier of all sizes comes at once (`qmath.pareto_frontier`). Where layers
-influence each other, `search_groups` measures combinations instead of adding up (Appendix A).
+over every layer's choices, exactly: one pass gives the Pareto frontier of all sizes (`qmath.pareto_frontier`). Where
+layers influence each other, `search_groups` measures combinations instead of adding sensitivities (Appendix A).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GroupConfig:
-    """Appendix A's a, b, t1 and t2: layers per group, parts of the size range, selections measured and kept in each."""
+    """a, b, t1 and t2 of Appendix A: layers per group, intervals of size, selections measured and kept in each."""
 
     group: int = 10
     intervals: int = 10
@@ -36,9 +36,9 @@ class GroupConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drop:
-    """What the task loses: `name` of the figure, of the float model and of the chosen plan, on how many samples.
+    """What the task loses: the figure `name` for the float model and for the chosen plan, on `samples` samples.
 
-    With 95 % confidence the difference is known to `margin`; None where that cannot be told.
+    `margin` is half the 95 % confidence interval of the difference; None if it is unknown.
     """
 
     name: str
@@ -50,9 +50,9 @@ class Drop:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Allocation:
-    """The frontier of sizes and sensitivities, and the selection that was taken from it.
+    """The frontier of sizes and sensitivities, and the selection taken from it.
 
-    `drop` is what was measured of the selection, where the task was the budget.
+    With `max_drop`, `drop` is the measured loss of the selection.
     """
 
     sensitivity: Sensitivity
@@ -62,13 +62,13 @@ class Allocation:
 
     @property
     def bits(self) -> dict[str, int]:
-        """Bits of every layer in the chosen selection."""
+        """The bits of every layer in the chosen selection."""
         rows = zip(self.sensitivity.layers, self.chosen.choices.tolist(), strict=True)
         return {layer.name: layer.bits[choice] for layer, choice in rows}
 
 
 def frontier(table: Sensitivity) -> qmath.Frontier:
-    """Every size worth taking, with the least sum of sensitivities at that size; `sizes` are bytes of weights."""
+    """The Pareto frontier of bytes of weights (`sizes`) and sums of sensitivities."""
     return qmath.pareto_frontier([row.measured for row in table.layers], [row.nbytes for row in table.layers])
 
 
@@ -79,11 +79,11 @@ def search_groups(
     budget: float | None = None,
     config: GroupConfig | None = None,
 ) -> qmath.Frontier:
-    """Sizes and measured sensitivities of whole selections, grown group by group (Appendix A).
+    """The frontier of sizes and measured sensitivities of whole selections, built group by group (Appendix A).
 
-    `measure` receives the choices of the first layers, the others being float, and returns their joint sensitivity.
-    What adding up sensitivities would take (the smallest, the largest and the one at `budget`) is measured as well, so
-    that the result is never the worse one.
+    `measure` gets the choices for the first layers, with the others in floating point, and returns their joint
+    sensitivity. The smallest and largest selection, and the one that the sum of sensitivities would choose at `budget`,
+    are measured as well, so that the result is never worse than that one.
     """
     costs, sizes = [row.measured for row in table.layers], [row.nbytes for row in table.layers]
     found = qmath.group_search(costs, sizes, measure, **dataclasses.asdict(config or GroupConfig()))
@@ -102,7 +102,7 @@ def search_groups(
 def within(front: qmath.Frontier, table: Sensitivity, budget: float) -> qmath.Selection:
     """The selection of least sensitivity that takes at most `budget` bytes.
 
-    Raises `UsageError` below the smallest reachable size; warns above what float weights take.
+    Raises `UsageError` if the budget is below the smallest possible size; warns if it exceeds that of float weights.
     """
     smallest = float(sum(min(row.nbytes) for row in table.layers))
     if budget < smallest:
@@ -121,9 +121,9 @@ def within(front: qmath.Frontier, table: Sensitivity, budget: float) -> qmath.Se
 
 
 def smallest_accepted(front: qmath.Frontier, accept: Callable[[qmath.Selection], bool]) -> qmath.Selection | None:
-    """The smallest selection that `accept` takes, by bisection: larger ones are supposed to be no worse.
+    """The smallest selection that `accept` accepts, by bisection, assuming that larger ones are no worse.
 
-    The largest is tried first; None when even that is refused.
+    The largest is tried first; None if even that is rejected.
     """
     low, high = 0, len(front) - 1
     if not accept(front[high]):
@@ -138,7 +138,7 @@ def smallest_accepted(front: qmath.Frontier, accept: Callable[[qmath.Selection],
 
 
 def mix(plan: QuantPlan, menu: Menu, chosen: qmath.Selection) -> QuantPlan:
-    """`plan` with each layer of the menu quantized as chosen."""
+    """The plan with each layer of the menu quantized as chosen."""
     picked = {
         name: choices[index] for (name, choices), index in zip(menu.items(), chosen.choices.tolist(), strict=True)
     }
@@ -146,11 +146,11 @@ def mix(plan: QuantPlan, menu: Menu, chosen: qmath.Selection) -> QuantPlan:
 
 
 def _index(front: qmath.Frontier, budget: float) -> int:
-    """The largest point within the budget, or the smallest there is."""
+    """The index of the largest point within the budget, or of the smallest point."""
     return max(int(np.searchsorted(front.sizes, budget, side="right")) - 1, 0)
 
 
 def _mb(nbytes: float, *, up: bool = False) -> str:
-    """Megabytes with four digits, rounded up where the number is a bound to stay above."""
+    """Megabytes with four decimals; with `up`, rounded up so that the number is a safe lower bound."""
     tenths = nbytes / MEGABYTE * 10_000
     return f"{(-(-tenths // 1) if up else tenths) / 10_000:.4f}"

@@ -1,17 +1,18 @@
-"""What can be told of a network whose BatchNormalizations were folded away.
+"""Estimate the statistics of a network whose BatchNormalizations were folded away.
 
-A folded layer computes y = W' x + b' with W' = W gamma / std and b' = beta + gamma (b - mean) / std: over the training
-data its outputs have mean beta and standard deviation |gamma|, and neither is kept. Two facts bring them back in part:
+A folded layer computes y = W' x + b' with W' = W gamma / std and b' = beta + gamma (b - mean) / std. Over the training
+data, its outputs have mean beta and standard deviation |gamma|, which the folded model no longer contains. Two facts
+recover them in part:
 
-* the mean follows from the layers before, E[y] = W' E[x] + b', once those have the right mean and scale: given the true
-  deviations it is off by a seventh of a gamma as a rule (three CIFAR networks), without them by half a gamma;
-* the deviation has two witnesses. Training starts gamma at 1 and moves it little; and natural noise excites the first
-  layers about as pictures do, though less and less so the deeper it gets. In four CIFAR networks the logarithm of gamma
-  is off by 0.50, 0.65, 0.14, 0.15 by the one and by 0.28, 0.36, 0.41, 0.44 by the other; their geometric mean is never
-  far from the better: 0.38, 0.47, 0.15, 0.16.
+* The mean follows from the layers before, E[y] = W' E[x] + b', once those have the right mean and scale. Its error is
+  typically a seventh of gamma given the true deviations (three CIFAR networks), and half of gamma without them.
+* The deviation can be estimated in two ways. Training starts gamma at 1 and changes it little; and natural noise
+  excites the first layers about as images do, though less so with depth. In four CIFAR networks, the error in log gamma
+  is 0.50, 0.65, 0.14, 0.15 for the first estimate and 0.28, 0.36, 0.41, 0.44 for the second. Their geometric mean is
+  always close to the better one: 0.38, 0.47, 0.15, 0.16.
 
-So noise is sent through the network, every folded output is pulled half the way to deviation 1 before the next layer
-sees it, and what means and deviations arise are the targets.
+So noise is sent through the network, and every folded output is pulled halfway to deviation 1 before the next layer
+reads it. The resulting means and deviations are the targets.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ from qgraph.methods.zeroq.loss import EPSILON, Target, reduced
 from qgraph.onnxfile.edit import constant
 from qgraph.running.sessions import Session
 
-_BIASED = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}  # where the layer keeps its bias
-_RANGE = 10.0  # a layer whose outputs on noise are this much larger or smaller than standard was never normalised
-_TRUST = 0.5  # of the noise against gamma = 1, in the logarithm of the deviation
+_BIASED = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}  # the index of the bias among the inputs
+_RANGE = 10.0  # a layer whose outputs on noise are larger or smaller than 1 by this factor was never normalised
+_TRUST = 0.5  # weight of the noise against gamma = 1, in the logarithm of the deviation
 
 
 def assumed_targets(net: ir.Model, noise: Mapping[str, NDArray[np.float32]]) -> list[Target]:
-    """Mean and standard deviation of every channel of every layer that may hold a folded BatchNormalization.
+    """Targets for the mean and standard deviation per channel of layers that may hold a folded BatchNormalization.
 
-    Those are layers with a bias that feed other layers (heads have none to fold), and whose outputs on `noise` are of
-    the order of 1. `net` has static shapes.
+    These are layers with a bias that feed other layers (heads are not normalised), and whose outputs on `noise` are of
+    the order of 1. `net` must have static shapes.
     """
     layers = [n for n in net.graph if n.op_type in _BIASED or n.op_type == "MatMul"]
     feeding = ancestors(v for n in layers for v in n.inputs if v is not None)
@@ -56,7 +57,7 @@ def assumed_targets(net: ir.Model, noise: Mapping[str, NDArray[np.float32]]) -> 
 
 
 def _target(name: str, mean: NDArray[np.float64], std: NDArray[np.float64]) -> Target:
-    """Mean 0 and deviation 1 of (y - mean) / std: layers count alike, whatever their scale."""
+    """The target that (y - mean) / std has mean 0 and deviation 1, so that all layers count alike."""
     zeros, ones = np.zeros_like(mean), np.ones_like(mean)
     return Target(tensor=name, mean=zeros, std=ones, gain=std, shift=mean, weight=ones)
 
@@ -64,7 +65,7 @@ def _target(name: str, mean: NDArray[np.float64], std: NDArray[np.float64]) -> T
 def _expected(
     net: ir.Model, names: Sequence[str], noise: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Mean and pulled deviation per channel of the tensors `names`, each seeing the pulled ones before it."""
+    """The mean and the pulled deviation per channel of the tensors `names`, each computed from pulled tensors."""
     if not names:
         return {}
     model = net.clone()
@@ -87,7 +88,7 @@ def _expected(
 
 
 def _moments(y: Expr, opset: int) -> tuple[Expr, Expr]:
-    """Mean and standard deviation over images and positions, broadcastable with y."""
+    """The mean and standard deviation over images and positions, in shapes that broadcast with y."""
     axes = [0, *range(2, rank(y))]
     mean = reduced("ReduceMean", y, axes, opset)
     away = y - mean

@@ -1,4 +1,4 @@
-"""Distilled data (ZeroQ, section III-A, Eq. 3): inputs that excite a network as its training data did."""
+"""Distil data (ZeroQ, section III-A, Eq. 3): inputs that excite a network as its training data did."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ _KEEP = (
     "to keep BN, export from torch with training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False, "
     "dynamo=False"
 )
-FOLDED = f"BatchNormalization is folded away: distilling for statistics estimated from the folded layers; {_KEEP}"
+FOLDED = f"BatchNormalization is folded away: distilling from statistics estimated for the folded layers; {_KEEP}"
 NOISE = f"no BatchNormalization to distil from, kept or folded: using noise with the spectrum of images; {_KEEP}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillConfig:
-    """The hyper-parameters of distillation; the defaults are those of ZeroQ's authors, except for `natural` and `per`.
+    """The hyper-parameters of distillation; except for `natural` and `per`, the defaults are those of ZeroQ's authors.
 
-    The start is noise with the spectrum of pictures (`natural`), or the authors' uniform noise of half-width `start`.
-    The learning rate is multiplied by `factor` after `patience` steps without progress, down to `floor`. `bound` is
-    the largest size of a value. `per` says whose statistics are matched, each image's (the authors' code) or the
-    batch's. On two CIFAR networks, ranges from batch statistics and from the natural start gave the better accuracy.
+    Optimisation starts from noise with the spectrum of natural images (`natural`) or from the authors' uniform noise of
+    half-width `start`. The learning `rate` is multiplied by `factor` after `patience` steps without progress, down to
+    `floor`. `bound` is the largest magnitude of a value. `per` says whether the statistics of each image (as in the
+    authors' code) or of the batch are matched. On two CIFAR networks, batch statistics and the natural start gave
+    ranges with better accuracy.
     """
 
     steps: int = 500
@@ -58,16 +59,16 @@ class DistillConfig:
     checkpoint_every: int = 50
 
     def for_folded(self) -> DistillConfig:
-        """Short and careful, where statistics are only assumed: stay near pictures, and within what pictures hold."""
+        """Short and careful, for estimated statistics: stay close to natural noise and within its range."""
         return replace(self, steps=min(self.steps, 100), rate=0.05, natural=True, bound=3.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Distilled:
-    """Distilled inputs by name, and how it went.
+    """Distilled inputs by name, with the loss at every step.
 
-    `losses` has a row per batch and a column per step; `layers` counts the BatchNormalizations matched, 0 where `note`
-    says what was done without.
+    `losses` has one row per batch and one column per step. `layers` counts the BatchNormalizations that were matched;
+    if there were none, `note` says what was done instead.
     """
 
     inputs: Mapping[str, NDArray[np.float32]]
@@ -90,24 +91,24 @@ def distill(
 ) -> Distilled:
     """Distil `count` samples from the BatchNormalization statistics of `model`.
 
-    Every batch starts from its own noise, drawn from `seed` and its number, and is optimised by itself, as many at a
-    time as there are threads. The same seed gives the same data on any number of threads.
+    Every batch starts from its own noise, drawn from `seed` and the number of the batch, and is optimised on its own;
+    batches run in parallel threads. The same seed gives the same data on any number of threads.
 
     Args:
-        model: a model with BatchNormalization. Where it was folded away, its outputs' statistics are estimated; where
-            that is not possible either, the result is noise with a natural spectrum. A `note` says so.
+        model: a model with BatchNormalization. If it was folded away, its statistics are estimated; if that is not
+            possible either, the result is noise with a natural spectrum. The `note` of the result says so.
         count: how many samples.
         config: hyper-parameters.
-        seed: of the noise.
+        seed: for the noise.
         threads: how many to use; by default all cores.
-        shapes: the shape of a batch for inputs whose sizes the model leaves open.
-        resume: a folder for checkpoints; what it holds of the same job is continued.
-        on_step: called with steps done, steps in total and a batch's loss.
+        shapes: the shape of a batch, by input, where the model leaves sizes open.
+        resume: a folder for checkpoints; the same job continues from what it finds there.
+        on_step: called with the steps done, the steps in total and the loss of a batch.
 
     Raises:
-        DataError: an input is not float, or its size is unknown.
+        DataError: an input is not floating point, or its size is unknown.
         StoreError: `resume` holds another job.
-        UsageError: `count` or a hyper-parameter is not positive.
+        UsageError: `count` or the number of steps is not positive.
     """
     config = config or DistillConfig()
     if count < 1 or config.steps < 1 or config.batch < 1:
@@ -138,7 +139,7 @@ def distill(
         job = _Job(goal=goal, config=config, seed=seed, store=store, report=report)
         try:
             results = list(pool.map(job.run, numbers))
-        except BaseException:  # an interrupt must not wait for batches that nobody will see
+        except BaseException:  # an interrupt must not wait for batches that nobody will use
             job.stop.set()
             raise
     inputs = {name: np.concatenate([batch[name] for batch, _ in results])[:count] for name in goal.shapes}
@@ -153,7 +154,7 @@ def distill(
 
 @dataclass(slots=True)
 class _Reporter:
-    """Counts steps over all batches."""
+    """Counts the steps of all batches."""
 
     on_step: OnStep | None
     total: int
@@ -179,7 +180,7 @@ class _Job:
     stop: Event = field(default_factory=Event)
 
     def run(self, number: int) -> tuple[Arrays, list[float]]:
-        """Optimise batch `number` to the end, from its checkpoint if there is one."""
+        """Optimise batch `number` to the end, starting from its checkpoint if there is one."""
         batch, optimisers, losses = self._restored(number) or self._start(number)
         if losses:
             self.report(len(losses), losses[-1])
@@ -231,5 +232,5 @@ class _Job:
 
 
 def _batch_size(model: Model, wanted: int, shapes: Mapping[str, Sequence[int]] | None) -> int:
-    """How many samples a run of the model takes: what is wanted, or what the model fixes."""
+    """How many samples a run of the model takes: as many as wanted, or the batch size that the model fixes."""
     return min(shape[0] for shape in input_shapes(model, batch=wanted, shapes=shapes).values())

@@ -1,10 +1,9 @@
-"""Eq. 3 of ZeroQ as a graph: how far a batch is from the statistics that a network's BatchNormalizations keep.
+"""Eq. 3 of ZeroQ as a graph: the distance of a batch from the statistics in a network's BatchNormalizations.
 
     L = 1/N sum over images n, layers i, channels c of (mean_nic - mean_ic)^2 + (std_nic - std_ic)^2
 
-The statistics of an image run over its positions; layers without positions (N x C) and `per="batch"` take the batch
-instead.
-The input is one more layer, with mean 0 and standard deviation 1.
+The statistics of an image are taken over its positions; layers without positions (N x C) and `per="batch"` use the
+whole batch instead. The input counts as one more layer, with mean 0 and standard deviation 1.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from qgraph.methods.zeroq.statistics import BatchNorm
 Per = Literal["image", "batch"]
 EPSILON = 1e-6  # inside the root, as in the authors' code
 LOSS = "distillation_loss"
-_FADED = 1e-3  # a channel with a smaller gamma than this share of its layer's largest, or of its own beta, says nothing
+_FADED = 1e-3  # ignore channels whose gamma is below this share of their layer's largest, or of their own beta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Target:
-    """What the statistics of one tensor should be, per channel.
+    """The statistics that one tensor should have, per channel.
 
-    The statistics compared are those of (tensor - shift) / gain + mean, so that a layer's input can be judged by its
-    output. Channels of weight 0 do not count.
+    They are compared with those of (tensor - shift) / gain + mean, so that the input of a layer can be judged by its
+    output. Channels with weight 0 do not count.
     """
 
     tensor: str
@@ -44,7 +43,7 @@ class Target:
 
 
 def target_of(norm: BatchNorm, tensors: Collection[str]) -> Target:
-    """The target for a BatchNormalization: on its input, or where that was folded away on its output."""
+    """The target for a BatchNormalization: on its input, or on its output if the input was folded away."""
     ones = np.ones_like(norm.mean)
     if norm.input in tensors:
         return Target(tensor=norm.input, mean=norm.mean, std=norm.std, gain=ones, shift=norm.mean, weight=ones)
@@ -57,7 +56,7 @@ def target_of(norm: BatchNorm, tensors: Collection[str]) -> Target:
 
 
 def standard(name: str, channels: int) -> Target:
-    """The target of inputs, and of what is assumed to be normalised: mean 0 and variance 1 in every channel."""
+    """The target for inputs and for tensors assumed to be normalised: mean 0 and variance 1 in every channel."""
     zeros, ones = np.zeros(channels), np.ones(channels)
     return Target(tensor=name, mean=zeros, std=ones, gain=ones, shift=zeros, weight=ones)
 
@@ -65,8 +64,8 @@ def standard(name: str, channels: int) -> Target:
 def with_loss(net: ir.Model, targets: Sequence[Target], *, per: Per) -> ir.Model:
     """A copy of `net` whose only output is the distillation loss.
 
-    Tensors with as many images are compared side by side, as the channels of one wide layer: a few operators for the
-    whole net instead of a few dozen for every layer.
+    Tensors with the same number of images are compared together, as the channels of one wide layer: a few operators
+    for the whole network instead of a few dozen per layer.
     """
     model = net.clone()
     values = ir.convenience.create_value_mapping(model.graph)
@@ -86,7 +85,7 @@ def with_loss(net: ir.Model, targets: Sequence[Target], *, per: Per) -> ir.Model
 
 
 def _distance(targets: list[Target], tensors: list[Expr], over_batch: bool, opset: int) -> Expr:
-    """Sum over channels, mean over rows (images, or the one batch) of both squared differences."""
+    """The squared differences of means and deviations, summed over channels and averaged over images (or the batch)."""
     dtype = tensors[0].dtype
 
     def row(arrays: Sequence[NDArray[np.float64]]) -> Expr:

@@ -1,7 +1,7 @@
-"""plan -> plan: bits of its own for every layer, as the recipe's budget asks (ZeroQ, section III-B).
+"""plan -> plan: choose the bits of every layer within the budget of the recipe (ZeroQ, section III-B).
 
-The recipe's method makes a plan for each allowed number of bits; together they are the menu from which every layer
-takes its weight. Sensitivities say what each choice costs, `qgraph.methods.zeroq.allocate` which to take.
+The recipe's method makes one plan for each allowed number of bits; together they are the menu from which every layer
+takes its weight. Sensitivities say what each choice costs, and `qgraph.methods.zeroq.allocate` chooses.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ Better = Callable[[QuantPlan], object]
 
 @dataclass(frozen=True, kw_only=True)
 class Mixer:
-    """What choosing bits needs.
+    """Chooses the bits of every layer.
 
-    The network, samples to measure on, how the recipe's method makes a plan, and how a plan becomes the model that
-    counts; `judge` measures the task of that, on the samples `judging` where there are some. `norms` is what
-    BatchNormalization says of its outputs; `on_better` gets every plan that a search accepts on its way.
+    `data` are the samples on which sensitivities are measured, `refine` is the recipe's method, and `lower` turns a
+    plan into the model that counts. `judge` measures a model on the task, on the samples `judging` if they are given.
+    `norms` are the moments of BatchNormalization outputs. `on_better` gets every plan that a search accepts on its way.
     """
 
     net: Model
@@ -69,7 +69,7 @@ class Mixer:
     job: Job = field(default_factory=Job)
 
     def mix(self, plan: QuantPlan) -> tuple[QuantPlan, Allocation]:
-        """`plan` with the bits that the recipe's budget asks for, and how they were found."""
+        """The plan with bits within the recipe's budget, and how they were found."""
         stage = self.job.stage
         with stage("menu"):
             menu = self.menu()
@@ -82,7 +82,7 @@ class Mixer:
         return mix(plan, menu, chosen), Allocation(sensitivity=table, frontier=front, chosen=chosen, drop=drop)
 
     def menu(self) -> dict[str, list[LayerQuant]]:
-        """Every layer's weight at each of the recipe's bits, ascending, as its method quantizes it."""
+        """Every layer's weight as the method quantizes it at each of the recipe's bits, in ascending order."""
         view = GraphView(self.net)
         menu: dict[str, list[LayerQuant]] = {}
         for bits in sorted(set(self.recipe.bits)):
@@ -94,7 +94,7 @@ class Mixer:
         return menu
 
     def sensitivity(self, menu: Menu) -> Sensitivity:
-        """Omega of the whole menu, measured and in closed form."""
+        """The sensitivity Omega of every choice in the menu, measured and in closed form."""
         with open_executor(self.job.executor, workers=self.job.threads) as executor:
             table = sensitivity(
                 self.net,
@@ -108,20 +108,20 @@ class Mixer:
         return predict(table, GraphView(self.net), self.norms)
 
     def frontier(self, table: Sensitivity, menu: Menu) -> qmath.Frontier:
-        """Sizes worth taking, by adding up sensitivities or by measuring combinations, as the recipe says."""
+        """The frontier of sizes, by adding sensitivities or measuring combinations as the recipe says."""
         return frontier(table) if self.recipe.search == "frontier" else self._group_search(table, menu)
 
     def choose(
         self, plan: QuantPlan, table: Sensitivity, front: qmath.Frontier, menu: Menu
     ) -> tuple[qmath.Selection, Drop | None]:
-        """The selection that the recipe's budget asks for, and what it costs the task where that is the budget."""
+        """The selection within the recipe's budget and, with `max_drop`, what the task loses by it."""
         budget = self._budget(table)
         if budget is None:
             return self._smallest_within_drop(plan, front, menu, allowed=self.recipe.max_drop or 0.0)
         return within(front, table, budget), None
 
     def _budget(self, table: Sensitivity) -> float | None:
-        """Bytes of weights; None where accuracy is the budget."""
+        """The budget in bytes of weights; None with `max_drop`."""
         recipe = self.recipe
         if recipe.max_drop is not None:
             return None
@@ -156,7 +156,7 @@ class Mixer:
     def _smallest_within_drop(
         self, plan: QuantPlan, front: qmath.Frontier, menu: Menu, *, allowed: float
     ) -> tuple[qmath.Selection, Drop]:
-        """Bisection along the frontier by measuring the task; what is accepted goes to `on_better`."""
+        """Bisect the frontier by measuring the task; `on_better` gets what is accepted."""
         floats = self._judged(self.net.ir_model)
         tried: dict[tuple[int, ...], Drop] = {}
         with open_store(
@@ -204,7 +204,7 @@ class Mixer:
 
 
 def _once(store: Store, choices: Sequence[int], measure: Callable[[], Any]) -> Any:
-    """What is measured of some choices, if it is not in the store."""
+    """The measurement of some choices, from the store if it is there."""
     key = ",".join(map(str, choices))
     kept = store.get(key)
     if kept is not None:

@@ -1,4 +1,4 @@
-"""The function that distillation minimises: a model in, a session out that gives loss and gradients for a batch."""
+"""The objective of distillation: a session that returns the loss and gradients of a batch."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Arrays = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Objective:
-    """Loss and gradients of a batch of `shapes`; safe to call from several threads.
+    """Computes the loss and gradients of a batch of `shapes`; safe to call from several threads.
 
-    `layers` counts the BatchNormalizations that the loss compares with, 0 where it goes by assumed statistics.
+    `layers` counts the BatchNormalizations that the loss compares with, 0 if it uses estimated statistics.
     """
 
     session: Session
@@ -44,13 +44,13 @@ class Objective:
 
 
 def has_batch_norms(model: Model) -> bool:
-    """Whether the model keeps statistics to distil from."""
+    """Whether the model contains BatchNormalization statistics to distil from."""
     return bool(batch_norms(normalise(model, fold_bn=False).ir_model))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StepModel:
-    """A graph from a batch of `shapes` to loss and gradients."""
+    """A graph that computes the loss and gradients of a batch of `shapes`."""
 
     model: ir.Model
     shapes: Mapping[str, tuple[int, ...]]
@@ -66,7 +66,7 @@ def objective(
     shapes: Mapping[str, Sequence[int]] | None = None,
     builder: Builder | None = None,
 ) -> Objective:
-    """What `step_model` builds, loaded."""
+    """Build the `step_model` and load it."""
     step = step_model(model, batch=batch, per=per, shapes=shapes, builder=builder)
     return Objective(session=Session(step.model, threads=threads), shapes=step.shapes, layers=step.layers)
 
@@ -81,9 +81,9 @@ def step_model(
 ) -> StepModel:
     """Build the loss over all BatchNormalizations and the inputs, and differentiate it.
 
-    Where a BatchNormalization follows a convolution it is folded into it, which saves a pass over the activations in
-    either direction; the loss then judges the folded output. A model without any is compared with what can be told of
-    folded ones. Raises `ModelError` where nothing can.
+    A BatchNormalization after a convolution is folded into it, which saves a pass over the activations in either
+    direction; the loss then judges the folded output. A model without BatchNormalization is compared with estimated
+    statistics. Raises `ModelError` if there are none.
     """
     plain = normalise(model, fold_bn=False)
     norms = batch_norms(plain.ir_model)
@@ -110,7 +110,7 @@ def _targets(net: ir.Model, norms: list[BatchNorm]) -> list[Target]:
 def input_shapes(
     model: Model, *, batch: int, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """The shape of a batch for every input: `batch` where the model leaves axis 0 open.
+    """The shape of a batch for every input, with `batch` samples where the model leaves axis 0 open.
 
     Raises `DataError` for integer inputs and for sizes that neither the model nor `shapes` gives.
     """
@@ -135,7 +135,7 @@ def input_shapes(
 
 
 def _fix_shapes(net: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Give the inputs their sizes and infer everybody else's: static shapes save shape arithmetic at every step."""
+    """Fix the shapes of inputs and infer all others: static shapes save shape arithmetic at every step."""
     for value in net.graph.inputs:
         if value.name in shapes:
             value.shape = ir.Shape(shapes[str(value.name)])

@@ -1,4 +1,4 @@
-"""Adam with a plateau schedule: what the distillation of one batch remembers between steps."""
+"""Adam with a plateau schedule: the state of the distillation of one batch between steps."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from qgraph.gradient.adam import Adam, Floats
 
-_IMPROVEMENT = 1e-4  # a loss counts as better when it is smaller by this share
+_IMPROVEMENT = 1e-4  # the relative decrease by which a loss counts as better
 _SCHEDULE = ("rate", "step", "best", "waited")
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Plateau:
-    """Moves one array by `adam`, at a rate that is multiplied by `factor` after `patience` steps without progress."""
+    """Updates one array by `adam`, at a rate that is multiplied by `factor` after `patience` steps without progress."""
 
     adam: Adam
     rate: float
@@ -25,7 +25,7 @@ class Plateau:
     waited: int = 0
 
     def update(self, x: Floats, gradient: Floats, loss: float) -> None:
-        """Move `x` in place against `gradient`, then look at the loss it was taken at."""
+        """Update `x` in place, then adapt the rate to the loss at which `gradient` was taken."""
         self.step += 1
         self.adam.update(x, gradient, self.rate, self.step)
         if loss < self.best * (1 - _IMPROVEMENT):
@@ -37,11 +37,11 @@ class Plateau:
 
     @property
     def schedule(self) -> dict[str, Any]:
-        """What it remembers beside the state of `adam`."""
+        """Its state, without that of `adam`."""
         return {name: getattr(self, name) for name in _SCHEDULE}
 
     def restore(self, schedule: dict[str, Any], state: dict[str, Floats]) -> None:
-        """Go on where `schedule` and the state of `adam` were taken."""
+        """Continue from a saved `schedule` and state of `adam`."""
         for name in _SCHEDULE:
             setattr(self, name, schedule[name])
         self.adam.state = state

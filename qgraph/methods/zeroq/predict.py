@@ -1,15 +1,15 @@
-"""Sensitivity in closed form: what rounding a layer's weights does to the outputs, without running the network.
+"""Sensitivity in closed form: the effect of rounding a layer's weights on the outputs, without running the network.
 
     Omega_i(k) ~ sum_c G_c sigma_c^2 e(k) sum_j v_j
 
 over output channels c and operands j of layer i: G_c is the gain from the channel to the outputs and v_j the variance
-of an operand (`qgraph.observe.propagation`), sigma_c^2 the variance of the channel's weights, and e(k) the least
-expected error of a k-bit grid under a Gaussian prior of variance 1 (`qmath.exact_error`). Whole layers may
-look like Laplace, because their channels differ in sigma; a channel by itself is nearly Gaussian, and has too few
-weights to reach far into a tail.
+of an operand (`qgraph.observe.propagation`), sigma_c^2 is the variance of the channel's weights, and e(k) the least
+expected error of a k-bit grid for a Gaussian prior of variance 1 (`qmath.exact_error`). Whole layers may look Laplacian
+because their channels differ in sigma; a single channel is nearly Gaussian, and has too few weights to reach far into
+the tails.
 
-The result is the power of the outputs' error relative to their own. Where outputs are compared by a divergence the two
-differ by a factor that is about the same for all layers, so that they rank alike: it can sketch a frontier.
+The result is the power of the outputs' error relative to that of the outputs. Where outputs are compared by a
+divergence, the two differ by a factor that is about the same for all layers, so that both rank layers alike.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qgraph.observe.propagation import Floats, Flow, Moments, flow, resized, squ
 
 
 def predict(table: Sensitivity, view: GraphView, known: Mapping[str, Moments]) -> Sensitivity:
-    """`table` with its closed forms filled in; `known` are the moments that BatchNormalization says."""
+    """The table with closed forms filled in; `known` are the moments of BatchNormalization outputs."""
     flows = flow(view, known)
     rows = []
     for row in table.layers:
@@ -40,14 +40,14 @@ def predict(table: Sensitivity, view: GraphView, known: Mapping[str, Moments]) -
 
 @cache
 def unit_error(bits: int) -> float:
-    """Least expected squared error of a symmetric k-bit grid that holds zero, for Gaussian weights of variance 1."""
+    """The least expected squared error of a symmetric grid that includes zero, for Gaussian weights of variance 1."""
     prior = qmath.Gaussian(loc=0.0, scale=1.0)
     clip = float(qmath.prior_clip(prior, bits, exact=True, grid="midtread"))
     return float(qmath.exact_error(prior, qmath.midtread_levels(clip, bits)))
 
 
 def _reach(layer: Layer, weight: Floats, flows: Flow) -> float:
-    """Power of the outputs' error, relative to their own, when every weight errs by its channel's sigma."""
+    """The power of the outputs' error relative to theirs if every weight has an error of its channel's sigma."""
     operand, gain = flows.moments.get(str(layer.input.name)), flows.gains.get(str(layer.output.name))
     if operand is None or gain is None:
         return 0.0

@@ -2,8 +2,8 @@
 
     Omega_i(k) = 1/N sum_j KL(M(x_j) || M_i,k(x_j))
 
-with layer i on a grid of k bits and all others in floating point. The part of the network before layer i is run once
-in float; all bit-widths of the layer share its results and run only what lies behind.
+with layer i on a grid of k bits and all others in floating point. The part of the network before layer i runs once, in
+floats; all bit-widths of the layer share its results and only run the part behind.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Menu = Mapping[str, Sequence[LayerQuant]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSensitivity:
-    """Omega of one layer at each of `bits`, where its weights take `nbytes`; `predicted` is the closed form."""
+    """The sensitivity of one layer and the bytes of its weights at each of `bits`; `predicted` is in closed form."""
 
     name: str
     op: str
@@ -55,7 +55,7 @@ class LayerSensitivity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensitivity:
-    """Omega of every layer, over `samples` samples; `outputs` says by what each output was compared."""
+    """The sensitivity of every layer over `samples` samples; `outputs` says how each output was compared."""
 
     model: str
     data: str
@@ -64,7 +64,7 @@ class Sensitivity:
     layers: tuple[LayerSensitivity, ...]
 
     def agreement(self) -> float:
-        """Rank correlation (Spearman) of measured and predicted over all layers and bits; NaN where one is constant."""
+        """Spearman's rank correlation of measured and predicted over all layers and bits; NaN if one is constant."""
         pairs = [pair for row in self.layers for pair in zip(row.measured, row.predicted, strict=True)]
         measured, closed = np.array(pairs).T
         constant = np.ptp(measured) == 0 or np.ptp(closed) == 0
@@ -89,16 +89,16 @@ def sensitivity(
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Sensitivity:
-    """Omega of every choice of every layer in `menu`, over the first 64 samples of `data`.
+    """Measure the sensitivity Omega of every choice of every layer in `menu` on the first 64 samples of `data`.
 
-    The result does not depend on the executor, on the number of threads, or on being interrupted.
+    The result does not depend on the executor, the number of threads, or interruptions.
 
     Args:
         model: the normalised float model.
-        menu: the layers, and for each the grids to try (a `LayerQuant` of each plan that a method made).
-        direction: of the divergence between class scores.
-        executor: where layers are measured; by default on threads.
-        resume: folder of checkpoints; layers that it holds are not measured again.
+        menu: the grids to try for each layer, one `LayerQuant` from each plan that a method made.
+        direction: of the KL divergence between class scores.
+        executor: where layers are measured; by default in threads.
+        resume: folder for checkpoints; layers found there are not measured again.
 
     Raises:
         ModelError: outputs are NaN or infinite; the message names the layer and its bits.
@@ -149,7 +149,7 @@ def _row(layer: Layer, choices: Sequence[LayerQuant], omega: list[float]) -> Lay
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """What all layers share: the float model, what it computes on the samples, and the grids to try."""
+    """What all layers share: the float model, its results on the samples, and the grids to try."""
 
     model: Model
     reference: Reference
@@ -157,7 +157,7 @@ class _Job:
 
 
 def _omega(job: _Job, name: str) -> list[float]:
-    """Omega of one layer for all its choices; raises `ModelError` when outputs are not finite."""
+    """The sensitivity of one layer for all its choices; raises `ModelError` if outputs are not finite."""
     rest, boundary = _behind(job.model, name)
     before = Session(job.model.ir_model, outputs=boundary, threads=1) if boundary else None
     feeds = [b.feeds for b in job.reference.batches]
@@ -176,7 +176,7 @@ def _omega(job: _Job, name: str) -> list[float]:
 
 
 def _behind(model: Model, name: str) -> tuple[Model, list[str]]:
-    """The layer and all that depends on it, and the names of the float tensors it needs (graph inputs left out)."""
+    """The layer and all that depends on it, and the names of the float tensors they need, except graph inputs."""
     net = model.ir_model
     first = GraphView(model).by_name[name].node
     later = descendants(first.outputs)

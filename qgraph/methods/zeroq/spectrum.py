@@ -1,7 +1,7 @@
-"""Noise that looks like pictures to a network: neighbouring positions alike, amplitudes falling as 1/frequency.
+"""Noise that resembles natural images: neighbouring positions are similar, amplitudes fall as 1/frequency.
 
-Natural images have power spectra close to 1/f^2 (Field, 1987). Distillation starts from it, and it is what is left
-where a model has nothing to distil from.
+Natural images have power spectra close to 1/f^2 (Field, 1987). Distillation starts from such noise, and falls back on
+it if a model has nothing to distil from.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-_SHARED = 0.8  # of the variance is common to all channels (pictures are mostly grey)
+_SHARED = 0.8  # share of the variance common to all channels, as images are mostly grey
 
 
 def natural_noise(shapes: Mapping[str, Sequence[int]], *, seed: int | Sequence[int]) -> dict[str, NDArray[np.float32]]:
-    """A batch for every input, each channel of a sample of mean 0 and variance 1; plain Gaussian where there are no
-    positions."""
+    """A batch for every input, with mean 0 and variance 1 in each channel; Gaussian where there are no positions."""
     rng = np.random.default_rng(seed)
     return {name: _samples(rng, tuple(shape)) for name, shape in shapes.items()}
 

@@ -1,4 +1,4 @@
-"""The statistics that BatchNormalization layers keep of the data a network was trained on."""
+"""The statistics of the training data in a network's BatchNormalization layers."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class BatchNorm:
 def batch_norms(net: ir.Model) -> list[BatchNorm]:
     """Every BatchNormalization of `net` in inference form whose parameters do not depend on the data.
 
-    Exporters leave the parameters as initializers or behind chains of Identity, Cast, CastLike, Expand and Shape. What
-    such a chain yields is found by running it; whether it depends on the data, by running it on other data.
+    Exporters write parameters as initializers or as chains of Identity, Cast, CastLike, Expand and Shape. Such a chain
+    is run to get its value, and run on other data to see whether it depends on the data.
     """
     nodes = [n for n in net.graph if n.op_type == "BatchNormalization" and n.domain == ""]
     values = {v for n in nodes for v in n.inputs[1:5] if v is not None}
