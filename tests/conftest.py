@@ -36,7 +36,7 @@ def same_numbers(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(autouse=True)
 def no_latency_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep integers that happen to be slow on this machine: what is tested does not depend on how busy it is."""
-    monkeypatch.setattr("qgraph.jobs.guarded.SLOWER", float("inf"))
+    monkeypatch.setattr("qgraph.jobs.no_slower.SLOWER", float("inf"))
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 from qgraph.assess.float_constants import float_constant_bytes, is_linear
 from qgraph.assess.fused import FusedGraph, read_fused
 from qgraph.assess.judge import batch_labels
+from qgraph.assess.latency import latency
 from qgraph.assess.metric import Collected, Metric, compare_by
 from qgraph.assess.output_quality import AccuracyTally, Compared, OutputQuality, OutputTally, classified
 from qgraph.assess.verify import batch_size
@@ -44,7 +43,6 @@ _SAID: dict[Basis, str] = {
     "none": "",
 }
 NOISE_SAMPLES = 8
-LATENCY_SECONDS, LATENCY_RUNS = 1.0, 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,15 +233,15 @@ class _Run:
             ):
                 total.merge(tally)
                 advance(tally.samples)
-        latency, seconds = self._latency(samples, size)
+        timed = latency(self.before, self.after, next(samples.batches(size)).feeds)
         return dataclasses.replace(
             found,
             samples=total.samples,
             outputs=tuple(output.result() for output in total.outputs),
             accuracy=total.accuracy.result(),
             metric=self._metric(total, names),
-            latency=latency,
-            float_seconds=seconds,
+            latency=timed.ratio,
+            float_seconds=timed.float_seconds,
             notes=tuple(total.notes()),
         )
 
@@ -274,22 +272,6 @@ class _Run:
         before = Collected(names=names, runs=[want for want, _, _ in total.kept], labels=labels)
         after = Collected(names=names, runs=[have for _, have, _ in total.kept], labels=labels)
         return compare_by(self.metric, before, after)
-
-    def _latency(self, samples: Dataset, size: int) -> tuple[float | None, float | None]:
-        """The median ratio of processor times, measured in turn for at most a second, and the float model's time."""
-        feeds = next(samples.batches(size)).feeds
-        ratios: list[float] = []
-        floats: list[float] = []
-        started = time.perf_counter()
-        try:
-            while len(ratios) < LATENCY_RUNS and (not ratios or time.perf_counter() - started < LATENCY_SECONDS):
-                before, after = (_seconds(session, feeds) for session in (self.before, self.after))
-                if before > 0:
-                    ratios.append(after / before)
-                    floats.append(before)
-        except ModelError:
-            return None, None
-        return median(ratios), median(floats)
 
 
 @dataclass(slots=True)
@@ -359,12 +341,6 @@ def _classify(tally: _Tally, want: list[Any], have: list[Any], labels: NDArray[A
 
 def _real(batch: Batch, output: Any) -> Any:
     return batch.real(output) if isinstance(output, np.ndarray) else output
-
-
-def _seconds(session: Session, feeds: dict[str, NDArray[Any]]) -> float:
-    start = time.thread_time()
-    session.run_list(feeds)
-    return time.thread_time() - start
 
 
 def _bytes_of(model: ir.Model) -> int:

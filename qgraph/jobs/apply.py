@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from qgraph.assess.metric import MetricLike, load_metric
 from qgraph.assess.verdict import Verdict
 from qgraph.assess.verify import verify
+from qgraph.jobs.below import warn_below
 from qgraph.jobs.trial import Trial
 from qgraph.lowering.lower import lower
 from qgraph.onnxfile.load import load
@@ -49,7 +50,8 @@ def apply(
     Args:
         model: a path, `onnx.ModelProto` or onnx-ir model; it must be the one the plan was made for.
         plan: what to quantize, and how.
-        data: samples to judge the result on; they do not change it. Without data it is judged on noise.
+        data: samples to judge the result on; they do not change it; outputs below 20 dB on them are warned of. Without
+            data it is judged on noise.
         format: `qdq` to deploy, or `float` for a simulation in plain float operators.
         opset, preprocessing, limit, batch, shapes, batch_axes, metric, threads: as in `quantize`.
         measure: compare the result with the float model in onnxruntime (`Applied.quality`).
@@ -84,4 +86,5 @@ def apply(
         held = None if samples is None else hold_out(samples).held_out
         trial = Trial(reference=loaded, samples=held, basis="given", metric=by, progress=progress)
         quality = trial.judge(lowered, threads=threads)
+        warn_below(quality)
     return Applied(ir_model=lowered, source=net.source, nbytes=net.nbytes, digest=net.digest, quality=quality)

@@ -12,6 +12,7 @@ from qgraph.assess.metric import MetricLike, load_metric
 from qgraph.assess.verify import verify
 from qgraph.errors import UsageError
 from qgraph.graph.sites import GraphView, choose_layers
+from qgraph.jobs.below import warn_of_result
 from qgraph.jobs.distil import distilled_samples
 from qgraph.jobs.result import Result
 from qgraph.jobs.trial import Trial, tell
@@ -160,6 +161,7 @@ def finetune(
         with job.stage("measure"):
             _ = result.quality, result.layers_in_file
         tell(result.warnings())
+        warn_of_result(result)
     job.finish()
     return result
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from qgraph.assess.metric import MetricLike
 from qgraph.assess.verify import verify
-from qgraph.jobs.guarded import guarded, no_slower
+from qgraph.jobs.guarded import guarded
+from qgraph.jobs.no_slower import no_slower
 from qgraph.jobs.prepare import Gathered, gather
 from qgraph.jobs.result import Result
 from qgraph.jobs.trial import tell
@@ -134,7 +135,9 @@ def _quantized(
         with job.stage("measure"):
             _ = result.quality
         with job.stage("guard"):
-            result = guarded(given, no_slower(result, fixed=fixed), guard_db=guard)
+            quick = no_slower(result, fixed=fixed)
+            result = guarded(given, quick, guard_db=guard)
+            result = result if result is quick else no_slower(result, fixed=fixed)
         with job.stage("layers"):
             _ = result.layers_in_file
         tell(result.warnings())

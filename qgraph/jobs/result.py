@@ -17,7 +17,7 @@ from qgraph.assess.verdict import Verdict
 from qgraph.graph.sites import GraphView
 from qgraph.jobs.trial import Trial
 from qgraph.lowering.lower import lower
-from qgraph.methods.guard.guard import Concession
+from qgraph.methods.guard.concessions import Concession
 from qgraph.observe.statistics import Observations
 from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.write import save

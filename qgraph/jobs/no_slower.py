@@ -1,0 +1,31 @@
+"""A result that is no slower than float on this machine, or says that it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+from qgraph.errors import QualityWarning
+from qgraph.jobs.result import Result
+
+SLOWER = 1.02  # of float's latency: what takes longer gives its integers up
+TIMED_SECONDS = 5e-4  # per sample in floats; timings below this are too noisy to decide anything
+
+
+def no_slower(result: Result, *, fixed: bool) -> Result:
+    """The result, or its weight-only version where quantized activations make it slower than float on this machine.
+
+    With `fixed`, the caller asked for quantized activations: the result stays as it is, and a warning says so.
+    """
+    quality = result.quality
+    slow = quality is not None and (quality.latency or 0.0) > SLOWER and (quality.float_seconds or 0.0) > TIMED_SECONDS
+    if quality is None or not slow or not result.plan.activations or result.format != "qdq":
+        return result
+    said = f"integers take {quality.latency:.2f} of the float model's time on this machine"
+    if fixed:
+        warnings.warn(f"{said}: --activations none keeps the weights small alone", QualityWarning, stacklevel=4)
+        return result
+    notes = (*result.plan.notes, f"activations stay floating point: {said}")
+    plain = dataclasses.replace(result, plan=dataclasses.replace(result.plan, activations=(), notes=notes))
+    other = None if plain.quality is None else plain.quality.latency
+    return plain if other is not None and other < (quality.latency or 0.0) else result
