@@ -80,15 +80,16 @@ def layer_reports(
 
     `in_file` are the measured errors of the file, by layer.
     """
-    power = measured_power(view, plan, data, threads=threads) if data is not None else {}
-    predicted = predicted_noise(view, plan, observed) if observed is not None else {}
+    read = dataclasses.replace(plan, layers=tuple(q for q in plan.layers if not view.by_name[q.name].weight_only))
+    power = measured_power(view, read, data, threads=threads) if data is not None and read.layers else {}
+    predicted = predicted_noise(view, read, observed) if observed is not None else {}
     grids = plan.operand_grids
     rejected = {} if observed is None else rejected_priors(view, observed, list(grids.values()))
     reports = []
     for quant in plan.layers:
         layer = view.by_name[quant.name]
         signal, noise = power.get(quant.name, (0.0, 0.0))
-        grid = None if quant.runs == "dynamic" else nearest(layer.input, grids)
+        grid = None if quant.runs == "dynamic" or layer.weight_only else nearest(layer.input, grids)
         found = (in_file or {}).get(quant.name)
         reports.append(
             LayerReport(

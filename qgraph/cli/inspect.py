@@ -47,9 +47,9 @@ def _show_model(net: Model, as_json: bool) -> None:
             "weight": list(layer.weight_array().shape),
             "edge": layer.name in view.edge_layers,
         }
-        for layer in view.layers
+        for layer in view.by_name.values()
     ]
-    kept = kept_in_float(view, view.skipped | view.unfolded, {layer.name for layer in view.layers}, tail=False)
+    kept = kept_in_float(view, view.skipped | view.unfolded, set(view.by_name), tail=False)
     content: dict[str, Any] = {
         "file": net.source,
         "bytes": net.nbytes,
@@ -71,7 +71,7 @@ def _show_model(net: Model, as_json: bool) -> None:
             show(f"  {kind[:-1]} {item['name']}: {item['type']} {item['shape']}")
     show("  operators: " + ", ".join(f"{count} {op}" for op, count in content["operators"].items()))
     rows = table("quantizable layers", "layer", "op", "weight", "", left=4)
-    for layer in view.layers:
+    for layer in view.by_name.values():
         shape = " x ".join(map(str, layer.weight_array().shape))
         rows.add_row(layer.name, layer.op, shape, "edge" if layer.name in view.edge_layers else "")
     for entry in kept:

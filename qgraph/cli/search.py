@@ -232,8 +232,10 @@ def _show(searched: Searched, result: dict[str, Any]) -> None:
     )
     grids = plan.operand_grids
     means = dict(found.history)
-    for quant in plan.layers:
-        layer = next(one for one in GraphView(searched.net).layers if one.name == quant.name)
+    for layer in GraphView(searched.net).layers:
+        quant = plan.layer(layer.name)
+        if quant is None:
+            continue
         grid = nearest(layer.input, grids)
         rows.add_row(
             quant.name,

@@ -1,6 +1,7 @@
 """What a layer is: a Conv, ConvTranspose, Gemm or MatMul with a constant weight.
 
-Its *operand* is the tensor that it multiplies with the weight.
+Its *operand* is the tensor that it multiplies with the weight. A LSTM, GRU or RNN counts as two layers, one for each of
+its weights: W, which multiplies its input, and R, which multiplies what it computed a step before.
 """
 
 from __future__ import annotations
@@ -18,16 +19,22 @@ from qgraph.onnxfile.folding import output_axis
 
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 INTEGER_OPS = ("Conv", "Gemm", "MatMul")  # onnxruntime has integer kernels for these on the CPU
+RECURRENT_OPS = ("LSTM", "GRU", "RNN")
+RECURRENT_WEIGHTS = {1: "W", 2: "R"}  # by their place among the inputs
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Layer:
-    """One quantizable layer: its node, its weight and the axes along which its channels run."""
+    """One quantizable layer: its node, its weight and the axes along which its channels run.
+
+    Of a `weight_only` layer nothing but the weight can be quantized: it is recurrent, or lies in a body.
+    """
 
     name: str
     op: str
     node: ir.Node
     weight_index: int = 1
+    weight_only: bool = False
 
     @property
     def weight(self) -> ir.Value:
@@ -35,7 +42,7 @@ class Layer:
 
     @property
     def input(self) -> ir.Value:
-        return present(self.node.inputs[1 - self.weight_index])
+        return present(self.node.inputs[0 if self.weight_index else 1])
 
     @property
     def output(self) -> ir.Value:
@@ -44,7 +51,8 @@ class Layer:
     @property
     def bias(self) -> ir.Value | None:
         """The bias input of Conv, ConvTranspose and Gemm; None where there is none."""
-        return self.node.inputs[2] if len(self.node.inputs) > 2 else None
+        has_one = len(self.node.inputs) > 2 and self.op not in RECURRENT_OPS
+        return self.node.inputs[2] if has_one else None
 
     @property
     def bias_factor(self) -> float:
@@ -63,14 +71,13 @@ class Layer:
         rank = len(present(self.weight.shape))
         if self.op == "MatMul" and self.weight_index == 0:
             return rank - 2
-        return output_axis(self.node) % rank
+        return 1 if self.op in RECURRENT_OPS else output_axis(self.node) % rank  # W, R: directions x rows x columns
 
     @property
     def scale_axis(self) -> int | None:
         """The axis along which the weight may have a scale per channel; None where integer kernels want one scale."""
-        if self.op == "MatMul" and (self.weight_index == 0 or len(present(self.weight.shape)) > 2):
-            return None
-        return self.output_axis
+        one = self.op == "MatMul" and (self.weight_index == 0 or len(present(self.weight.shape)) > 2)
+        return None if one and not self.weight_only else self.output_axis
 
     @property
     def input_axis(self) -> int:
@@ -120,6 +127,10 @@ class Layer:
     def groups(self) -> int:
         return int(attribute(self.node, "group", 1)) if self.op in ("Conv", "ConvTranspose") else 1
 
+    @property
+    def has_integer_kernel(self) -> bool:
+        return self.op in INTEGER_OPS and not self.weight_only
+
 
 def pads(layer: Layer) -> bool:
     """Whether the layer may sum over zeros that are not of its operand, so that an offset is not folded exactly."""
@@ -141,19 +152,26 @@ def weight_index(node: ir.Node) -> tuple[int, str]:
         return 1, "an operand is missing"
     candidates = (1, 0) if node.op_type == "MatMul" else (1,)
     for index in candidates:
-        weight = constant(node.inputs[index])
-        if weight is None:
+        if constant(node.inputs[index]) is None:
             continue
         if constant(node.inputs[1 - index]) is not None:
             return index, "both operands are constants"
-        if weight.dtype != np.float32:
-            return index, f"its weight is {weight.dtype}, not float32"
-        if weight.ndim < 2 or weight.size == 0:
-            return index, f"its weight has shape {list(weight.shape)}; at least two dimensions are needed"
-        if not np.isfinite([weight.min(), weight.max()]).all():
-            return index, "its weight contains NaN or infinite values"
-        return index, ""
+        return index, why_not_quantized(node.inputs[index])
     return 1, "its weight is not a constant"
+
+
+def why_not_quantized(value: ir.Value | None) -> str:
+    """Why a weight cannot be brought to a grid ('' if it can)."""
+    weight = constant(value)
+    if weight is None:
+        return "its weight is not a constant"
+    if weight.dtype != np.float32:
+        return f"its weight is {weight.dtype}, not float32"
+    if weight.ndim < 2 or weight.size == 0:
+        return f"its weight has shape {list(weight.shape)}; at least two dimensions are needed"
+    if not np.isfinite([weight.min(), weight.max()]).all():
+        return "its weight contains NaN or infinite values"
+    return ""
 
 
 def present(value: Any) -> Any:

@@ -16,9 +16,10 @@ import onnx_ir as ir
 
 from qgraph.errors import ModelError, UsageError, hint
 from qgraph.graph.already import likely_tool, quantized_operators
-from qgraph.graph.layers import INTEGER_OPS, LAYER_OPS, Layer, present, weight_index
+from qgraph.graph.layers import LAYER_OPS, RECURRENT_OPS, Layer, present, weight_index
 from qgraph.graph.tensors import CLIPPING_OPS, fused_output, is_transparent, sign_sources
-from qgraph.graph.walk import ancestors, descendants, sources, walk
+from qgraph.graph.walk import ancestors, descendants, owners, paths, sources, walk
+from qgraph.graph.weight_only import weight_only_layers
 from qgraph.onnxfile.edit import constant
 from qgraph.onnxfile.model import Model
 
@@ -34,13 +35,23 @@ class GraphView:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """What can be quantized, in graph order."""
+        """What can be quantized together with its operand, in graph order."""
         return self._split[0]
+
+    @property
+    def weight_only(self) -> tuple[Layer, ...]:
+        """Of what the weight alone can be quantized, outer graphs first."""
+        return self._weight_only[0]
 
     @property
     def skipped(self) -> dict[str, str]:
         """Nodes that would be layers but cannot be quantized, with the reason."""
-        return self._split[1]
+        return self._split[1] | self._weight_only[1]
+
+    @cached_property
+    def paths(self) -> dict[ir.Node, str]:
+        """The name of every node, in bodies behind those of what it lies in."""
+        return paths(self.model.graph)
 
     @cached_property
     def _split(self) -> tuple[tuple[Layer, ...], dict[str, str]]:
@@ -52,10 +63,11 @@ class GraphView:
                     skipped[str(node.name)] = why
                 else:
                     found.append(Layer(name=str(node.name), op=node.op_type, node=node, weight_index=index))
-        for graph in self.model.graph.subgraphs():
-            for node in graph:
-                if node.op_type in LAYER_OPS:
-                    skipped[str(node.name)] = "lies in the body of a control-flow operator"
+        return tuple(found), skipped
+
+    @cached_property
+    def _weight_only(self) -> tuple[tuple[Layer, ...], dict[str, str]]:
+        found, skipped = weight_only_layers(self.paths, self.model.graph)
         return tuple(found), skipped
 
     @cached_property
@@ -65,7 +77,7 @@ class GraphView:
 
     @cached_property
     def by_name(self) -> dict[str, Layer]:
-        return {layer.name: layer for layer in self.layers}
+        return {layer.name: layer for layer in (*self.layers, *self.weight_only)}
 
     @cached_property
     def non_negative(self) -> dict[str, bool]:
@@ -79,27 +91,39 @@ class GraphView:
     @cached_property
     def edge_layers(self) -> frozenset[str]:
         """Names of first layers (fed by a graph input) and last layers (no layer after them)."""
-        first = {layer.name for layer in self.layers if self.root(layer.input).is_graph_input()}
-        last = {layer.name for layer in self.layers if layer.node not in self._ahead}
+        fed = set(self.model.graph.inputs)
+        first = {name for name, layer in self.by_name.items() if self.root(layer.input) in fed}
+        last = {name for name, layer in self.by_name.items() if self._ahead.keys().isdisjoint(self.around(layer))}
         return frozenset(first | last)
+
+    def around(self, layer: Layer) -> list[ir.Node]:
+        """The node of a layer, and those in whose bodies it lies, from the inside out."""
+        found = [layer.node]
+        while (owner := self._owners.get(found[-1].graph)) is not None:  # type: ignore[arg-type]
+            found.append(owner[0])
+        return found
+
+    @cached_property
+    def _owners(self) -> dict[ir.Graph, tuple[ir.Node, str]]:
+        return owners(self.model.graph)
 
     @cached_property
     def tail(self) -> tuple[ir.Node, ...]:
         """Operators behind the last layers that compute (box decoding, softmax, sorting): they stay float."""
-        layers = {layer.node for layer in self.layers}
-        last = descendants(layer.output for layer in self.layers).keys() - self._ahead.keys() - layers
+        layers = {self.around(layer)[-1] for layer in self.by_name.values()}
+        last = descendants(v for node in layers for v in node.outputs).keys() - self._ahead.keys() - layers
         return tuple(n for n in self.model.graph if n in last and _computes(n))
 
     @cached_property
     def _ahead(self) -> dict[ir.Node, None]:
         """The nodes that some layer depends on."""
-        return ancestors(v for layer in self.layers for v in layer.node.inputs if v is not None)
+        return ancestors(v for layer in self.by_name.values() for v in layer.node.inputs if v is not None)
 
     @cached_property
     def _roots(self) -> dict[ir.Value, ir.Value]:
         """`root` of every result of a transparent operator."""
         roots: dict[ir.Value, ir.Value] = {}
-        for node in self.model.graph:
+        for node in ir.traversal.RecursiveGraphIterator(self.model.graph):
             if is_transparent(node):
                 moved = present(node.inputs[0])
                 roots |= dict.fromkeys(node.outputs, roots.get(moved, moved))
@@ -140,7 +164,7 @@ class GraphView:
         Operands that are `apart` do not lie on the grid of what they were moved from; `loose` tensors are not kept.
         """
         origins = self._origins(apart)
-        inputs = (layer.input for layer in layers if layer.op in INTEGER_OPS)
+        inputs = (layer.input for layer in layers if layer.has_integer_kernel)
         operands = dict.fromkeys(origins.get(value, value) for value in inputs)
         kept = {v: None for v in self._kept_tensors(layers, operands, origins) if v.name not in loose}
         nodes = {layer.node for layer in layers}
@@ -159,7 +183,7 @@ class GraphView:
         self, layers: Sequence[Layer], operands: Mapping[ir.Value, None], origins: Mapping[ir.Value, ir.Value]
     ) -> dict[ir.Value, None]:
         """Outputs of convolutions (QLinearConv writes integers), and glue whose inputs are all on a grid."""
-        nodes = {layer.node for layer in layers if layer.op in INTEGER_OPS}
+        nodes = {layer.node for layer in layers if layer.has_integer_kernel}
         feeding = sources((v for node in nodes for v in node.inputs if v is not None), _keeps_integers)
         kept: dict[ir.Value, None] = {}
         for node in self.model.graph:
@@ -232,26 +256,36 @@ def _check_not_quantized(view: GraphView, chosen: Sequence[Layer]) -> None:
     warnings.warn(f"{said}: {len(chosen)} layers that are still float are quantized on top of that", stacklevel=2)
 
 
-def choose_layers(view: GraphView, keep: Sequence[str]) -> tuple[list[Layer], dict[str, str]]:
+def choose_layers(
+    view: GraphView, keep: Sequence[str], *, weight_only: bool = True
+) -> tuple[list[Layer], dict[str, str]]:
     """The layers to quantize, and the reason for each that is left in floating point; `keep` are patterns of names.
+
+    Without `weight_only`, layers of which the weight alone can be quantized are left as well.
 
     Raises `UsageError` for a pattern that matches nothing, `ModelError` when no layer is left.
     """
-    layers = list(view.layers)
+    layers = list(view.by_name.values())
     kept = dict(view.skipped)
     for pattern in keep:
-        matched = [layer for layer in view.layers if fnmatchcase(layer.name, pattern)]
+        matched = [layer for layer in layers if any(fnmatchcase(name, pattern) for name in _names(view, layer))]
         if not matched:
-            names = [layer.name for layer in view.layers]
-            raise UsageError(f"--keep '{pattern}' matches no layer{hint(pattern, names)}")
+            raise UsageError(f"--keep '{pattern}' matches no layer{hint(pattern, list(view.by_name))}")
         for layer in matched:
             kept[layer.name] = f"--keep {pattern}"
+    if not weight_only:
+        kept |= {layer.name: "recurrent layers and those in bodies are not trained" for layer in view.weight_only}
     chosen = [layer for layer in layers if layer.name not in kept]
     _check_not_quantized(view, chosen)
     if not chosen:
         reasons = "; ".join(f"'{name}': {why}" for name, why in list(kept.items())[:3])
         raise ModelError(
-            f"{view.model.source} has no layer to quantize (Conv, ConvTranspose, Gemm or MatMul with a constant "
-            f"weight)" + (f"; left out are {reasons}" if reasons else "")
+            f"{view.model.source} has no layer to quantize (Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU or RNN with a "
+            f"constant weight)" + (f"; left out are {reasons}" if reasons else "")
         )
     return chosen, kept
+
+
+def _names(view: GraphView, layer: Layer) -> tuple[str, ...]:
+    """The name of a layer; for a weight of a recurrent one that of its node too."""
+    return (layer.name, view.paths[layer.node]) if layer.op in RECURRENT_OPS else (layer.name,)

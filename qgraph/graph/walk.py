@@ -67,16 +67,40 @@ def reads(node: ir.Node) -> list[ir.Value]:
     return found
 
 
+def owners(graph: ir.Graph) -> dict[ir.Graph, tuple[ir.Node, str]]:
+    """The node and the attribute that each body within a graph belongs to, outer bodies first."""
+    found: dict[ir.Graph, tuple[ir.Node, str]] = {}
+    pending = [graph]
+    while pending:
+        for node in pending.pop():
+            for where, body in _named_bodies(node):
+                found[body] = node, where
+                pending.append(body)
+    return found
+
+
+def paths(graph: ir.Graph) -> dict[ir.Node, str]:
+    """The name of every node; in a body behind those of what it lies in: `If_0/then_branch/conv1`."""
+    found = {node: str(node.name) for node in graph}
+    for body, (node, where) in owners(graph).items():
+        found |= {inner: f"{found[node]}/{where}/{inner.name}" for inner in body}
+    return found
+
+
 def _producers(values: Iterable[ir.Value]) -> Iterable[ir.Node]:
     return (node for value in values if (node := value.producer()) is not None)
 
 
 def _bodies(node: ir.Node) -> Iterable[ir.Graph]:
-    for attribute in node.attributes.values():
+    return (body for _, body in _named_bodies(node))
+
+
+def _named_bodies(node: ir.Node) -> Iterable[tuple[str, ir.Graph]]:
+    for name, attribute in node.attributes.items():
         if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
+            yield name, attribute.as_graph()
         elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
+            yield from ((f"{name}/{index}", body) for index, body in enumerate(attribute.as_graphs()))
 
 
 class _Owners:

@@ -5,6 +5,7 @@ Each returns the nodes that it looked for and left as they are, with the reason.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -173,9 +174,9 @@ def _fuse_bias(graph: ir.Graph, product: ir.Node, add: ir.Node, added: NDArray[A
     new.name, new.shape, new.type = name, shape, dtype
 
 
-def constant_nodes(graph: ir.Graph) -> list[ir.Node]:
-    """The nodes that can be computed from initializers alone."""
-    known: set[ir.Value] = {v for v in graph.initializers.values() if not v.is_graph_input()}
+def constant_nodes(graph: ir.Graph, *, also: Iterable[ir.Value] = ()) -> list[ir.Node]:
+    """The nodes that can be computed from initializers alone, and from what is `also` known."""
+    known: set[ir.Value] = {v for v in graph.initializers.values() if not v.is_graph_input()} | set(also)
     nodes = []
     for node in graph:
         pure = node.domain == "" and not any(

@@ -11,6 +11,7 @@ from onnx_ir.passes import common as passes
 
 from qgraph.errors import ModelError, QGraphError, first_line
 from qgraph.onnxfile.axes import name_all_axes, pad_in_pools
+from qgraph.onnxfile.bodies import lift_weights_out_of_bodies
 from qgraph.onnxfile.cost_limits import GROWING_OPS, check_bounds
 from qgraph.onnxfile.edit import numbered
 from qgraph.onnxfile.folding import (
@@ -64,6 +65,7 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
         for transform in transforms:
             transform(net)
         digest = _digest(net)
+        ours(lift_weights_out_of_bodies, "compute ahead")(net)
     except QGraphError:
         raise
     except Exception as error:  # of any kind: the file promised what it does not hold

@@ -9,6 +9,8 @@ DYNAMIC_BITS = 8  # of an operand that DynamicQuantizeLinear quantizes
 
 def why_not_dynamic(layer: Layer) -> str:
     """Why a layer cannot run on an operand that is quantized by the values at hand; '' where it can."""
+    if layer.weight_only:
+        return "of recurrent layers and of those in bodies the weight alone is quantized"
     if layer.op not in ("MatMul", "Gemm"):
         return f"onnxruntime's {layer.op} on such integers is slower than in floats"
     if layer.weight_index == 0:

@@ -19,6 +19,7 @@ from qgraph.plan.placing import place
 from qgraph.plan.plan import MAX_BITS, PER_TENSOR, ActivationQuant, LayerQuant, QuantPlan, Runs, WeightQuant
 from qgraph.plan.ranges import Ranges
 from qgraph.plan.recipe import Recipe, TargetCpu
+from qgraph.plan.registry import find
 from qgraph.plan.saturation import without_saturation
 from qgraph.plan.sums import with_room_for_biases, with_shared_weights
 
@@ -29,7 +30,7 @@ _SMALLEST_WEIGHT_SCALE = float(np.finfo(np.float32).tiny) * 2
 
 def initial_plan(view: GraphView, recipe: Recipe, observed: Ranges | None) -> QuantPlan:
     """Grids that span each weight to its largest magnitude, and each activation from its minimum to its maximum."""
-    layers, kept = choose_layers(view, recipe.keep)
+    layers, kept = choose_layers(view, recipe.keep, weight_only=not find(recipe.method).trains)
     activations: list[ActivationQuant] = []
     floats: dict[str, str] = {}
     if recipe.static_bits is not None and observed is not None:
@@ -65,7 +66,7 @@ def _unfolded(view: GraphView) -> dict[str, str]:
 def _runs(layer: Layer, recipe: Recipe, floats: Container[str]) -> Runs:
     if recipe.dynamic:
         return "floats" if why_not_dynamic(layer) else "dynamic"
-    return "floats" if layer.name in floats else "integers"
+    return "floats" if layer.weight_only or layer.name in floats else "integers"
 
 
 def _layer_grid(layer: Layer, recipe: Recipe, view: GraphView, runs: Runs) -> LayerQuant:

@@ -18,10 +18,10 @@ def kept_in_float(
     The weights of `quantized` layers do not count as float constants. With `tail`, operators behind the last layers are
     listed too, one entry per type.
     """
-    sizes = float_bytes(view.model.graph, without=quantized)
+    sizes = float_bytes(view.paths, without=quantized)
     named = [KeptFloat(name=name, why=reason, bytes=sizes.pop(name, 0)) for name, reason in sorted(why.items())]
     behind = _tail(view, sizes) if tail else []
-    known = reasons(view.model.graph)
+    known = reasons(view.paths)
     other = [
         KeptFloat(name=name, why=known.get(name, "its weight is not quantized"), bytes=size)
         for name, size in sizes.items()

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-from qgraph.graph.layers import INTEGER_OPS, Layer, present
+from qgraph.graph.layers import Layer, present
 from qgraph.graph.sites import ActivationSite, GraphView
 from qgraph.graph.tensors import fused_output, is_transparent, root
 from qgraph.plan.cost import why_slower
@@ -27,9 +27,10 @@ def place(
     view: GraphView, layers: Sequence[Layer], observed: Ranges
 ) -> tuple[tuple[ActivationSite, ...], dict[str, str]]:
     """The tensors to quantize so that `layers` run on integers, and the reason for each layer that cannot."""
+    layers = [layer for layer in layers if not layer.weight_only]
     slow = {layer.name: why for layer in layers if (why := why_slower(layer))}
     layers = [layer for layer in layers if layer.name not in slow]
-    readers = [layer for layer in layers if layer.op in INTEGER_OPS]
+    readers = [layer for layer in layers if layer.has_integer_kernel]
     divided = {
         root(layer.input)
         for layer in readers

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qgraph.graph.layers import INTEGER_OPS, Layer
+from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import nearest
 from qgraph.onnxfile.edit import constant
@@ -86,7 +86,7 @@ def bias_fits(layer: Layer, quant: LayerQuant, operand: ActivationQuant) -> bool
 
 def _adds_integers(layer: Layer, quant: LayerQuant) -> bool:
     """Whether the layer may run on an integer kernel that adds a bias; none exists for groups that share a scale."""
-    return layer.op in INTEGER_OPS and quant.runs == "integers" and quant.weight.granularity.group is None
+    return layer.has_integer_kernel and quant.runs == "integers" and quant.weight.granularity.group is None
 
 
 def _widened(layer: Layer, quant: LayerQuant, operand: ActivationQuant) -> LayerQuant:

@@ -20,10 +20,10 @@ import onnx.parser
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 import qmath
 from qgraph.errors import ModelError
+from qgraph.running.unused import remove_unused
 from qgraph.running.versions import needed_ir_version
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -183,7 +183,7 @@ def _with_outputs(model: ir.Model | str | Path | bytes, outputs: Sequence[str] |
     values = ir.convenience.create_value_mapping(part.graph)
     part.graph.outputs.clear()
     part.graph.outputs.extend(values[name] for name in dict.fromkeys(outputs))
-    RemoveUnusedNodesPass()(part)
+    remove_unused(part)
     used = [v for v in part.graph.inputs if v.uses() or v.is_graph_output()]
     part.graph.inputs.clear()
     part.graph.inputs.extend(used)

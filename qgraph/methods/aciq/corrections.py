@@ -57,7 +57,7 @@ def correct_shift(plan: QuantPlan, view: GraphView, observed: Observations) -> Q
 
     def correct(quant: LayerQuant) -> LayerQuant:
         layer = view.by_name[quant.name]
-        channels = observed.operand(layer).channels
+        channels = None if layer.weight_only else observed.operand(layer).channels
         if channels is None or not np.size(channels.mean):
             return quant
         shift = expected_shift(layer, quant, np.asarray(channels.mean))

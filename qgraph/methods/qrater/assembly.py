@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from qgraph.graph.layers import INTEGER_OPS
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import nearest
 from qgraph.graph.walk import ancestors
@@ -13,7 +12,10 @@ from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
 
 
 class Assembly:
-    """The layers of `base` and their operands; a tensor that several layers read is searched with the first of them."""
+    """The layers of `base` and their operands; a tensor that several layers read is searched with the first of them.
+
+    Layers of which the weight alone is quantized are not searched: they are frozen from the beginning.
+    """
 
     def __init__(self, base: QuantPlan, view: GraphView) -> None:
         self.base = base
@@ -25,14 +27,15 @@ class Assembly:
         for quant in base.layers:
             layer = view.by_name[quant.name]
             grid = nearest(layer.input, grids)
-            if layer.op in INTEGER_OPS and grid is not None:
+            if layer.has_integer_kernel and grid is not None:
                 self._site[quant.name] = grid.tensor
                 self._owner.setdefault(grid.tensor, quant.name)
         self._grids = {tensor: grids[tensor] for tensor in self._owner}
         searched = {(grid.tensor, grid.role) for grid in self._grids.values()}
         self._stored = [a for a in base.activations if (a.tensor, a.role) not in searched]
         self._layers = {quant.name: quant for quant in base.layers}
-        self._frozen: dict[str, None] = {}
+        self.searched = tuple(quant for quant in base.layers if not view.by_name[quant.name].weight_only)
+        self._frozen = dict.fromkeys(quant.name for quant in base.layers if quant not in self.searched)
         self._made: dict[str, set[str]] = {}
 
     def has_operand(self, name: str) -> bool:

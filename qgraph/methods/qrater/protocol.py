@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import qmath
-from qgraph.graph.layers import INTEGER_OPS, Layer
+from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import root
 from qgraph.observe.statistics import Observations
@@ -48,7 +48,7 @@ def paper_plan(
     for layer in chosen:
         of_weight, of_input = (first_layer_bits,) * 2 if layer.name in first else (weights, activations)
         layers.append(_layer(layer, int(of_weight or weights), clip))
-        if of_input is not None and observed is not None and layer.op in INTEGER_OPS:
+        if of_input is not None and observed is not None and layer.has_integer_kernel:
             name = str(root(layer.input).name)
             sites.setdefault(name, _activation(name, observed[name], of_input, clip))
     return QuantPlan(

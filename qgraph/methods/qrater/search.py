@@ -84,7 +84,7 @@ def search(
         }
         with open_store(folder, STAGE, **decisive) as store:
             run = _Search(base, model, samples, tensors, config, store, executor)
-            asked = [config.evaluations(activations=run.assembly.has_operand(q.name)) for q in base.layers]
+            asked = [config.evaluations(activations=run.assembly.has_operand(q.name)) for q in run.assembly.searched]
             with progress.stage("searching", config.passes * sum(asked)) as bar:
                 return run.run(bar, folder)
 
@@ -120,7 +120,7 @@ class _Search:
 
     def run(self, bar: Advance, folder: Path | None) -> Found:
         for turn in range(self.config.passes):
-            for quant in self.assembly.base.layers:
+            for quant in self.assembly.searched:
                 best = _Layer(self, self.view.by_name[quant.name], turn, bar).run()
                 self.history.append((quant.name, best))
                 if folder is not None:

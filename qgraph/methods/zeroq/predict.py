@@ -49,7 +49,7 @@ def unit_error(bits: int) -> float:
 def _reach(layer: Layer, weight: Floats, flows: Flow) -> float:
     """The power of the outputs' error relative to theirs if every weight has an error of its channel's sigma."""
     operand, gain = flows.moments.get(str(layer.input.name)), flows.gains.get(str(layer.output.name))
-    if operand is None or gain is None:
+    if operand is None or gain is None or layer.weight_only:
         return 0.0
     taps = squared_taps(layer, np.ones_like(weight))
     groups, outputs, inputs = taps.shape

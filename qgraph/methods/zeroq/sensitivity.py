@@ -176,9 +176,12 @@ def _omega(job: _Job, name: str) -> list[float]:
 
 
 def _behind(model: Model, name: str) -> tuple[Model, list[str]]:
-    """The layer and all that depends on it, and the names of the float tensors they need, except graph inputs."""
-    net = model.ir_model
-    first = GraphView(model).by_name[name].node
+    """The layer and all that depends on it, and the names of the float tensors they need, except graph inputs.
+
+    For a layer in a body, the operator that has the body takes its place.
+    """
+    net, view = model.ir_model, GraphView(model)
+    first = view.around(view.by_name[name])[-1]
     later = descendants(first.outputs)
     behind = [node for node in net.graph if node is first or node in later]
     made = {value for node in behind for value in node.outputs}

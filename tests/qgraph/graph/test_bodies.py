@@ -140,15 +140,19 @@ def test_loops_read_the_input_and_a_layer(agreement, kind):
 
 
 @pytest.mark.parametrize("weights_", [8, "mixed"])
-def test_layers_in_bodies_stay_float_and_are_named(weights_):
+def test_weights_in_bodies_are_quantized_or_named(weights_):
     then = body([N("MatMul", ["r", "v"], ["t"], name="inside")], ["t"])
     other = body([N("Identity", ["r"], ["e"])], ["e"])
     net = model(
         [N("MatMul", ["x", "w"], ["h"]), N("Relu", ["h"], ["r"]), branches(then, other, out="y")],
         [info("x", [4, 16]), info("cond", [], TensorProto.BOOL)],
-        [info("y", [4, 8])],
-        weights(w=(16, 8), v=(8, 8)),
+        [info("y", [4, 40])],
+        weights(w=(16, 40), v=(40, 40)),
     )
     x = np.random.default_rng(1).normal(size=(4, 16)).astype(np.float32)
-    result = qgraph.quantize(net, {"x": x, "cond": np.array(True)}, weights=weights_)
-    assert "inside" in [k.name for k in result.plan.kept_float]
+    feeds = {"x": x, "cond": np.array(True)}
+    result = qgraph.quantize(net, feeds, weights=weights_)
+    name = "If_y/then_branch/inside"
+    assert [(layer.name, layer.activation_bits) for layer in result.layers if layer.name == name] == [(name, None)]
+    kept = qgraph.quantize(net, feeds, weights=weights_, keep=(name,)).plan.kept_float
+    assert [(k.why, k.bytes) for k in kept if k.name == name] == [(f"--keep {name}", 6400)]

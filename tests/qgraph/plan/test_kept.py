@@ -14,9 +14,9 @@ from qgraph.cli import main
 HEAD = '<ir_version: 8, opset_import: ["": 17]> net ('
 TEXTS = {
     "LSTM": (
-        "float[6,N,32] x, float[1,256,32] w, float[1,256,64] r, int64[1] ax, float[64,4] v) => (float[6,N,4] y) {"
-        " o = LSTM<hidden_size=64>(x, w, r) s = Squeeze(o, ax) y = MatMul(s, v) }",
-        {"w": (1, 256, 32), "r": (1, 256, 64)},
+        "float[6,N,32] x, float[1,256,32] w, float[1,256,64] r, float[1,512] b, int64[1] ax, float[64,4] v)"
+        " => (float[6,N,4] y) { o = LSTM<hidden_size=64>(x, w, r, b) s = Squeeze(o, ax) y = MatMul(s, v) }",
+        {"b": (1, 512)},
     ),
     "Einsum": (
         "float[N,64] x, float[64,64] w, float[64,4] v) => (float[N,4] y) {"
@@ -29,12 +29,12 @@ TEXTS = {
     ),
     "If": (
         "float[N,64] x, bool c, float[64,64] w, float[64,4] v) => (float[N,4] y) {"
-        " h = If(c) <then_branch = a () => (float[N,64] t) { t = MatMul(x, w) },"
+        ' h = If(c) <then_branch = a () => (float[N,64] t) { t = Einsum<equation="bi,ij->bj">(x, w) },'
         " else_branch = b () => (float[N,64] e) { e = Identity(x) }> r = Relu(h) y = MatMul(r, v) }",
         {"w": (64, 64)},
     ),
 }
-WHY = {"LSTM": "recurrent", "Einsum": "Einsum", "Gather": "looked up", "If": "body"}
+WHY = {"LSTM": "recurrent", "Einsum": "Einsum", "Gather": "looked up", "If": "Einsum"}
 
 
 @pytest.fixture(params=TEXTS)
@@ -43,6 +43,9 @@ def case(request, model_from_text):
     rng = np.random.default_rng(0)
     weights = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
     others = {"ax": np.array([1])} if "ax" in text else {}
+    if "b" in shapes:
+        others |= {"w": rng.normal(0, 0.1, (1, 256, 32)), "r": rng.normal(0, 0.1, (1, 256, 64))}
+        others = {name: array if name == "ax" else array.astype(np.float32) for name, array in others.items()}
     model = model_from_text(HEAD + text, **weights, v=rng.normal(0, 0.1, (64, 4)).astype(np.float32), **others)
     feeds = {
         "LSTM": {"x": rng.normal(size=(6, 16, 32)).astype(np.float32)},

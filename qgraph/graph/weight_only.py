@@ -1,0 +1,51 @@
+"""Layers of which the weight alone can be quantized: recurrent ones, and those in the bodies of If, Loop and Scan.
+
+Their weights are stored in few bits and made floats once, when the file is loaded, so that no step costs more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from qgraph.graph.layers import LAYER_OPS, RECURRENT_OPS, RECURRENT_WEIGHTS, Layer, weight_index, why_not_quantized
+
+_OVERHEAD = 256  # bytes of the operators that make floats of a weight
+
+
+def weight_only_layers(paths: Mapping[ir.Node, str], main: ir.Graph) -> tuple[list[Layer], dict[str, str]]:
+    """These layers, and the reason for each that cannot be quantized; `paths` are the names of all nodes."""
+    found, skipped = [], {}
+    for node, path in paths.items():
+        for layer, why in _candidates(node, path, main):
+            why = why or _why_not_worth_it(layer)
+            if why:
+                skipped[layer.name] = why
+            else:
+                found.append(layer)
+    return found, skipped
+
+
+def _candidates(node: ir.Node, path: str, main: ir.Graph) -> list[tuple[Layer, str]]:
+    """The layers that a node would be, each with the reason why its weight has no grid ('' if it can have one)."""
+    if node.domain != "":
+        return []
+    if node.op_type in LAYER_OPS and node.graph is not main:
+        index, why = weight_index(node)
+        return [(Layer(name=path, op=node.op_type, node=node, weight_index=index, weight_only=True), why)]
+    if node.op_type in RECURRENT_OPS:
+        return [
+            (
+                Layer(name=f"{path}/{letter}", op=node.op_type, node=node, weight_index=index, weight_only=True),
+                why_not_quantized(node.inputs[index] if index < len(node.inputs) else None),
+            )
+            for index, letter in RECURRENT_WEIGHTS.items()
+        ]
+    return []
+
+
+def _why_not_worth_it(layer: Layer) -> str:
+    weight = layer.weight_array()
+    saved = weight.nbytes * 3 // 4 - 4 * weight.shape[layer.output_axis] - _OVERHEAD
+    return "" if saved > 0 else "its weight is so small that scales and operators would take more than it saves"
