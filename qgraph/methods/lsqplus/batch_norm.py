@@ -1,13 +1,13 @@
-"""BatchNormalization kept while training (`LsqPlusConfig.keep_bn`), as in the paper, and folded behind it.
+"""BatchNormalization kept during training, as in the paper (`LsqPlusConfig.keep_bn`), and folded afterwards.
 
-The result z of a convolution is normalised by the mean m and variance v of its channels over the samples that are
-computed together, here a shard; running means M, V of these are what stays:
+The result z of a convolution is normalised by the mean m and variance v of its channels over the samples computed
+together, here a shard; running averages M, V of these are kept:
 
-    training   y = gain (z - m) / sqrt(v + eps) + shift        behind it   y = gain (z - M) / sqrt(V + eps) + shift
+    training   y = gain (z - m) / sqrt(v + eps) + shift        afterwards   y = gain (z - M) / sqrt(V + eps) + shift
 
-With k = gain / sqrt(V + eps) the second is a convolution with weight k w, whose codes are those of w for k scale, and
-bias k (b - M) + shift: the file is as without. At the start M, V are measured, gain = sqrt(V + eps) and shift = M, so
-that the network computes what it did, whoever folded its BatchNormalization before.
+With k = gain / sqrt(V + eps), the second is a convolution with weight k w, whose codes are those of w for the scale
+k scale, and bias k (b - M) + shift; the exported file has no extra nodes. At the start, M and V are measured,
+gain = sqrt(V + eps) and shift = M, so that the network computes the same as before.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ STATISTICS = ("mean", "variance")
 
 
 def normalise_results(net: ir.Model, layers: Iterable[str]) -> list[ir.Value]:
-    """Put the batch's statistics behind the named nodes; returns the values `mean:NAME` and `variance:NAME`.
+    """Normalise the results of the named nodes by the batch; returns the values `mean:NAME` and `variance:NAME`.
 
-    New inputs are `gain:NAME` and `shift:NAME`, one value per channel.
+    Adds the inputs `gain:NAME` and `shift:NAME`, with one value per channel.
     """
     nodes = {str(node.name): node for node in net.graph}
     emitter, statistics = Emitter(net.graph), []
@@ -70,7 +70,7 @@ def _input(graph: ir.Graph, name: str, result: ir.Value) -> ir.Value:
 
 
 def tracked(running: Floats, batch: Floats) -> Floats:
-    """Running statistics after one more batch."""
+    """The running statistics after one more batch."""
     return running + MOMENTUM * (batch - running)
 
 

@@ -1,5 +1,6 @@
-"""Samples for training: split, drawn in random order, flipped and shifted. All draws follow from the seed, so that a
-training may stop and go on anywhere.
+"""Samples for training: split, drawn in random order, flipped and shifted.
+
+All draws follow from the seed, so that training can be interrupted and continued anywhere.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _SPLIT, _ORDER, _CHANGE = range(3)  # what a draw is for
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feed:
-    """`training` and `held_out` are positions in the data."""
+    """Training batches and held-out samples; `training` and `held_out` are indices into the data."""
 
     data: Dataset
     config: LsqPlusConfig
@@ -30,7 +31,7 @@ class Feed:
 
     @property
     def steps(self) -> int:
-        """Steps of an epoch: full batches only."""
+        """The steps of an epoch, which only has full batches."""
         return len(self.training) // self.config.batch
 
     def batch(self, epoch: int, step: int) -> Batch:
@@ -49,7 +50,7 @@ class Feed:
 
 
 def open_feed(data: Dataset, config: LsqPlusConfig, *, seed: int) -> Feed:
-    """Hold some samples out. Raises `DataError` where fewer than one batch is left."""
+    """Hold some samples out; raises `DataError` if less than one batch is left."""
     order = np.random.default_rng([seed, _SPLIT]).permutation(data.count)
     held_out = round(config.holdout * data.count)
     if data.count - held_out < config.batch:

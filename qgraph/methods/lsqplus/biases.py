@@ -1,11 +1,12 @@
-"""Biases as integer kernels hold them, so that the exported file computes what was trained.
+"""Round biases as integer kernels do, so that the exported file computes what was trained.
 
-An integer kernel adds a bias to its accumulator, whose unit is the operand's scale times the weight's (made finer on
-export, see `weights.accumulator_scale`). With the sum of what an offset adds (LSQ+, Eq. 5), the stored integer is
+An integer kernel adds a bias to its accumulator, whose step is the operand's scale times the weight's (made finer on
+export, see `accumulator_scale`). With the contribution of an offset (LSQ+, Eq. 5), the stored integer is
 
-    n = round((b + offset sum(w)) / unit)        and so        b <- n unit - offset sum(w)
+    n = round((b + offset sum(w)) / step)        and so        b <- n step - offset sum(w)
 
-At few bits units are coarse, and an activation that crosses a threshold for that is a whole step of the next layer.
+At few bits these steps are coarse, and an activation that crosses a threshold because of the rounding is off by a whole
+step in the next layer.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
 
 
 def settle_biases(net: Model, plan: QuantPlan) -> tuple[Model, QuantPlan]:
-    """The network with every bias on the grid of its layer's accumulator, and the same plan for it."""
+    """The network with every bias on the grid of its layer's accumulator, and the plan for it."""
     copy = net.ir_model.clone()
     view = GraphView(dataclasses.replace(net, ir_model=copy))
     grids = plan.operand_grids
@@ -47,7 +48,7 @@ def settle_biases(net: Model, plan: QuantPlan) -> tuple[Model, QuantPlan]:
 
 
 def _shift(layer: Layer, quant: LayerQuant, operand: ActivationQuant) -> NDArray[np.float64] | float:
-    """What export adds to the bias for the operand's offset."""
+    """The amount that export adds to the bias for the operand's offset."""
     if not operand.offset or pads(layer):
         return 0.0
     return offset_sums(layer, quant, operand.offset)

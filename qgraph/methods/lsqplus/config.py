@@ -1,4 +1,4 @@
-"""Settings of fine-tuning."""
+"""The settings of fine-tuning."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Initialisation = Literal["lsqplus", "lsq", "minmax", "plan"]
 Offsets = Literal["learned", "minimum"]
 
 _SCHEDULES = {2: (14, 1e-2), 3: (10, 5e-3), 4: (6, 3e-3)}  # fewest bits: epochs, rate
-_GENTLE = (4, 2e-3)  # for more bits
-_STEPS, _MOST = 150, 60  # steps that an epoch stands for where samples are few, and epochs at most
+_GENTLE = (4, 2e-3)  # the same for more bits
+_STEPS, _MOST = 150, 60  # steps that count as an epoch where samples are few, and the most epochs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """How long to train, and the first rates of weights and of scales and offsets."""
+    """How long to train, and the initial rates of weights and of scales and offsets."""
 
     epochs: int
     rate: float
@@ -29,16 +29,28 @@ class Schedule:
 class LsqPlusConfig:
     """How scales, offsets and weights are learned.
 
-    Rates are those of the first step; a cosine takes them to zero over `epochs`. With `adam` a rate is relative: the
-    size of a step as a share of the root mean square of the tensor it moves, at the start. With `sgd` it multiplies the
-    gradient. `scale_rate` is for scales and offsets, by default `rate`. Without `epochs` or `rate`, the fewest bits of
-    the plan choose (see `schedule`).
+    * `epochs`, `rate`: how long and how fast to train; by default they depend on the fewest bits (see `schedule`).
+      Rates decay to zero along a cosine after a linear `warmup` over that share of the steps. With the `optimiser`
+      `adam`, a rate is the size of a step relative to the initial root mean square of the tensor; with `sgd`, it
+      multiplies the gradient. `scale_rate` is the rate of scales and offsets, by default `rate`.
+    * `batch`, `shard`: a batch is computed in shards of `shard` samples, whose gradients are added in order, so that
+      results do not depend on the number of threads.
+    * `label_weight`, `temperature`: the loss is label_weight CE(labels) + (1 - label_weight) T^2 KL(float || quantized)
+      at temperature T; without labels, it is the second term alone.
+    * `initialisation`: where grids start: `lsqplus`, `lsq`, `minmax`, or `plan` (as they are). `configuration`: a row
+      of the paper's Table 1 for every tensor below 8 bits; by default it is chosen per tensor. `offsets`: `learned`, or
+      kept at the `minimum`.
+    * `calibration`: how many samples the initialisation observes. `holdout`: the share of samples that choose an epoch.
+    * `augment`: flip and shift images. `keep_bn`: normalise convolutions whose BatchNormalization was folded by the
+      statistics of each shard. `momentum` (of sgd) and `weight_decay` are as usual.
 
-    The loss is label_weight CE(labels) + (1 - label_weight) T^2 KL(float || quantized) at temperature T; without labels
-    the second term alone. A `batch` is computed in shards of `shard` samples, whose gradients are added in order, so
-    that results do not depend on the number of threads. `holdout` is the share of samples that choose the epoch.
-    With `keep_bn`, convolutions whose BatchNormalization was folded are normalised by the statistics of a shard.
-    `configuration` is a row of Table 1 for every tensor below 8 bits; None chooses per tensor.
+    Raises:
+        UsageError: a setting is unknown or out of range.
+
+    Example:
+        >>> from qgraph import LsqPlusConfig
+        >>> LsqPlusConfig(epochs=3).schedule(bits=4, steps=100)
+        Schedule(epochs=3, rate=0.003, scale_rate=0.003)
     """
 
     epochs: int | None = None
@@ -71,7 +83,7 @@ class LsqPlusConfig:
             if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} must be positive, not {getattr(self, name)}")
         if self.optimiser == "sgd" and self.rate is None:
-            raise UsageError("--optimiser sgd multiplies gradients, whose size nobody knows: give its --rate")
+            raise UsageError("--optimiser sgd multiplies gradients, whose size is unknown: give its --rate")
         for name in ("momentum", "label_weight", "holdout", "warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} must lie in 0..1, not {getattr(self, name)}")
@@ -83,7 +95,7 @@ class LsqPlusConfig:
             raise UsageError("weight_decay must not be negative")
 
     def schedule(self, *, bits: int, steps: int) -> Schedule:
-        """What these settings mean for a plan of at least so many `bits`, in epochs of `steps`.
+        """The schedule for a plan whose fewest bits are `bits`, with `steps` steps per epoch.
 
         | fewest bits | epochs | rate |
         |---|---|---|
@@ -92,8 +104,8 @@ class LsqPlusConfig:
         | 4 | 6 | 0.003 |
         | 5 and more | 4 | 0.002 |
 
-        Where an epoch has fewer than 150 steps there are more epochs, until there are as many steps as those of the
-        table would have with 150, or 60 epochs. The table was chosen on CIFAR-10 training images that were held out.
+        If an epoch has fewer than 150 steps, there are more epochs: as many as it takes for the same number of steps as
+        with 150 per epoch, but at most 60. The table was chosen on held-out training images of CIFAR-10.
         """
         epochs, rate = _SCHEDULES.get(bits, _GENTLE)
         rate = self.rate or rate

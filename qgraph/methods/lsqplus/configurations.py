@@ -1,4 +1,4 @@
-"""Which configuration of LSQ+'s Table 1 a tensor gets, and how its offset may be represented."""
+"""Choose the configuration of a tensor (LSQ+, Table 1), and how its offset is represented."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _LINEAR = frozenset({*LAYER_OPS, "Add", "Sub", "BatchNormalization", "Concat", "
 
 
 def configuration_of(value: ir.Value, bits: int, forced: int | None) -> int:
-    """1 (unsigned), 2 (signed), 3 (signed with offset) or 4 (unsigned with offset) for the tensor `value`.
+    """The configuration of the tensor `value`: 1 unsigned, 2 signed, 3 signed with offset, 4 unsigned with offset.
 
-    A tensor that cannot be negative (behind ReLU or a sigmoid) needs neither sign nor offset: 1; any other gets 4. The
-    `forced` configuration holds below 8 bits; where it is 1 and the tensor comes from no activation function, it
-    means 2, as in the paper (section 5.1): half of the values would be lost.
+    A tensor that cannot be negative (after a ReLU or sigmoid) needs neither sign nor offset and gets 1; any other gets
+    4. Below 8 bits, the `forced` configuration applies. As in the paper (section 5.1), a forced 1 means 2 for tensors
+    that no activation function writes, which would otherwise lose half of their values.
     """
     if forced is None or bits == MAX_BITS:
         return 1 if is_non_negative(value) else 4
@@ -30,10 +30,10 @@ def configuration_of(value: ir.Value, bits: int, forced: int | None) -> int:
 def offset_kind(
     value: ir.Value, configuration: int, readers: list[Layer], *, alone: bool
 ) -> Literal["none", "real", "integer"]:
-    """Whether an offset is real, or a whole number of steps: a zero point. `alone`: only the layers see the grid.
+    """Whether an offset is real-valued or an integer number of steps (a zero point).
 
-    A real offset goes into the bias of the next layer, which is exact unless that layer pads with zeros, or others read
-    the tensor too. There the zero must lie on the grid.
+    A real offset is folded into the bias of the next layer. This is exact unless that layer pads with zeros or other
+    nodes read the tensor too; then zero must be on the grid. `alone`: only layers read the tensor on this grid.
     """
     if configuration in (1, 2):
         return "none"
@@ -43,7 +43,7 @@ def offset_kind(
 
 
 def _leads_only_to(value: ir.Value, layers: set[ir.Node]) -> bool:
-    """Whether every reader of `value` is one of the layers, or moves it to them without padding."""
+    """Whether every node that reads `value` is one of the layers, or moves it to them without padding."""
 
     def onward(node: ir.Node) -> Iterator[ir.Node]:
         return (use.node for use in node.outputs[0].uses() if node not in layers)

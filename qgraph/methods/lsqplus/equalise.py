@@ -1,8 +1,8 @@
-"""(network, plan) -> (network, plan): steps per channel turned into weights, so that one per tensor is left to learn.
+"""(network, plan) -> (network, plan): move steps per channel into weights, so that each tensor has one step to learn.
 
-With factors r_c > 0, ReLU(y) = r ReLU(y / r): the weights that write a tensor are divided and those that read it
-multiplied by r, as the exported file does it. The network computes the same, and its tensor lies on a grid with one
-step. Where that is not possible, all channels get the coarsest step.
+With factors r_c > 0, ReLU(y) = r ReLU(y / r): the weights that write a tensor are divided by r and those that read it
+are multiplied by r, as in the exported file. The network computes the same, and the grid of the tensor has one step.
+Where that is not possible, all channels get the coarsest step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
 
 
 def equalise(net: Model, plan: QuantPlan) -> tuple[Model, QuantPlan]:
-    """A network of the same function and a plan for it, without `channel_scale` and `input_scale`."""
+    """An equivalent network, and a plan for it without `channel_scale` and `input_scale`."""
     if not any(grid.channel_scale for grid in plan.activations):
         return net, plan
     copy = net.ir_model.clone()
@@ -70,7 +70,7 @@ def _behind_relu(view: GraphView, grid: ActivationQuant) -> bool:
 
 
 def _readers_agree(view: GraphView, plan: QuantPlan, grid: ActivationQuant) -> bool:
-    """Whether nobody but layers whose weights contain the factors reads the tensor."""
+    """Whether only layers whose weights contain the factors read the tensor."""
     value = view.values[grid.tensor]
     nodes = {view.by_name[q.name].node for q in plan.layers if q.weight.input_scale == grid.channel_scale}
     return not value.is_graph_output() and all(use.node in nodes for use in value.uses())

@@ -1,4 +1,4 @@
-"""How good the network is at one moment of training, on the samples held out for that."""
+"""Judge the network during training, on held-out samples."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ _BATCH = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """`loss` is the mean over the epoch's steps. On held-out samples: `distance` from the float model's outputs (KL
-    divergence in nats, or squared error over signal) with its standard error, and top-1 accuracy in percent where there
-    are labels.
+    """The network after an epoch.
+
+    `loss` is the mean over the steps of the epoch. `distance` from the float model's outputs (KL divergence in nats, or
+    squared error relative to the signal), its standard `error`, and `top1` accuracy in percent (with labels) are
+    measured on held-out samples.
     """
 
     loss: float | None
@@ -40,11 +42,11 @@ class Judgement:
 
 
 def is_kept(epochs: Sequence[Judgement]) -> bool:
-    """Whether the last of these epochs is the one to keep so far; the first is the start.
+    """Whether the last of these judgements is the one to keep so far; the first is the starting point.
 
-    It is, unless it is worse than the start, or worse than the best by more than the standard error of the best: where
-    few samples choose, the best of many epochs is best by chance, and later epochs have the smaller steps. Distances
-    say more on few samples than accuracy. Without held-out samples the last epoch is kept.
+    It is, unless it is worse than the start, or worse than the best by more than the standard error of the best. With
+    few samples, the best of many epochs is best by chance, and later epochs have smaller steps. Distances decide, since
+    they say more than accuracy on few samples. Without held-out samples, the last epoch is kept.
     """
     if epochs[-1].distance is None:
         return True
@@ -91,7 +93,7 @@ def judge(
 def _distances(
     wanted: Sequence[NDArray[Any]], found: Sequence[NDArray[Any]], targets: Targets, count: int
 ) -> NDArray[np.float64]:
-    """One for every sample; outputs that are no classes count the same for all samples of a batch."""
+    """One distance per sample; outputs that are not class scores count the same for all samples of a batch."""
     if targets.logits is not None:
         return np.asarray(qmath.kl_divergence(wanted[0], found[0], axis=-1), np.float64).reshape(-1)
     errors = [

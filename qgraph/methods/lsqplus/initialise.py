@@ -1,4 +1,4 @@
-"""plan -> plan: the scales and offsets that learning starts from (LSQ+, section 3.2)."""
+"""plan -> plan: initialise the scales and offsets to learn (LSQ+, section 3.2)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from qgraph.plan.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan
 def initialise(
     plan: QuantPlan, view: GraphView, observed: Observations | None, *, config: LsqPlusConfig | None = None
 ) -> QuantPlan:
-    """Grids below 8 bits, set from the weights and from the observed activations; 8-bit grids keep their full range.
+    """Set grids below 8 bits from the weights and the observed activations; 8-bit grids keep their full range.
 
-    `minmax` spans the range (Eq. 7), `lsq` is 2 mean|v| / sqrt(p), `lsqplus` mu +- 3 sigma for weights and the least
-    squared error for activations (Eq. 8); `plan` leaves the plan as it is. Weights take all signed codes of Table 1,
+    `minmax` spans the range (Eq. 7); `lsq` is 2 mean|v| / sqrt(p); `lsqplus` is mu +- 3 sigma for weights and least
+    squared error for activations (Eq. 8); `plan` leaves the plan as it is. Weights use all signed codes of Table 1,
     -2^(b-1)..2^(b-1)-1.
     """
     chosen = config or LsqPlusConfig()
@@ -38,7 +38,7 @@ def _layer(quant: LayerQuant, view: GraphView, config: LsqPlusConfig) -> LayerQu
     if grid.bits == MAX_BITS:
         return quant
     rows = grid.granularity.rows(view.by_name[quant.name].weight_array().astype(np.float64))
-    rows = np.where(np.abs(rows).max(axis=1, keepdims=True) > 0, rows, 1.0)  # any scale serves zeros
+    rows = np.where(np.abs(rows).max(axis=1, keepdims=True) > 0, rows, 1.0)  # zeros fit any scale
     scale: NDArray[np.float64]
     if config.initialisation == "minmax":
         scale, _ = qmath.minmax_parameters(rows.min(axis=1), rows.max(axis=1), bits=grid.bits, configuration=2)
@@ -71,7 +71,7 @@ def _activation(
 def _parameters(
     statistics: qmath.Statistics, bits: int, configuration: int, method: str, held: float | None
 ) -> tuple[float, float]:
-    """(scale, offset) by one of the three initialisations; `held` is where the lowest level must stay."""
+    """(scale, offset) by one of the three initialisations; `held` is a fixed lowest level."""
     if method == "minmax":
         scale, offset = qmath.minmax_parameters(statistics.min, statistics.max, bits=bits, configuration=configuration)
         return float(scale), float(offset)

@@ -1,12 +1,13 @@
-"""The training graph in the blocked layout of onnxruntime's fastest convolutions, with weights that may change.
+"""The training graph in the blocked layout of onnxruntime's fastest convolutions, with weights that can change.
 
-onnxruntime runs a convolution about twice as fast when its weight is a constant: it rearranges the weight when it loads
-the model, and lets activations stay in blocks of channels. A training step changes its weights. So onnxruntime is shown
-constants that count upwards; where their numbers turn up in the graph that it makes is where every weight belongs, and
-there they are fed (`Blocked.feeds`).
+onnxruntime runs a convolution about twice as fast if its weight is constant: it rearranges the weight when it loads the
+model, and keeps activations in blocks of channels. But training steps change weights. So onnxruntime is first given
+constants whose values count upwards. Where these values end up in its optimized graph is where the weights belong, and
+that is where they are fed (`Blocked.feeds`).
 
-onnxruntime also leaves the blocked layout for every operator that it does not know, a quantizer for one, and comes back
-to it behind. Element-wise operators do the same in any layout, so they are let into the blocked one (`_stay_blocked`).
+onnxruntime also leaves the blocked layout at every operator that has no blocked kernel, such as a quantizer, and
+returns to it afterwards. Element-wise operators compute the same in any layout, so they are moved into the blocked one
+(`_stay_blocked`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from qgraph.running.sessions import optimised
 
 DOMAIN = "com.microsoft.nchwc"
 _BLOCK = 16  # channels, or 8 on older machines
-_FIRST = 2**22  # of the numbers: larger than any constant of a network, and with as many again exact in float32
+_FIRST = 2**22  # the numbers start here, above any constant of a network; float32 holds as many again exactly
 _ELEMENTWISE = frozenset(
     {
         "Add",
@@ -46,22 +47,22 @@ _ELEMENTWISE = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class Blocked:
-    """A model for this machine alone, and for each of its arranged inputs which value of `names` goes where."""
+    """A model for this machine only, and where in its rearranged inputs each value of `names` goes."""
 
     model: ir.Model
     names: tuple[str, ...]
     arranged: Mapping[str, NDArray[np.int64]]
 
     def feeds(self, parameters: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.float32]]:
-        """The arranged inputs for these values of `names`."""
+        """The rearranged inputs for these values of `names`."""
         flat = np.concatenate([[np.float32(0)], *(parameters[name].reshape(-1) for name in self.names)])
         return {name: flat[index] for name, index in self.arranged.items()}
 
 
 def blocked(model: ir.Model, names: Sequence[str]) -> Blocked | None:
-    """`model` with what it makes of the float inputs `names` as inputs in their place; None where that is not possible.
+    """The optimized model, with rearranged inputs in place of the float inputs `names`; None if that is impossible.
 
-    Impossible are more than four million values, and graphs in which onnxruntime computes with the constants.
+    It is impossible for more than four million values, and for graphs in which onnxruntime computes with the constants.
     """
     inputs = {str(v.name): v for v in model.graph.inputs if v.name in names}
     sizes = {name: int(np.prod(v.shape.numpy())) for name, v in inputs.items() if v.shape is not None}
@@ -85,7 +86,7 @@ def blocked(model: ir.Model, names: Sequence[str]) -> Blocked | None:
 
 
 def _numbered(model: ir.Model, inputs: Mapping[str, ir.Value], sizes: Mapping[str, int]) -> ir.Model:
-    """The model with constants in the place of some inputs; the values of all count upwards from `_FIRST` + 1."""
+    """The model with constants in place of some inputs, whose values count upwards from `_FIRST` + 1."""
     copy = model.clone()
     start = _FIRST + 1
     for value in list(copy.graph.inputs):
@@ -100,7 +101,7 @@ def _numbered(model: ir.Model, inputs: Mapping[str, ir.Value], sizes: Mapping[st
 
 
 def _places(value: ir.Value) -> NDArray[np.int64] | None:
-    """Which number lies where in a constant that holds some, 0 for the zeros that fill up a block."""
+    """The positions of the numbers in a constant that holds some, with 0 for the padding of a block."""
     if value.const_value is None or value.dtype != ir.DataType.FLOAT:
         return None
     array = value.const_value.numpy()
@@ -110,13 +111,13 @@ def _places(value: ir.Value) -> NDArray[np.int64] | None:
 
 
 def _is_consistent(index: NDArray[np.int64], value: ir.Value, total: int) -> bool:
-    """Whether nothing was computed: every number is one that was given."""
+    """Whether onnxruntime only moved the numbers and did not compute with them."""
     array = np.asarray(value.const_value.numpy(), np.float64) if value.const_value is not None else np.empty(0)
     return bool(((index >= 0) & (index <= total)).all() and (np.where(index, index + _FIRST, 0) == array).all())
 
 
 def _stay_blocked(model: ir.Model) -> None:
-    """Let element-wise operators read and write blocks, and reorder only for those that cannot."""
+    """Let element-wise operators read and write blocks, so that only other operators need reordering."""
     graph = model.graph
     blocks = _Blocks()
     for node in list(graph):
@@ -130,14 +131,14 @@ def _stay_blocked(model: ir.Model) -> None:
 
 
 class _Blocks:
-    """The tensors that are there in blocks too: their twins, and how many channels they have."""
+    """The tensors that also exist in blocks: their blocked twins, and how many channels they have."""
 
     def __init__(self) -> None:
         self.twins: dict[ir.Value, ir.Value] = {}
         self.channels: dict[ir.Value, int] = {}
 
     def pass_reorder(self, node: ir.Node) -> None:
-        """Note what is reordered out of blocks, and skip the way back into them."""
+        """Record a tensor that is reordered out of blocks, and skip the reordering back into them."""
         source, result = node.inputs[0], node.outputs[0]
         if source is None:
             return
@@ -147,9 +148,9 @@ class _Blocks:
             result.replace_all_uses_with(self.twins[source])
 
     def all_in(self, inputs: Sequence[ir.Value | None]) -> bool:
-        """Whether every input is there in blocks, of one shape, or is a scalar.
+        """Whether every input exists in blocks of the same shape, or is a scalar.
 
-        Blocks that zeros fill up are left alone: not every operator makes zeros of zeros.
+        Padded blocks do not count: not every operator maps zeros to zeros.
         """
         tensors = [v for v in inputs if v is not None and not _is_scalar(v)]
         if not tensors or any(v not in self.twins for v in tensors):
@@ -158,7 +159,7 @@ class _Blocks:
         return len(shapes) == 1 and None not in shapes and self.channels[tensors[0]] % _BLOCK == 0
 
     def move(self, graph: ir.Graph, node: ir.Node) -> None:
-        """Add a twin of `node` that computes in blocks; whoever needs the plain floats gets them reordered from it."""
+        """Add a twin of `node` that computes in blocks; readers of the plain layout get its result reordered."""
         twin = ir.node(
             node.op_type,
             [None if v is None else self.twins.get(v, v) for v in node.inputs],
@@ -179,7 +180,7 @@ class _Blocks:
         self.twins[old], self.channels[old] = new, channels
 
     def move_dot(self, graph: ir.Graph, node: ir.Node) -> None:
-        """A product of two tensors flattened to rows is the same for any order of their elements."""
+        """Move a dot product of two flattened tensors, which does not depend on the order of their elements."""
         rows = [v.producer() if v is not None else None for v in node.inputs]
         if len(rows) != 2 or not all(_is_row(row) for row in rows) or not node.attributes["transB"].as_int():
             return

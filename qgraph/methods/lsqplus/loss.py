@@ -1,11 +1,11 @@
-"""What training minimises, appended to the training graph.
+"""Append the loss that training minimises to the training graph.
 
 Where an output holds one score per class, the loss of a batch is the sum over its samples of
 
     label_weight CE(label, z) + (1 - label_weight) T^2 KL(softmax(t / T) || softmax(z / T))
 
-with logits z, and t those of the float model. Other outputs follow the float model's in
-the mean square, relative to the mean square of these; a sample counts 1.
+with logits z, and t those of the float model. For other outputs it is the mean squared distance from the float model's
+output, relative to the mean square of that; every sample has weight 1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOSS = "loss"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
-    """Which tensors training looks at: logits of shape N x classes, and outputs that follow the float model's."""
+    """The tensors in the loss: logits of shape N x classes, and outputs that follow the float model's."""
 
     logits: str | None
     classes: int
@@ -34,12 +34,12 @@ class Targets:
 
     @property
     def watched(self) -> tuple[str, ...]:
-        """The float model's tensors that training needs."""
+        """The tensors of the float model that training needs."""
         return (*((self.logits,) if self.logits else ()), *self.followed)
 
 
 def targets_of(net: ir.Model, source: str) -> Targets:
-    """The first output with one score per class (what its Softmax reads, if it has one), and all other float ones."""
+    """The first output with one score per class (before its Softmax, if it has one), and all other float outputs."""
     outputs = [v for v in net.graph.outputs if v.dtype == ir.DataType.FLOAT]
     if not outputs:
         raise DataError(f"{source} has no output of type float32 to learn from")
@@ -54,7 +54,7 @@ def targets_of(net: ir.Model, source: str) -> Targets:
 
 
 def append_loss(net: ir.Model, targets: Targets, config: LsqPlusConfig, *, batch: int, labelled: bool) -> None:
-    """Add the inputs `labels` (N x classes, 1 for the class) and `float:NAME`, and the output `loss`."""
+    """Add the inputs `labels` (N x classes, one-hot) and `float:NAME`, and the output `loss`."""
     values = ir.convenience.create_value_mapping(net.graph)
     weight = config.label_weight if labelled else 0.0
     terms: list[Expr] = []
@@ -81,7 +81,7 @@ def append_loss(net: ir.Model, targets: Targets, config: LsqPlusConfig, *, batch
 
 
 def one_hot(labels: NDArray[np.integer], classes: int) -> NDArray[np.float32]:
-    """Labels as rows; raises `DataError` for one that is no class."""
+    """Labels as one-hot rows; raises `DataError` for a label that is not a class."""
     wrong = (labels < 0) | (labels >= classes)
     if wrong.any():
         first = int(np.argmax(wrong))

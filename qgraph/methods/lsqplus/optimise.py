@@ -14,16 +14,16 @@ from qgraph.methods.lsqplus.weight_quantizer import Floats
 
 
 class Optimiser(Protocol):
-    """Moves values against a gradient; `state` is all that it remembers."""
+    """Updates values by a gradient; `state` is all that it keeps between steps."""
 
     state: dict[str, Floats]
 
     def update(self, x: Floats, gradient: Floats, rate: Floats, step: int) -> None:
-        """Step number `step` (from 1), with a rate for every value."""
+        """Update `x` in place at step number `step` (from 1), with a rate for every value."""
 
 
 class Sgd:
-    """v = momentum v + g; x -= rate v."""
+    """Gradient descent with momentum: v = momentum v + g; x -= rate v."""
 
     def __init__(self, size: int, *, momentum: float = 0.9) -> None:
         self.momentum = np.float32(momentum)
@@ -37,7 +37,7 @@ class Sgd:
 
 
 def optimiser(kind: Kind, size: int, *, momentum: float) -> Optimiser:
-    """What moves a vector of `size` values.
+    """The optimiser of this kind for a vector of `size` values.
 
     Adam's epsilon is small enough for the gradients of scales that thousands of values share.
     """
@@ -47,7 +47,7 @@ def optimiser(kind: Kind, size: int, *, momentum: float) -> Optimiser:
 
 
 def cosine(step: int, steps: int, *, warmup: float) -> float:
-    """The share of the first rate at `step` of 0..steps-1: up in a line over a share `warmup`, then half a cosine."""
+    """The factor of the rate at `step` of 0..steps-1: a linear rise over the share `warmup`, then half a cosine."""
     rising = warmup * steps
     if step < rising:
         return (step + 1) / (rising + 1)
@@ -55,6 +55,6 @@ def cosine(step: int, steps: int, *, warmup: float) -> float:
 
 
 def decayed(values: Floats, rate: Floats, decay: float, on: NDArray[np.bool_]) -> None:
-    """Weight decay apart from the gradient: w -= rate decay w where `on`, in place (Loshchilov and Hutter, 2019)."""
+    """Decoupled weight decay: w -= rate decay w where `on`, in place (Loshchilov and Hutter, 2019)."""
     if decay:
         values -= np.where(on, rate * np.float32(decay), np.float32(0)) * values

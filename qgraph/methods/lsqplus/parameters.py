@@ -1,4 +1,4 @@
-"""A network and a plan -> the parameters that are trained."""
+"""(network, plan) -> the parameters to train."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from qgraph.plan.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan
 def absorb(net: Model, plan: QuantPlan, config: LsqPlusConfig, batch_norms: Collection[str] = ()) -> Trained:
     """Everything that `plan` quantizes, as parameters: weights with their `gain`, biases with their `bias_shift`.
 
-    Trained activation grids are those that layers read. What is kept in 8 bits between layers for others (sums, for
-    example) is left out, to be measured again behind the training; and so are inputs in 8 bits, whose range is known.
+    The activation grids that layers read are trained. Other 8-bit grids between layers, such as those of sums, are left
+    out and measured again after training; so are 8-bit inputs, whose range is known.
 
-    `batch_norms` are tensors: convolutions that write them get a batch normalization that does nothing yet
-    (see `batch_norm`).
+    `batch_norms` are tensors: the convolutions that write them get a BatchNormalization, at first without effect (see
+    `batch_norm`).
 
-    Rounding schemes are dropped: weights begin as the values of their codes, which rounding to nearest keeps. Steps per
-    channel of activations become weights (`equalise`). Weights with zero points begin anew, on the grid around zero
-    with the least squared error.
+    Rounding schemes are dropped: weights start at the values of their codes, which rounding to nearest keeps. Steps per
+    channel of activations move into weights (`equalise`). Weights with zero points start on the symmetric grid of least
+    squared error.
     """
     net, plan = equalise(net, plan)
     net = _with_biases(net, plan)
@@ -73,7 +73,7 @@ def absorb(net: Model, plan: QuantPlan, config: LsqPlusConfig, batch_norms: Coll
 
 
 def _with_biases(net: Model, plan: QuantPlan) -> Model:
-    """The network with `bias_shift` in its biases, and a bias wherever a layer may have one."""
+    """The network with `bias_shift` added to its biases, and a bias for every layer that can have one."""
     copy = net.ir_model.clone()
     view = GraphView(dataclasses.replace(net, ir_model=copy))
     for quant in plan.layers:
@@ -94,7 +94,7 @@ def _outputs(layer: Layer) -> int:
 
 
 def _plain(quant: LayerQuant, layer: Layer) -> tuple[LayerQuant, Floats]:
-    """The layer's grid and weight with the grid's gain in both: the same codes, the same values."""
+    """The layer's grid and weight with the gain moved into the scale: the same codes, the same values."""
     grid = quant.weight
     weight = layer.weight_array()
     if any(grid.zero_point):
@@ -113,7 +113,7 @@ def _plain(quant: LayerQuant, layer: Layer) -> tuple[LayerQuant, Floats]:
 
 
 def _read_grids(view: GraphView, plan: QuantPlan, read: dict[tuple[str, str], list[Layer]]) -> list[ActivationQuant]:
-    """The grids that the plan's layers read, and in `read` who reads each."""
+    """The grids that the plan's layers read; fills `read` with the layers that read each."""
     grids = plan.operand_grids
     for quant in plan.layers:
         layer = view.by_name[quant.name]
@@ -143,7 +143,7 @@ def _trained_grid(view: GraphView, grid: ActivationQuant, readers: list[Layer], 
 def _layer_parts(
     quant: LayerQuant, weight: Floats, layer: Layer, *, normalised: bool
 ) -> list[tuple[str, Kind, Floats, float, float]]:
-    """(name, kind, start, unit, factor) of a layer's weight, scales, and bias or normalization."""
+    """(name, kind, start, unit, factor) of a layer's weight, its scales, and its bias or normalisation."""
     scale = np.asarray(quant.weight.scale, np.float32)
     spread = rms(weight)
     factor = qmath.lsq_gradient_scale(weight.size // scale.size, bits=quant.weight.bits, configuration=2)
@@ -185,5 +185,5 @@ def _grid_parts(
 
 
 def rms(array: Floats) -> float:
-    """Root of the mean square; 1 for zeros."""
+    """The root mean square; 1 if all values are zero."""
     return float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))) or 1.0

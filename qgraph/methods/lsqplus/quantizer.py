@@ -1,18 +1,18 @@
 """The learned quantizer as a node of the training graph.
 
 `LearnedQuantize(x, scale, low, high, zero_point, offset)` is differentiated as one operator (LSQ+, Eq. 3 and 4), then
-written out in the operators that compute it fastest::
+expanded into the operators that compute it fastest::
 
-    QuantizeLinear (uint8) -> Min(qmax) -> DequantizeLinear, between Sub(offset) and Add(offset) where that is real
+    QuantizeLinear (uint8) -> Min(qmax) -> DequantizeLinear, between Sub(offset) and Add(offset) if the offset is real
 
-With g = dL/dx_hat, the mask m of low < x < high, and dx = m g, all of Eq. 3 and 4 lies in two dot products and two
-sums, because round(v) - v = (x_hat - x) / scale inside and x_hat - offset = scale * n or scale * p outside:
+With g = dL/dx_hat, the mask m of low < x < high, and dx = m g, Eq. 3 and 4 take two dot products and two sums, because
+round(v) - v = (x_hat - x) / scale inside the range and x_hat - offset = scale * n or scale * p outside:
 
     dL/doffset = sum g - sum dx
     dL/dscale  = (<g, x_hat> - <dx, x> - offset dL/doffset) / scale
 
-A grid whose offset is an integer number of steps has a zero point in its place (`shifted` = 0); its offset is an input
-all the same, for the sake of its gradient.
+A grid whose offset is an integer number of steps has a zero point instead (`shifted` = 0); its offset is still an
+input, which gets the gradient.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def learned_quantize(
     shifted: bool,
     non_negative: bool,
 ) -> ir.Value:
-    """Append the node; `non_negative` says that x never lies below `low` (= 0), which saves a comparison."""
+    """Append the node; `non_negative` says that x is never below `low` (= 0), which saves a comparison."""
     attributes = {"qmax": qmax, "shifted": int(shifted), "non_negative": int(non_negative)}
     inputs = [x, scale, low, high, zero_point, offset]
     node = ir.node(OPERATOR, inputs[: 6 if offset is not None else 5], attributes=attributes, domain=DOMAIN)
@@ -67,14 +67,14 @@ def _learned_quantize(n: Node) -> Gradient:
 
 
 def _dot(a: Expr, b: Expr) -> Expr:
-    """The product of two rows, which is faster than a product and a sum: nothing is written."""
+    """The dot product of two rows, which is faster than a product and a sum as it writes no intermediate."""
     row = constant([1, -1])
     product = op.Gemm(op.Reshape(a, row), op.Reshape(b, row), transB=1)
     return op.Reshape(product, constant(np.array([], np.int64)))
 
 
 def expand(model: ir.Model) -> None:
-    """Write every `LearnedQuantize` out in standard operators."""
+    """Expand every `LearnedQuantize` into standard operators."""
     graph = model.graph
     for node in list(graph):
         if node.op_type == OPERATOR and node.domain == DOMAIN:

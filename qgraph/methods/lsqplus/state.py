@@ -1,4 +1,4 @@
-"""An unfinished training: what is kept of it on disk."""
+"""The state of an unfinished training, as kept on disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _KEY = "state"
 
 @dataclass(slots=True, kw_only=True)
 class State:
-    """Everything that the rest of a training depends on."""
+    """Everything on which the rest of a training depends."""
 
     values: Floats
     optimiser: dict[str, Floats]
@@ -20,12 +20,12 @@ class State:
     best_epoch: int = 0
     step: int = 0
     losses: list[float]
-    """Of the steps of the running epoch."""
+    """The losses of the current epoch, one per step."""
     epochs: list[dict[str, float | None]]
-    """What was measured after every epoch, the first before any step."""
+    """What was measured before the first step, then after every epoch."""
 
     def save(self, store: Store) -> None:
-        """Keep it, in place of what was kept before."""
+        """Write the state to the store, in place of an earlier one."""
         arrays = {f"optimiser {name}": array for name, array in self.optimiser.items()}
         arrays |= {"values": self.values, "best": self.best}
         names = ("step", "best_epoch", "losses", "epochs")
@@ -33,7 +33,7 @@ class State:
 
     @classmethod
     def restored(cls, store: Store) -> State | None:
-        """What was saved, or None."""
+        """The saved state, or None."""
         piece = store.get(_KEY)
         if piece is None:
             return None

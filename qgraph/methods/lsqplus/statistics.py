@@ -1,4 +1,4 @@
-"""Where batch normalizations start: with the statistics that the quantized network has of their operands."""
+"""Initialise batch normalisations with the statistics of their operands in the quantized network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qgraph.samples.dataset import Dataset
 
 
 def with_statistics(trained: Trained, samples: Dataset, *, threads: int | None) -> Trained:
-    """The same network, whose batch normalizations have measured statistics, and gains and shifts that undo them."""
+    """The parameters with measured statistics of batch normalisations, and gains and shifts that undo them."""
     if not trained.normalised:
         return trained
     net, plan = trained.release(trained.start)

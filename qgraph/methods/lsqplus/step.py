@@ -1,7 +1,7 @@
-"""One training step: a session whose inputs are samples, targets, weights, scales and offsets, and whose outputs are
-the loss and all gradients. Nothing is rebuilt between steps.
+"""The training step: a session that computes the loss and all gradients, and is never rebuilt.
 
-A batch is split into shards that run side by side, each on one thread; gradients are added in the shards' order.
+Its inputs are samples, targets, weights, scales and offsets. A batch is split into shards that run in parallel, one
+thread each; gradients are added in the order of the shards.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _GRADIENT_OPSET = 16
 
 
 def trainable_graph(trained: Trained, *, batch: int) -> ir.Model:
-    """The quantized network whose weights, biases and grids are inputs, for batches of a fixed size."""
+    """The quantized network with weights, biases and grids as inputs, for a fixed batch size."""
     net = raise_opset(trained.net, max(trained.net.opset, _GRADIENT_OPSET))
     net = replace(net, ir_model=net.ir_model.clone())
     _fix_batch(net.ir_model, batch)
@@ -52,7 +52,7 @@ def trainable_graph(trained: Trained, *, batch: int) -> ir.Model:
 def training_graph(
     trained: Trained, targets: Targets, config: LsqPlusConfig, *, batch: int, labelled: bool
 ) -> Deferred:
-    """The network, its loss and its gradients, in standard operators; weight gradients of convolutions are left out.
+    """The network, its loss and its gradients in standard operators, without the weight gradients of convolutions.
 
     Raises `GradientError` for an operator that cannot be differentiated.
     """
@@ -67,18 +67,18 @@ def training_graph(
 
 
 def _check_bodies(trained: Trained) -> None:
-    """Raise `GradientError` for a Loop, Scan or If that gradients would have to pass on their way to a layer."""
+    """Raise `GradientError` for a Loop, Scan or If through which gradients would have to pass to reach a layer."""
     view = GraphView(trained.net)
     for node in descendants([view.by_name[layer.name].output for layer in trained.plan.layers]):
         if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
             raise GradientError(
-                f"operator {node.op_type} of node '{node.name}' has no gradient rule, since it runs a body: the layers "
-                f"before it cannot be trained; qgraph quantize takes the model as it is"
+                f"operator {node.op_type} of node '{node.name}' has no gradient rule, since it runs a subgraph: the "
+                f"layers before it cannot be trained; qgraph quantize takes the model as it is"
             )
 
 
 def check_trainable(net: Model, layers: Sequence[Layer], config: LsqPlusConfig) -> None:
-    """Raise `GradientError` where the weights of `layers` cannot be trained: before hours go into making data."""
+    """Raise `GradientError` if the weights of `layers` cannot be trained, before hours are spent on making data."""
     graph = raise_opset(net, max(net.opset, _GRADIENT_OPSET)).ir_model.clone()
     _fix_batch(graph, config.shard)
     append_loss(graph, targets_of(graph, net.source), config, batch=config.shard, labelled=False)
@@ -86,14 +86,14 @@ def check_trainable(net: Model, layers: Sequence[Layer], config: LsqPlusConfig) 
 
 
 def wanted_gradients(trained: Trained) -> list[str]:
-    """The inputs of the training graph that gradients are needed for."""
+    """The inputs of the training graph whose gradients are needed."""
     names = [f"weight:{layer}" for layer in trained.weights]
     names += [slot.name for slot in trained.slots.values() if slot.kind in ("bias", "scale", "offset", "gain")]
     return names
 
 
 class TrainingStep:
-    """Loss and gradients of a batch; use it as a context manager."""
+    """Computes the loss and gradients of a batch; use it as a context manager."""
 
     def __init__(self, graph: Deferred, *, teacher: Session | None = None, threads: int) -> None:
         trained = [str(v.name) for v in graph.model.graph.inputs if str(v.name).startswith(("weight:", "bias:"))]
@@ -116,7 +116,7 @@ class TrainingStep:
         self._pool.shutdown(cancel_futures=True)
 
     def __call__(self, parameters: Arrays, shards: Sequence[Arrays]) -> tuple[float, dict[str, NDArray[np.float32]]]:
-        """The loss and the gradients by the name of their input, summed over all samples; the mean of statistics."""
+        """The loss and the gradients by input name, summed over all samples; statistics are averaged."""
         if self._blocked is not None:
             parameters = {**parameters, **self._blocked.feeds(parameters)}
         jobs = [self._pool.submit(self._run, parameters, shard) for shard in shards]
@@ -144,7 +144,7 @@ class TrainingStep:
 
 
 class _Emitter:
-    """Inputs in the place of weights and biases, learned quantizers in the place of grids."""
+    """Puts inputs in place of weights and biases, and learned quantizers in place of grids."""
 
     def __init__(
         self, graph: ir.Graph, grids: Mapping[tuple[str, str], TrainedGrid], constant_biases: Collection[str]
@@ -193,7 +193,7 @@ class _Emitter:
 
 
 def _fix_batch(net: ir.Model, batch: int) -> None:
-    """Give the inputs their batch size and infer everybody else's shapes: static ones save arithmetic at every step."""
+    """Fix the batch size of inputs and infer all other shapes: static shapes save arithmetic at every step."""
     for value in net.graph.inputs:
         if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
             value.shape = ir.Shape([batch, *list(value.shape)[1:]])
@@ -203,4 +203,4 @@ def _fix_batch(net: ir.Model, batch: int) -> None:
             output.shape = None
     infer_shapes(net)
     for output, shape in zip(net.graph.outputs, declared, strict=True):
-        output.shape = output.shape if output.shape is not None else shape  # behind a loop nothing is inferred
+        output.shape = output.shape if output.shape is not None else shape  # shapes are not inferred after a Loop

@@ -36,7 +36,7 @@ CHECKPOINT_EVERY = 100  # steps
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """The trained float network, the plan for it, and what was measured after every epoch (0 is the start)."""
+    """The trained float network, the plan for it, and the judgement of the start and of every epoch."""
 
     net: Model
     plan: QuantPlan
@@ -57,18 +57,18 @@ def train(
     resume: str | os.PathLike[str] | None = None,
     progress: Progress = SILENT,
 ) -> Training:
-    """Learn the scales and offsets of `plan`, and the weights of `net`, from samples with labels or without.
+    """Learn the scales and offsets of `plan` and the weights of `net` from samples, with or without labels.
 
-    With `keep_bn` the tensors `batch_norms` are normalised by the batch while training (see `batch_norm`).
+    With `keep_bn`, the tensors `batch_norms` are normalised by the batch during training (see `batch_norm`).
 
-    The same arguments give the same bytes on any number of threads. The plan that returns has no grids for tensors that
-    no layer reads (see `absorb`).
+    The same arguments give the same bytes on any number of threads. The returned plan has no grids for tensors that no
+    layer reads (see `absorb`).
 
     Raises:
-        GradientError: an operator cannot be differentiated; before the first step.
-        DataError: labels that are no classes, too few samples.
-        StoreError: the checkpoints of another training.
-        ModelError: the loss is no longer a number.
+        GradientError: an operator cannot be differentiated; raised before the first step.
+        DataError: labels are not classes of the model, or there are too few samples.
+        StoreError: `resume` holds the checkpoints of another training.
+        ModelError: training diverged.
     """
     chosen = config or LsqPlusConfig()
     feed = open_feed(data, chosen, seed=seed)
@@ -82,7 +82,7 @@ def train(
         state = run.go(store, progress)
     if state.best_epoch == 0:
         warnings.warn(
-            f"training did not improve on its start in {len(state.epochs) - 1} epochs, which is kept: try a lower "
+            f"{len(state.epochs) - 1} epochs of training did not improve on the start, which is kept: try a lower "
             f"--rate (now {schedule.rate:g})",
             stacklevel=2,
         )
@@ -102,7 +102,7 @@ class _Run:
         if self.labelled and self.targets.logits is None:
             raise DataError(f"the data have labels, but {net.source} has no output with one score per class")
         if feed.data.labels is not None:
-            one_hot(feed.data.labels, self.targets.classes)  # said before the work begins
+            one_hot(feed.data.labels, self.targets.classes)  # fail before the work begins
         fixed = [v.shape[0] for v in net.input_values() if v.shape is not None and len(v.shape)]
         self.shard = next((n for n in fixed if isinstance(n, int)), min(self.config.shard, self.config.batch))
         if self.config.batch % self.shard:
@@ -118,7 +118,7 @@ class _Run:
         return self.feed.steps * self.schedule.epochs
 
     def go(self, store: Store, progress: Progress) -> State:
-        """All epochs that are left."""
+        """Run the remaining epochs."""
         state = State.restored(store) or self._fresh()
         moving = self._optimiser()
         moving.state = state.optimiser
@@ -194,7 +194,7 @@ class _Run:
         return optimiser(self.config.optimiser, self.trained.size, momentum=self.config.momentum)
 
     def _rates(self) -> Floats:
-        """The first rate of every value."""
+        """The initial rate of every value."""
         grids = self.trained.of_kind("scale", "weight_scale", "offset")
         rate = np.where(grids, np.float32(self.schedule.scale_rate), np.float32(self.schedule.rate))
         if self.config.optimiser == "adam":

@@ -1,6 +1,6 @@
-"""What is trained: float weights, biases, scales and offsets, named views of one flat vector.
+"""The trained parameters: float weights, biases, scales and offsets, as named views of one flat vector.
 
-`absorb` (its own file) takes them out of a network and a plan, `release` puts them back. Scales and offsets are
+`absorb` (in `parameters`) takes them from a network and a plan, and `release` puts them back. Scales and offsets are
 float32, as in the exported file.
 """
 
@@ -26,13 +26,13 @@ from qgraph.onnxfile.normalise import normalise
 from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
 
 Kind = Literal["weight", "bias", "weight_scale", "scale", "offset", "gain", "statistic"]
-_PLAIN = ("bias", "gain", "shift")  # of a layer, and fed as they are
-_SMALLEST = np.float32(1e-3)  # share of its initial value below which a scale does not fall
+_PLAIN = ("bias", "gain", "shift")  # parameters of a layer that are fed as they are
+_SMALLEST = np.float32(1e-3)  # a scale does not fall below this share of its initial value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """Where a parameter lies in the flat vector, and the size of what it moves (see `LsqPlusConfig.rate`)."""
+    """The place of a parameter in the flat vector; `unit` is the size to which its rate is relative."""
 
     name: str
     kind: Kind
@@ -49,7 +49,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedGrid:
-    """An activation grid that is learned. `offset`: none, real, or an integer number of steps."""
+    """A learned activation grid; its `offset` is none, real-valued, or an integer number of steps."""
 
     tensor: str
     role: Literal["tensor", "operand"]
@@ -70,11 +70,11 @@ class TrainedGrid:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """The parameters of one network: their layout, and what they mean to the training graph."""
+    """The parameters of one network: their layout, and how they feed the training graph."""
 
     net: Model
     plan: QuantPlan
-    """The plan of the training graph: trained grids only, no corrections."""
+    """The plan of the training graph: only trained grids, no corrections."""
     grids: tuple[TrainedGrid, ...]
     weights: Mapping[str, WeightGrid]
     slots: Mapping[str, Slot]
@@ -90,18 +90,18 @@ class Trained:
 
     @cached_property
     def normalised(self) -> tuple[str, ...]:
-        """The layers whose results are normalised by the batch (see `batch_norm`)."""
+        """The layers whose results are normalised by the batch (see `batch_norm`), by name."""
         return tuple(layer for layer in self.weights if f"gain:{layer}" in self.slots)
 
     def track(self, values: Floats, batch: Mapping[str, Floats]) -> None:
-        """Let the running statistics follow those of a batch, in place."""
+        """Update the running statistics by those of a batch, in place."""
         for name in self.of_batches:
             view = self.view(values, name)
             view[...] = tracked(view, batch[name])
 
     @cached_property
     def of_batches(self) -> tuple[str, ...]:
-        """The names of the statistics."""
+        """The names of the batch statistics."""
         return tuple(slot.name for slot in self.slots.values() if slot.kind == "statistic")
 
     def _plain(self, layer: str) -> list[str]:
@@ -111,7 +111,7 @@ class Trained:
         return factor(self.view(values, f"gain:{layer}"), self.view(values, f"variance:{layer}"))
 
     def per_value(self, attribute: Literal["unit", "factor"]) -> Floats:
-        """A property of the slots, spread over the flat vector."""
+        """An attribute of the slots, repeated for every value of the flat vector."""
         spread = np.empty(self.size, np.float32)
         for slot in self.slots.values():
             spread[slot.start : slot.stop] = getattr(slot, attribute)
@@ -153,7 +153,7 @@ class Trained:
         return scale, np.uint8(np.clip(grid.zero_point - np.rint(offset / scale), 0, grid.qmax)), np.float32(0.0)
 
     def gradient(self, values: Floats, found: Mapping[str, Floats]) -> Floats:
-        """The flat gradient from those of the graph's inputs, LSQ's factors not yet in it."""
+        """The flat gradient from those of the graph's inputs, before LSQ's gradient scales."""
         flat = np.zeros(self.size, np.float32)
         for layer, grid in self.weights.items():
             weight, scale = (self.view(values, f"{kind}:{layer}") for kind in ("weight", "weight_scale"))
@@ -182,7 +182,7 @@ class Trained:
                 np.maximum(values[part], _SMALLEST * self.start[part], out=values[part])
 
     def release(self, values: Floats) -> tuple[Model, QuantPlan]:
-        """The trained float network, and the plan for it: its weight grids and its learned activation grids."""
+        """The trained float network and the plan for it, with the weight grids and the learned activation grids."""
         net = self.net.ir_model.clone()
         view = GraphView(dataclasses.replace(self.net, ir_model=net))
         for layer in view.layers:
@@ -215,7 +215,7 @@ class Trained:
 
 
 def put(graph: ir.Graph, layer: Layer, index: int, array: NDArray[np.floating]) -> None:
-    """Let the layer read `array` as input `index`, under the name of what was there."""
+    """Replace input `index` of the layer by `array`, under the name of the old input."""
     old = layer.node.inputs[index]
     if old is None:
         raise ValueError(f"input {index} of '{layer.name}' is missing")

@@ -1,4 +1,4 @@
-"""The learned quantizer of weights, in NumPy: they are small, and so stay outside of the graph.
+"""The learned quantizer of weights in NumPy: weights are small, so this stays outside the graph.
 
 With v = w / scale, codes n..p and the straight-through estimator (LSQ+, Eq. 2 and 3 without offset):
 
@@ -21,12 +21,12 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightGrid:
-    """The grid of one weight: all but its scale, which is learned."""
+    """The grid of one weight, without its scale, which is learned."""
 
     quant: WeightQuant
 
     def quantize(self, w: Floats, scale: Floats) -> Floats:
-        """w_hat, computed as the exported file does: round(w / scale), then one float32 product."""
+        """w_hat as the exported file computes it: round(w / scale), then one float32 product."""
         steps = self.quant.granularity.lay(scale, w.shape)
         values: Floats = self._rounded(w / steps) * steps
         return values
@@ -44,7 +44,7 @@ class WeightGrid:
         return g * inside, by_scale.reshape(scale.shape)
 
     def _rounded(self, v: Floats) -> Floats:
-        """The codes of what is given in steps: a new scale every step makes a `qmath.Grid` not worth its while."""
+        """The codes of values in units of the scale, which changes too often for a `qmath.Grid` to pay."""
         codes: Floats = np.clip(np.rint(v), *self._limits(v.shape))
         return codes
 

@@ -264,7 +264,7 @@ def test_divergence_is_said(net, few, start) -> None:
 
 def test_training_that_does_not_help_keeps_its_start(net, few, start) -> None:
     careful = dataclasses.replace(QUICK, epochs=1, rate=1e-9, scale_rate=5.0)
-    with pytest.warns(UserWarning, match="did not improve on its start"):
+    with pytest.warns(UserWarning, match="did not improve on the start"):
         trained = train(net, start, few, config=careful)
     assert trained.best_epoch == 0
 
