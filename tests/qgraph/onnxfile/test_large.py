@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 import qgraph
 from benchmarks.large import write_chain
-from qgraph.errors import ModelError, UsageError
+from qgraph.errors import ModelError
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan import codes as weights
@@ -55,14 +57,14 @@ def test_the_same_codes_as_in_memory(chain, in_memory, tmp_path, options, monkey
     how = {"method": "minmax", "activations": None} | options
     large = qgraph.quantize(chain, **how)
     size = large.save(tmp_path / "large.onnx")
-    data = tmp_path / "large.onnx.data"
+    [data] = tmp_path.glob("large.onnx.*.data")
     assert size == (tmp_path / "large.onnx").stat().st_size + data.stat().st_size
     onnx.checker.check_model(str(tmp_path / "large.onnx"), full_check=True)
     monkeypatch.undo()
     small = qgraph.quantize(in_memory, **how)
     assert large.plan == small.plan
     small.save(tmp_path / "small.onnx")
-    assert not (tmp_path / "small.onnx.data").exists()
+    assert not list(tmp_path.glob("small.onnx.*"))
     np.testing.assert_array_equal(outputs(tmp_path / "large.onnx"), outputs(tmp_path / "small.onnx"))
 
 
@@ -89,18 +91,67 @@ def test_a_plan_applied_gives_the_same_bytes(chain, tmp_path):
     result = qgraph.quantize(chain, method="minmax", activations=None, weights=5)
     for name, model in (("a", result.model), ("b", qgraph.apply(chain, result.plan))):
         qgraph.save(model, tmp_path / f"{name}.onnx")
-    assert (tmp_path / "a.onnx.data").read_bytes() == (tmp_path / "b.onnx.data").read_bytes()
+    [a], [b] = (list(tmp_path.glob(f"{name}.onnx.*.data")) for name in "ab")
+    assert a.read_bytes() == b.read_bytes()
+    assert a.name[1:] == b.name[1:]
     assert result.plan.model == normalise(load(chain)).digest
 
 
-def test_data_of_another_model_are_not_overwritten(chain, tmp_path):
-    result = qgraph.quantize(chain, method="minmax", activations=None)
-    other = tmp_path / "out.onnx.data"
-    other.write_bytes(b"weights of another model")
-    with pytest.raises(UsageError, match="holds the weights of another model"):
-        result.save(tmp_path / "out.onnx")
-    assert other.read_bytes() == b"weights of another model"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out.onnx.data"]
+@pytest.fixture
+def results(chain):
+    return [qgraph.quantize(chain, method="minmax", activations=None, weights=bits) for bits in (8, 4)]
+
+
+def data_files(folder):
+    return sorted(path.name for path in folder.glob("*.data"))
+
+
+def test_writing_again_replaces_the_weights(results, in_memory, tmp_path, monkeypatch):
+    out, others = tmp_path / "out.onnx", ["other.onnx.0123456789ab.data", "out.onnx.data", "out.onnx.data.data"]
+    for name in others:
+        (tmp_path / name).write_bytes(b"weights of another model")
+    seen = []
+    for result in (*results, results[1]):
+        result.save(out)
+        seen.append(*set(data_files(tmp_path)).difference(others))
+        assert len(data_files(tmp_path)) == 4
+    assert seen[0] != seen[1] == seen[2]
+    monkeypatch.undo()
+    qgraph.save(load(in_memory), out)  # in one file
+    assert data_files(tmp_path) == others
+
+
+def test_cut_off_between_weights_and_model(results, tmp_path, monkeypatch):
+    """Before every file that takes its place, the model computes what it did."""
+    out, replace, taken = tmp_path / "out.onnx", os.replace, []
+    results[0].save(out)
+    before = outputs(out)
+
+    def cut_off(source, target):
+        if os.path.dirname(target) == str(tmp_path) and target not in taken:
+            taken.append(target)
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", cut_off)
+    while out not in taken:
+        with pytest.raises(KeyboardInterrupt):
+            results[1].save(out)
+        np.testing.assert_array_equal(outputs(out), before)
+    results[1].save(out)
+    assert len(data_files(tmp_path)) == 1
+    assert not np.array_equal(outputs(out), before)
+
+
+def test_weights_that_are_still_read_stay(chain, tmp_path):
+    """A model that is written over the file it was read from keeps its values."""
+    out = tmp_path / "out.onnx"
+    qgraph.save(load(chain), out)
+    wanted, model = outputs(out), load(out)
+    model.graph.initializers["w0"].const_value = ir.tensor(np.zeros((WIDTH, WIDTH), np.float32), name="w0")
+    qgraph.save(model, out)
+    assert len(data_files(tmp_path)) == 2
+    assert not np.array_equal(outputs(out), wanted)
 
 
 def test_the_graph_is_checked_without_its_weights(chain):
