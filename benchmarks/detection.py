@@ -24,6 +24,7 @@ from qgraph.graph.sites import GraphView
 from qgraph.jobs.distil import distilled_inputs
 from qgraph.jobs.result import Result
 from qgraph.onnxfile.load import load
+from qgraph.running.job import Job
 from qgraph.running.sessions import Session
 from qgraph.samples.preprocessing import Preprocessing
 
@@ -107,7 +108,7 @@ def main() -> None:
     path, images = shared("models", MODEL), pictures()
     everything = range(len(images))
     even, odd = list(everything[::2]), list(everything[1::2])
-    distilled = distilled_inputs(load(path), count=SAMPLES, seed=given.seed)
+    distilled = distilled_inputs(load(path), Job(seed=given.seed), count=SAMPLES)
     rows = []
     for setting in SETTINGS:
         rows.append(row(path, setting, "no data", [(distilled, everything)], images))

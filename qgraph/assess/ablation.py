@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -27,8 +26,8 @@ from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import Recipe, check_format
 from qgraph.running.progress import SILENT, Progress
-from qgraph.samples.dataset import DataLike, open_data
-from qgraph.samples.preprocessing import Preprocessing
+from qgraph.running.threads import keeps_threads
+from qgraph.samples.dataset import DataLike, Reading, open_data
 
 INGREDIENTS = ("clipping", "bias correction", "weight bits", "activation bits")
 CALIBRATING = 256
@@ -75,6 +74,7 @@ class Ablation:
         }
 
 
+@keeps_threads
 def ablate(
     model: ModelLike,
     data: DataLike,
@@ -83,13 +83,9 @@ def ablate(
     weights: int = 4,
     activations: int = 4,
     format: str = "float",
-    preprocessing: Preprocessing | None = None,
-    limit: int | None = None,
-    batch: int | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    batch_axes: Mapping[str, int] | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
+    **reading: Unpack[Reading],
 ) -> Ablation:
     """Quantize with every combination of ingredients and measure each on `data`.
 
@@ -99,11 +95,10 @@ def ablate(
     """
     check_format(format)
     net = prepare(model)
-    samples = open_data(
-        data, net, preprocessing=preprocessing, limit=limit, batch=batch, shapes=shapes, batch_axes=batch_axes
-    )
+    samples = open_data(data, net, **reading)
+    reading["limit"] = CALIBRATING
     source = data if calibration is None else calibration
-    given = open_data(source, net, preprocessing=preprocessing, limit=CALIBRATING)
+    given = open_data(source, net, **reading)
     observed = observe(net, given, threads=threads, progress=progress)
     reference = evaluate(net, samples, against=net, threads=threads)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Unpack
 
 import numpy as np
 
@@ -22,8 +23,8 @@ from qgraph.onnxfile.normalise import normalise
 from qgraph.plan.plan import MAX_BITS
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session
-from qgraph.samples.dataset import DataLike, Dataset, open_data
-from qgraph.samples.preprocessing import Preprocessing
+from qgraph.running.threads import keeps_threads
+from qgraph.samples.dataset import DataLike, Dataset, Reading, open_data
 
 SAMPLES = 64
 BATCH = 16
@@ -44,18 +45,15 @@ class LayerComparison:
     prior_rejected: tuple[bool | None, ...] = ()
 
 
+@keeps_threads
 def compare(
     reference: ModelLike,
     others: Sequence[ModelLike],
     data: DataLike,
     *,
-    preprocessing: Preprocessing | None = None,
-    limit: int = SAMPLES,
-    batch: int | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    batch_axes: Mapping[str, int] | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
+    **reading: Unpack[Reading],
 ) -> tuple[LayerComparison, ...]:
     """Measure the error accumulated up to each layer's result, in graph order.
 
@@ -79,14 +77,13 @@ def compare(
         >>> min(layer.sqnr_db[0] for layer in layers) > 15
         True
     """
+    reading.setdefault("limit", SAMPLES)
     base = normalise(load(reference))
     rivals = [load(other) for other in others]
     pairs = [(layer.name, str(fused_output(layer.output).name)) for layer in GraphView(base).layers]
     tensors = [tensor for _, tensor in pairs]
     present = [_shared(base, rival, tensors) for rival in rivals]
-    samples = open_data(
-        data, base, preprocessing=preprocessing, limit=limit, batch=batch, shapes=shapes, batch_axes=batch_axes
-    )
+    samples = open_data(data, base, **reading)
     main = Session(base.ir_model, outputs=tensors, threads=threads)
     sessions = [Session(r.ir_model, outputs=names, threads=threads) for r, names in zip(rivals, present, strict=True)]
     signal = dict.fromkeys(tensors, 0.0)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,8 @@ from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.running.executor import LOCAL, Executor, open_executor
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session
-from qgraph.samples.dataset import Batch, DataLike, open_data
-from qgraph.samples.preprocessing import Preprocessing
+from qgraph.running.threads import keeps_threads
+from qgraph.samples.dataset import Batch, DataLike, Reading, open_data
 
 BATCH = 32
 AHEAD = 64  # batches in flight on a cluster, all of them in memory
@@ -47,19 +47,16 @@ class Evaluation:
         }
 
 
+@keeps_threads
 def evaluate(
     model: ModelLike,
     data: DataLike,
     *,
     against: ModelLike | None = None,
-    preprocessing: Preprocessing | None = None,
-    limit: int | None = None,
-    batch: int | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    batch_axes: Mapping[str, int] | None = None,
     threads: int | None = None,
     executor: str = LOCAL,
     progress: Progress = SILENT,
+    **reading: Unpack[Reading],
 ) -> Evaluation:
     """Measure accuracy on labelled data, and divergence and signal-to-noise ratio against another model.
 
@@ -82,9 +79,7 @@ def evaluate(
         (100, 99.0)
     """
     net = load(model)
-    samples = open_data(
-        data, net, preprocessing=preprocessing, limit=limit, batch=batch, shapes=shapes, batch_axes=batch_axes
-    )
+    samples = open_data(data, net, **reading)
     reference = None if against is None else load(against)
     if samples.labels is None and reference is None:
         raise DataError(

@@ -18,6 +18,7 @@ from qgraph.graph.walk import descendants
 from qgraph.onnxfile.model import Model
 from qgraph.running.cpu import has_fast_integers
 from qgraph.running.sessions import Session
+from qgraph.running.threads import keeps_threads
 
 INTEGER_KERNELS = frozenset(
     {
@@ -53,6 +54,7 @@ class FusedGraph:
     warnings: tuple[str, ...]
 
 
+@keeps_threads
 def inspect_fused(model: Model, *, threads: int | None = None) -> FusedGraph:
     """Load the file in onnxruntime, read its optimized graph back, and match it with the layers of the file."""
     with tempfile.TemporaryDirectory() as folder:

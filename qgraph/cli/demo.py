@@ -11,6 +11,7 @@ import click
 
 from qgraph.assess.evaluate import evaluate, latency_ratio
 from qgraph.cli.console import number, progress, show, show_json, table
+from qgraph.cli.options import threads_option
 from qgraph.errors import ModelError
 from qgraph.jobs.quantize import quantize
 from qgraph.onnxfile.load import load
@@ -41,7 +42,7 @@ LATENCY_BATCH = 32
 
 @click.command()
 @click.option("-o", "--output", default="qgraph-demo", metavar="DIR", show_default=True, help="Folder for the results.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads (default: all cores).")
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
 def demo(output: str, threads: int | None, as_json: bool) -> None:
     """Quantize the digits network that ships with qgraph, and show what it costs and gains.

@@ -14,6 +14,7 @@ from qgraph.cli.options import batch_option, run_options, shape_option
 from qgraph.jobs.distil import distilled_inputs
 from qgraph.onnxfile.load import load
 from qgraph.running.files import check_writable, write_atomically
+from qgraph.running.job import Job
 
 
 @click.command()
@@ -49,15 +50,11 @@ def distill(
     """
     check_writable(output, source=model)
     start = time.perf_counter()
-    bars = progress(quiet or as_json)
     inputs = distilled_inputs(
         load(model),
+        Job(seed=seed, threads=threads, resume=resume, progress=progress(quiet or as_json)),
         count=count,
         steps=steps,
-        seed=seed,
-        threads=threads,
-        resume=resume,
-        progress=bars,
         batch=batch,
         shapes=shapes,
     )

@@ -10,6 +10,7 @@ import click
 
 from qgraph.assess.fused import FusedGraph, inspect_fused
 from qgraph.cli.console import show, show_json, table
+from qgraph.cli.options import threads_option
 from qgraph.graph.sites import GraphView
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model
@@ -21,7 +22,7 @@ from qgraph.plan.kept import kept_in_float
 @click.command()
 @click.argument("model")
 @click.option("--fused", is_flag=True, help="What onnxruntime makes of it: integer or float, layer by layer, and why.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads (default: all cores).")
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
 def inspect(model: str, fused: bool, threads: int | None, as_json: bool) -> None:
     """What is in MODEL: interface, layers, weights; with --fused, how onnxruntime runs it.

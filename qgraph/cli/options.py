@@ -164,9 +164,27 @@ def data_options(*, required: bool = False, own_batch: bool = False) -> Callable
     )
 
 
+def _keep_threads(context: click.Context, option: click.Parameter, threads: int | None) -> int | None:
+    """Let the whole command keep to so many threads."""
+    if threads is not None:
+        from qgraph.running.threads import limited
+
+        context.with_resource(limited(threads))
+    return threads
+
+
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    callback=_keep_threads,
+    help="Threads (default: all cores).",
+)
+
+
 def run_options(f: F) -> F:
     return _all(
-        click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads (default: all cores)."),
+        threads_option,
         click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout, everything else on stderr."),
         click.option("--quiet", is_flag=True, help="No progress bars and no tables."),
     )(f)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 from qgraph.assess.metric import MetricLike, load_metric
 from qgraph.assess.verdict import Verdict
 from qgraph.assess.verify import verify
 from qgraph.jobs.below import warn_below
+from qgraph.jobs.given import open_given
 from qgraph.jobs.trial import Trial
 from qgraph.lowering.lower import lower
-from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike
-from qgraph.onnxfile.opset import prepare
 from qgraph.plan.plan import QuantPlan
 from qgraph.running.progress import SILENT, Progress
-from qgraph.samples.dataset import DataLike, open_data
-from qgraph.samples.preprocessing import Preprocessing
+from qgraph.running.threads import keeps_threads
+from qgraph.samples.dataset import DataLike, Reading
 from qgraph.samples.split import hold_out
 
 
@@ -28,6 +27,7 @@ class Applied(Model):
     quality: Verdict | None = None
 
 
+@keeps_threads
 def apply(
     model: ModelLike,
     plan: QuantPlan,
@@ -35,15 +35,11 @@ def apply(
     *,
     format: str = "qdq",
     opset: int | None = None,
-    preprocessing: Preprocessing | None = None,
-    limit: int | None = None,
-    batch: int | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    batch_axes: Mapping[str, int] | None = None,
     measure: bool = True,
     metric: MetricLike | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
+    **reading: Unpack[Reading],
 ) -> Applied:
     """Quantize a model as a plan says: the same file as the job that wrote the plan.
 
@@ -70,21 +66,14 @@ def apply(
         True
     """
     by = None if metric is None else load_metric(metric)
-    loaded = load(model)
-    net = prepare(loaded, opset=opset, fold_bn=plan.fold_bn)
-    samples = (
-        None
-        if data is None
-        else open_data(
-            data, net, preprocessing=preprocessing, limit=limit, batch=batch, shapes=shapes, batch_axes=batch_axes
-        )
-    )
+    given = open_given(model, data, opset=opset, fold_bn=plan.fold_bn, **reading)
+    net, samples = given.net, given.samples
     lowered = lower(net, plan, format=format)
     verify(lowered, net, samples)
     quality = None
     if measure:
         held = None if samples is None else hold_out(samples).held_out
-        trial = Trial(reference=loaded, samples=held, basis="given", metric=by, progress=progress)
+        trial = Trial(reference=given.loaded, samples=held, basis="given", metric=by, progress=progress)
         quality = trial.judge(lowered, threads=threads)
         warn_below(quality)
     return Applied(ir_model=lowered, source=net.source, nbytes=net.nbytes, digest=net.digest, quality=quality)

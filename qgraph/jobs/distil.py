@@ -5,56 +5,36 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qgraph.jobs.given import Given
 from qgraph.methods.zeroq.distill import DistillConfig, distill
 from qgraph.onnxfile.model import Model
 from qgraph.running.job import Job
-from qgraph.running.progress import SILENT, Progress
-from qgraph.samples.dataset import Dataset, open_data
+from qgraph.samples.dataset import Dataset, Reading, open_data
 from qgraph.samples.layout import shaped
 
 DISTILLED = 32  # samples distilled by default (ZeroQ, section IV)
 
 
-def distilled_samples(
-    loaded: Model,
-    net: Model,
-    job: Job,
-    *,
-    count: int,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    batch: int | None = None,
-) -> Dataset:
-    """Distil inputs for a job and wrap them as samples of the normalised network."""
-    inputs = distilled_inputs(
-        loaded,
-        count=count,
-        seed=job.seed,
-        threads=job.threads,
-        resume=job.resume,
-        progress=job.progress,
-        shapes=shapes,
-        batch=batch,
-    )
-    return open_data(inputs, net, batch=batch)
+def distilled_samples(given: Given, job: Job, reading: Reading, *, count: int) -> Dataset:
+    """Distil inputs for the batch and the shapes of `reading`, as samples of the normalised network."""
+    batch, shapes = reading.get("batch"), reading.get("shapes")
+    inputs = distilled_inputs(given.loaded, job, count=count, batch=batch, shapes=shapes)
+    return open_data(inputs, given.net, batch=batch)
 
 
 def distilled_inputs(
     model: Model,
+    job: Job,
     *,
     count: int,
     steps: int | None = None,
-    seed: int = 0,
-    threads: int | None = None,
-    resume: str | Path | None = None,
-    progress: Progress = SILENT,
-    shapes: Mapping[str, Sequence[int]] | None = None,
     batch: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Mapping[str, NDArray[np.float32]]:
     """Distil inputs from the model (ZeroQ) and report progress; warn where the model has nothing to distil from."""
     config = DistillConfig() if steps is None else DistillConfig(steps=steps)
@@ -64,7 +44,7 @@ def distilled_inputs(
     }
     planned = -(-count // config.batch) * config.steps
     seen = 0
-    with progress.stage("distilling", planned) as advance:
+    with job.progress.stage("distilling", planned) as advance:
 
         def on_step(done: int, total: int, loss: float) -> None:
             nonlocal seen
@@ -76,9 +56,9 @@ def distilled_inputs(
             model,
             count=count,
             config=config,
-            seed=seed,
-            threads=threads,
-            resume=resume,
+            seed=job.seed,
+            threads=job.threads,
+            resume=job.resume,
             on_step=on_step,
             shapes=open_shapes,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from qgraph.errors import UsageError
 from qgraph.graph.sites import GraphView, choose_layers
 from qgraph.jobs.below import warn_of_result
 from qgraph.jobs.distil import distilled_samples
+from qgraph.jobs.given import open_given
 from qgraph.jobs.result import Result
 from qgraph.jobs.trial import Trial, tell
 from qgraph.lowering.lower import lower
@@ -26,10 +27,8 @@ from qgraph.methods.lsqplus.train import Training, train
 from qgraph.observe.material import Material, check_needs
 from qgraph.observe.propagation import known_moments
 from qgraph.observe.statistics import observe
-from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import normalise
-from qgraph.onnxfile.opset import prepare
 from qgraph.plan import registry
 from qgraph.plan.grids import activation_grid, initial_plan
 from qgraph.plan.plan import ActivationQuant, QuantPlan
@@ -37,9 +36,10 @@ from qgraph.plan.recipe import Recipe, check_format
 from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.store import hold
-from qgraph.samples.dataset import DataLike, Dataset, open_data
-from qgraph.samples.preprocessing import Preprocessing
-from qgraph.samples.split import hold_out
+from qgraph.running.threads import keeps_threads
+from qgraph.samples.dataset import DataLike, Dataset, take_reading
+from qgraph.samples.fallback import falling_back
+from qgraph.samples.split import Split, hold_out
 
 DISTILLED = 512  # samples distilled by default
 
@@ -61,6 +61,7 @@ class Finetuned(Result):
         return described | {"schedule": schedule, "epochs": history, "best_epoch": self.best_epoch}
 
 
+@keeps_threads
 def finetune(
     model: ModelLike,
     data: DataLike | None = None,
@@ -69,11 +70,6 @@ def finetune(
     config: LsqPlusConfig | None = None,
     start: QuantPlan | str | Path | None = None,
     format: str = "qdq",
-    preprocessing: Preprocessing | None = None,
-    limit: int | None = None,
-    batch: int | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    batch_axes: Mapping[str, int] | None = None,
     opset: int | None = None,
     seed: int = 0,
     measure: bool = True,
@@ -109,54 +105,31 @@ def finetune(
         2
     """
     check_format(format)
-    chosen = config or LsqPlusConfig()
+    chosen, reading = config or LsqPlusConfig(), take_reading(overrides)
     job = Job(seed=seed, threads=threads, resume=resume, progress=progress)
     recipe = _recipe(method, data is not None, **overrides)
     by = None if metric is None else load_metric(metric)
     with job.stage("load"):
-        loaded = load(model)
-        net = prepare(loaded, opset=opset)
-        samples = (
-            None
-            if data is None
-            else open_data(
-                data, net, preprocessing=preprocessing, limit=limit, batch=batch, shapes=shapes, batch_axes=batch_axes
-            )
-        )
-        check_needs(method, loaded, samples)
-        given = _given_plan(start, net)
-        batch_norms = known_moments(normalise(loaded, fold_bn=False)).keys()
-        _check(net, recipe, chosen, batch_norms, distilling=samples is None)
+        given = open_given(model, data, opset=opset, **reading)
+        check_needs(method, given.loaded, given.samples)
+        plan = _given_plan(start, given.net)
+        batch_norms = known_moments(normalise(given.loaded, fold_bn=False)).keys()
+        _check(given.net, recipe, chosen, batch_norms, distilling=data is None)
     with hold(resume):
+        samples = given.samples
         if samples is None:
             with job.stage("distill"):
-                samples = distilled_samples(loaded, net, job, count=limit or DISTILLED, shapes=shapes, batch=batch)
-        apart = hold_out(samples)
-        samples = apart.used
-        trial = Trial.of(loaded, apart, given=data is not None, metric=by, progress=progress) if measure else None
-        calibration = dataclasses.replace(samples, limit=min(samples.count, chosen.calibration))
-        with job.stage("observe"):
-            observed = observe(net, calibration, threads=threads, progress=progress)
-        view = GraphView(net)
-        material = Material(view=view, recipe=recipe, observed=observed, samples=samples, format=format, job=job)
-        plan = given or registry.run(method, initial_plan(view, recipe, observed), material, config=chosen)
+                samples = distilled_samples(given, job, reading, count=reading.get("limit") or DISTILLED)
+        begun = _begin(given.net, samples, recipe, plan, chosen, job, format=format)
         with job.stage("verify"):  # find out before training what cannot be exported or run
-            verify(lower(net, plan, format=format), net, samples, threads=threads)
+            verify(lower(given.net, begun.plan, format=format), given.net, begun.apart.used, threads=threads)
         with job.stage("train"):
-            training = train(
-                net,
-                plan,
-                samples,
-                config=chosen,
-                batch_norms=batch_norms,
-                seed=seed,
-                threads=threads,
-                resume=resume,
-                progress=progress,
-            )
+            training = train(given.net, begun.plan, begun.apart.used, config=chosen, batch_norms=batch_norms, job=job)
+    trial = Trial.of(given.loaded, begun.apart, given=data is not None, metric=by, progress=progress)
     with job.stage("export"):
-        result = _trained(training, plan, samples, calibration, job, format=format, distilled=data is None, trial=trial)
-        verify(result.model, result.net, samples, threads=threads)
+        source = "distilled" if data is None else "calibration"
+        result = _trained(training, begun, job, format=format, source=source, trial=trial if measure else None)
+        verify(result.model, result.net, result.samples, threads=threads)
     if measure:
         with job.stage("measure"):
             _ = result.quality, result.layers_in_file
@@ -164,6 +137,42 @@ def finetune(
         warn_of_result(result)
     job.finish()
     return result
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Begun:
+    """Where a training starts: the plan, its samples and those held out, and the first of them for statistics."""
+
+    plan: QuantPlan
+    apart: Split
+    calibration: Dataset
+
+
+def _begin(
+    net: Model,
+    samples: Dataset,
+    recipe: Recipe,
+    plan: QuantPlan | None,
+    config: LsqPlusConfig,
+    job: Job,
+    *,
+    format: str,
+) -> _Begun:
+    """Observe, and make the plan that the recipe's method starts from, where none is given."""
+
+    def first(samples: Dataset) -> Dataset:
+        return dataclasses.replace(samples, limit=min(samples.count, config.calibration))
+
+    with job.stage("observe"):
+        samples, observed = falling_back(
+            net,
+            samples,
+            lambda some: observe(net, first(hold_out(some).used), threads=job.threads, progress=job.progress),
+        )
+    apart, view = hold_out(samples), GraphView(net)
+    material = Material(view=view, recipe=recipe, observed=observed, samples=apart.used, format=format, job=job)
+    plan = plan or registry.run(recipe.method, initial_plan(view, recipe, observed), material, config=config)
+    return _Begun(plan=plan, apart=apart, calibration=first(apart.used))
 
 
 def _recipe(method: str, has_data: bool, **overrides: Any) -> Recipe:
@@ -193,26 +202,18 @@ def _check(
 
 
 def _trained(
-    training: Training,
-    before: QuantPlan,
-    samples: Dataset,
-    calibration: Dataset,
-    job: Job,
-    *,
-    format: str,
-    distilled: bool,
-    trial: Trial | None,
+    training: Training, begun: _Begun, job: Job, *, format: str, source: str, trial: Trial | None
 ) -> Finetuned:
-    """The result of training that started from the plan `before`."""
-    net, plan = settle_biases(training.net, _complete(training, before, calibration, job.threads))
+    """The result of training that started from a plan."""
+    net, plan = settle_biases(training.net, _complete(training, begun.plan, begun.calibration, job.threads))
     return Finetuned(
         net=net,
         plan=plan,
         format=format,
-        data="distilled" if distilled else "calibration",
+        data=source,
         seconds=job.seconds,
-        observed=observe(net, calibration, threads=job.threads, progress=job.progress),
-        samples=samples,
+        observed=observe(net, begun.calibration, threads=job.threads, progress=job.progress),
+        samples=begun.apart.used,
         threads=job.threads,
         trial=trial,
         schedule=training.schedule,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ import onnx_ir as ir
 
 from qgraph.assess.coverage import unseen
 from qgraph.assess.judge import Judge
-from qgraph.assess.metric import MetricLike, load_metric
-from qgraph.errors import ModelError, UsageError
+from qgraph.assess.metric import Metric, MetricLike, load_metric
+from qgraph.errors import UsageError
 from qgraph.graph.sites import GraphView, choose_layers
 from qgraph.jobs.distil import DISTILLED, distilled_samples
+from qgraph.jobs.given import open_given
 from qgraph.jobs.trial import Trial, tell
 from qgraph.lowering.lower import lower
 from qgraph.methods.zeroq.allocate import Drop
@@ -24,19 +24,16 @@ from qgraph.methods.zeroq.mixed_precision import Better, Mixer
 from qgraph.observe.material import Material, check_needs
 from qgraph.observe.propagation import known_moments
 from qgraph.observe.statistics import Observations, observe
-from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import normalise
-from qgraph.onnxfile.opset import prepare
 from qgraph.plan import registry
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import Recipe
 from qgraph.running.job import Job
-from qgraph.running.sessions import Session
-from qgraph.samples.dataset import DataLike, Dataset, open_data
-from qgraph.samples.preprocessing import Preprocessing
-from qgraph.samples.split import Split, calibrating, hold_out, one_at_a_time
+from qgraph.samples.dataset import DataLike, Dataset, take_reading
+from qgraph.samples.fallback import falling_back
+from qgraph.samples.split import Split, calibrating, hold_out
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -103,58 +100,41 @@ def gather(
     *,
     method: str | None = None,
     format: str = "qdq",
-    preprocessing: Preprocessing | None = None,
-    limit: int | None = None,
-    batch: int | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    batch_axes: Mapping[str, int] | None = None,
     calibration: str | Path | None = None,
     opset: int | None = None,
     metric: MetricLike | None = None,
     **overrides: Any,
 ) -> Gathered:
     """Load the model, distil samples where none are given, and observe. The arguments are those of `quantize`."""
-    job = job or Job()
+    job, reading = job or Job(), take_reading(overrides)
     measured = calibration is not None and Path(calibration).exists()
     recipe = Recipe.choose(method, data is not None or measured, **overrides)
     by = None if metric is None else load_metric(metric)
     with job.stage("load"):
-        loaded = load(model)
-        net = prepare(loaded, opset=opset)
-        view = GraphView(net)
+        given = open_given(model, data, opset=opset, **reading)
+        view = GraphView(given.net)
         choose_layers(view, recipe.keep)  # fail before the work begins
-        samples = (
-            None
-            if data is None
-            else open_data(
-                data, net, preprocessing=preprocessing, limit=limit, batch=batch, shapes=shapes, batch_axes=batch_axes
-            )
-        )
-    check_needs(recipe.method, loaded, samples)
-    if recipe.max_drop is not None and (samples is None or (by is None and not samples.labelled)):
-        raise UsageError("--max-drop measures accuracy: pass --data with an array 'labels', or a --metric")
+    check_needs(recipe.method, given.loaded, given.samples)
+    _check_task(recipe, given.samples, by)
+    samples = given.samples
     if samples is None and recipe.needs_data and (recipe.mixed or not measured):
         with job.stage("distill"):
-            samples = distilled_samples(loaded, net, job, count=DISTILLED, shapes=shapes, batch=batch)
-    apart = None if samples is None else hold_out(samples)
-    samples, judging = _parted(apart, recipe)
+            samples = distilled_samples(given, job, reading, count=DISTILLED)
     with job.stage("observe"):
-        try:
-            observed = _observations(net, recipe, samples, calibration, job)
-        except ModelError:
-            if apart is None or not _takes_one(net, apart):
-                raise
-            apart = one_at_a_time(apart)
-            samples, judging = _parted(apart, recipe)
-            observed = _observations(net, recipe, samples, calibration, job)
+        samples, observed = falling_back(
+            given.net,
+            samples,
+            lambda some: _observations(given.net, recipe, _parted(some, recipe)[1], calibration, job),
+        )
+    apart, samples, judging = _parted(samples, recipe)
     if data is not None and samples is not None:
-        tell(unseen(net, samples, known_moments(normalise(loaded, fold_bn=False))))
+        tell(unseen(given.net, samples, known_moments(normalise(given.loaded, fold_bn=False))))
     return Gathered(
-        loaded=loaded,
+        loaded=given.loaded,
         view=view,
         recipe=recipe,
         samples=samples,
-        trial=Trial.of(loaded, apart, given=data is not None, metric=by, progress=job.progress),
+        trial=Trial.of(given.loaded, apart, given=data is not None, metric=by, progress=job.progress),
         judging=judging,
         observed=observed,
         source=_source(observed, given=data is not None or measured),
@@ -164,35 +144,20 @@ def gather(
     )
 
 
-def _takes_one(net: Model, apart: Split) -> bool:
-    """Whether the model fails on a batch but runs on a single sample; warns if so."""
-    data = apart.used
-    if data.batch is not None or data.count < 2:
-        return False
-    session = Session(net.ir_model)
-    if _runs(session, data) or not _runs(session, replace(data, batch=1)):
-        return False
-    warnings.warn(
-        f"{net.source} takes one sample at a time, although its batch size is open: running it as with --batch 1",
-        stacklevel=2,
-    )
-    return True
+def _check_task(recipe: Recipe, samples: Dataset | None, metric: Metric | None) -> None:
+    """Raise `UsageError` where the task is the budget and nothing measures it."""
+    if recipe.max_drop is not None and (samples is None or (metric is None and not samples.labelled)):
+        raise UsageError("--max-drop measures accuracy: pass --data with an array 'labels', or a --metric")
 
 
-def _runs(session: Session, data: Dataset) -> bool:
-    """Whether the first batch runs."""
-    try:
-        session.run_list(next(data.batches()).feeds)
-    except ModelError:
-        return False
-    return True
-
-
-def _parted(apart: Split | None, recipe: Recipe) -> tuple[Dataset | None, Dataset | None]:
-    """Samples that calibrate and, with `max_drop`, samples that judge: half of them or more."""
-    if apart is None or recipe.max_drop is None:
-        return None if apart is None else apart.used, None
-    return calibrating(apart.used)
+def _parted(samples: Dataset | None, recipe: Recipe) -> tuple[Split | None, Dataset | None, Dataset | None]:
+    """What is held out, samples that calibrate and, with `max_drop`, samples that judge: half of them or more."""
+    if samples is None:
+        return None, None, None
+    apart = hold_out(samples)
+    if recipe.max_drop is None:
+        return apart, apart.used, None
+    return apart, *calibrating(apart.used)
 
 
 def _source(observed: Observations | None, *, given: bool) -> str:

@@ -23,10 +23,12 @@ from qgraph.plan.registry import chain, find
 from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.store import hold
+from qgraph.running.threads import keeps_threads
 from qgraph.samples.dataset import DataLike
 from qgraph.samples.preprocessing import Preprocessing
 
 
+@keeps_threads
 def quantize(
     model: ModelLike,
     data: DataLike | None = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,8 +25,8 @@ from qgraph.plan.recipe import SEARCHED, Recipe
 from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.store import hold
-from qgraph.samples.dataset import DataLike, open_data
-from qgraph.samples.preprocessing import Preprocessing
+from qgraph.running.threads import keeps_threads
+from qgraph.samples.dataset import DataLike, open_data, take_reading
 
 Protocol = Literal["deploy", "paper"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
@@ -46,6 +45,7 @@ class Searched:
         return self.found.plan
 
 
+@keeps_threads
 def search(
     model: ModelLike,
     data: DataLike,
@@ -53,11 +53,6 @@ def search(
     protocol: Protocol = "deploy",
     config: SearchConfig | None = None,
     first_layer_bits: int | None = None,
-    preprocessing: Preprocessing | None = None,
-    limit: int | None = None,
-    batch: int | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    batch_axes: Mapping[str, int] | None = None,
     opset: int | None = None,
     threads: int | None = None,
     executor: str = "local",
@@ -95,11 +90,10 @@ def search(
     """
     if protocol not in PROTOCOLS:
         raise UsageError(f"unknown protocol '{protocol}': choose {' or '.join(PROTOCOLS)}")
+    reading = take_reading(overrides)
     recipe = Recipe.choose("qrater", True, **overrides)
     net = prepare(model, opset=opset, fold_bn=protocol == "deploy")
-    samples = open_data(
-        data, net, preprocessing=preprocessing, limit=limit, batch=batch, shapes=shapes, batch_axes=batch_axes
-    )
+    samples = open_data(data, net, **reading)
     config = dataclasses.replace(config or SearchConfig(), fine=protocol == "deploy")
     job = Job(threads=threads, resume=folder, executor=executor, progress=progress)
     with hold(folder):

@@ -11,17 +11,16 @@ from qgraph.onnxfile.model import ModelLike
 from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.store import hold
+from qgraph.running.threads import keeps_threads
 from qgraph.samples.dataset import DataLike
-from qgraph.samples.preprocessing import Preprocessing
 
 
+@keeps_threads
 def measure_sensitivity(
     model: ModelLike,
     data: DataLike | None = None,
     *,
     method: str | None = None,
-    preprocessing: Preprocessing | None = None,
-    limit: int | None = None,
     seed: int = 0,
     threads: int | None = None,
     resume: str | Path | None = None,
@@ -36,6 +35,6 @@ def measure_sensitivity(
     job = Job(seed=seed, threads=threads, resume=resume, executor=executor, progress=progress)
     overrides |= {"weights": "mixed", "activations": None}
     with hold(resume):
-        given = gather(model, data, job, method=method, preprocessing=preprocessing, limit=limit, **overrides)
+        given = gather(model, data, job, method=method, **overrides)
         mixer = given.mixer()
         return mixer.sensitivity(mixer.menu())

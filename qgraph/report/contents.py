@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Unpack
 
 from numpy.typing import NDArray
 
@@ -19,18 +19,19 @@ from qgraph.assess.layers_in_file import layers_in_file
 from qgraph.assess.verdict import Verdict
 from qgraph.errors import DataError, UsageError
 from qgraph.graph.sites import GraphView
-from qgraph.jobs.distil import DISTILLED, distilled_inputs
+from qgraph.jobs.distil import DISTILLED, distilled_samples
+from qgraph.jobs.given import Given, open_given
 from qgraph.jobs.result import Result
 from qgraph.lowering.lower import lower
 from qgraph.methods.zeroq.allocate import Allocation
 from qgraph.observe.statistics import Observations, observe
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike
-from qgraph.onnxfile.opset import prepare
 from qgraph.plan.plan import KeptFloat, QuantPlan
+from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
-from qgraph.samples.dataset import DataLike, Dataset, open_data
-from qgraph.samples.preprocessing import Preprocessing
+from qgraph.running.threads import keeps_threads
+from qgraph.samples.dataset import DataLike, Dataset, Reading
 
 OBSERVED, COMPARED, TIMED = 256, 64, 15  # samples for statistics, samples for layers, runs for the latency
 
@@ -121,49 +122,40 @@ class Candidate:
     plan: QuantPlan | None = None
 
 
+@keeps_threads
 def report_on(
     reference: ModelLike,
     others: Sequence[str | QuantPlan],
     data: DataLike | None = None,
     *,
-    preprocessing: Preprocessing | None = None,
-    limit: int | None = None,
-    batch: int | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    batch_axes: Mapping[str, int] | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
+    **reading: Unpack[Reading],
 ) -> Report:
     """Compare plans (`.json` files or values) and quantized models of one float model.
 
-    Without data the layers are measured on distilled samples. Raises `PlanError` for a plan of another model,
-    `UsageError` where there is nothing to compare.
+    Without data the layers are measured on distilled samples. `reading` are the options of `open_data`. Raises
+    `PlanError` for a plan of another model, `UsageError` where there is nothing to compare.
     """
     if not others:
         raise UsageError("nothing to report on: give the float model, then at least one plan or quantized model")
-    original = load(reference)
-    net = prepare(original)
+    given = open_given(reference, data, **reading)
+    net = given.net
     names = _short_names([f"plan {i}" if isinstance(o, QuantPlan) else str(o) for i, o in enumerate(others, 1)])
     candidates = [_candidate(net, other, name) for other, name in zip(others, names, strict=True)]
-    made = None
-    if data is None:
-        samples, made = _distilled(original, net, threads, progress)
-    else:
-        samples = open_data(
-            data, net, preprocessing=preprocessing, limit=limit, batch=batch, shapes=shapes, batch_axes=batch_axes
-        )
-    observed = None
+    samples, observed = given.samples, None
+    if samples is None:
+        samples = _distilled(given, Job(threads=threads, progress=progress), reading)
     if samples is not None and any(c.plan is not None for c in candidates):
         observed = observe(net, _first(samples, OBSERVED), threads=threads, progress=progress)
+    made = _one_input(samples) if data is None else None
     return gather(net, candidates, samples, observed, distilled=made, threads=threads, progress=progress)
 
 
 def report_of(result: Result, *, name: str = "quantized", progress: Progress = SILENT) -> Report:
     """The report on one `quantize` job, measured on the samples it was calibrated with."""
     quantized = Model(ir_model=result.model, source=name, nbytes=result.nbytes)
-    made = None
-    if result.data == "distilled" and result.samples is not None:
-        made = next(iter(result.samples.parts[0].values()))
+    made = _one_input(result.samples) if result.data == "distilled" else None
     return gather(
         result.net,
         [Candidate(name=name, model=quantized, plan=result.plan)],
@@ -213,6 +205,11 @@ def gather(
     )
 
 
+def _one_input(samples: Dataset | None) -> NDArray[Any] | None:
+    """The samples of the first input."""
+    return None if samples is None else next(iter(samples.parts[0].values()))
+
+
 def _short_names(paths: Sequence[str]) -> list[str]:
     """File names, or whole paths where two files share a name."""
     short = [PurePath(path).name for path in paths]
@@ -229,15 +226,13 @@ def _candidate(net: Model, other: str | QuantPlan, name: str) -> Candidate:
     return Candidate(name=name, model=Model(ir_model=quantized, source=name, nbytes=nbytes), plan=plan)
 
 
-def _distilled(
-    original: Model, net: Model, threads: int | None, progress: Progress
-) -> tuple[Dataset | None, NDArray[Any] | None]:
+def _distilled(given: Given, job: Job, reading: Reading) -> Dataset | None:
+    """Samples distilled from the model, where that can be done."""
     try:
-        inputs = distilled_inputs(original, count=DISTILLED, threads=threads, progress=progress)
+        return distilled_samples(given, job, reading, count=DISTILLED)
     except DataError as error:
         warnings.warn(f"nothing is measured: {error}", stacklevel=3)
-        return None, None
-    return open_data(inputs, net), next(iter(inputs.values()))
+        return None
 
 
 def _first(samples: Dataset, count: int) -> Dataset:

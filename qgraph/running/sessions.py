@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 import qmath
 from qgraph.errors import ModelError
+from qgraph.running.threads import limit
 from qgraph.running.unused import remove_unused
 from qgraph.running.versions import needed_ir_version
 
@@ -49,8 +50,7 @@ def latest_opset() -> int:
     """The newest opset that the installed onnxruntime loads, as it says itself when it is given one from the future."""
     graph = onnx.helper.make_graph([], "ask", [], [])
     ask = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 2**20)], ir_version=8)
-    options = ort.SessionOptions()
-    options.log_severity_level = _QUIET
+    options = _options(threads=1)
     try:
         ort.InferenceSession(ask.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as refusal:
@@ -79,7 +79,7 @@ class Session:
     Args:
         model: the model, a file or what such a file holds; it is not changed.
         outputs: names of the tensors to return, inner ones included; by default the graph's outputs.
-        threads: intra-op threads; by default all cores.
+        threads: intra-op threads; by default those of the job, or all cores.
         optimize: whether onnxruntime may rewrite the graph.
         fuse_integers: whether it may turn quantizers and what lies between them into integer kernels.
         optimized_path: where onnxruntime writes the graph it actually runs.
@@ -95,10 +95,7 @@ class Session:
         fuse_integers: bool = True,
         optimized_path: str | Path | None = None,
     ) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = _QUIET
-        if threads:
-            options.intra_op_num_threads = threads
+        options = _options(threads=threads or limit())
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if not fuse_integers:
@@ -128,8 +125,7 @@ def optimised(model: ir.Model) -> ir.Model:
 
     Constants are rearranged, but not computed with: quantizers stay, and nothing is merged into the weights of layers.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = _QUIET
+    options = _options(threads=1)
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimised.onnx"
@@ -154,9 +150,10 @@ def evaluate_constants(model: ir.Model, values: Sequence[ir.Value]) -> list[NDAr
 
 
 def in_parallel(job: Callable[[T], R], items: Iterable[T], *, workers: int | None = None) -> Iterator[R]:
-    """job(item) for every item, in order, on as many threads as there are cores, with few items in memory at a time.
+    """job(item) for every item, in order, with few items in memory at a time.
 
-    A session of one thread may run on all of them at once: one sample per core beats all cores on one sample.
+    As many threads work as `workers` says, else as the job has, else as there are cores. A session of one thread may
+    run on all of them at once: one sample per core beats all cores on one sample.
     """
     count = workers or qmath.get_threads()
     waiting: deque[Future[R]] = deque()
@@ -188,6 +185,14 @@ def _with_outputs(model: ir.Model | str | Path | bytes, outputs: Sequence[str] |
     part.graph.inputs.clear()
     part.graph.inputs.extend(used)
     return part
+
+
+def _options(*, threads: int | None) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = _QUIET
+    if threads:
+        options.intra_op_num_threads = threads
+    return options
 
 
 def _create(model: ir.Model | str | Path | bytes, options: ort.SessionOptions) -> ort.InferenceSession:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +26,21 @@ from qgraph.samples.preprocessing import Preprocessing, check_shape, to_input
 from qgraph.samples.read import LABELS, Array, arranged, is_one_run, length, read_parts
 
 DataLike: TypeAlias = "str | os.PathLike[str] | Array | Mapping[str, Array] | Iterable[Any] | Dataset"
+
+
+class Reading(TypedDict, total=False):
+    """How samples are read: the options of `open_data`, which whatever opens data takes and hands on."""
+
+    preprocessing: Preprocessing | None
+    limit: int | None
+    batch: int | None
+    batch_axes: Mapping[str, int] | None
+    shapes: Mapping[str, Sequence[int]] | None
+
+
+def take_reading(options: dict[str, Any]) -> Reading:
+    """Take the options of `open_data` out of others."""
+    return Reading(**{name: options.pop(name) for name in Reading.__annotations__ if name in options})  # type: ignore[typeddict-item]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -45,11 +45,6 @@ def calibrating(samples: Dataset, *, most: int = CALIBRATING) -> tuple[Dataset, 
     chosen = spread(samples.count, min(samples.count // 2, most))
     held = set(chosen)
     return samples.choose(chosen), samples.choose(p for p in range(samples.count) if p not in held)
-
-
-def one_at_a_time(split: Split) -> Split:
-    """The same samples for a model that takes a batch of one."""
-    return replace(split, used=replace(split.used, batch=1), held_out=replace(split.held_out, batch=1))
 
 
 def spread(count: int, wanted: int) -> list[int]:

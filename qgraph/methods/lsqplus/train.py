@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +25,8 @@ from qgraph.methods.lsqplus.trained import Trained
 from qgraph.methods.lsqplus.weight_quantizer import Floats
 from qgraph.onnxfile.model import Model
 from qgraph.plan.plan import MAX_BITS, QuantPlan
-from qgraph.running.progress import SILENT, Progress
+from qgraph.running.job import Job
+from qgraph.running.progress import Progress
 from qgraph.running.sessions import Session
 from qgraph.running.store import Store, open_store
 from qgraph.samples.dataset import Batch, Dataset
@@ -52,10 +52,7 @@ def train(
     *,
     config: LsqPlusConfig | None = None,
     batch_norms: Collection[str] = (),
-    seed: int = 0,
-    threads: int | None = None,
-    resume: str | os.PathLike[str] | None = None,
-    progress: Progress = SILENT,
+    job: Job | None = None,
 ) -> Training:
     """Learn the scales and offsets of `plan` and the weights of `net` from samples, with or without labels.
 
@@ -70,16 +67,16 @@ def train(
         StoreError: `resume` holds the checkpoints of another training.
         ModelError: training diverged.
     """
-    chosen = config or LsqPlusConfig()
-    feed = open_feed(data, chosen, seed=seed)
+    chosen, job = config or LsqPlusConfig(), job or Job()
+    feed = open_feed(data, chosen, seed=job.seed)
     schedule = chosen.schedule(bits=_fewest_bits(plan), steps=feed.steps)
     trained = absorb(net, plan, chosen, batch_norms if chosen.keep_bn else ())
     first = replace(data, limit=min(data.count, chosen.calibration))
-    trained = with_statistics(trained, first, threads=threads)
-    run = _Run(trained, net, feed, schedule, threads or qmath.get_threads())
-    decisive = {"model": net, "plan": plan.to_json(), "settings": chosen, "seed": seed, "samples": data}
-    with open_store(resume, "training", **decisive) as store:
-        state = run.go(store, progress)
+    trained = with_statistics(trained, first, threads=job.threads)
+    run = _Run(trained, net, feed, schedule, job.threads or qmath.get_threads())
+    decisive = {"model": net, "plan": plan.to_json(), "settings": chosen, "seed": job.seed, "samples": data}
+    with open_store(job.resume, "training", **decisive) as store:
+        state = run.go(store, job.progress)
     if state.best_epoch == 0:
         warnings.warn(
             f"{len(state.epochs) - 1} epochs of training did not improve on the start, which is kept: try a lower "
@@ -104,7 +101,8 @@ class _Run:
         if feed.data.labels is not None:
             one_hot(feed.data.labels, self.targets.classes)  # fail before the work begins
         fixed = [v.shape[0] for v in net.input_values() if v.shape is not None and len(v.shape)]
-        self.shard = next((n for n in fixed if isinstance(n, int)), min(self.config.shard, self.config.batch))
+        most = feed.data.batch or min(self.config.shard, self.config.batch)
+        self.shard = next((n for n in fixed if isinstance(n, int)), most)
         if self.config.batch % self.shard:
             raise DataError(f"a batch of {self.config.batch} cannot be split into shards of {self.shard} samples")
         self.graph = training_graph(trained, self.targets, self.config, batch=self.shard, labelled=self.labelled)

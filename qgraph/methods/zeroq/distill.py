@@ -24,6 +24,7 @@ from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import normalise
 from qgraph.running.store import Store, open_store
+from qgraph.running.threads import keeps_threads
 
 OnStep = Callable[[int, int, float], None]
 
@@ -78,6 +79,7 @@ class Distilled:
     note: str = ""
 
 
+@keeps_threads
 def distill(
     model: ModelLike,
     *,

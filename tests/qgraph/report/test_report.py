@@ -111,7 +111,7 @@ def test_report_of_a_job_without_data(digits):
 
 def test_distilled_samples_are_shown(digits, monkeypatch):
     noise = {"input": np.random.default_rng(0).standard_normal((8, 1, 8, 8)).astype(np.float32)}
-    monkeypatch.setattr("qgraph.report.contents.distilled_inputs", lambda *a, **k: noise)
+    monkeypatch.setattr("qgraph.jobs.distil.distilled_inputs", lambda *a, **k: noise)
     plan = qgraph.quantize(digits, noise, weights=4).plan
     report = report_on(digits, [plan])
     [image] = Page(render(report)).every("img")

@@ -34,6 +34,7 @@ from qgraph.plan.codes import quantized
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan, Rounding
 from qgraph.plan.recipe import Recipe
+from qgraph.running.job import Job
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import Dataset, open_data
 
@@ -96,13 +97,13 @@ def test_method_of_quantize_trains(digits, few, net) -> None:
 
 
 def test_bytes_do_not_depend_on_threads_or_interruptions(net, few, start, tmp_path, pieces_in) -> None:
-    whole = train(net, start, few, config=QUICK, seed=3, threads=2)
-    assert _same(whole, train(net, start, few, config=QUICK, seed=3, threads=1))
+    whole = train(net, start, few, config=QUICK, job=Job(seed=3, threads=2))
+    assert _same(whole, train(net, start, few, config=QUICK, job=Job(seed=3, threads=1)))
     with pytest.raises(KeyboardInterrupt):
-        train(net, start, few, config=QUICK, seed=3, resume=tmp_path, progress=_Stopping(6))
+        train(net, start, few, config=QUICK, job=Job(seed=3, resume=tmp_path, progress=_Stopping(6)))
     assert pieces_in(tmp_path, "training") == 1
-    assert _same(whole, train(net, start, few, config=QUICK, seed=3, resume=tmp_path))
-    assert not _same(whole, train(net, start, few, config=QUICK, seed=4))
+    assert _same(whole, train(net, start, few, config=QUICK, job=Job(seed=3, resume=tmp_path)))
+    assert not _same(whole, train(net, start, few, config=QUICK, job=Job(seed=4)))
 
 
 class _Stopping:
@@ -122,12 +123,12 @@ class _Stopping:
 
 
 def test_checkpoint_of_another_training_is_refused(net, few, start, tmp_path) -> None:
-    train(net, start, few, config=dataclasses.replace(QUICK, epochs=1), resume=tmp_path)
+    train(net, start, few, config=dataclasses.replace(QUICK, epochs=1), job=Job(resume=tmp_path))
     with pytest.raises(StoreError, match="of its training, the settings is"):
-        train(net, start, few, config=QUICK, resume=tmp_path)
+        train(net, start, few, config=QUICK, job=Job(resume=tmp_path))
     trained = train(net, start, few, config=dataclasses.replace(QUICK, epochs=1))
     with pytest.raises(StoreError, match="of its training, the model is"):
-        train(trained.net, trained.plan, few, config=dataclasses.replace(QUICK, epochs=1), resume=tmp_path)
+        train(trained.net, trained.plan, few, config=dataclasses.replace(QUICK, epochs=1), job=Job(resume=tmp_path))
 
 
 def test_plan_with_corrections_is_where_training_starts(net, few) -> None:

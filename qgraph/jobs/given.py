@@ -1,0 +1,34 @@
+"""What every job begins with: a model, and samples for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Unpack
+
+from qgraph.onnxfile.load import load
+from qgraph.onnxfile.model import Model, ModelLike
+from qgraph.onnxfile.opset import prepare
+from qgraph.samples.dataset import DataLike, Dataset, Reading, open_data
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Given:
+    """A model as it was loaded, the network in normal form, and samples; None where there are none."""
+
+    loaded: Model
+    net: Model
+    samples: Dataset | None
+
+
+def open_given(
+    model: ModelLike,
+    data: DataLike | None,
+    *,
+    opset: int | None = None,
+    fold_bn: bool = True,
+    **reading: Unpack[Reading],
+) -> Given:
+    """Load and normalise a model, and open the data for it."""
+    loaded = load(model)
+    net = prepare(loaded, opset=opset, fold_bn=fold_bn)
+    return Given(loaded=loaded, net=net, samples=None if data is None else open_data(data, net, **reading))

@@ -1,0 +1,51 @@
+"""One number of threads for all that a job runs: kernels, sessions and pools."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
+
+import qmath
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_limit: int | None = None
+
+
+@contextmanager
+def limited(threads: int | None) -> Iterator[None]:
+    """Let what runs inside use so many threads where it asks for no number itself; None leaves that as it is.
+
+    The number holds for the whole process, and the one before it comes back at the end.
+    """
+    global _limit
+    before = _limit, qmath.get_threads()
+    if threads is not None:
+        _limit = threads
+        qmath.set_threads(threads)
+    try:
+        yield
+    finally:
+        if threads is not None:
+            _limit = before[0]
+            qmath.set_threads(before[1])
+
+
+def limit() -> int | None:
+    """The number of threads that a job was given; None where it may use all cores."""
+    return _limit
+
+
+def keeps_threads(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, with its argument `threads` kept by everything that it calls."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        threads = kwargs.get("threads")
+        with limited(threads if isinstance(threads, int) else None):
+            return function(*args, **kwargs)
+
+    return run
