@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mutant_runs import fates
 
-COUNT = 500
+COUNT = 200
 MEMORY = 300 * 2**20
 
 
@@ -20,7 +20,7 @@ def test_mutants_are_quantized_or_refused(monkeypatch):
         seen = [fate for part in pool.map(lambda ends: list(fates(*ends)), halves) for fate in part]
     assert [f for f in seen if f.outcome not in ("quantized", "refused")] == []
     assert len(seen) == COUNT
-    assert sum(f.outcome == "quantized" for f in seen) > 25
+    assert sum(f.outcome == "quantized" for f in seen) > 10
     assert max(f.seconds for f in seen) < 10
     assert sum(f.growth for f in seen[: COUNT // 2]) < MEMORY
     assert sum(f.growth for f in seen[COUNT // 2 :]) < MEMORY

@@ -7,6 +7,7 @@ import pytest
 from judge import Unsound, Verdict, judge
 
 PARTS = 3  # tests of a few seconds each
+ALL = 8 * PARTS
 
 
 def verdicts(cases: list[operators.Case]) -> list[Verdict]:
@@ -30,19 +31,19 @@ def some(cases: list[operators.Case], part: int, *, of: int) -> list[operators.C
 @pytest.mark.parametrize("constants", [False, True], ids=["tensors", "parameters"])
 @pytest.mark.parametrize("part", range(PARTS))
 def test_an_operator_between_layers(part, constants):
-    found = verdicts(some(list(operators.between_layers(constants=constants)), part, of=4 * PARTS))
+    found = verdicts(some(list(operators.between_layers(constants=constants)), part, of=ALL))
     assert sum(v.quantized for v in found) > 0.75 * len(found)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("constants", [False, True], ids=["tensors", "parameters"])
-@pytest.mark.parametrize("part", range(PARTS, 4 * PARTS))
+@pytest.mark.parametrize("part", range(PARTS, ALL))
 def test_the_other_operators_between_layers(part, constants):
-    verdicts(some(list(operators.between_layers(constants=constants)), part, of=4 * PARTS))
+    verdicts(some(list(operators.between_layers(constants=constants)), part, of=ALL))
 
 
 @pytest.mark.parametrize("part", range(2))
 def test_an_operator_by_itself(part):
     """Nothing to quantize: every one is refused, and the reason says what is missing or not supported."""
-    for case, verdict in zip(chosen := some(list(operators.standard()), part, of=4), verdicts(chosen), strict=True):
+    for case, verdict in zip(chosen := some(list(operators.standard()), part, of=8), verdicts(chosen), strict=True):
         assert not verdict.quantized, case.name

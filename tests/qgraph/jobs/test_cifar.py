@@ -25,6 +25,11 @@ def test_images(shared):
         return {"images": archive["images"], "labels": archive["labels"]}
 
 
+@pytest.fixture(scope="module")
+def few_images(test_images):
+    return {name: array[:1500] for name, array in test_images.items()}
+
+
 def quantized(shared, name, calibration, **options) -> tuple[Model, qgraph.Result]:
     result = qgraph.quantize(shared / "models" / f"{name}.onnx", calibration, preprocessing=CIFAR, **options)
     return Model(ir_model=result.model, source=name, nbytes=result.nbytes), result
@@ -37,6 +42,7 @@ def test_every_convolution_is_integer(shared, calibration, name):
     assert set(kernels) == {"QLinearConv"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "least"),
     [
@@ -52,16 +58,33 @@ def test_accuracy(shared, calibration, test_images, name, options, least):
     assert qgraph.evaluate(model, test_images, preprocessing=CIFAR).top1 >= least
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "least", "drop"),
+    [
+        ("cifar10_resnet20", {}, 31.0, 0.3),
+        ("cifar10_resnet20", {"weights": 4, "activations": 4}, 13.9, 1.0),
+        ("cifar10_relu6_dw", {"weights": 4}, 20.9, 0.5),
+        ("cifar10_silu_se", {}, 28.5, 0.4),
+    ],
+)
+def test_outputs_and_accuracy_on_few_images(shared, calibration, few_images, name, options, least, drop):
+    model, _ = quantized(shared, name, calibration, **options)
+    source = shared / "models" / f"{name}.onnx"
+    quality = qgraph.evaluate(model, few_images, against=source, preprocessing=CIFAR)
+    assert quality.sqnr_db >= least
+    assert quality.top1 >= qgraph.evaluate(source, few_images, preprocessing=CIFAR).top1 - drop
+
+
 def test_four_bits_weigh_half(shared, calibration):
     sizes = {bits: quantized(shared, "cifar10_resnet32", calibration[:32], weights=bits)[1].nbytes for bits in (4, 8)}
     assert sizes[4] <= 0.62 * sizes[8]
 
 
-def test_simulation_and_deployment_agree(shared, calibration, test_images):
+def test_simulation_and_deployment_agree(shared, calibration, few_images):
     """Same class on 99.5% of the test images. Logits differ by up to 1.5 in the worst image (of some 10 to 20): where a
     value lies at the edge between two codes, a difference in the last bit of a float moves it by a whole step.
     """
-    images = test_images["images"]
+    images = few_images["images"]
     plan = quantized(shared, "cifar10_resnet20", calibration)[1].plan
     outputs = []
     for format in ("qdq", "float"):
