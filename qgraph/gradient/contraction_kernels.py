@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from qmath.kernels.compiled import compiled
 
 LANES = 16  # values that lengths and addresses are whole multiples of: the widest vectors
 HEIGHT, WIDTH = 8, 3  # output channels by taps whose products are summed side by side: as many as registers hold
@@ -42,7 +44,7 @@ def _move(typing_context, target, start, source, first, count):
     return types.void(target, types.int64, source, types.int64, types.int64), generate
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def contract(x, g, first_image, images, first_tile, tiles, group, height, layout, strides, offsets, scratch, out):
     """Add to out[o, c k] the sum over images n and positions t of g[n, o, t] x[n, c, strides t + offset of tap k].
 
@@ -96,7 +98,7 @@ def contract(x, g, first_image, images, first_tile, tiles, group, height, layout
                     _channels(here, width, length, inputs, base, starts, sums)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _lay_inputs(x, first_channel, inputs, pitch, rows, span, lead, strides, used):
     """x[n, c, h, w] to the row of (c, h mod strides, w mod strides), at lead + (n rows + h // strides) pitch +
     w // strides; rows that no tap reads stay empty."""
@@ -113,7 +115,7 @@ def _lay_inputs(x, first_channel, inputs, pitch, rows, span, lead, strides, used
                         _copy(values, row, x.shape[3], phase, across, inputs, start)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _lay_gradients(g, first_tile, per_group, height, group, gradients, width, pitch, rows):
     """The output gradients of every tile to rows of their own, positions as `_lay_inputs` lays them."""
     outer = g.shape[1] // group
@@ -129,7 +131,7 @@ def _lay_gradients(g, first_tile, per_group, height, group, gradients, width, pi
                     _move(gradients, start, values, (first + h) * g.shape[3], g.shape[3])
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _copy(source, row, width, first, step, target, start):
     """Every step-th value from `first` on of a row of `width` values."""
     if step == 1:
@@ -139,21 +141,21 @@ def _copy(source, row, width, first, step, target, start):
             target[start + i] = source[row * width + first + i * step]
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _channels(g, width, n, inputs, base, starts, out):
     for j in range(0, starts.size, WIDTH):
         a, b, c = starts[j] + base, starts[j + 1] + base, starts[j + 2] + base
         _sums(g, width, n, inputs, a, b, c, out[:, j : j + WIDTH])
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _one_channel(g, n, inputs, base, starts, out):
     for j in range(0, starts.size, WIDTH):
         a, b, c = starts[j] + base, starts[j + 1] + base, starts[j + 2] + base
         _one_row(g, n, inputs, a, b, c, out[j : j + WIDTH])
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@compiled(fastmath=_FAST)
 def _sums(g, width, n, inputs, a, b, c, out):
     """Add to out[i, j] the product of row i of g, `width` apart, and the j-th of three stretches of the inputs."""
     g0, g1, g2, g3 = g[:n], g[width : width + n], g[2 * width : 2 * width + n], g[3 * width : 3 * width + n]
@@ -187,7 +189,7 @@ def _sums(g, width, n, inputs, a, b, c, out):
     _add(out[7], w0, w1, w2)
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@compiled(fastmath=_FAST)
 def _one_row(g, n, inputs, a, b, c, out):
     """The same for one row of g."""
     _widest()
@@ -198,7 +200,7 @@ def _one_row(g, n, inputs, a, b, c, out):
     _add(out, s0, s1, s2)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _add(out, a, b, c):
     out[0] += a
     out[1] += b

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from qmath.kernels.compiled import compiled
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def least_squares_clips(rows, top):
     """Clip per row (C-contiguous float32 or float64) of the symmetric grid with codes -top..top; 1 for zeros."""
     clips = np.ones(rows.shape[0])
@@ -23,7 +24,7 @@ def least_squares_clips(rows, top):
     return clips
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def least_squares_step(a, top):
     """The step s > 0 minimising sum_i min_{0 <= k <= top} (a_i - k s)^2 over positive a: exact, in linear time.
 
@@ -61,7 +62,7 @@ def least_squares_step(a, top):
     return _sorted_search(a, top, start, scale, marked, first, last, opening_b, opening_c, best, best_step)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _largest_inverse_step(a, top):
     """1/s beyond which the values clipped alone cost more than the best error found: no finer step can be optimal."""
     s = np.max(a) / top
@@ -83,7 +84,7 @@ def _largest_inverse_step(a, top):
         s *= 0.9
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _scan_buckets(db, dc):
     """B and C at the start of every bucket, and the largest B^2 / C among them with its step B / C."""
     opening_b, opening_c = np.empty(db.size), np.empty(db.size)
@@ -97,7 +98,7 @@ def _scan_buckets(db, dc):
     return opening_b, opening_c, best, best_step
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _sorted_search(a, top, start, scale, marked, first, last, opening_b, opening_c, best, best_step):
     """The best state among all events of the marked buckets, taken in order."""
     count = 0
@@ -132,7 +133,7 @@ def _sorted_search(a, top, start, scale, marked, first, last, opening_b, opening
     return best_step
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def window_divergence(low, high, levels, mass, filled, counts, entropy):
     """KL(P || Q) of bins [low, high), infinite when an end bin is empty (Migacz, 2017).
 
@@ -161,7 +162,7 @@ def window_divergence(low, high, levels, mass, filled, counts, entropy):
     return (sum_p_log_p - sum_p_log_q) / total - np.log(total / inside)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def best_window(counts, levels, zero, two_ended):
     """(low, high) of the window of bins around `zero` with the least divergence.
 

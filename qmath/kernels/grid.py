@@ -9,13 +9,13 @@ quotient is a code and cannot overflow; NaN stays NaN.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from qmath.kernels.compiled import compiled
 from qmath.kernels.fma import fma
 from qmath.kernels.vectors import widest_vectors
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _level(x, scale, inverse, offset, low, high, half_up):
     """round((x - offset) / scale) of the clamped x; ties to even, or upwards.
 
@@ -35,21 +35,21 @@ def _level(x, scale, inverse, offset, low, high, half_up):
     return r
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _values(x, out, scale, inverse, offset, low, high, half_up):
     widest_vectors()
     for i in range(x.size):
         out[i] = _level(x[i], scale, inverse, offset, low, high, half_up) * scale + offset
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _codes(x, out, scale, inverse, offset, low, high, zero_point, half_up):
     widest_vectors()
     for i in range(x.size):
         out[i] = np.int32(_level(x[i], scale, inverse, offset, low, high, half_up) + zero_point)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def values_by_row(start, stop, inner, x, out, grid, half_up):
     """Fill the flat values start..stop; value i belongs to channel (i // inner) mod channels."""
     scale, inverse, offset, low, high, _ = grid
@@ -60,7 +60,7 @@ def values_by_row(start, stop, inner, x, out, grid, half_up):
         start = end
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def codes_by_row(start, stop, inner, x, out, grid, half_up):
     """As `values_by_row`, for codes."""
     scale, inverse, offset, low, high, zero_point = grid
@@ -71,7 +71,7 @@ def codes_by_row(start, stop, inner, x, out, grid, half_up):
         start = end
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def values_by_column(start, stop, x, out, grid, half_up):
     """Fill the rows start..stop, each with one value per column of `grid`; the last row may be short."""
     width = grid.shape[1]
@@ -79,7 +79,7 @@ def values_by_column(start, stop, x, out, grid, half_up):
         _values_across(x[row * width : (row + 1) * width], out[row * width : (row + 1) * width], grid, half_up)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def codes_by_column(start, stop, x, out, grid, half_up):
     """As `values_by_column`, for codes."""
     width = grid.shape[1]
@@ -87,7 +87,7 @@ def codes_by_column(start, stop, x, out, grid, half_up):
         _codes_across(x[row * width : (row + 1) * width], out[row * width : (row + 1) * width], grid, half_up)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _values_across(x, out, grid, half_up):
     widest_vectors()
     for c in range(x.size):
@@ -95,7 +95,7 @@ def _values_across(x, out, grid, half_up):
         out[c] = level * grid[0, c] + grid[2, c]
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _codes_across(x, out, grid, half_up):
     widest_vectors()
     for c in range(x.size):

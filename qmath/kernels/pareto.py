@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from qmath.kernels.compiled import compiled
 
 
-@njit(cache=True)
+@compiled()
 def merged(size, cost, sizes, costs, limit):
     """(sizes, costs, parents, choices) of the non-dominated sums of a sorted list and one layer's choices.
 
@@ -44,7 +45,7 @@ def merged(size, cost, sizes, costs, limit):
     return new_size[:points], new_cost[:points], parent[:points], choice[:points]
 
 
-@njit(cache=True)
+@compiled()
 def frontier(offsets, costs, counts):
     """Choices (points, layers) of the non-dominated totals over integer size offsets.
 
@@ -71,7 +72,7 @@ def frontier(offsets, costs, counts):
     return _trace(best, chosen, offsets, counts)
 
 
-@njit(cache=True)
+@compiled()
 def _relax(best, chosen, before, offset, cost, choice):
     """best[b + offset] = min(best[b + offset], before[b] + cost), recording the choice."""
     target, mark = best[offset : offset + before.size], chosen[offset : offset + before.size]
@@ -82,7 +83,7 @@ def _relax(best, chosen, before, offset, cost, choice):
         mark[b] = choice if better else mark[b]
 
 
-@njit(cache=True)
+@compiled()
 def _trace(best, chosen, offsets, counts):
     """Walk back from every total that is cheaper than all smaller ones."""
     least, points = np.inf, 0

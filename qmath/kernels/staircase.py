@@ -8,14 +8,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from qmath.kernels.compiled import compiled
 from qmath.kernels.vectors import widest_vectors
 
 _BLOCK = 1 << 10  # values whose codes stay in the first-level cache between passes
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def compare_by_row(start, stop, inner, x, out, edges, codes, unit):
     """Compare every value with every edge, eight edges per pass: fast for few edges, since it vectorises."""
     partial = np.empty(_BLOCK, x.dtype)
@@ -33,7 +33,7 @@ def compare_by_row(start, stop, inner, x, out, edges, codes, unit):
         start = end
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _climb(x, partial, edges, jumps):
     """Add to `partial` the jumps at those of eight edges that x has reached."""
     widest_vectors()
@@ -53,7 +53,7 @@ def _climb(x, partial, edges, jumps):
         partial[i] = a + b
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _arrive(x, partial, out, edges, jumps, unit):
     """As `_climb`, then multiply by the unit into `out`; NaN stays NaN."""
     widest_vectors()
@@ -74,7 +74,7 @@ def _arrive(x, partial, out, edges, jumps, unit):
         out[i] = reached if v == v else v
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def search_by_row(start, stop, inner, x, out, edges, codes, unit):
     """Find the step of every value by bisection."""
     while start < stop:

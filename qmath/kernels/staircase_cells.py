@@ -13,11 +13,11 @@ from typing import Any
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
-from numba import njit
 from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from qmath.kernels.compiled import compiled
 from qmath.kernels.vectors import widest_vectors
 
 CELLS = 16
@@ -61,7 +61,7 @@ def cells_of(edges: NDArray[Any], values: NDArray[Any]) -> NDArray[np.float32] |
     return cells
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def fill_by_row(start, stop, inner, x, out, cells):
     """Fill the flat values start..stop; value i belongs to channel (i // inner) mod channels."""
     short, filled = np.empty(CELLS, x.dtype), np.empty(CELLS, x.dtype)
@@ -77,7 +77,7 @@ def fill_by_row(start, stop, inner, x, out, cells):
         start = end
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _fill(x, out, cells):
     widest_vectors()
     inverse, shift = cells[3, 0], cells[3, 1]

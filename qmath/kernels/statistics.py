@@ -6,8 +6,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from qmath.kernels.compiled import compiled
 from qmath.kernels.vectors import greatest, least, widest_vectors
 
 _REASSOCIATE = {"reassoc", "contract", "nsz"}
@@ -15,7 +15,7 @@ _PIECE = 1 << 12  # values read once from memory, then again from the first-leve
 _FULL = 1 << 31  # values that the 32-bit counters of `scan` are sure to hold
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def scan(start, stop, blocks, minimum_exponent, bins, lows, highs, sums):
     """Statistics of the samples start..stop of `blocks` (samples, before, channels, after), each on its own.
 
@@ -57,7 +57,7 @@ def scan(start, stop, blocks, minimum_exponent, bins, lows, highs, sums):
     return counts, exponent
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _add_rows(values, after, lows, highs, sums):
     """Take in rows of `after` values, one per channel; returns the largest magnitude, inf if squares are not finite."""
     reach = 0.0
@@ -76,7 +76,7 @@ def _add_rows(values, after, lows, highs, sums):
     return reach
 
 
-@njit(cache=True, nogil=True, fastmath=_REASSOCIATE)
+@compiled(fastmath=_REASSOCIATE)
 def _add_columns(values, lows, highs, sums):
     """As `_add_rows`, for one value per channel."""
     widest_vectors()
@@ -95,7 +95,7 @@ def _add_columns(values, lows, highs, sums):
     return np.float64(max(-low, high)) if np.isfinite(squares) else np.inf
 
 
-@njit(cache=True, nogil=True, fastmath=_REASSOCIATE)
+@compiled(fastmath=_REASSOCIATE)
 def _sums(row):
     widest_vectors()
     total = squares = magnitudes = 0.0
@@ -107,7 +107,7 @@ def _sums(row):
     return total, squares, magnitudes
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _range(row):
     widest_vectors()
     low, high = row[0], row[0]
@@ -117,13 +117,13 @@ def _range(row):
     return low, high
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _exponent(reach):
     """The e of 2^e, the least power of two above a magnitude; very small for 0."""
     return math.frexp(reach)[1] if reach > 0 else -(1 << 20)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def bin_cells(values, factor, half, cells):
     """half + trunc(|x| factor) for x >= 0, else half - 1 - trunc(|x| factor); exact, as factor is a power of two."""
     widest_vectors()
@@ -133,7 +133,7 @@ def bin_cells(values, factor, half, cells):
         cells[i] = half + k if x >= 0 else half - np.int32(1) - k
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def tally(cells, tables):
     """Count in four tables in turn, so that equal neighbours (zeros after a ReLU) do not wait for one another."""
     first, second, third, fourth = tables[0], tables[1], tables[2], tables[3]
@@ -150,7 +150,7 @@ def tally(cells, tables):
         first[np.uint32(cells[i])] += 1
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _empty(tables, counts):
     """Move the contents of the tables to `counts`."""
     for k in range(counts.size):
@@ -158,7 +158,7 @@ def _empty(tables, counts):
     tables[:] = 0
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _widen(counts, steps):
     """Merge 2^steps bins into one, towards zero: bin k on either side goes to bin k >> steps."""
     half = counts.size // 2
@@ -171,7 +171,7 @@ def _widen(counts, steps):
             counts[half - 1 - (k >> steps)] += below
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def add_to_limbs(limbs, terms):
     """Add every row of `terms` (rows, sums), doubles viewed as int64, to the wide integers `limbs` (sums, limbs)."""
     for r in range(terms.shape[0]):

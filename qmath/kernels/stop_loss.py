@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from qmath.kernels.compiled import compiled
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def excess_above(t, table, lookup):
     """T(t) = E[(X - t)_+] for t >= 0; see `stop_loss.Side`."""
     end = table[-1, 0]
     return _excess(t, table, lookup, lookup.size / end) if t < end else 0.0
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _excess(t, table, lookup, slices):
     """T(t) for t before the last knot; `slices` is the number of entries of `lookup` per unit of t."""
     j = lookup[min(int(t * slices), lookup.size - 1)]
@@ -24,7 +25,7 @@ def _excess(t, table, lookup, slices):
     return max(table[j, 1] - d * (table[j, 2] - 0.5 * d * table[j, 3]), 0.0)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def gain_of_levels(step, levels, table, lookup):
     """sum_{k < levels} T((k + 1/2) step)."""
     end = table[-1, 0]
@@ -39,7 +40,7 @@ def gain_of_levels(step, levels, table, lookup):
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _best_split(step, levels, symmetric, above, below):
     """(gain, levels above zero, levels below zero) of the best split of `levels`; unused levels go above."""
     up_table, up_lookup = above
@@ -69,7 +70,7 @@ def _best_split(step, levels, symmetric, above, below):
     return gain, levels - n, n
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _chord_bound(low, high, at_low, at_high):
     """Maximum of 2 s chord(s) on [low, high], for the chord through (low, at_low) and (high, at_high)."""
     slope = (at_high - at_low) / (high - low)
@@ -82,7 +83,7 @@ def _chord_bound(low, high, at_low, at_high):
     return bound
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def best_step(above, below, energy, levels, symmetric, gap):
     """The step of least error over (0, 2 max |x|], with its split; see `qmath.stop_loss`.
 
@@ -129,7 +130,7 @@ def best_step(above, below, energy, levels, symmetric, gap):
     return best_step_, best_above, best_below
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def near_least_error(above, below, energy, levels, symmetric):
     """The least error of a scan over steps 10% apart, from twice the data's span down, refined around its minimum.
 
@@ -156,7 +157,7 @@ def near_least_error(above, below, energy, levels, symmetric):
     return least
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def best_ranges(start, stop, rows, levels, gap, low, high):
     """The ends of `best_step`'s affine grid for rows start..stop (C-contiguous); 0..0 for an all-zero row."""
     for i in range(start, stop):
@@ -169,7 +170,7 @@ def best_ranges(start, stop, rows, levels, gap, low, high):
             low[i], high[i] = 0.0 - step * n, step * m
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _side_of(values, count):
     """`stop_loss.Side.arrays` of ascending positive values, each with the weight 1 / count."""
     size = values.size + 1
@@ -189,7 +190,7 @@ def _side_of(values, count):
     return table, lookup
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _sides_of_bins(counts, width):
     """`stop_loss.Side.arrays` above and below zero, and their energies, for counts in bins centred on zero.
 
@@ -202,7 +203,7 @@ def _sides_of_bins(counts, width):
     return above, below, up, down
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _side_of_bins(counts, width, total, atom):
     filled = 0
     for j in range(counts.size):
@@ -222,7 +223,7 @@ def _side_of_bins(counts, width, total, atom):
     return (table, lookup), energy
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def histogram_moments(start, stop, counts, widths, moments):
     """Moments per row, in the order of `prior_clipping.Moments`.
 
@@ -241,7 +242,7 @@ def histogram_moments(start, stop, counts, widths, moments):
         moments[i, 6] = up
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def judge_ranges(start, stop, counts, widths, levels, one_sided, low, high, errors, least):
     """Per row: the error of every range (columns of `low` and `high`), and `near_least_error`."""
     for i in range(start, stop):

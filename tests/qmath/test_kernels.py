@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +95,36 @@ def test_thread_counts_are_whole_and_positive(count) -> None:
 def test_import_needs_neither_numba_nor_scipy() -> None:
     code = "import sys, qmath; sys.exit(bool({'numba', 'scipy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_kernels_where_nothing_can_be_kept(tmp_path) -> None:
+    """Package and home that cannot be written: one warning, and a folder that is gone when the process ends."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(qmath.__file__).parent, tmp_path / "qmath", ignore=ignored)
+    (tmp_path / "qmath" / "kernels" / "__pycache__").touch()  # no folder can be made there, not even by root
+    (tmp_path / "temporary").mkdir()
+    code = (
+        "import warnings\n"
+        "with warnings.catch_warnings(record=True) as told:\n"
+        "    warnings.simplefilter('always')\n"
+        "    from qmath.kernels.grid import _level\n"
+        "    import qmath.kernels.pareto\n"
+        "assert _level(2.6, 1.0, 1.0, 0.0, -8.0, 7.0, False) == 3\n"
+        "print(*(warning.message for warning in told), sep='\\n')"
+    )
+    nowhere = {"HOME": os.devnull, "XDG_CACHE_HOME": os.devnull, "TMPDIR": str(tmp_path / "temporary")}
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **nowhere, "NUMBA_CACHE_DIR": "", "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    [told] = found.stdout.splitlines()
+    assert "set NUMBA_CACHE_DIR to a folder that may be written" in told
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

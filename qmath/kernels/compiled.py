@@ -1,0 +1,45 @@
+"""Compiles kernels with Numba and keeps what it compiled, wherever that can be kept."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(*, nogil: bool = True, fastmath: bool | set[str] = False) -> Callable[[F], F]:
+    """Numba's `njit`, without the interpreter lock by default, and cached on disk.
+
+    Numba keeps kernels in `NUMBA_CACHE_DIR`, beside their source or in the user's cache folder, and refuses to compile
+    where it may write to none of them. Then they are kept in a temporary folder until the process ends, with a warning.
+    """
+
+    def compile_kernel(function: F) -> F:
+        options = {"cache": True, "nogil": nogil, "fastmath": fastmath}
+        try:
+            kernel: F = numba.njit(**options)(function)
+        except RuntimeError:  # no place for the cache
+            _keep_for_this_process()
+            kernel = numba.njit(**options)(function)
+        return kernel
+
+    return compile_kernel
+
+
+def _keep_for_this_process() -> None:
+    """Let Numba cache in a new temporary folder."""
+    folder = tempfile.mkdtemp(prefix="qmath-")  # of this user alone: what is cached is code that will be run
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    numba.config.CACHE_DIR = folder
+    warnings.warn(
+        "compiled kernels cannot be kept, neither beside the package nor in the user's cache folder: every process "
+        "compiles them anew; set NUMBA_CACHE_DIR to a folder that may be written",
+        stacklevel=3,
+    )
