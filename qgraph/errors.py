@@ -1,7 +1,6 @@
-"""Every error that qgraph raises on purpose.
+"""The errors that end a job; each message says what was expected, what was found and how to go on.
 
-A message names what was expected, what was found, where (node, tensor, file) and the way out; the command line prints
-it and exits with `exit_status` instead of showing a traceback.
+Every error derives from `QGraphError`, whose `exit_status` is that of the command line.
 """
 
 from __future__ import annotations
@@ -10,27 +9,70 @@ import difflib
 
 
 class QGraphError(Exception):
-    """The job failed for a reason that the message explains."""
+    """Base of all errors of the package: a job failed, for the reason that the message gives.
+
+    Example:
+        >>> import qgraph
+        >>> try:
+        ...     qgraph.quantize("missing.onnx")
+        ... except qgraph.QGraphError as error:
+        ...     print(error, error.exit_status)
+        no such model file: missing.onnx 1
+    """
 
     exit_status = 1
 
 
 class UsageError(QGraphError):
-    """The request itself is wrong: unknown names, impossible combinations, values out of range."""
+    """The request itself is wrong: unknown names, impossible combinations or values out of range.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> import qgraph
+        >>> qgraph.quantize(files("qgraph") / "demo_assets" / "digits.onnx", method="magic")
+        Traceback (most recent call last):
+            ...
+        qgraph.errors.UsageError: unknown method 'magic': choose one of ...
+    """
 
     exit_status = 2
 
 
 class ModelError(QGraphError):
-    """The model cannot be read, is not valid ONNX, or has nothing to quantize."""
+    """The model cannot be read, is not valid ONNX, or has nothing to quantize.
+
+    Example:
+        >>> import qgraph
+        >>> qgraph.quantize("missing.onnx")
+        Traceback (most recent call last):
+            ...
+        qgraph.errors.ModelError: no such model file: missing.onnx
+    """
 
 
 class DataError(QGraphError):
-    """Calibration or evaluation data are missing, malformed, or do not fit the model."""
+    """Calibration or evaluation data are missing, malformed, or do not fit the model.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> import qgraph
+        >>> qgraph.quantize(files("qgraph") / "demo_assets" / "digits.onnx", "missing.npz")
+        Traceback (most recent call last):
+            ...
+        qgraph.errors.DataError: no such data file or folder: missing.npz
+    """
 
 
 class PlanError(QGraphError):
-    """A plan is malformed or was made for another model."""
+    """A plan is malformed, or was made for another model.
+
+    Example:
+        >>> import qgraph
+        >>> qgraph.QuantPlan.from_json("{}")
+        Traceback (most recent call last):
+            ...
+        qgraph.errors.PlanError: ...
+    """
 
 
 class StoreError(QGraphError):
@@ -42,15 +84,15 @@ class ExecutorError(QGraphError):
 
 
 class QualityWarning(UserWarning):
-    """A file misses what was wanted of it; the message has the figures."""
+    """The quality of a file is below what was asked for; the message has the figures."""
 
 
 def first_line(error: Exception) -> str:
-    """What an error of another library says, without its details."""
+    """The first line of another library's error message, without the details after it."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def hint(name: str, known: list[str]) -> str:
-    """The end of a message about an unknown name: which known ones it may have meant."""
+    """The end of a message about an unknown name: the known names that may have been meant."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[:3]
     return f"; did you mean {' or '.join(close)}?" if close else ""

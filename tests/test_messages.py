@@ -88,7 +88,7 @@ def test_weights_of_a_model(words, tensor):
         ("only files beside the model", {"location": "../w.bin"}),
         ("not a regular file there", {"location": "missing.bin"}),
         ("are needed, and the file has", {"location": "w.bin", "offset": 32}),
-        ("at a place that is no number", {"location": "w.bin", "offset": "here"}),
+        ("an offset or length that is not a number", {"location": "w.bin", "offset": "here"}),
     ],
 )
 def test_external_data(tmp_path, words, external):

@@ -1,4 +1,4 @@
-"""Models that are quantized already: what says so, and which tool seems to have done it."""
+"""Models that are already quantized: how that shows, and which tool probably did it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _MARKS = frozenset(
 
 
 def quantized_operators(model: ir.Model) -> dict[str, int]:
-    """How many operators of quantized arithmetic a model has, by type, bodies included."""
+    """The number of operators of quantized arithmetic in a model, by type, including the bodies of control flow."""
     nodes = ir.traversal.RecursiveGraphIterator(model.graph)
     return dict(Counter(node.op_type for node in nodes if node.op_type in _MARKS))
 
 
 def likely_tool(model: ir.Model) -> str:
-    """The tool that seems to have quantized a model, by what it leaves in names; '' where nothing tells."""
+    """The tool that probably quantized a model, by the names it leaves; '' if unknown."""
     producer = (model.producer_name or "").lower()
     names = [str(node.name or "") for node in ir.traversal.RecursiveGraphIterator(model.graph)]
     known = {"onnx.quantize": "onnxruntime", "neural": "neural-compressor", "quark": "AMD Quark", "nncf": "NNCF"}

@@ -1,4 +1,4 @@
-"""The constants that stay in floating point: who reads them, how many bytes they take, and why."""
+"""The constants that stay in floating point: which nodes read them, how many bytes they take, and why they stay."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import onnx_ir as ir
 
 from qgraph.graph.layers import LAYER_OPS, RECURRENT_OPS, RECURRENT_WEIGHTS
 
-WORTH_NAMING = 1024  # bytes: a node with less is named only where there is more to say of it
+WORTH_NAMING = 1024  # bytes: a node with less is named only for another reason
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _WHY = {
-    "Gather": "a table that is looked up: nothing is multiplied",
+    "Gather": "a lookup table: nothing is multiplied",
     "Einsum": "onnxruntime has no integer kernel for Einsum",
 } | dict.fromkeys(RECURRENT_OPS, "what recurrent layers add stays in floating point")
 
 
 def float_bytes(paths: Mapping[ir.Node, str], without: Container[str] = ()) -> dict[str, int]:
-    """Bytes of the float constants that every node reads, by its name in `paths`; each counted where it is first read.
+    """Bytes of the float constants that each node reads, by its name in `paths`.
 
-    The weights of a recurrent layer go by names of their own. Layers `without` are left out.
+    A constant counts for the first node that reads it. The weights of a recurrent layer have names of their own. Layers
+    `without` are left out.
     """
     found: dict[str, int] = {}
     seen: set[ir.Value] = set()
@@ -49,7 +50,7 @@ def reasons(paths: Mapping[ir.Node, str]) -> dict[str, str]:
 
 
 def _parts(node: ir.Node, path: str) -> Iterator[tuple[str, list[ir.Value]]]:
-    """What a node reads, by name: all together, but the weights of a recurrent layer apart."""
+    """The values that a node reads, by name: one list, with the weights of a recurrent layer apart."""
     own = RECURRENT_WEIGHTS if node.op_type in RECURRENT_OPS else {}
     read = {index: v for index, v in enumerate(node.inputs) if v is not None}
     yield from ((f"{path}/{own[index]}", [v]) for index, v in read.items() if index in own)

@@ -1,7 +1,7 @@
 """What a layer is: a Conv, ConvTranspose, Gemm or MatMul with a constant weight.
 
-Its *operand* is the tensor that it multiplies with the weight. A LSTM, GRU or RNN counts as two layers, one for each of
-its weights: W, which multiplies its input, and R, which multiplies what it computed a step before.
+Its *operand* is the tensor that is multiplied by the weight. An LSTM, GRU or RNN counts as two layers, one for each of
+its weights: W, which multiplies its input, and R, which multiplies its own result of the step before.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ RECURRENT_WEIGHTS = {1: "W", 2: "R"}  # by their place among the inputs
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Layer:
-    """One quantizable layer: its node, its weight and the axes along which its channels run.
+    """One quantizable layer: its node, its weight and the axes of its channels.
 
-    Of a `weight_only` layer nothing but the weight can be quantized: it is recurrent, or lies in a body.
+    Only the weight of a `weight_only` layer can be quantized: it is recurrent, or inside a body of control flow.
     """
 
     name: str
@@ -50,13 +50,13 @@ class Layer:
 
     @property
     def bias(self) -> ir.Value | None:
-        """The bias input of Conv, ConvTranspose and Gemm; None where there is none."""
+        """The bias of a Conv, ConvTranspose or Gemm; None if there is none."""
         has_one = len(self.node.inputs) > 2 and self.op not in RECURRENT_OPS
         return self.node.inputs[2] if has_one else None
 
     @property
     def bias_factor(self) -> float:
-        """What the bias is multiplied by: beta of Gemm."""
+        """The factor of the bias: beta of Gemm, otherwise 1."""
         return float(attribute(self.node, "beta", 1.0)) if self.op == "Gemm" else 1.0
 
     def weight_array(self) -> NDArray[np.float32]:
@@ -67,7 +67,7 @@ class Layer:
 
     @property
     def output_axis(self) -> int:
-        """Axis of the weight that runs over output channels (per group for ConvTranspose), non-negative."""
+        """The axis of the weight for output channels (per group for ConvTranspose), non-negative."""
         rank = len(present(self.weight.shape))
         if self.op == "MatMul" and self.weight_index == 0:
             return rank - 2
@@ -75,13 +75,13 @@ class Layer:
 
     @property
     def scale_axis(self) -> int | None:
-        """The axis along which the weight may have a scale per channel; None where integer kernels want one scale."""
+        """The axis along which the weight may have a scale per channel; None if integer kernels need a single scale."""
         one = self.op == "MatMul" and (self.weight_index == 0 or len(present(self.weight.shape)) > 2)
         return None if one and not self.weight_only else self.output_axis
 
     @property
     def input_axis(self) -> int:
-        """Axis of the operand that is summed over; may be negative."""
+        """The axis of the operand that is summed over; may be negative."""
         if self.op in ("Conv", "ConvTranspose"):
             return 1
         if self.op == "Gemm":
@@ -90,7 +90,7 @@ class Layer:
 
     @property
     def operand_channels(self) -> tuple[str, int]:
-        """The operand's name and the axis that is summed over, non-negative where the rank is known.
+        """The operand's name and the axis that is summed over, non-negative if the rank is known.
 
         Layers may read one tensor along different axes: its statistics per channel are kept under such pairs.
         """
@@ -99,14 +99,15 @@ class Layer:
 
     @property
     def result_axis(self) -> int:
-        """Axis of the layer's result that runs over output channels; may be negative."""
+        """The axis of the layer's result for output channels; may be negative."""
         if self.op == "MatMul":
             return -2 if self.weight_index == 0 else -1
         return 1
 
     def kernel_rows(self, array: NDArray[Any]) -> NDArray[Any]:
-        """An array of the weight's shape as output channels x products, in the order in which kernels add them: a
-        convolution tap by tap with the inputs innermost, a matrix product along its inputs.
+        """An array of the weight's shape as output channels x products, in the order in which kernels add them.
+
+        A convolution adds tap by tap with the inputs innermost, a matrix product along its inputs.
         """
         if self.op == "Conv":
             return np.moveaxis(array, 1, -1).reshape(len(array), -1)
@@ -117,7 +118,7 @@ class Layer:
 
     @property
     def input_channels(self) -> int:
-        """How many channels of the operand are summed over, all groups together."""
+        """The number of channels of the operand that are summed over, all groups together."""
         shape = self.weight_array().shape
         if self.op in ("Conv", "ConvTranspose"):
             return shape[1] * self.groups if self.op == "Conv" else shape[0]
@@ -133,7 +134,7 @@ class Layer:
 
 
 def pads(layer: Layer) -> bool:
-    """Whether the layer may sum over zeros that are not of its operand, so that an offset is not folded exactly."""
+    """Whether the layer may sum over zeros that are not in its operand, so that no offset can be folded exactly."""
     if layer.op == "Conv":
         padding = attribute(layer.node, "pads", ())
         return any(padding) or attribute(layer.node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
@@ -147,7 +148,7 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
 
 
 def weight_index(node: ir.Node) -> tuple[int, str]:
-    """Which input is the constant weight, and why the node cannot be quantized ('' if it can)."""
+    """The index of the input that is the constant weight, and why the node cannot be quantized ('' if it can)."""
     if len(node.inputs) < 2 or None in node.inputs[:2]:
         return 1, "an operand is missing"
     candidates = (1, 0) if node.op_type == "MatMul" else (1,)

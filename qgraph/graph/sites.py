@@ -1,6 +1,6 @@
-"""Which layers and tensors of a model are quantized: the read-only view that every method asks.
+"""Which layers and tensors of a model are quantized: the read-only view that every method uses.
 
-*Glue* is an operator with an integer kernel in onnxruntime (Add, Mul, Concat, pools) between quantized layers.
+*Glue* is an operator with an integer kernel in onnxruntime (Add, Mul, Concat, pooling) between quantized layers.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class GraphView:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """What can be quantized together with its operand, in graph order."""
+        """The layers that can be quantized together with their operands, in graph order."""
         return self._split[0]
 
     @property
     def weight_only(self) -> tuple[Layer, ...]:
-        """Of what the weight alone can be quantized, outer graphs first."""
+        """The layers of which only the weight can be quantized, outer graphs first."""
         return self._weight_only[0]
 
     @property
@@ -72,7 +72,7 @@ class GraphView:
 
     @cached_property
     def unfolded(self) -> dict[str, str]:
-        """BatchNormalizations that stay operators of their own, with the reason."""
+        """BatchNormalizations that remain separate operators, with the reason."""
         return {node.name: node.why for node in self.model.unchanged if node.op == "BatchNormalization"}
 
     @cached_property
@@ -81,7 +81,7 @@ class GraphView:
 
     @cached_property
     def non_negative(self) -> dict[str, bool]:
-        """Whether the graph keeps a tensor from being negative, for every tensor that can be quantized."""
+        """Whether the graph guarantees that a tensor is not negative, for every tensor that can be quantized."""
         return {site.tensor: site.non_negative for site in self.activation_sites(self.layers)}
 
     @cached_property
@@ -109,7 +109,7 @@ class GraphView:
 
     @cached_property
     def tail(self) -> tuple[ir.Node, ...]:
-        """Operators behind the last layers that compute (box decoding, softmax, sorting): they stay float."""
+        """Operators after the last layers that compute (box decoding, softmax, sorting): they stay float."""
         layers = {self.around(layer)[-1] for layer in self.by_name.values()}
         last = descendants(v for node in layers for v in node.outputs).keys() - self._ahead.keys() - layers
         return tuple(n for n in self.model.graph if n in last and _computes(n))
@@ -130,12 +130,12 @@ class GraphView:
         return roots
 
     def root(self, value: ir.Value) -> ir.Value:
-        """The tensor whose grid `value` lies on, in the model as it is when the view is first asked."""
+        """The tensor whose grid `value` shares, in the model as it was when the view was first used."""
         return self._roots.get(value, value)
 
     @cached_property
     def _never_negative(self) -> set[ir.Value]:
-        """Every node's results that `is_non_negative` says so of."""
+        """All results of nodes for which `is_non_negative` holds."""
         known: set[ir.Value] = set()
         for node in self.model.graph:
             for value in node.outputs:
@@ -145,7 +145,7 @@ class GraphView:
         return known
 
     def _origins(self, apart: AbstractSet[str]) -> dict[ir.Value, ir.Value]:
-        """Whose grid each result of a transparent operator lies on: that of the nearest `apart`, or of its root."""
+        """The tensor whose grid each result of a transparent operator shares: the nearest `apart`, or the root."""
         if not apart:
             return self._roots
         origins: dict[ir.Value, ir.Value] = {}
@@ -158,10 +158,10 @@ class GraphView:
     def activation_sites(
         self, layers: Sequence[Layer], apart: AbstractSet[str] = frozenset(), loose: AbstractSet[str] = frozenset()
     ) -> tuple[ActivationSite, ...]:
-        """Where activations are quantized when `layers` run on integers: operands, and tensors kept in integers between
-        layers.
+        """Where activations are quantized when `layers` run on integers: operands, and tensors kept in integers.
 
-        Operands that are `apart` do not lie on the grid of what they were moved from; `loose` tensors are not kept.
+        Operands that are `apart` do not share the grid of the tensor that they were moved from; `loose` tensors are not
+        kept in integers between layers.
         """
         origins = self._origins(apart)
         inputs = (layer.input for layer in layers if layer.has_integer_kernel)
@@ -209,7 +209,7 @@ class ActivationSite:
 
 
 def _consumers(value: ir.Value) -> set[ir.Node | None]:
-    """Who reads the tensor, looking through transparent operators; None stands for a graph output."""
+    """The nodes that read the tensor, looking through transparent operators; None stands for a graph output."""
     found: set[ir.Node | None] = set()
 
     def moved(value: ir.Value) -> Iterator[ir.Value]:
@@ -226,12 +226,12 @@ def _consumers(value: ir.Value) -> set[ir.Node | None]:
 
 
 def _keeps_integers(node: ir.Node) -> bool:
-    """Whether a result on a grid stays in integers on its way through the node."""
+    """Whether a tensor on a grid stays in integers on its way through the node."""
     return node.op_type in GLUE_OPS | CLIPPING_OPS or is_transparent(node)
 
 
 def _computes(node: ir.Node) -> bool:
-    """Whether the node's results are more than moved, clipped or shape values."""
+    """Whether the node does more than move, clip or read the shape of values."""
     moves = is_transparent(node) or node.op_type in CLIPPING_OPS | _SHAPE_OPS | {"Gather", "Concat", "Cast", "Split"}
     return not moves
 
@@ -241,13 +241,13 @@ def _has_tensor_constant(node: ir.Node) -> bool:
 
 
 def _check_not_quantized(view: GraphView, chosen: Sequence[Layer]) -> None:
-    """Say that a model is quantized already: an error where nothing is left to quantize, else a warning."""
+    """Report a model that is already quantized: an error if nothing is left to quantize, otherwise a warning."""
     found = quantized_operators(view.model.ir_model)
     if not found:
         return
     tool = likely_tool(view.model.ir_model)
     operators = ", ".join(f"{count} {op}" for op, count in found.items())
-    said = f"{view.model.source} is already quantized{f', by {tool} as it seems' if tool else ''} ({operators})"
+    said = f"{view.model.source} is already quantized{f', apparently by {tool}' if tool else ''} ({operators})"
     if not chosen:
         raise ModelError(
             f"{said}, and has no float layer left: quantize the float model that it was made from; qgraph inspect "
@@ -259,9 +259,9 @@ def _check_not_quantized(view: GraphView, chosen: Sequence[Layer]) -> None:
 def choose_layers(
     view: GraphView, keep: Sequence[str], *, weight_only: bool = True
 ) -> tuple[list[Layer], dict[str, str]]:
-    """The layers to quantize, and the reason for each that is left in floating point; `keep` are patterns of names.
+    """The layers to quantize, and the reason for each that stays in floating point; `keep` are name patterns.
 
-    Without `weight_only`, layers of which the weight alone can be quantized are left as well.
+    Without `weight_only`, layers of which only the weight can be quantized stay as well.
 
     Raises `UsageError` for a pattern that matches nothing, `ModelError` when no layer is left.
     """

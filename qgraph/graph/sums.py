@@ -1,4 +1,4 @@
-"""Sums over the taps of a layer's weight, for any layer, groups included."""
+"""Sums over the taps of a layer's weight, for any layer and any number of groups."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qgraph.graph.layers import Layer
 
 
 def output_sums(layer: Layer, weight: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
-    """sum_k weight_ck mean_k per output channel c, for any layer, groups included."""
+    """sum_k weight_ck mean_k per output channel c, for any layer and any number of groups."""
     if layer.op == "Conv":
         per_input = weight.reshape(*weight.shape[:2], -1).sum(axis=2)  # out x in/groups
         grouped = per_input.reshape(layer.groups, -1, per_input.shape[1])

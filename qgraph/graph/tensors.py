@@ -1,7 +1,7 @@
-"""What the graph itself says of a tensor: on whose grid it lies, and whether it can be negative.
+"""What the graph tells about a tensor: whose grid it shares, and whether it can be negative.
 
-A *transparent* operator moves values without changing them (Reshape, MaxPool, Slice, ...), so that its output lies on
-the grid of its input; the *root* of a tensor is found by walking up through transparent operators.
+A *transparent* operator moves values without changing them (Reshape, MaxPool, Slice, ...), so its output shares the
+grid of its input. The *root* of a tensor is found by following transparent operators upwards.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _KEEPS_SIGN = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "R
 
 
 def root(value: ir.Value) -> ir.Value:
-    """The tensor whose grid `value` lies on: itself, or what it was moved from by transparent operators."""
+    """The tensor whose grid `value` shares: itself, or the one that transparent operators moved it from."""
     producer = value.producer()
     while producer is not None and is_transparent(producer):
         value = present(producer.inputs[0])
@@ -58,13 +58,13 @@ def is_transparent(node: ir.Node) -> bool:
     if node.op_type == "MaxPool":
         return not _is_padded_low(node)
     if node.op_type == "Resize":
-        extrapolates = attribute(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize"  # with a constant
+        extrapolates = attribute(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize"  # a constant
         return bool(attribute(node, "mode", "nearest") == "nearest") and not extrapolates
     return True
 
 
 def _is_padded_low(pool: ir.Node) -> bool:
-    """Whether a pool reads a Pad with numbers that are no values: its result is all that a grid can hold."""
+    """Whether a pool reads a Pad that fills with the lowest number: no grid holds that, only the pool's result."""
     pad = present(pool.inputs[0]).producer()
     if pad is None or pad.op_type != "Pad" or pad.domain != "" or is_transparent(pad):
         return False
@@ -73,7 +73,7 @@ def _is_padded_low(pool: ir.Node) -> bool:
 
 
 def fused_output(value: ir.Value) -> ir.Value:
-    """The tensor to quantize for an operator's result: behind the Relu or Clip that onnxruntime merges into it."""
+    """The tensor to quantize for an operator's result: after the Relu or Clip that onnxruntime fuses into it."""
     uses = list(value.uses())
     if len(uses) == 1 and not value.is_graph_output() and uses_here(value):
         node = uses[0].node
@@ -84,12 +84,12 @@ def fused_output(value: ir.Value) -> ir.Value:
 
 
 def is_non_negative(value: ir.Value) -> bool:
-    """Whether the graph itself guarantees value >= 0 (ReLU, sigmoid, a Clip from 0, and what keeps the sign)."""
+    """Whether the graph guarantees value >= 0 (ReLU, sigmoid, a Clip from 0, and operators that keep the sign)."""
     return all(sign_sources(v) is not None for v in walk([value], lambda v: sign_sources(v) or ()))
 
 
 def sign_sources(value: ir.Value) -> list[ir.Value] | None:
-    """The tensors of which none may be negative, so that `value` is not either; None where the graph does not say."""
+    """The tensors that must all be non-negative for `value` to be; None if the graph does not tell."""
     held = constant(value)
     if held is not None:
         return [] if held.dtype.kind in "fiu" and bool((held >= 0).all()) else None
@@ -109,7 +109,7 @@ def sign_sources(value: ir.Value) -> list[ir.Value] | None:
 
 
 def upper_bound(value: ir.Value) -> float | None:
-    """The constant maximum of the Clip that wrote a tensor, if there is one."""
+    """The constant maximum of the Clip that produced a tensor, if there is one."""
     node = value.producer()
     if node is None or node.op_type != "Clip" or len(node.inputs) < 3:
         return None
@@ -123,7 +123,7 @@ def root_name(layer: Layer) -> str:
 
 
 def nearest(value: ir.Value, known: Mapping[str, T]) -> T | None:
-    """What is known, by name, of a tensor or of the nearest one that transparent operators moved it from."""
+    """The entry in a mapping for a tensor, or for the nearest one that transparent operators moved it from."""
     while value.name not in known:
         producer = value.producer()
         if producer is None or not is_transparent(producer):

@@ -1,7 +1,7 @@
-"""The one walk over graphs: what depends on a tensor, and what a tensor depends on, by way of all operators or of some.
+"""Traversal of graphs: what depends on a tensor, and what a tensor depends on, through all operators or some.
 
-For a node that reads a tensor inside the body of an If, Loop or Scan, the node that has the body is met. Every walk
-takes time in proportion to what it visits, however deep that is.
+A node that reads a tensor inside the body of an If, Loop or Scan is represented by the node that has the body. Every
+traversal takes time proportional to what it visits, however deep.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Passes = Callable[[ir.Node], bool]
 
 
 def walk(start: Iterable[T], onward: Callable[[T], Iterable[T]]) -> dict[T, None]:
-    """Everything that `onward` leads to from `start`, itself included, each once, in the order in which it was met."""
+    """Everything that can be reached from `start` by `onward`, including `start`, each once and in the order found."""
     found = dict.fromkeys(start)
     pending = list(found)
     while pending:
@@ -42,7 +42,7 @@ def ancestors(values: Iterable[ir.Value]) -> dict[ir.Node, None]:
 
 
 def sources(values: Iterable[ir.Value], passes: Passes) -> dict[ir.Value, None]:
-    """The values, and all that lead to them as the first result of nodes that `passes` lets through."""
+    """The values, and all that lead to them as the first result of nodes that `passes` accepts."""
 
     def before(value: ir.Value) -> Iterable[ir.Value]:
         node = value.producer()
@@ -53,12 +53,12 @@ def sources(values: Iterable[ir.Value], passes: Passes) -> dict[ir.Value, None]:
 
 
 def uses_here(value: ir.Value) -> list[Any]:
-    """The uses by nodes of the tensor's own graph, those inside bodies left aside."""
+    """The uses by nodes of the tensor's own graph, without those inside bodies."""
     return [use for use in value.uses() if use.node.graph is value.graph]
 
 
 def reads(node: ir.Node) -> list[ir.Value]:
-    """What a node reads of the graph in which it lies, in its bodies as well."""
+    """The values of its own graph that a node reads, also in its bodies."""
     found = [v for v in node.inputs if v is not None]
     for body in _bodies(node):
         for inner in ir.traversal.RecursiveGraphIterator(body):
@@ -80,7 +80,7 @@ def owners(graph: ir.Graph) -> dict[ir.Graph, tuple[ir.Node, str]]:
 
 
 def paths(graph: ir.Graph) -> dict[ir.Node, str]:
-    """The name of every node; in a body behind those of what it lies in: `If_0/then_branch/conv1`."""
+    """The name of every node; inside a body, after the names of what contains it: `If_0/then_branch/conv1`."""
     found = {node: str(node.name) for node in graph}
     for body, (node, where) in owners(graph).items():
         found |= {inner: f"{found[node]}/{where}/{inner.name}" for inner in body}
@@ -104,7 +104,7 @@ def _named_bodies(node: ir.Node) -> Iterable[tuple[str, ir.Graph]]:
 
 
 class _Owners:
-    """Who reads a value in the value's own graph: nodes in bodies are looked up under the node that has the body."""
+    """Finds the readers of a value in its own graph: for a node inside a body, the node that has the body."""
 
     def __init__(self) -> None:
         self._known: dict[ir.Graph, dict[ir.Graph, ir.Node]] = {}

@@ -1,6 +1,6 @@
-"""Layers of which the weight alone can be quantized: recurrent ones, and those in the bodies of If, Loop and Scan.
+"""Layers of which only the weight can be quantized: recurrent ones, and those in the bodies of If, Loop and Scan.
 
-Their weights are stored in few bits and made floats once, when the file is loaded, so that no step costs more.
+Their weights are stored in few bits and converted to floats once, when the file is loaded, so that no step costs more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _OVERHEAD = 256  # bytes of the operators that make floats of a weight
 
 
 def weight_only_layers(paths: Mapping[ir.Node, str], main: ir.Graph) -> tuple[list[Layer], dict[str, str]]:
-    """These layers, and the reason for each that cannot be quantized; `paths` are the names of all nodes."""
+    """These layers, and the reason for each that cannot be quantized; `paths` has the names of all nodes."""
     found, skipped = [], {}
     for node, path in paths.items():
         for layer, why in _candidates(node, path, main):
@@ -28,7 +28,7 @@ def weight_only_layers(paths: Mapping[ir.Node, str], main: ir.Graph) -> tuple[li
 
 
 def _candidates(node: ir.Node, path: str, main: ir.Graph) -> list[tuple[Layer, str]]:
-    """The layers that a node would be, each with the reason why its weight has no grid ('' if it can have one)."""
+    """The layers that a node would make, each with the reason why its weight has no grid ('' if it can have one)."""
     if node.domain != "":
         return []
     if node.op_type in LAYER_OPS and node.graph is not main:

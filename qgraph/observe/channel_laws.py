@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 import qmath
 from qgraph.plan.plan import ActivationQuant
 
-FAINTEST = 2.0**-8  # the range of a channel that never fires, relative to the strongest
+FAINTEST = 2.0**-8  # range taken for a channel that never fires, relative to the strongest
 
 
 def channel_errors(

@@ -23,9 +23,9 @@ from qgraph.observe.channel_laws import ChannelPrior, channel_prior
 from qgraph.plan.plan import ActivationQuant
 from qmath.error import cell_integrals
 
-FINEST = 5  # bits; above, rounding has no mean worth integrating
-BEYOND = 4  # times the codes of a grid: levels for the tail of a law that no value has
-SILENT = 1e-9  # mean of a channel that never fires, relative to the tensor's
+FINEST = 5  # bits; beyond that, the mean rounding error is negligible
+BEYOND = 4  # times the codes of a grid: levels for a tail that no value reaches
+SILENT = 1e-9  # mean taken for a channel that never fires, relative to the tensor's
 Floats = NDArray[np.float64]
 
 

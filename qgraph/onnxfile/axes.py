@@ -1,7 +1,7 @@
-"""Pad and Resize that name their axes (opset 18), written for all axes; and a padding that a MaxPool does itself.
+"""Pad and Resize that name their axes (opset 18), rewritten for all axes; and a Pad merged into the MaxPool after it.
 
-onnxruntime's layout optimiser, which turns integer convolutions and what lies between them to NHWC, permutes pads and
-scales as if there were one for every axis.
+onnxruntime's layout optimiser, which converts integer convolutions and the operators between them to NHWC, permutes
+pads and scales as if there were one for every axis.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from qgraph.onnxfile.folding import Declined
 def name_all_axes(model: ir.Model) -> Declined:
     """Pad(x, pads, value, axes) -> Pad(x, pads of all axes, value), and the same for the scales or sizes of Resize.
 
-    Needs the rank of x and constants; sizes also the lengths of the axes that are not named. What is not known stays.
+    Needs constants and the rank of x; sizes also need the lengths of the axes that are not named. Where something is
+    unknown, the node stays.
     """
     declined: Declined = []
     for node in [n for n in model.graph if n.domain == ""]:
@@ -34,10 +35,10 @@ def name_all_axes(model: ir.Model) -> Declined:
 
 
 def _complete_pads(graph: ir.Graph, node: ir.Node) -> str:
-    """Write the pads of all axes; why that cannot be done ('' where it was)."""
+    """Write the pads of all axes; returns why that cannot be done ('' if it was)."""
     shape, pads, axes = _shape(node), constant(node.inputs[1]), constant(node.inputs[3])
     if shape is None or pads is None or axes is None:
-        return "its pads or axes are not constants, or the rank of what it pads is not known"
+        return "its pads or axes are not constants, or the rank of its input is not known"
     full = np.zeros((2, len(shape)), np.int64)
     full[:, _places(axes, len(shape))] = pads.reshape(2, -1)
     node.replace_input_with(1, _stored(graph, node, 1, full.reshape(-1)))
@@ -46,7 +47,7 @@ def _complete_pads(graph: ir.Graph, node: ir.Node) -> str:
 
 
 def _complete_resize(graph: ir.Graph, node: ir.Node) -> str:
-    """Write the scales or sizes of all axes; why that cannot be done ('' where it was)."""
+    """Write the scales or sizes of all axes; returns why that cannot be done ('' if it was)."""
     shape = _shape(node)
     policy = node.attributes.get("keep_aspect_ratio_policy")
     stretches = policy is None or policy.as_string() == "stretch"
@@ -68,7 +69,7 @@ def _complete_resize(graph: ir.Graph, node: ir.Node) -> str:
 def pad_in_pools(model: ir.Model) -> Declined:
     """MaxPool(Pad(x, pads, -inf)) -> MaxPool(x) with these pads: the same numbers, none of them infinite.
 
-    Where the Pad is read by the MaxPool alone, pads spatial axes alone, and by less than the kernel.
+    Applies when only the MaxPool reads the Pad, which pads spatial axes only, by less than the kernel.
     """
     declined: Declined = []
     for pool in [n for n in model.graph if n.op_type == "MaxPool" and n.domain == ""]:
@@ -78,12 +79,12 @@ def pad_in_pools(model: ir.Model) -> Declined:
         if pad is None or pads is None:
             continue
         if pads.shape[1] != len(kernel) + 2 or not _is_plain(pool):
-            declined.append((pad, "the pool behind it does not say its pads in numbers, rounds up or asks for places"))
+            declined.append((pad, "the pool after it pads automatically, rounds up or returns indices"))
             continue
         own = np.asarray(pool.attributes["pads"].as_ints() if "pads" in pool.attributes else [0] * (2 * len(kernel)))
         total = pads[:, 2:] + own.reshape(2, -1)
         if pads.min() < 0 or pads[:, :2].any() or (total >= np.asarray(kernel)).any():
-            declined.append((pad, "it pads by more than the kernel, or other axes, or cuts off"))
+            declined.append((pad, "it crops, pads other axes, or pads by as much as the kernel or more"))
             continue
         pool.attributes.add(ir.AttrInt64s("pads", [int(p) for p in total.reshape(-1)]))
         pool.replace_input_with(0, pad.inputs[0])
@@ -92,7 +93,7 @@ def pad_in_pools(model: ir.Model) -> Declined:
 
 
 def _lowest_pads(pad: ir.Node) -> NDArray[Any] | None:
-    """Pads at both ends of all axes, of a Pad with what no maximum takes that nothing but one node reads."""
+    """Pads at both ends of all axes of a Pad that fills with the lowest number and has one reader; otherwise None."""
     result = pad.outputs[0]
     if pad.op_type != "Pad" or pad.domain != "" or len(result.uses()) != 1 or result.is_graph_output():
         return None
@@ -106,7 +107,7 @@ def _lowest_pads(pad: ir.Node) -> NDArray[Any] | None:
 
 
 def _is_plain(pool: ir.Node) -> bool:
-    """Whether a MaxPool says its pads in numbers, and asks for no places."""
+    """Whether a MaxPool has explicit pads, rounds down, and returns no indices."""
     automatic = pool.attributes.get("auto_pad")
     ceil = pool.attributes.get("ceil_mode")
     explicit = automatic is None or automatic.as_string() in ("NOTSET", "VALID")

@@ -1,7 +1,7 @@
-"""What a model file may say: checks that keep native parsers, which trust it, from crashing or from huge allocations.
+"""Checks of a model file's content, so that native parsers, which trust it, neither crash nor allocate huge memory.
 
-The ONNX checker looks at structure. It does not ask whether a tensor holds the bytes that its dimensions promise, nor
-whether a stride is zero; shape inference and onnxruntime divide by the one and index by the other.
+The ONNX checker looks at structure. It does not check whether a tensor holds the bytes that its dimensions imply, nor
+whether a stride is zero, though shape inference and onnxruntime divide by the one and index by the other.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ _PACKED = {"INT4": 2, "UINT4": 2, "FLOAT4E2M1": 2, "INT2": 4, "UINT2": 4}  # ele
 
 
 def check_content(model: onnx.ModelProto, where: str, *, folder: Path | None = None) -> None:
-    """Raise `ModelError`, naming the tensor or node, for contents that no tool should trust.
+    """Raise `ModelError`, naming the tensor or node, for content that no tool should trust.
 
-    External data may lie in `folder` and below it, in regular files, not behind links; nowhere without a folder.
+    External data must be in regular files in `folder` or below it, not behind links; without a folder there may be
+    none.
     """
     for value in model.graph.input:
         dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
@@ -47,7 +48,7 @@ def check_content(model: onnx.ModelProto, where: str, *, folder: Path | None = N
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph, and the bodies inside it."""
+    """The graph, and the bodies of control flow inside it."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -81,7 +82,7 @@ def _check_node(node: onnx.NodeProto, where: str, folder: Path | None) -> None:
 
 
 def check_tensor(tensor: TensorProto, where: str, folder: Path | None) -> None:
-    """Raise `ModelError` unless a tensor holds what its shape promises; external data lie in `folder`, if anywhere."""
+    """Raise `ModelError` unless a tensor holds what its shape implies; external data must be in `folder`."""
     name, dims = tensor.name, list(tensor.dims)
     if any(not 0 <= d < 2**62 for d in dims) or len(dims) > _MAX_RANK:
         raise ModelError(f"{where}: tensor '{name}' has the impossible shape {dims}; export the model again")
@@ -108,7 +109,7 @@ def check_tensor(tensor: TensorProto, where: str, folder: Path | None) -> None:
 def _check_external(tensor: TensorProto, size: int, where: str, folder: Path | None) -> None:
     entries = {e.key: e.value for e in tensor.external_data}
     location = entries.get("location", "")
-    start = f"{where}: the data of tensor '{tensor.name}' are said to lie in '{location}'"
+    start = f"{where}: tensor '{tensor.name}' names '{location}' as the file of its data"
     if folder is None:
         raise ModelError(f"{start}, and a ModelProto has no folder: give the path of its file")
     path = folder / location
@@ -120,7 +121,7 @@ def _check_external(tensor: TensorProto, size: int, where: str, folder: Path | N
         offset = int(entries.get("offset", 0))
         length = int(entries.get("length", path.stat().st_size - offset))
     except ValueError:
-        raise ModelError(f"{start}, at a place that is no number") from None
+        raise ModelError(f"{start}, with an offset or length that is not a number") from None
     needed = _bytes(tensor, size, where)
     if offset < 0 or length != needed or offset + length > path.stat().st_size:
         raise ModelError(
@@ -132,7 +133,7 @@ def _check_external(tensor: TensorProto, size: int, where: str, folder: Path | N
 
 
 def memory() -> int:
-    """Bytes of memory that the machine has, where the system says so."""
+    """Bytes of memory of the machine, where the system tells."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):

@@ -1,7 +1,7 @@
-"""What a graph would compute if it were run: refused where that never ends, or takes memory out of all proportion.
+"""What a graph would compute when run: refused if that never ends, or takes memory out of all proportion.
 
-A file of a few bytes can ask for terabytes (Expand, Pad, ConstantOfShape) or for a loop without an end. Neither can be
-stopped from outside once onnxruntime is at it.
+A file of a few bytes can ask for terabytes (Expand, Pad, ConstantOfShape) or for an endless loop. Neither can be
+stopped from outside once onnxruntime has started.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GROWING_OPS = frozenset(
     {"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "Upsample", "OneHot", "EyeLike"}
 )
 _ALWAYS = 2**26  # bytes that any tensor may have
-_GROWTH = 2**8  # and how many times the bytes of all weights and inputs together
+_GROWTH = 2**8  # or this many times the bytes of all weights and inputs together
 _MOST_ROUNDS = 2**31  # of a loop
 _MOST_PADDING = 2**20  # along an axis whose length is not known
 
@@ -32,8 +32,8 @@ def check_bounds(model: ir.Model) -> None:
         largest = max((_bytes(v) for v in node.outputs), default=0)
         if largest > limit:
             raise ModelError(
-                f"{node.op_type} '{node.name}' makes a tensor of {largest:,} bytes, out of {given:,} in weights and "
-                f"inputs; {limit:,} are the most that is computed here: export the model again"
+                f"{node.op_type} '{node.name}' makes a tensor of {largest:,} bytes from {given:,} bytes of weights and "
+                f"inputs; the limit is {limit:,}: export the model again"
             )
         if node.op_type == "Pad" and len(node.inputs) > 1 and _highest(node.inputs[1]) > _MOST_PADDING:
             raise ModelError(
@@ -42,13 +42,13 @@ def check_bounds(model: ir.Model) -> None:
     for node in _loops(model):
         if _is_endless(node):
             raise ModelError(
-                f"Loop '{node.name}' never ends: its condition is always true, and it has no trip count that could be "
+                f"Loop '{node.name}' never ends: its condition is always true, and it has no trip count that can be "
                 f"reached; export the model again"
             )
 
 
 def _bytes(value: ir.Value) -> int:
-    """Bytes of a tensor, with 1 for every dimension that is not known."""
+    """Bytes of a tensor, with 1 for every unknown dimension."""
     if value.const_value is not None:
         return value.const_value.nbytes
     if value.shape is None:
@@ -58,7 +58,7 @@ def _bytes(value: ir.Value) -> int:
 
 
 def _highest(value: ir.Value | None) -> int:
-    """The highest number of a constant; 0 of what is computed."""
+    """The highest number of a constant; 0 for a computed tensor."""
     tensor = None if value is None else value.const_value
     return 0 if tensor is None or not tensor.size else int(tensor.numpy().max())
 
@@ -69,10 +69,10 @@ def _loops(model: ir.Model) -> Iterator[ir.Node]:
 
 
 def _is_endless(loop: ir.Node) -> bool:
-    """Whether the loop provably goes on beyond 2^31 rounds: no input can end it earlier."""
+    """Whether the loop provably continues beyond 2^31 iterations, whatever the inputs."""
     trips, condition = (*loop.inputs, None, None)[:2]
     if trips is not None and 0 <= _highest(trips) < _MOST_ROUNDS:
-        return False  # computed (0 here) or reached
+        return False  # computed at run time (0 here), or reachable
     starts = condition is None or _is_true(condition)
     body = loop.attributes["body"].as_graph() if "body" in loop.attributes else None
     if not starts or body is None or len(body.inputs) < 2 or not body.outputs:

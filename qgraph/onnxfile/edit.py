@@ -1,4 +1,4 @@
-"""The few edits that all graph rewriting is made of: read a constant, add one, append a node, find a free name."""
+"""The basic edits of every graph rewrite: read a constant, add one, append a node, find a free name."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _NAMES = "qgraph: names in use"
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
-    """The array behind a value, or None when it is not a constant."""
+    """The array of a value, or None when it is not a constant."""
     if value is None or value.const_value is None or value.is_graph_input():
         return None
     return value.const_value.numpy()
 
 
 def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any] | np.generic | Later) -> ir.Value:
-    """Register a constant under `name`, or under `name` with a number where that is taken."""
+    """Register a constant under `name`, with a number appended if that is taken."""
     unique = unique_name(graph, name)
     tensor = array.tensor(unique) if isinstance(array, Later) else ir.Tensor(np.asarray(array), name=unique)
     value = ir.Value(name=unique, shape=ir.Shape(tensor.shape.numpy()), const_value=tensor)
@@ -34,7 +34,7 @@ def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any] | np.generic
 def append_node(
     graph: ir.Graph, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any]
 ) -> ir.Node:
-    """Add a node at the end of the graph; its output gets a name that subgraphs have not taken either."""
+    """Add a node at the end of the graph; the name of its output is not in use in subgraphs either."""
     node = ir.node(op_type, list(inputs), attributes=dict(attributes))
     graph.append(node)
     node.outputs[0].name = unique_name(graph, str(node.outputs[0].name))
@@ -61,9 +61,9 @@ def take_place(graph: ir.Graph, old: ir.Value, new: ir.Value, *, left: str) -> N
 
 
 def unique_name(graph: ir.Graph, name: str) -> str:
-    """`name`, or `name` with a number where a tensor of the graph or of its subgraphs has it; reserved from now on."""
+    """`name`, with a number appended if a tensor of the graph or of its subgraphs has it; reserved from now on."""
     owner, taken = graph.meta.get(_NAMES, (None, {}))
-    if owner is not graph:  # a clone inherits the entry of its original
+    if owner is not graph:  # a clone inherits the entry of the original
         taken = {str(v.name): 1 for g in (graph, *graph.subgraphs()) for v in (*g.inputs, *g.initializers.values())}
         taken |= {str(v.name): 1 for node in ir.traversal.RecursiveGraphIterator(graph) for v in node.outputs}
         graph.meta[_NAMES] = graph, taken
@@ -71,7 +71,7 @@ def unique_name(graph: ir.Graph, name: str) -> str:
 
 
 def numbered(name: str, taken: dict[str, int], *, separator: str) -> str:
-    """`name`, or `name` with the next number that is free; `taken` has the last number of every name in use."""
+    """`name`, with the next free number appended if it is in use; `taken` has the last number of every name in use."""
     unique, suffix = name, taken.get(name, 1)
     while unique in taken:
         suffix += 1

@@ -1,6 +1,6 @@
-"""The rewrites of `normalise` that are ours: identities bypassed, constants, BatchNormalization and biases folded.
+"""Our own rewrites in `normalise`: identities are bypassed; constants, BatchNormalization and biases are folded.
 
-Each returns the nodes that it looked for and left as they are, with the reason.
+Each returns the nodes that it looked for but left unchanged, with the reason.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from qgraph.running import sessions as runtime
 
 Declined: TypeAlias = list[tuple[ir.Node, str]]
 LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_FOLD_ALWAYS = 1024  # bytes: a constant this small is stored rather than computed
+_FOLD_ALWAYS = 1024  # bytes: so small a constant is stored rather than computed
 
 
 def bypass_identities(model: ir.Model) -> Declined:
     """Let the readers of y = Identity(x), and of y = Dropout(x) in inference, read x.
 
-    One that makes a graph output stays: the output keeps its name.
+    A node that produces a graph output stays, so that the output keeps its name.
     """
     declined: Declined = []
     for node in [n for n in model.graph if n.op_type in ("Identity", "Dropout") and n.domain == ""]:
@@ -42,7 +42,7 @@ def _why_not_bypassed(node: ir.Node) -> str:
     if node.outputs[0].is_graph_output():
         return f"it makes the output '{node.outputs[0].name}', which keeps its name"
     if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
-        return f"'{node.inputs[2].name}' says whether it trains"
+        return f"'{node.inputs[2].name}' decides whether it trains"
     if any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
         return "its mask is read"
     return ""
@@ -51,9 +51,9 @@ def _why_not_bypassed(node: ir.Node) -> str:
 def fold_constants(model: ir.Model) -> Declined:
     """Replace what can be computed from initializers alone by its value.
 
-    Folded are results that are small or not larger than what they are computed from (weights behind Identity, Cast,
-    Reshape or Transpose; shape arithmetic) or that a layer takes as its weight, never others that would make the file
-    grow (Expand, Tile, ConstantOfShape).
+    Results are folded if they are small, or no larger than what they are computed from (weights behind Identity, Cast,
+    Reshape or Transpose; shape arithmetic), or if a layer takes them as its weight; never others, which would make the
+    file grow (Expand, Tile, ConstantOfShape).
     """
     _resolve_cast_like(model.graph)
     foldable = constant_nodes(model.graph)
@@ -75,7 +75,7 @@ def fold_constants(model: ir.Model) -> Declined:
 def _why_not_stored(value: ir.Value, array: NDArray[Any] | None) -> str:
     """Why a value that depends on constants alone is computed at run time ('' if it may be stored)."""
     if array is None:
-        return "onnxruntime cannot compute it ahead"
+        return "onnxruntime cannot compute it in advance"
     if value.is_graph_output():
         return f"it makes the output '{value.name}'"
     if array.nbytes <= _FOLD_ALWAYS or _is_weight(value):
@@ -87,7 +87,7 @@ def _why_not_stored(value: ir.Value, array: NDArray[Any] | None) -> str:
 
 
 def _resolve_cast_like(graph: ir.Graph) -> None:
-    """CastLike(x, y) -> Cast(x) to the type of y, which torch's dynamo exporter writes into constants (opset 15)."""
+    """CastLike(x, y) -> Cast(x) to the type of y; torch's dynamo exporter writes CastLike into constants (opset 15)."""
     for node in [n for n in graph if n.op_type == "CastLike" and n.domain == ""]:
         like = node.inputs[1]
         if like is not None and like.dtype is not None:
@@ -102,8 +102,8 @@ def _resolve_cast_like(graph: ir.Graph) -> None:
 def fold_batch_normalization(model: ir.Model) -> Declined:
     """W' = W gamma / sqrt(var + eps) per output channel, b' = (b - mean) gamma / sqrt(var + eps) + beta.
 
-    Pattern: Conv | ConvTranspose | Gemm | MatMul -> BatchNormalization in inference form, where the layer's output
-    has no other consumer and all parameters are constant. Other BatchNormalizations stay as they are.
+    Pattern: Conv | ConvTranspose | Gemm | MatMul -> BatchNormalization in inference form, where the layer's output has
+    no other consumer and all parameters are constant. Other BatchNormalizations are left unchanged.
     """
     declined: Declined = []
     for bn in [n for n in model.graph if n.op_type == "BatchNormalization" and n.domain == ""]:
@@ -125,8 +125,8 @@ def fold_batch_normalization(model: ir.Model) -> Declined:
 def fuse_matrix_product_bias(model: ir.Model) -> Declined:
     """MatMul(x, W) + b -> Gemm(x, W, b), for floats x of rank 2 and one number of b per column.
 
-    Dense layers come so from tf2onnx and scikit-learn. Needs shapes. onnxruntime does the same when it loads a float
-    model, but takes the pair apart from its quantizers when it loads a quantized one, and then computes it in floats.
+    tf2onnx and scikit-learn write dense layers in this form. Needs shapes. onnxruntime does the same when it loads a
+    float model; in a quantized one it separates the pair from its quantizers and then computes it in floating point.
     """
     declined: Declined = []
     for add in [n for n in model.graph if n.op_type == "Add" and n.domain == ""]:
@@ -195,7 +195,7 @@ def _leaves(value: ir.Value, inner: set[ir.Node]) -> bool:
 
 
 def _is_weight(value: ir.Value) -> bool:
-    """Whether a layer multiplies its input with the value: it will be quantized, and take less than it did."""
+    """Whether a layer multiplies its input by the value, which will then be quantized and take less memory."""
     return any(
         use.node.op_type in LINEAR and use.node.domain == "" and (use.idx == 1 or use.node.op_type == "MatMul")
         for use in value.uses()
@@ -203,7 +203,7 @@ def _is_weight(value: ir.Value) -> bool:
 
 
 def _source_bytes(value: ir.Value, *, enough: int) -> int:
-    """Bytes of the constants that a value is computed from, counted until there are `enough`."""
+    """Bytes of the constants that a value is computed from, counted until they reach `enough`."""
     seen: set[ir.Value] = set()
     pending, total = [value], 0
     while pending and total < enough:
@@ -239,17 +239,19 @@ def _is_training(bn: ir.Node) -> bool:
 
 
 def _why_not_folded(layer: ir.Node | None, bn: ir.Node) -> str:
-    """Why a BatchNormalization cannot become part of the layer before it ('' if it can)."""
+    """Why a BatchNormalization cannot be folded into the layer before it ('' if it can)."""
     names = ("scale", "bias", "mean", "variance")
     open_ = [name for name, v in zip(names, bn.inputs[1:5], strict=False) if constant(v) is None]
     if open_:
         return f"its {open_[0]} is not a constant"
     if layer is None:
-        return f"no layer stands before it: it reads '{bn.inputs[0].name if bn.inputs[0] is not None else ''}' itself"
+        return (
+            f"there is no layer before it: it reads '{bn.inputs[0].name if bn.inputs[0] is not None else ''}' directly"
+        )
     if layer.op_type not in LINEAR or layer.domain != "" or layer.graph is not bn.graph:
-        return f"it follows {layer.op_type} '{name_of(layer)}', which is no convolution or matrix product"
+        return f"it follows {layer.op_type} '{name_of(layer)}', which is not a convolution or matrix product"
     if layer.op_type == "MatMul":
-        return f"it normalises axis 1, and the channels of MatMul '{name_of(layer)}' are the last axis"
+        return f"it normalises axis 1, but the channels of MatMul '{name_of(layer)}' are its last axis"
     result, added = layer.outputs[0], layer.inputs[2] if len(layer.inputs) > 2 else None
     if result.is_graph_output():
         return f"the result of '{name_of(layer)}' before it is an output of the model"
@@ -261,7 +263,7 @@ def _why_not_folded(layer: ir.Node | None, bn: ir.Node) -> str:
     if added is not None and bias is None:
         return f"the bias of '{name_of(layer)}' is not a constant"
     if bias is not None and bias.ndim > 1 and bias.shape[0] != 1:
-        return f"'{name_of(layer)}' adds {list(bias.shape)} numbers, not one for each channel"
+        return f"'{name_of(layer)}' adds {list(bias.shape)} numbers, not one per channel"
     return f"alpha or beta of '{name_of(layer)}' is not 1" if layer.op_type == "Gemm" and _gemm_is_scaled(layer) else ""
 
 
@@ -270,7 +272,7 @@ def _gemm_is_scaled(layer: ir.Node) -> bool:
 
 
 def output_axis(layer: ir.Node) -> int:
-    """The axis of the weight that runs over output channels."""
+    """The axis of the weight for output channels."""
     if layer.op_type == "ConvTranspose":
         return 1
     if layer.op_type == "Gemm":

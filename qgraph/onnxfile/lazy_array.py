@@ -1,7 +1,7 @@
-"""Arrays on their way into a file: at hand, or computed when they are written.
+"""Arrays to be written to a file: in memory, or computed when they are written.
 
-The weights of a model that is too large for memory stay mapped from their file. What is made of them is made one tensor
-at a time, while the output is written, and let go again.
+The weights of a model that is too large for memory stay mapped from their file. What is made of them is computed one
+tensor at a time while the output is written, and then released.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Later:
-    """An array of this shape and type, which `make` computes; now, unless it is `deferred`."""
+    """An array of this shape and type that `make` computes: at once, or when it is written if it is `deferred`."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -26,7 +26,7 @@ class Later:
 
     @classmethod
     def of(cls, source: ir.Value, make: Callable[[], NDArray[Any]], dtype: type[np.generic]) -> Later:
-        """What `make` computes out of a constant, in its shape; deferred where the constant is mapped from a file."""
+        """What `make` computes from a constant, in its shape; deferred if the constant is mapped from a file."""
         tensor = source.const_value
         shape = () if tensor is None else tuple(tensor.shape.numpy())
         return _later(shape, np.dtype(dtype), make, deferred=isinstance(tensor, ir.ExternalTensor))
@@ -42,7 +42,7 @@ class Later:
         return _later(shape, np.dtype(dtype), lambda: function(self.make()), deferred=self.deferred)
 
     def tensor(self, name: str) -> ir.TensorProtocol:
-        """The array as a tensor; a deferred one computes it anew whenever it is asked for its content."""
+        """The array as a tensor; a deferred one is computed anew each time its content is read."""
         if not self.deferred:
             return ir.tensor(self.make(), name=name)
         kind, shape = ir.DataType.from_numpy(self.dtype), ir.Shape(self.shape)

@@ -1,8 +1,7 @@
-"""Loading, checking, normalising and saving ONNX models: the only place that touches files with models in them.
+"""Load and check ONNX models.
 
-`load` reads and checks a model. `normalise` brings it to the one form that the rest of qgraph works on: functions
-inlined, constants lifted to initializers, initializers removed from the inputs, constant weight chains folded,
-BatchNormalization folded into the layer before it, every node named, shapes inferred.
+`load` reads a model and checks it; `qgraph.onnxfile.normalise` then brings it to the form that the rest of qgraph works
+on, and `qgraph.onnxfile.write` saves models.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.readable import readable
 from qgraph.running import sessions as runtime
 
-logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it logs failed shape inference with a traceback; we go on
+logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it logs a traceback for failed shape inference
 MIN_OPSET = 7
 
 
 def load(model: ModelLike) -> Model:
     """Read a model from a path, a `ModelProto` or an onnx-ir model, and check it.
 
-    Raises `ModelError` when the file is missing, truncated, not ONNX, refused by the ONNX checker, or of an unknown
-    opset.
+    Raises `ModelError` when the file is missing, truncated, not ONNX, rejected by the ONNX checker, or of an
+    unsupported opset.
     """
     if isinstance(model, Model):
         return model
@@ -80,7 +79,7 @@ def _load_file(path: Path) -> Model:
         size = sum(t.nbytes for t in external)
         nbytes += size
         try:
-            if size <= runtime.PROTOBUF_LIMIT:  # larger weights stay mapped from their file
+            if size <= runtime.PROTOBUF_LIMIT:  # beyond that, weights stay mapped from their file
                 ir.external_data.load_to_model(model)
         except (OSError, ValueError) as error:
             raise ModelError(f"{path}: cannot read its external data: {first_line(error)}") from error
@@ -101,7 +100,7 @@ def _opset(proto: onnx.ModelProto) -> int:
 
 
 def _check_opset(opset: int, source: str) -> None:
-    """Raise `ModelError` for an opset before `MIN_OPSET`, or one that the installed onnxruntime does not load."""
+    """Raise `ModelError` for an opset below `MIN_OPSET`, or one that the installed onnxruntime does not load."""
     if MIN_OPSET <= opset <= runtime.KNOWN_OPSET:
         return
     latest = runtime.latest_opset()

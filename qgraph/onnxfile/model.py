@@ -1,4 +1,4 @@
-"""A model in memory, and what is known of where it came from."""
+"""A model in memory, and where it came from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ModelLike: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | ir.Model | Mo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unchanged:
-    """A node that a rewrite of `normalise` looked for and left as it is, and why."""
+    """A node that a rewrite of `normalise` looked for but left unchanged, and why."""
 
     name: str
     op: str
@@ -25,7 +25,7 @@ class Unchanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A checked ONNX model: its graph, where it came from and how many bytes it took there."""
+    """A checked ONNX model: its graph, its source and its size in bytes there."""
 
     ir_model: ir.Model
     source: str
@@ -36,7 +36,7 @@ class Model:
     """What the rewrites of `normalise` did not apply to."""
 
     def __reduce__(self) -> tuple[Callable[..., Model], tuple[bytes, str, int, str, tuple[Unchanged, ...]]]:
-        """Pickled as ONNX; the digest stays, since nothing is computed anew."""
+        """Pickle as ONNX; the digest is kept, since nothing is recomputed."""
         written = ir.to_proto(self.ir_model).SerializeToString()
         return _unpickled, (written, self.source, self.nbytes, self.digest, self.unchanged)
 
@@ -53,7 +53,7 @@ class Model:
         return bool(self.digest)
 
     def input_values(self) -> list[ir.Value]:
-        """The inputs a caller feeds: graph inputs that are not initializers."""
+        """The inputs that a caller feeds: graph inputs that are not initializers."""
         return [v for v in self.graph.inputs if v.name not in self.graph.initializers]
 
 

@@ -1,4 +1,4 @@
-"""Inputs for a model of which nothing is known but its interface."""
+"""Inputs for a model of which only the interface is known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TRIED_SIZES = (1, 2, 32, 128, 224)  # of dimensions that a model leaves open
 
 
 def noise(model: Model, size: int, *, samples: int | None = None) -> dict[str, NDArray[Any]]:
-    """Standard normal floats and zeros of other types, `size` where the model leaves a dimension open.
+    """Standard normal floats and zeros of other types, with `size` for dimensions that the model leaves open.
 
     An open first dimension is `samples`, by default one or two.
     """

@@ -1,4 +1,4 @@
-"""The normal form that every method works on, and its digest."""
+"""The normal form of a model, on which every method works, and its digest."""
 
 from __future__ import annotations
 
@@ -30,9 +30,11 @@ from qgraph.running.versions import needed_ir_version
 
 
 def normalise(model: Model, *, fold_bn: bool = True) -> Model:
-    """The form every method works on; computes the same function as `model`, which stays as it was.
+    """Return the normal form of a model, which computes the same function; `model` itself is not changed.
 
-    With `fold_bn`, BatchNormalization in inference form is folded into the convolution or matrix product before it.
+    Functions are inlined, constants become initializers and are no longer inputs, what depends on constants alone is
+    computed, every node has a name and tensors have shapes. With `fold_bn`, BatchNormalization in inference form is
+    folded into the convolution or matrix product before it. Raises `ModelError` for a graph that is not valid.
     """
     if model.normalised:
         return model
@@ -49,15 +51,15 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
         _rename_twins,
         ours(bypass_identities, "bypass"),
         _check_constants,
-        ours(fold_constants, "compute ahead"),
-        *([ours(fold_batch_normalization, "fold into the layer before")] if fold_bn else []),
+        ours(fold_constants, "compute in advance"),
+        *([ours(fold_batch_normalization, "fold into the layer before it")] if fold_bn else []),
         passes.RemoveUnusedNodesPass(),
         passes.TopologicalSortPass(),
         name_everything,
         _infer_shapes,
         ours(name_all_axes, "write for all axes"),
-        ours(pad_in_pools, "leave to the pool behind it"),
-        ours(fuse_matrix_product_bias, "join with the matrix product before"),
+        ours(pad_in_pools, "merge into the pool after it"),
+        ours(fuse_matrix_product_bias, "merge into the matrix product before it"),
         passes.RemoveUnusedNodesPass(),
         _drop_notes,
     ]
@@ -68,14 +70,14 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
         ours(lift_weights_out_of_bodies, "compute ahead")(net)
     except QGraphError:
         raise
-    except Exception as error:  # of any kind: the file promised what it does not hold
+    except Exception as error:  # of any kind: the file contradicts itself
         raise ModelError(f"{model.source} is not a valid ONNX graph: {first_line(error)}") from error
     net.ir_version = needed_ir_version(net)
     return Model(ir_model=net, source=model.source, nbytes=model.nbytes, digest=digest, unchanged=_unchanged(left))
 
 
 def _unchanged(left: Iterable[tuple[str, ir.Node, str]]) -> tuple[Unchanged, ...]:
-    """The nodes that are still there as rewrites left them, one entry each."""
+    """The nodes that rewrites left unchanged and that are still there, one entry each."""
     found = {}
     for rewrite, node, why in left:
         if node.graph is not None:
@@ -84,7 +86,7 @@ def _unchanged(left: Iterable[tuple[str, ir.Node, str]]) -> tuple[Unchanged, ...
 
 
 def _drop_notes(net: ir.Model) -> None:
-    """Without what exporters note on nodes and tensors (source lines, stack traces); the model's own notes stay."""
+    """Remove the notes of exporters on nodes and tensors (source lines, stack traces); the model's own notes stay."""
     for node in ir.traversal.RecursiveGraphIterator(net.graph):
         node.metadata_props.clear()
         node.doc_string = None
@@ -96,12 +98,12 @@ def _drop_notes(net: ir.Model) -> None:
 
 
 def _rename_twins(model: ir.Model) -> None:
-    """Number the nodes that have a name in common: onnxruntime does not load them."""
+    """Number the nodes that share a name: onnxruntime does not load them."""
     name_everything(model, also_unnamed=False)
 
 
 def name_everything(model: ir.Model, *, also_unnamed: bool = True) -> None:
-    """Give every node a unique name: its own, else one made of its operator and first output."""
+    """Give every node a unique name: its own, or one made of its operator and first output."""
     seen: dict[str, int] = {}
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if not node.name and not also_unnamed:
@@ -110,7 +112,7 @@ def name_everything(model: ir.Model, *, also_unnamed: bool = True) -> None:
 
 
 def _infer_shapes(model: ir.Model) -> None:
-    """Shapes of inner tensors, none of them out of bounds; the outputs stay as their author declared them."""
+    """Infer the shapes of inner tensors, none of them out of bounds; outputs stay as their author declared them."""
     declared = [(v.type, v.shape) for v in model.graph.outputs]
     infer_shapes(model)
     check_bounds(model)
@@ -119,7 +121,7 @@ def _infer_shapes(model: ir.Model) -> None:
 
 
 def _check_constants(model: ir.Model) -> None:
-    """Before constants are computed, where they may be much larger than what they are computed from."""
+    """Check bounds before constants are computed, if they may be much larger than what they are computed from."""
     if any(node.op_type in GROWING_OPS for node in constant_nodes(model.graph)):
         _infer_shapes(model)
 
@@ -144,7 +146,7 @@ def _digest(model: ir.Model) -> str:
 
 
 def _content(tensor: ir.TensorProtocol) -> bytes | memoryview:
-    """The numbers of a tensor, not copied; of texts their bytes with their lengths."""
+    """The numbers of a tensor without a copy; for strings, their bytes and lengths."""
     if isinstance(tensor, ir.StringTensor):
         return repr(list(tensor.string_data())).encode()
     array = np.ascontiguousarray(tensor.numpy()).reshape(-1)

@@ -1,4 +1,4 @@
-"""Models at the opset that quantized graphs need: raised as far as that, and checked to compute the same."""
+"""Models at the opset that quantized graphs need: raised only as far as necessary, and checked to compute the same."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from qgraph.onnxfile.normalise import name_everything, normalise
 from qgraph.running import sessions as runtime
 
 QUANTIZED_OPSET = 13  # per-channel QuantizeLinear, Min on uint8
-_RESIZE_OPSET = 11  # the first whose Resize says how it maps coordinates
+_RESIZE_OPSET = 11  # the first whose Resize has a coordinate transformation mode
 
 
 def raise_opset(model: Model, opset: int | None = None) -> Model:
     """The normalised model at `opset`, or at the nearest one that quantized graphs need; checked to compute the same.
 
-    Raises `ModelError` when the ONNX version converter cannot do it, or does it wrongly.
+    Raises `ModelError` when the ONNX version converter cannot do it or changes results, `UsageError` for an `opset`
+    below the model's or beyond onnxruntime's quantizers.
     """
     latest = runtime.latest_quantized_opset()
     if opset is not None and not model.opset <= opset <= latest:
@@ -55,7 +56,7 @@ def raise_opset(model: Model, opset: int | None = None) -> Model:
 
 
 def _declare_as_before(model: ir.Model, converted: ir.Model) -> None:
-    """Outputs keep the sizes that their author left open; onnx's converter gives those names."""
+    """Restore output sizes that their author left open; onnx's converter gives those names."""
     declared = {value.name: value for value in model.graph.outputs}
     for value in converted.graph.outputs:
         if value.name in declared:
@@ -63,7 +64,7 @@ def _declare_as_before(model: ir.Model, converted: ir.Model) -> None:
 
 
 def _keep_corners(converted: ir.Model) -> None:
-    """Resize maps coordinates as Upsample and the first Resize did; onnx's converter leaves it at the new default."""
+    """Let Resize map coordinates as Upsample and the first Resize did; onnx's converter leaves the new default."""
     for node in converted.graph.all_nodes():
         if node.op_type == "Resize" and node.domain == "":
             node.attributes.add(ir.AttrString("coordinate_transformation_mode", "asymmetric"))
@@ -71,7 +72,7 @@ def _keep_corners(converted: ir.Model) -> None:
 
 
 def _compare_outputs(model: Model, converted: ir.Model, opset: int) -> None:
-    """Run both on the same noise; a version conversion that changes results must not pass silently."""
+    """Run both on the same noise, so that a version conversion that changes results does not pass silently."""
     original, after = runtime.Session(model.ir_model), runtime.Session(converted)
     before = feeds = None
     for size in TRIED_SIZES:
@@ -80,7 +81,7 @@ def _compare_outputs(model: Model, converted: ir.Model, opset: int) -> None:
             before = original.run_list(feeds)
             break
         except (ModelError, MemoryError, ValueError):
-            continue  # some dimension that the model leaves open must have another size
+            continue  # a dimension that the model leaves open needs another size
     if before is None or feeds is None:
         warnings.warn(f"{model.source} was raised from opset {model.opset} to {opset} unchecked", stacklevel=2)
         return
@@ -95,5 +96,5 @@ def _compare_outputs(model: Model, converted: ir.Model, opset: int) -> None:
 
 
 def prepare(model: ModelLike, *, opset: int | None = None, fold_bn: bool = True) -> Model:
-    """Load and normalise, at the opset that quantized graphs need or a higher one asked for."""
+    """Load and normalise a model, at the opset that quantized graphs need or a higher one asked for."""
     return raise_opset(normalise(load(model), fold_bn=fold_bn), opset)

@@ -1,9 +1,9 @@
-"""What a file may hold and onnx-ir does not, brought to a form that it reads.
+"""Models in a form that onnx-ir can read.
 
-* Dimensions written as -1 or 0 (old exporters, for sizes they do not know) become open ones.
-* Sparse weights become dense: onnxruntime does the same when it loads them.
-* The type of a tensor that is a map, or a sequence of maps (ZipMap), is set aside as a note on the tensor, and written
-  back with `restore_types`.
+* Dimensions of -1 or 0 (which old exporters write for unknown sizes) become open ones.
+* Sparse weights become dense, as onnxruntime makes them when it loads a model.
+* The type of a tensor that is a map, or a sequence of maps (ZipMap), is stored as a note on the tensor, and restored by
+  `restore_types`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CONTAINERS = ("sequence_type", "optional_type")
 
 
 def readable(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
-    """The model in a form that onnx-ir reads: the model itself, or a changed copy where anything had to be changed.
+    """The model in a form that onnx-ir reads: the model itself, or a changed copy if anything had to be changed.
 
     Raises `ModelError` for sparse weights that contradict themselves, and for inputs that are maps.
     """
@@ -39,7 +39,7 @@ def readable(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
         return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    written = {value.name for value in copy.graph.output}  # where 0 may be meant: an empty state
+    written = {value.name for value in copy.graph.output}  # where 0 may be intended: an empty state
     for graph in graphs(copy.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
             _open_dimensions(value.type, zeros=value.name not in written)
@@ -49,7 +49,7 @@ def readable(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
 
 
 def restore_types(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Write the types that `readable` set aside back into a model, in place."""
+    """Restore the types that `readable` stored as notes, in place."""
     for value in (*model.graph.output, *model.graph.value_info):
         for note in [n for n in value.metadata_props if n.key == TYPE_NOTE]:
             value.type.ParseFromString(base64.b64decode(note.value))
@@ -58,7 +58,7 @@ def restore_types(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def type_text(value: ir.Value) -> str:
-    """The type of a tensor for people: FLOAT, or seq(...) and the like as onnxruntime writes them."""
+    """The type of a tensor for display: FLOAT, or seq(...) and the like as in onnxruntime."""
     proto = onnx.ValueInfoProto(type=ir.to_proto(value.type)) if value.type is not None else onnx.ValueInfoProto()
     note = value.metadata_props.get(TYPE_NOTE)
     if note is not None:
@@ -100,7 +100,7 @@ def _is_map(kind: onnx.TypeProto) -> bool:
 
 
 def _named(kind: onnx.TypeProto) -> str:
-    """What onnxruntime calls such a type: map(int64,tensor(float)), seq(map(...))."""
+    """The name of such a type in onnxruntime: map(int64,tensor(float)), seq(map(...))."""
     which = kind.WhichOneof("value")
     if which in _CONTAINERS:
         return f"{'seq' if which == 'sequence_type' else 'optional'}({_named(getattr(kind, which).elem_type)})"

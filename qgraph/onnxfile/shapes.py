@@ -1,4 +1,4 @@
-"""Types and shapes of inner tensors: those of sequences and optionals too, which onnx-ir's own pass overwrites."""
+"""Types and shapes of inner tensors, including sequences and optionals, which onnx-ir's own pass overwrites."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from qgraph.onnxfile.readable import readable
 
-_LARGE = 1000  # bytes: a constant whose values no shape depends on
+_LARGE = 1000  # bytes: no shape depends on the values of so large a constant
 
 
 def infer_shapes(model: ir.Model) -> None:
@@ -19,7 +19,7 @@ def infer_shapes(model: ir.Model) -> None:
     try:
         inferred = onnx.shape_inference.infer_shapes(outline, check_type=False, strict_mode=False, data_prop=True)
         found = ir.from_proto(readable(inferred, "the inferred model"))
-    except Exception:  # of any kind that onnx has; what does not run is said by onnxruntime
+    except Exception:  # of any kind that onnx raises; onnxruntime reports a model that does not run
         return
     for graph, other in zip(model.graphs(), found.graphs(), strict=True):
         known = ir.convenience.create_value_mapping(other)
@@ -34,7 +34,7 @@ def infer_shapes(model: ir.Model) -> None:
 
 
 def _outline(model: ir.Model) -> ir.Model:
-    """The model with its large constants as inputs, which inference need not carry about."""
+    """The model with its large constants as inputs, so that inference need not carry them."""
     outline = model.clone()
     graph = outline.graph
     for name, value in list(graph.initializers.items()):

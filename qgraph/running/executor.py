@@ -1,12 +1,12 @@
-"""Where many independent jobs run: threads of this process, or the workers of a Dask cluster.
+"""Where many independent jobs run: in threads of this process, or on the workers of a Dask cluster.
 
     with open_executor("local") as executor:
         for index, result in executor.run(job, shared, tasks):
             ...
 
-`job(shared, task)` is a module-level function; `shared` is what all tasks need (a serialized model, samples) and
-travels once to each worker. Results come as they are completed, with the task's index, and never depend on the executor
-or the number of workers. The only importer of dask.
+`job(shared, task)` is a module-level function; `shared` is what all tasks need (a serialized model, samples) and is
+sent once to each worker. Results arrive in the order of completion, each with the index of its task, and do not depend
+on the executor or the number of workers. Only this module imports dask.
 """
 
 from __future__ import annotations
@@ -38,25 +38,26 @@ class Executor(Protocol):
     def run(
         self, job: Callable[[S, T], R], shared: S, tasks: Iterable[T], *, ahead: int | None = None
     ) -> Iterator[tuple[int, R]]:
-        """(index, job(shared, task)) for every task, as they are completed; a job's exception is raised.
+        """Yield (index, job(shared, task)) for every task in the order of completion; a job's exception is raised.
 
-        No more than `ahead` tasks are taken from `tasks` before one of them is completed (by threads no more than two
-        for each); None: all at once.
+        At most `ahead` tasks are taken from `tasks` before one of them is completed (and with threads at most two per
+        thread); None: all at once.
         """
 
 
 @contextmanager
 def open_executor(where: str = LOCAL, *, workers: int | None = None) -> Iterator[Executor]:
-    """The executor that `where` names.
+    """Open the executor that `where` names.
 
     Args:
-        where: `local`: threads (onnxruntime frees the GIL); `dask:ADDRESS`: the cluster whose scheduler listens there
-            (`dask:tcp://host:8786`); `dask`: a cluster of processes on this machine. A lost worker's tasks are redone.
-        workers: threads or processes; by default one per core. A cluster at an address has its own.
+        where: `local`: threads (onnxruntime releases the GIL); `dask:ADDRESS`: the cluster whose scheduler listens
+            there (`dask:tcp://host:8786`); `dask`: a cluster of processes on this machine. Tasks of a lost worker are
+            redone.
+        workers: number of threads or processes, by default one per core; a cluster at an address has its own.
 
     Raises:
-        UsageError: `where` is no executor, or dask is not installed.
-        ExecutorError: the cluster cannot be reached or has no workers; while running: it was lost.
+        UsageError: When `where` is not an executor, or dask is not installed.
+        ExecutorError: When the cluster cannot be reached, has no workers, or is lost while running.
     """
     name, _, address = where.partition(":")
     if where == LOCAL:
@@ -103,8 +104,8 @@ class _Dask:
 
         numbered, under_way = enumerate(tasks), as_completed(loop=self.client.loop)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sending large graph", UserWarning)  # a model is large, and sent once
-            # a task rather than scattered data: it is computed again where the worker that held it is lost
+            warnings.filterwarnings("ignore", "Sending large graph", UserWarning)  # large, but sent only once
+            # a task rather than scattered data: it is redone when the worker that held it is lost
             everywhere = self.client.submit(_Unpickled, pickle.dumps(shared), pure=False)
         futures = {}
 
@@ -120,7 +121,7 @@ class _Dask:
                 yield futures.pop(future), future.result()
                 submit(1)
         except KilledWorker as error:
-            raise ExecutorError(f"the Dask cluster lost its worker again and again on the same task: {error}") from None
+            raise ExecutorError(f"the Dask cluster kept losing its worker on the same task: {error}") from None
         except ModuleNotFoundError as error:
             raise ExecutorError(
                 f"a Dask worker lacks a module: {error}; install qgraph-onnx on every worker"
@@ -130,7 +131,7 @@ class _Dask:
 
 
 class _Unpickled:
-    """`shared` on a worker: unpickled when it is first read, moved between workers as the bytes it came in."""
+    """`shared` on a worker: unpickled on first use, and passed between workers as the bytes it arrived in."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data

@@ -10,7 +10,7 @@ from qgraph.errors import ModelError, UsageError
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old content or the new one, never a part."""
+    """Write `data` to `path` so that a reader sees either the old content or the new, never a part."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     handle = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
     try:
@@ -25,7 +25,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def check_writable(path: str | os.PathLike[str], *, source: str | None = None) -> None:
-    """Raise before any work is done if `path` cannot be written or is the input itself."""
+    """Raise, before any work is done, if `path` cannot be written or is the input itself."""
     target = Path(path)
     if source is not None and target.exists() and Path(source).exists() and os.path.samefile(target, source):
         raise UsageError(f"output {target} is the input model itself: choose another file name with -o")
@@ -33,12 +33,12 @@ def check_writable(path: str | os.PathLike[str], *, source: str | None = None) -
         raise UsageError(f"output {target} is a folder: give a file name, for example -o {target / 'model.onnx'}")
     folder = target.parent
     if not folder.is_dir():
-        raise UsageError(f"cannot write {target}: the folder {folder} does not exist; make it first")
+        raise UsageError(f"cannot write {target}: the folder {folder} does not exist; create it first")
     if not os.access(folder, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
         raise ModelError(f"cannot write {target}: permission denied; choose another place with -o")
 
 
 def flush(path: Path) -> None:
-    """Bring what was written to the disk."""
+    """Force the content of a file to the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

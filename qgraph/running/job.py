@@ -1,4 +1,4 @@
-"""How a job runs, and what its stages took."""
+"""How a job runs, and how long its stages take."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from qgraph.running.progress import SILENT, Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a caller says once and every stage reads.
+    """The settings that a caller gives once and every stage reads.
 
-    `seed` of whatever is drawn; `threads` (None: all cores); `resume`: folder of checkpoints; `executor`: `local` or
-    `dask:ADDRESS`. Only the seed changes results.
+    `seed` of everything drawn at random; `threads` (None: all cores); `resume`: the folder of checkpoints; `executor`:
+    `local` or `dask:ADDRESS`. Only the seed changes results.
     """
 
     seed: int = 0
@@ -29,11 +29,11 @@ class Job:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Note the seconds of a stage."""
+        """Record the seconds of a stage."""
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 4)
 
     def finish(self) -> None:
-        """Note the seconds of the whole job so far."""
+        """Record the seconds of the whole job so far."""
         self.seconds["total"] = round(time.perf_counter() - self._started, 4)

@@ -1,4 +1,4 @@
-"""How long-running stages tell how far they are; the library itself prints nothing."""
+"""How long-running stages report progress; the library itself prints nothing."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Protocol
 
 
 class Advance(Protocol):
-    """Tells that `units` more are done, with a `note` on how it goes (a loss, an accuracy)."""
+    """Reports that `units` more are done, with a `note` on the state (a loss, an accuracy)."""
 
     def __call__(self, units: int, note: str = "") -> None: ...
 
 
 class Progress(Protocol):
-    """Shows stages to a person; the command line passes one made with rich."""
+    """Shows stages to a person; the command line passes one that is built on rich."""
 
     def stage(self, title: str, total: int | None = None) -> AbstractContextManager[Advance]:
         """Enter a stage of `total` units (None: unknown)."""

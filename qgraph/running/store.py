@@ -1,9 +1,9 @@
-"""Finished pieces of a long job on disk: a job that was killed goes on where it was, and ends with the same bytes.
+"""Completed pieces of a long job on disk: a job that was killed continues where it was and ends with the same bytes.
 
-One SQLite file in the folder of `--resume` serves every stage of a job. A piece is there whole or not at all, and on
-the disk before `put` returns. The process that works on a folder holds a lock on it; the system frees the lock of one
-that was killed. Each stage notes what decides its results (`identity`), and the pieces of another job are refused. A
-digest beside every piece tells damage.
+One SQLite file in the folder of `--resume` serves every stage of a job. A piece is there whole or not at all, and is on
+disk before `put` returns. The process that works on a folder holds a lock on it, which the system releases when the
+process is killed. Each stage records what determines its results (`identity`), and the pieces of another job are
+refused. A digest stored with every piece reveals damage.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from qgraph.errors import StoreError
 
 FILE = "checkpoints.sqlite"
 VERSION = 1
-_APPLICATION = 0x7147_7068  # "qGph": tells these files from other people's
+_APPLICATION = 0x7147_7068  # "qGph": distinguishes these files from those of other programs
 _BLOCK = 1 << 28  # bytes of an array per row: SQLite's rows end at a billion
-_LONG = 2000  # characters from which a digest stands for a description
-_WAIT = 1.0  # seconds for a process that is just ending
+_LONG = 2000  # characters beyond which a digest replaces a description
+_WAIT = 1.0  # seconds to wait for a process that is about to end
 _TABLES = (
     "CREATE TABLE stages (stage TEXT PRIMARY KEY, identity TEXT NOT NULL)",
     "CREATE TABLE pieces (stage TEXT, key TEXT, content TEXT NOT NULL, digest BLOB NOT NULL, PRIMARY KEY (stage, key))",
@@ -41,13 +41,13 @@ _TABLES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """What one piece of a job gave: anything that JSON holds, floats to their last bit, and arrays by name."""
+    """The result of one piece of a job: anything that JSON holds, floats to their last bit, and arrays by name."""
 
     content: Any = None
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def digest(self, text: str) -> bytes:
-        """A digest of the arrays and of the content, written as `text`."""
+        """A digest of the arrays and of the content, given as its JSON `text`."""
         found = blake2b(text.encode(), digest_size=16)
         for name, array in sorted(self.arrays.items()):
             found.update(f"{name} {array.dtype.str} {array.shape}".encode())
@@ -63,15 +63,15 @@ class Store:
 
     @property
     def is_kept(self) -> bool:
-        """Whether the pieces are on disk, and will be there for another process."""
+        """Whether the pieces are on disk, and so available to a later process."""
         return self._file.path is not None
 
     def done(self) -> set[str]:
-        """The pieces that there are."""
+        """The keys of the pieces that are done."""
         return {str(row[0]) for row in self._file.read("SELECT key FROM pieces WHERE stage = ?", self._stage)}
 
     def get(self, key: str) -> Piece | None:
-        """A piece, or None where it is not done yet."""
+        """A piece, or None if it is not done yet."""
         found = self._file.read("SELECT content, digest FROM pieces WHERE stage = ? AND key = ?", self._stage, key)
         if not found:
             return None
@@ -86,11 +86,11 @@ class Store:
         return piece
 
     def put(self, key: str, content: Any = None, arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
-        """Keep a piece, in place of what it was before."""
+        """Store a piece, replacing an earlier one of that key."""
         self.put_all({key: Piece(content=content, arrays=arrays or {})})
 
     def put_all(self, pieces: Mapping[str, Piece]) -> None:
-        """Keep several pieces at once: all of them, or none where the process dies before this returns."""
+        """Store several pieces at once: all of them, or none if the process dies before this returns."""
         with self._file.transaction() as execute:
             for key, piece in pieces.items():
                 text = json.dumps(piece.content)
@@ -122,9 +122,9 @@ class Store:
 
 @contextmanager
 def hold(folder: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Lock the store in `folder` against other processes; a job does it before its work begins.
+    """Lock the store in `folder` against other processes; a job does so before its work begins.
 
-    Stages of this process open it while it is held. Without a folder there is nothing to hold.
+    Stages of this process can open it while it is held. Without a folder there is nothing to lock.
     """
     if folder is None:
         yield
@@ -140,22 +140,22 @@ def hold(folder: str | os.PathLike[str] | None) -> Iterator[None]:
                 in_vain = not file.read("SELECT 1 FROM pieces LIMIT 1")
                 raise
     finally:
-        if in_vain:  # a job that fails before it has done anything leaves nothing
+        if in_vain:  # a job that fails before it has done anything leaves nothing behind
             for place in made:
                 place.rmdir() if place.is_dir() else place.unlink(missing_ok=True)
 
 
 @contextmanager
 def open_store(folder: str | os.PathLike[str] | None, stage: str, **decisive: object) -> Iterator[Store]:
-    """The pieces of `stage` in `folder`, continued if they are there; without a folder, pieces in memory alone.
+    """Open the pieces of `stage` in `folder`, continuing earlier ones; without a folder they are kept in memory only.
 
     Args:
-        folder: the folder of `--resume`; it is made if need be.
-        stage: a name for what the pieces are of.
-        decisive: everything that decides the results, by name: see `identity`.
+        folder: the folder of `--resume`; it is created if necessary.
+        stage: a name for the kind of pieces.
+        decisive: everything that determines the results, by name; see `identity`.
 
     Raises:
-        StoreError: the file belongs to another job, is open in another process, damaged, or cannot be written.
+        StoreError: When the file belongs to another job, is open in another process, is damaged or cannot be written.
     """
     if folder is None:
         file = _File(None)
@@ -170,17 +170,17 @@ def open_store(folder: str | os.PathLike[str] | None, stage: str, **decisive: ob
 
 
 def identity(**decisive: object) -> dict[str, str]:
-    """What decides a job's results, by name, as text: equal where and only where all values are.
+    """What determines a job's results, by name, as text: equal if and only if all values are.
 
-    Values are numbers, texts, arrays, collections and dataclasses of these, and whatever names its content by an
-    attribute `digest`. A digest stands for long ones.
+    Values are numbers, strings, arrays, collections and dataclasses of these, and anything that identifies its content
+    by an attribute `digest`. Long ones are replaced by a digest.
     """
     texts = {name: json.dumps(_plain(value), sort_keys=True) for name, value in decisive.items()}
     return {name: text if len(text) <= _LONG else sha256(text.encode()).hexdigest() for name, text in texts.items()}
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON holds it."""
+    """A value in a form that JSON holds."""
     if hasattr(value, "digest"):
         return str(value.digest)
     if value is None or isinstance(value, bool | int | float | str):
@@ -195,11 +195,11 @@ def _plain(value: Any) -> Any:
         return [_plain(content) for content in value]
     if dataclasses.is_dataclass(value):
         return {part.name: _plain(getattr(value, part.name)) for part in dataclasses.fields(value)}
-    raise TypeError(f"a {type(value).__name__} does not say what it holds")
+    raise TypeError(f"a {type(value).__name__} has no description of its content")
 
 
 class _File:
-    """An open file, for all threads of this process; `path` None is in memory."""
+    """An open file, shared by all threads of this process; in memory when `path` is None."""
 
     def __init__(self, path: Path | None) -> None:
         self.path, self.users = path, 0
@@ -222,7 +222,7 @@ class _File:
             raise
 
     def _prepare(self) -> None:
-        """Lock the file, and make the tables or check that they are there."""
+        """Lock the file, and create the tables or check that they are there."""
         for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = FULL"):
             self._connection.execute(f"PRAGMA {pragma}")
         application, version, tables = (
@@ -250,7 +250,7 @@ class _File:
             self.damaged(found)
 
     def check(self, stage: str, wanted: Mapping[str, str]) -> None:
-        """Note whose the stage's pieces are, or raise where they are another's."""
+        """Record the identity of a stage, or raise if its pieces belong to another job."""
         row = self.read("SELECT identity FROM stages WHERE stage = ?", stage)
         if not row:
             with self.transaction() as execute:
@@ -277,7 +277,7 @@ class _File:
 
     @contextmanager
     def transaction(self) -> Iterator[Any]:
-        """Statements that count together, or not at all."""
+        """Statements that take effect together or not at all."""
         with self._lock:
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -286,8 +286,8 @@ class _File:
             except sqlite3.Error as error:
                 self._undo()
                 raise StoreError(
-                    f"cannot write the checkpoints {self.path}: {error}; what they hold stays usable: make room and "
-                    f"give the same command again to go on"
+                    f"cannot write the checkpoints {self.path}: {error}; what they hold stays usable: free space and "
+                    f"repeat the command to continue"
                 ) from error
             except BaseException:
                 self._undo()
@@ -297,9 +297,9 @@ class _File:
         self._connection.close()
 
     def damaged(self, why: str) -> NoReturn:
-        """Say that what is there was not written like that."""
+        """Raise the error for content that was not written like this."""
         raise StoreError(
-            f"{self.path} is damaged: {why}; remove it and begin again, or give another folder with --resume"
+            f"{self.path} is damaged: {why}; remove it and start again, or give another folder with --resume"
         )
 
     def _undo(self) -> None:
@@ -307,7 +307,7 @@ class _File:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
         except sqlite3.Error:
-            pass  # the file is closed, or says so again at the next statement
+            pass  # the file is closed, or the next statement fails in the same way
 
     def _not_opened(self, error: Exception) -> NoReturn:
         if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
@@ -325,7 +325,7 @@ _files_lock = Lock()
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[_File]:
-    """The file of a folder, opened by the first who asks and closed by the last."""
+    """The file of a folder, opened by the first user and closed by the last."""
     path = folder.resolve() / FILE
     with _files_lock:
         file = _files[path] if path in _files else _files.setdefault(path, _File(path))

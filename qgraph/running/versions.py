@@ -1,4 +1,4 @@
-"""The IR version a graph needs: the lowest that holds its opsets and types, so that old runtimes load the file."""
+"""The IR version of a graph: the lowest that its opsets and types allow, so that old runtimes load the file."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import onnx_ir as ir
 from onnx import helper
 
-MIN_IR_VERSION = 4  # the first whose initializers need not be listed among the inputs
-_FUNCTIONS = 8  # the first that has functions of a model's own
+MIN_IR_VERSION = 4  # the first in which initializers need not be inputs
+_FUNCTIONS = 8  # the first with functions in a model
 _OF_TYPES = {
     "FLOAT8E4M3FN": 9,
     "FLOAT8E4M3FNUZ": 9,

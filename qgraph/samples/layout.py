@@ -49,7 +49,7 @@ def arrange(
     comes first.
     """
     first = {str(v.shape[0]) if v.shape is not None and len(v.shape) else "None" for v in inputs}
-    together = len(inputs) > 1 and len(first) == 1 and first != {"None"}  # the model itself says that they are
+    together = len(inputs) > 1 and len(first) == 1 and first != {"None"}  # they share a batch by name
     said = {str(v.name): 0 for v in inputs} | dict(batch_axes) if together else batch_axes
     readings = {str(v.name): _readings(arrays[str(v.name)], v, said.get(str(v.name))) for v in inputs}
     counts = dict.fromkeys(r.count for found in readings.values() for r in found if r.count is not None)

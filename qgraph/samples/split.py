@@ -10,8 +10,8 @@ import numpy as np
 from qgraph.samples.dataset import Dataset
 from qgraph.samples.read import length
 
-SHARE, MOST = 8, 64  # one sample of so many is held out, and no more than that
-CALIBRATING = 512  # samples that calibrate, where the others choose
+SHARE, MOST = 8, 64  # one sample in SHARE is held out, at most MOST
+CALIBRATING = 512  # samples to calibrate on when the others are used to choose
 _GOLDEN = (5**0.5 - 1) / 2
 
 

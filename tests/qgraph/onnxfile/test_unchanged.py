@@ -31,18 +31,18 @@ def left(proto):
 @pytest.mark.parametrize(
     ("body", "outputs", "why"),
     [
-        ("y = BN(x)", "y", "no layer stands before it: it reads 'x' itself"),
-        ("[act] r = Relu(x) y = BN(r)", "y", "it follows Relu 'act', which is no convolution or matrix product"),
+        ("y = BN(x)", "y", "there is no layer before it: it reads 'x' directly"),
+        ("[act] r = Relu(x) y = BN(r)", "y", "it follows Relu 'act', which is not a convolution or matrix product"),
         (
             "[mm] h = MatMul(x, w) y = BN(h)",
             "y",
-            "it normalises axis 1, and the channels of MatMul 'mm' are the last axis",
+            "it normalises axis 1, but the channels of MatMul 'mm' are its last axis",
         ),
         ("[ge] h = Gemm(x, w) s = Relu(h) y = BN(h)", "y s", "the result of 'ge' before it is read 2 times"),
         ("[ge] h = Gemm(x, w) y = BN(h)", "y h", "the result of 'ge' before it is an output of the model"),
         ("[ge] h = Gemm(x, k) y = BN(h)", "y", "the weight of 'ge' is not a constant"),
         ("[ge] h = Gemm(x, w, k) y = BN(h)", "y", "the bias of 'ge' is not a constant"),
-        ("[ge] h = Gemm(x, w, w) y = BN(h)", "y", "'ge' adds [2, 2] numbers, not one for each channel"),
+        ("[ge] h = Gemm(x, w, w) y = BN(h)", "y", "'ge' adds [2, 2] numbers, not one per channel"),
         ("[ge] h = Gemm<alpha = 0.5>(x, w) y = BN(h)", "y", "alpha or beta of 'ge' is not 1"),
         ("h = Gemm(x, w) [bn] y = BatchNormalization(h, g, b, m, open)", "y", "its variance is not a constant"),
     ],
@@ -52,7 +52,7 @@ def test_a_normalization_says_why_it_is_not_folded(model_from_text, body, output
     ends = ", ".join(f"float[2,2] {name}" for name in outputs.split())
     inputs = "float[2,2] x, float[2,2] k, float[2] open"
     text = f"{HEAD} net ({inputs}, float[2,2] w, {PARAMETERS}) => ({ends}) {{ {lines} }}"
-    assert left(model_from_text(text, w=W, **NORM))["bn"] == ("fold into the layer before", why)
+    assert left(model_from_text(text, w=W, **NORM))["bn"] == ("fold into the layer before it", why)
 
 
 def test_what_is_folded_is_not_listed(digits):
@@ -77,7 +77,7 @@ def test_identities_say_why_they_stay():
     found = left(onnx.parser.parse_model(text))
     assert found == {
         "out": ("bypass", "it makes the output 'y', which keeps its name"),
-        "trains": ("bypass", "'t' says whether it trains"),
+        "trains": ("bypass", "'t' decides whether it trains"),
         "masks": ("bypass", "its mask is read"),
     }
 
@@ -90,8 +90,8 @@ def test_constants_say_why_they_are_computed_at_run_time(model_from_text):
     }}"""
     found = left(model_from_text(text, size=np.array([1000, 2]), one=np.float32(1)))
     assert found == {
-        "grows": ("compute ahead", "stored, it would take 8,000 bytes; what it is computed from takes 20"),
-        "made": ("compute ahead", "it makes the output 'o'"),
+        "grows": ("compute in advance", "stored, it would take 8,000 bytes; what it is computed from takes 20"),
+        "made": ("compute in advance", "it makes the output 'o'"),
     }
 
 
@@ -112,7 +112,7 @@ def test_a_bias_says_why_it_is_not_joined(model_from_text, shapes, added, why):
       [mm] h = MatMul(x, w) [sum] y = Add(h, {added}) {more} }}"""
     weight = np.resize(W, [int(d) for d in w.split(",")])
     found = left(model_from_text(text, w=weight, k=W, c=W[0]))
-    assert found["sum"] == ("join with the matrix product before", why)
+    assert found["sum"] == ("merge into the matrix product before it", why)
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def dense(model_from_text, tmp_path):
 def test_what_stays_float_names_the_normalization(dense):
     plan = qgraph.quantize(dense, np.random.default_rng(0).normal(size=(8, 2, 4, 4)).astype(np.float32)).plan
     kept = {entry.name: entry.why for entry in plan.kept_float}
-    assert kept["norm"] == "not folded: it follows Relu 'act', which is no convolution or matrix product"
+    assert kept["norm"] == "not folded: it follows Relu 'act', which is not a convolution or matrix product"
     assert kept["end"].startswith("post-processing")
     assert GraphView(pickle.loads(pickle.dumps(normalise(load(dense))))).unfolded.keys() == {"norm", "end"}
 
@@ -142,9 +142,9 @@ def test_what_stays_float_names_the_normalization(dense):
 def test_inspect_says_why(dense, capsys):
     assert main(["inspect", str(dense), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
-    why = "it follows Relu 'act', which is no convolution or matrix product"
+    why = "it follows Relu 'act', which is not a convolution or matrix product"
     op = "BatchNormalization"
-    assert content["unchanged"][0] == {"name": "norm", "op": op, "rewrite": "fold into the layer before", "why": why}
+    assert content["unchanged"][0] == {"name": "norm", "op": op, "rewrite": "fold into the layer before it", "why": why}
     assert ("norm", why) in [(entry["name"], entry["why"]) for entry in content["kept_float"]]
     assert main(["inspect", str(dense)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
