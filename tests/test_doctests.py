@@ -18,7 +18,7 @@ import qmath
 import qmath.empirical_clipping
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = [f"{package.__name__}.{name}" for package in (qmath,) for name in package.__all__]
+NAMES = [f"{package.__name__}.{name}" for package in (qmath, qgraph) for name in package.__all__]
 PUBLIC = {name: getattr(globals()[name.split(".")[0]], name.split(".")[1]) for name in NAMES}
 PUBLIC = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value) or inspect.isclass(value)}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -214,9 +214,9 @@ def test_files_of_another_kind(net, tmp_path):
 
 def test_samples_that_do_not_fit_together(net):
     whole = graph("(int64[N] x) => (int64[N] y) { y = Identity(x) }")
-    with pytest.raises(DataError, match="values, the data are"):
+    with pytest.raises(DataError, match="values, but the data are"):
         next(open_data({"x": np.zeros(3, np.float32)}, normalise(load(whole))).batches(1))
-    with pytest.raises(DataError, match="values, the images have"):
+    with pytest.raises(DataError, match="values, but the images have"):
         next(open_data(np.zeros((2, 8, 8, 1), np.uint8), net, preprocessing=Preprocessing(mean=(1, 2, 3))).batches(1))
     free = graph("(float[N, A] x) => (float[N, A] y) { y = Identity(x) }")
     sizes = [np.zeros((1, 3), np.float32), np.zeros((1, 4), np.float32)]

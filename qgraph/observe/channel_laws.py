@@ -1,4 +1,4 @@
-"""The law of every channel of an activation, from its moments, and the error that a grid per channel makes under it."""
+"""The distribution of each channel of an activation, from its moments, and the error of a grid per channel."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ FAINTEST = 2.0**-8  # range taken for a channel that never fires, relative to th
 def channel_errors(
     grid: ActivationQuant, statistics: qmath.Statistics, prior: ChannelPrior | None = None
 ) -> NDArray[np.float64]:
-    """Expected squared error of every channel of a grid with a step per channel, from its moments (A.18, A.19).
+    """Expected squared error of every channel of a grid with a step per channel, from its moments (ACIQ, A.18, A.19).
 
-    A channel that never reached the end of its grid has rounding alone. What a Clip holds at its bound is not in the
-    law: with much of it, the error is overestimated.
+    A channel that never reached the end of its grid has rounding error only. Values that a Clip holds at its bound are
+    not part of the distribution: if there are many, the error is overestimated.
     """
     step = grid.scale * np.asarray(grid.channel_scale)
     bits = np.asarray(grid.channel_bits or grid.bits)
@@ -31,7 +31,7 @@ def channel_errors(
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ChannelPrior:
-    """The rectified law of every channel: Gaussian, or Laplace where `heavy`."""
+    """The rectified distribution of every channel: Gaussian, or Laplace where `heavy`."""
 
     laplace: qmath.Prior
     gaussian: qmath.Prior
@@ -47,11 +47,11 @@ class ChannelPrior:
 
 
 def channel_prior(statistics: qmath.Statistics, *, floor: float = 0.0, faintest: float = FAINTEST) -> ChannelPrior:
-    """Laws with each channel's mean and variance, of the family whose expected largest value is nearest the one seen.
+    """Distributions with each channel's mean and variance, of the family whose expected maximum fits best.
 
-    Of n values one is expected above the largest: n P(X > max) = 1. The family of the whole tensor would mislead: a
-    mixture of Gaussians of many widths has Laplace's tails. The laws are those of X - `floor`. Channels
-    whose mean is below `faintest` of the tensor's count as that.
+    Of n values, one is expected above the largest: n P(X > max) = 1. The family of the whole tensor would mislead: a
+    mixture of Gaussians of many widths has the tails of a Laplace distribution. The distributions are those of X -
+    `floor`. For channels whose mean is below `faintest` times the tensor's, that value is taken.
     """
     channels = statistics.channels
     if channels is None:

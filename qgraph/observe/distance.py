@@ -1,4 +1,4 @@
-"""How far a model's outputs are from the float model's: one number per output, summed over outputs.
+"""The distance of a model's outputs from the float model's: one number per output, summed over outputs.
 
 Class scores (a float output of shape N x C, C > 1) are compared by the mean Kullback-Leibler divergence of their
 softmaxes (ZeroQ, Eq. 2); every other float output by its normalised squared error, sum (y - y')^2 / sum y^2.
@@ -31,10 +31,10 @@ def is_scores(output: NDArray[Any]) -> bool:
 
 
 def score_axis(output: NDArray[Any], *, linear: bool = False) -> int | None:
-    """The axis along which an output holds one score per class; None where it holds something else.
+    """The axis along which an output holds one score per class; None if it holds something else.
 
     Scores are floats of shape N x C; distributions, or their logarithms, along the last axis (sequences, N x T x C) or
-    along axis 1 (maps, N x C x H x W); and where the output is `linear` in its last axis, N x T x C before a softmax.
+    along axis 1 (maps, N x C x H x W); and, if the output is `linear` in its last axis, N x T x C before a softmax.
     """
     if output.dtype.kind != "f" or output.ndim < 2:
         return None
@@ -48,7 +48,7 @@ def score_axis(output: NDArray[Any], *, linear: bool = False) -> int | None:
 
 
 def is_distribution(scores: NDArray[Any], axis: int = 1) -> bool:
-    """Whether scores are probabilities along an axis, or logarithms of such."""
+    """Whether scores are probabilities along an axis, or their logarithms."""
     if not scores.size:
         return False
     if (scores >= 0).all():
@@ -59,24 +59,24 @@ def is_distribution(scores: NDArray[Any], axis: int = 1) -> bool:
 
 
 def divergence(expected: NDArray[Any], produced: NDArray[Any]) -> NDArray[np.float64]:
-    """KL(expected || produced) per sample; outputs that are probabilities already are taken as such."""
+    """KL(expected || produced) per sample; outputs that already are probabilities are taken as such."""
     return np.asarray(qmath.kl_divergence(_logits(expected), _logits(produced), axis=-1))
 
 
 def ratio_db(signal: float, noise: float) -> float | None:
-    """The signal-to-noise ratio of two powers in dB; None where there is none: either is zero, or unknown (NaN)."""
+    """The signal-to-noise ratio of two powers in dB; None if either is zero or unknown (NaN)."""
     return float(qmath.power_ratio_db(signal, noise)) if signal > 0 and noise > 0 else None
 
 
 def measures(outputs: Outputs, direction: Direction = "forward") -> dict[str, str]:
-    """By what each float output is compared: `kl`, `kl-reverse` or `nse`; outputs of other types are left out."""
+    """The measure for each float output: `kl`, `kl-reverse` or `nse`; outputs of other types are left out."""
     kl = "kl" if direction == "forward" else "kl-reverse"
     return {name: kl if is_scores(o) else "nse" for name, o in outputs.items() if o.dtype.kind == "f"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """Samples, and what the float model computes on them; `kinds` says by what each output is compared."""
+    """Samples, and the float model's outputs for them; `kinds` has the measure for each output."""
 
     batches: tuple[Batch, ...]
     expected: tuple[Outputs, ...]
@@ -86,7 +86,7 @@ class Reference:
     def of(cls, model: Model, data: Dataset, *, samples: int, direction: Direction = "forward") -> Reference:
         """Run the float model on the first batches of `data` that hold `samples` samples.
 
-        Raises `ModelError` when its outputs are NaN or infinite, or none is of floating point.
+        Raises `ModelError` when its outputs are NaN or infinite, or none is in floating point.
         """
         session = Session(model.ir_model, threads=1)
         batches: list[Batch] = []
@@ -112,7 +112,7 @@ class Reference:
 
     @property
     def digest(self) -> str:
-        """A digest of the samples and of the way to compare."""
+        """A digest of the samples and of the measures."""
         digest = sha256(repr(self.kinds).encode())
         for batch in self.batches:
             for array in batch.feeds.values():
@@ -120,9 +120,9 @@ class Reference:
         return digest.hexdigest()
 
     def distance(self, session: Session, feeds: Sequence[Mapping[str, NDArray[Any]]] | None = None) -> float:
-        """The sum over outputs of their distances; NaN where one holds NaN or infinite values.
+        """The sum of the distances of all outputs; NaN if one holds NaN or infinite values.
 
-        `feeds` has an entry per batch, by default the samples; outputs that the session lacks are as expected.
+        `feeds` has an entry per batch, by default the samples; outputs that the session lacks count as equal.
         """
         sums = {name: np.zeros(2) for name in self.kinds}
         given = feeds or [batch.feeds for batch in self.batches]

@@ -1,4 +1,4 @@
-"""What a method makes a plan of, and whether it has what it needs."""
+"""What a method makes a plan from, and whether it has what it needs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from qgraph.samples.dataset import Dataset
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Material:
-    """The network, the recipe, and what is known of the network's activations.
+    """The network, the recipe, and what is known about the network's activations.
 
-    `samples` are None where nothing needs to flow through the network, or a file of statistics stands for them.
-    `format` is what the plan is made for. `variants`: the method may try variants of itself on the samples.
+    `samples` are None if nothing needs to be run through the network, or if a file of statistics replaces them.
+    `format` is the format that the plan is for. `variants`: whether the method may try variants of itself on the
+    samples.
     """
 
     view: GraphView
@@ -36,18 +37,18 @@ class Material:
         return self.view.model
 
     def need_samples(self, why: str) -> Dataset:
-        """The samples; raises `UsageError` where there are none, as with a calibration file."""
+        """The samples; raises `UsageError` if there are none, as with a calibration file."""
         if self.samples is None:
             raise UsageError(f"{why}: pass --data, a calibration file is not enough")
         return self.samples
 
 
 def check_needs(method: str, loaded: Model, samples: Dataset | None) -> None:
-    """Raise `UsageError` where the model or the samples lack what the method needs of them."""
+    """Raise `UsageError` if the model or the samples lack what the method needs."""
     needs = frozenset(need for step in registry.chain(method) for need in step.needs)
     if "labels" in needs and (samples is None or samples.labels is None):
         raise UsageError(f"method '{method}' learns from labels: pass --data with an array 'labels'")
     if "batch norm" in needs and not any(node.op_type == "BatchNormalization" for node in loaded.graph):
         raise UsageError(
-            f"method '{method}' reads BatchNormalization, and {loaded.source} has none: most exporters fold it away"
+            f"method '{method}' reads BatchNormalization, but {loaded.source} has none: most exporters fold it away"
         )

@@ -1,14 +1,14 @@
-"""What rounding an operand adds to each of its channels, and what a layer makes of it: closed forms (ACIQ, Eq. 3).
+"""The error that rounding adds to each channel of an operand, and its effect on a layer, in closed form (ACIQ, Eq. 3).
 
-A channel's law is the rectified Laplace or Gaussian with its mean and variance (`channels.channel_prior`), above zero
-after a ReLU, else above the tensor's smallest value. Mean and mean square of the error e = Q(x) - x are integrals of
-that law over the cells of the grid. A mean error is no small thing: clipping lowers all values, rounding pulls those
-of rare channels to zero, and a layer adds up what they have in common:
+The distribution of a channel is the rectified Laplace or Gaussian with its mean and variance
+(`channel_laws.channel_prior`), above zero after a ReLU, otherwise above the tensor's smallest value. Mean and mean
+square of the error e = Q(x) - x are integrals of that distribution over the cells of the grid. The mean error matters:
+clipping lowers all values, rounding pulls those of rare channels to zero, and a layer adds up what they have in common:
 
     noise_c = mean over positions of (sum_t a_ct + shift_c)^2 + sum_t u_t sum_k [(W^q_ckt)^2 Var e_k + D_ckt^2 Var x_k]
     a_ct    = sum_k W^q_ckt E[e_k] + D_ckt E[x_k],    D = W^q - W
 
-over taps t and operand channels k; u_t is the share of positions at which tap t reads the operand and not padding.
+over taps t and operand channels k; u_t is the share of positions at which tap t reads the operand rather than padding.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Floats = NDArray[np.float64]
 
 
 def channel_noise(grid: ActivationQuant, statistics: qmath.Statistics) -> tuple[Floats, Floats]:
-    """E[e] and E[e^2] of every channel under its law, in the units of the tensor and their square.
+    """E[e] and E[e^2] of every channel under its distribution, in the units of the tensor and their square.
 
-    The tail of a law beyond a grid that its channel never left is rounded, not clipped. Where all of a channel rounds
-    to zero, e = -x.
+    A tail beyond a grid that its channel never left is rounded, not clipped. If all of a channel rounds to zero, e =
+    -x.
     """
     channels = statistics.channels
     if channels is None:
@@ -55,7 +55,7 @@ def channel_noise(grid: ActivationQuant, statistics: qmath.Statistics) -> tuple[
 
 
 def _in_steps(prior: ChannelPrior, step: Floats, chosen: NDArray[np.bool_], levels: Floats) -> tuple[Floats, Floats]:
-    """E[e] and E[e^2] in steps, of the chosen channels, for levels in steps above the law's floor."""
+    """E[e] and E[e^2] of the chosen channels in steps, for levels in steps above the distribution's floor."""
     found = []
     for law in (prior.laplace, prior.gaussian):
         unit = type(law)((law.loc / step)[chosen], (law.scale / step)[chosen], True)
@@ -69,7 +69,7 @@ def _in_steps(prior: ChannelPrior, step: Floats, chosen: NDArray[np.bool_], leve
 
 
 def tap_sums(layer: Layer, weight: Floats, values: Floats) -> Floats:
-    """sum_k weight_ckt values_k per output channel and tap, shape (channels, taps); one tap for all but Conv."""
+    """sum_k weight_ckt values_k per output channel and tap, shape (channels, taps); one tap for all layers but Conv."""
     if layer.op != "Conv":
         return output_sums(layer, weight, values)[:, None]
     outputs, inputs = weight.shape[:2]
@@ -78,7 +78,7 @@ def tap_sums(layer: Layer, weight: Floats, values: Floats) -> Floats:
 
 
 def coverage(layer: Layer) -> Floats:
-    """The share of positions at which two taps of a Conv both read the operand and not padding, shape (taps, taps)."""
+    """The share of positions at which two taps of a Conv both read the operand rather than padding, (taps, taps)."""
     if layer.op != "Conv":
         return np.ones((1, 1))
     kernel, shape = layer.weight_array().shape[2:], list(layer.input.shape or ())[2:]

@@ -1,7 +1,8 @@
 """How much of an error made inside a network reaches its outputs, from its weights alone: nothing is run.
 
-Tensors are taken as Gaussian and independent between channels, with a mean m and a variance v per channel. They come
-from BatchNormalization where it says them (beta and gamma^2), and else flow forward from inputs of mean 0, variance 1:
+Tensors are taken as Gaussian and independent between channels, with a mean m and a variance v per channel. These come
+from BatchNormalization where there is one (beta and gamma^2); elsewhere they flow forward from inputs of mean 0 and
+variance 1:
 
     layer        m_out = W m + b          v_out = W^2 v
     f(x)         m_out = E[f(x)]          v_out = Var[f(x)]
@@ -16,9 +17,9 @@ outputs' own variance. It flows backward, through squared weights and squared sl
     x + y        G_x = G_y = G_out
     x y          G_x = E[y^2] G_out
 
-rho is the correlation of the noise at neighbouring places. The error of a filter's weights is itself a filtered image
-and smooth as images are: 1/2 here. (On two CIFAR networks 0.5 ranks layers better than 0.25 or 0.75, and far better
-than 0.) Averages over space keep variances as they are, that of the noise and that of the outputs alike.
+rho is the correlation of the noise at neighbouring positions. The error of a filter's weights is itself a filtered
+image and as smooth as images are: 1/2 here. (On two CIFAR networks 0.5 ranks layers better than 0.25 or 0.75, and far
+better than 0.) Spatial averages are assumed to keep variances, both of the noise and of the outputs.
 """
 
 from __future__ import annotations
@@ -75,14 +76,14 @@ STANDARD = Moments(mean=np.zeros(1), variance=np.ones(1))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """Moments and gains of every tensor, by name; what carries no activations is left out."""
+    """Moments and gains of every tensor that carries activations, by name."""
 
     moments: Mapping[str, Moments]
     gains: Mapping[str, Floats]
 
 
 def known_moments(model: Model) -> dict[str, Moments]:
-    """What the BatchNormalizations of a model say of their outputs, by tensor; nothing where they are folded away."""
+    """The moments of BatchNormalization outputs, by tensor, from their parameters; empty where they were folded."""
     found = {}
     for node in model.graph:
         if node.op_type == "BatchNormalization" and node.domain == "":
@@ -94,7 +95,7 @@ def known_moments(model: Model) -> dict[str, Moments]:
 
 
 def flow(view: GraphView, known: Mapping[str, Moments]) -> Flow:
-    """Moments forward, gains backward; `known` are the moments that BatchNormalization says, by tensor."""
+    """Moments forward and gains backward; `known` are the moments from BatchNormalization, by tensor."""
     layers = {layer.node: layer for layer in view.layers}
     moments: dict[ir.Value, Moments] = {}
     for value in view.model.input_values():
@@ -242,10 +243,10 @@ def _sized(moments: Moments, size: int) -> Moments:
 
 
 def resized(numbers: Floats, size: int, *, spread: bool = False) -> Floats:
-    """One number per channel, for another count of channels.
+    """One number per channel, converted to another number of channels.
 
-    Flattening gives every channel as many places: values (`spread`) are repeated, gains of the places add up. Where
-    neither count divides the other, all channels get the average; no channels at all say nothing of others.
+    Flattening turns each channel into equally many places: values (`spread`) are repeated, gains of the places add up.
+    If neither number divides the other, all channels get the average; without channels, the result is zero.
     """
     have = numbers.size
     if not have:
@@ -261,7 +262,7 @@ def resized(numbers: Floats, size: int, *, spread: bool = False) -> Floats:
 
 
 def _channels(value: ir.Value | None) -> int:
-    """How many channels a tensor has; 1 where that is not known."""
+    """The number of channels of a tensor; 1 if unknown."""
     shape = None if value is None else value.shape
     size = shape[1] if shape is not None and len(shape) > 1 else 1
     return size if isinstance(size, int) else 1

@@ -1,7 +1,7 @@
 """Ranges, moments and histograms of activations, in one streaming pass.
 
 Memory is bounded by one batch, and the result does not depend on how samples are batched or ordered: histograms count
-in power-of-two bins, sums are compensated (`qmath.StatisticsAccumulator`).
+in power-of-two bins, sums are exact (`qmath.StatisticsAccumulator`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Observations:
         found = self.tensors[other] if other in self.tensors else self[name]
         if found.channels is not None and np.size(found.channels.mean) not in (0, layer.input_channels):
             raise DataError(
-                f"'{layer.name}' sums over {layer.input_channels} channels of '{name}', and the data made "
+                f"'{layer.name}' sums over {layer.input_channels} channels of '{name}', but the data gave "
                 f"{np.size(found.channels.mean)}: give data with --data, in batches of the size that the model needs"
             )
         return found
@@ -85,6 +85,7 @@ class Observations:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Observations:
+        """Read what `save` wrote; raises `DataError` for any other file."""
         try:
             with np.load(path, allow_pickle=False) as archive:
                 raw = json.loads(archive["observations"].tobytes())
@@ -95,9 +96,9 @@ class Observations:
 
 
 def watched_tensors(view: GraphView) -> dict[str, int | None]:
-    """Every tensor that a plan may quantize, with the axis of its channels where a layer reads it (else None).
+    """Every tensor that a plan may quantize, with the axis of its channels if a layer reads it (otherwise None).
 
-    A tensor that layers read along several axes is there once more for each further axis, as `_along` names it.
+    A tensor that layers read along several axes appears once more for each further axis, under a name made by `_along`.
     """
     watched: dict[str, int | None] = {site.tensor: None for site in view.activation_sites(view.layers)}
     for name, axis in (layer.operand_channels for layer in view.layers):
@@ -123,9 +124,10 @@ def observe(
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Observations:
-    """Statistics of `tensors` over all of `data`: name -> channel axis or None, by default all a plan may quantize.
+    """Observe the statistics of `tensors` over all of `data`; by default, of every tensor that a plan may quantize.
 
-    Without `histograms`, ranges and moments alone, which is faster.
+    `tensors` maps a name to its channel axis or None. Without `histograms`, only ranges and moments are taken, which is
+    faster.
     """
     wanted = watched_tensors(GraphView(model)) if tensors is None else dict(tensors)
     bins = qmath.BINS if histograms else 0
@@ -167,7 +169,7 @@ def _update(accumulator: qmath.StatisticsAccumulator, name: str, array: NDArray[
 
 
 def _batch_size(model: Model, tensors: list[str], workers: int) -> int:
-    """As many samples at once as fit `BATCH_BYTES` of observed activations over all workers."""
+    """As many samples at once as keep the observed activations of all workers within `BATCH_BYTES`."""
     values = GraphView(model).values
     per_sample = 0
     for name in tensors:

@@ -1,6 +1,6 @@
 """Calibration and evaluation data: arrays, npz, npy, folders of images, iterators of batches.
 
-Whatever the source, `open_data` gives a `Dataset` whose `batches` are dictionaries that onnxruntime accepts.
+From any of these, `open_data` makes a `Dataset`, whose `batches` are dictionaries that onnxruntime accepts.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def take_reading(options: dict[str, Any]) -> Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Feeds of one run; the first `count` samples are real, the rest fill a fixed batch up to `padded_to`.
+    """Feeds of one run: the first `count` samples are real, the rest pad a fixed batch to `padded_to`.
 
-    `labels` are one for each sample; those of any other shape are `targets`.
+    `labels` are one number per sample; labels of any other shape are `targets`.
     """
 
     feeds: dict[str, Array]
@@ -57,14 +57,27 @@ class Batch:
     padded_to: int | None = None
 
     def real(self, array: Array) -> Array:
-        """An output of this run without what the padding computed."""
+        """An output of this run without the results of the padding."""
         padded = isinstance(array, np.ndarray) and array.ndim and len(array) == self.padded_to
         return array[: self.count] if padded else array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """Samples that fit one model, read batch by batch; iterating twice gives the same batches."""
+    """Samples that fit one model, read batch by batch; iterating again gives the same batches.
+
+    `qgraph.open_data` makes one. `count` is the number of samples, `labelled` whether they have labels, and `batches`
+    yields the feeds of each run.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> import qgraph
+        >>> from qgraph.onnxfile.load import load
+        >>> demo = files("qgraph") / "demo_assets"
+        >>> data = qgraph.open_data(demo / "digits_test.npz", load(demo / "digits.onnx"), limit=40)
+        >>> data.count, data.labelled, [batch.count for batch in data.batches(32)]
+        (40, True, [32, 8])
+    """
 
     description: str
     parts: Sequence[Mapping[str, Any]]
@@ -72,35 +85,36 @@ class Dataset:
     inputs: tuple[ir.Value, ...]
     labels: Array | None = None
     targets: Array | None = None
-    """Labels that are not one number for each sample: only a metric of the user's, or the verdict, reads them."""
+    """Labels that are not one number per sample; only a user's metric and the verdict read them."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     limit: int | None = None
     layouts: Mapping[str, int | None] = field(default_factory=dict)
-    """The axis of each input along which a batch runs, 0 where nothing is said; None: one value for all samples."""
+    """The axis of each input along which a batch runs, by default 0; None: one value for all samples."""
     batch: int | None = None
-    """Samples in a run, where the model takes no others."""
+    """Samples per run, if the model takes no other number."""
     rows: tuple[int, ...] | None = None
     """Positions in `parts` of the samples that belong to these data, ascending; None: all of them."""
 
     @property
     def count(self) -> int:
+        """Number of samples."""
         total = sum(length(part) for part in self.parts) if self.rows is None else len(self.rows)
         return total if self.limit is None else min(total, self.limit)
 
     @property
     def labelled(self) -> bool:
-        """Whether there are labels, of whatever shape."""
+        """Whether there are labels, of any shape."""
         return self.labels is not None or self.targets is not None
 
     def choose(self, positions: Iterable[int]) -> Dataset:
-        """The samples at these positions alone, in ascending order; nothing is copied."""
+        """Return the samples at these positions only, in ascending order; nothing is copied."""
         chosen = sorted(int(p) for p in positions)
         rows = tuple(chosen) if self.rows is None else tuple(self.rows[p] for p in chosen)
         return replace(self, rows=rows, limit=None)
 
     @property
     def digest(self) -> str:
-        """Names what a model is fed, and the labels; reads all samples."""
+        """Identifies the model's feeds and the labels; reads all samples."""
         found = sha256()
         for batch in self.batches():
             for name, array in sorted(batch.feeds.items()):
@@ -113,7 +127,11 @@ class Dataset:
         return found.hexdigest()
 
     def batches(self, size: int = 32) -> Iterator[Batch]:
-        """Batches of `size` samples, or of the size that the model fixes; raises `DataError` on what does not fit."""
+        """Yield batches of `size` samples, or of the size that the model fixes.
+
+        Raises:
+            DataError: When samples do not fit the model's inputs, or hold NaN or infinite values.
+        """
         fixed = _fixed_batch(self.inputs, self.layouts)
         size = self.batch or size
         remaining, begin = self.count, 0
@@ -136,7 +154,11 @@ class Dataset:
         return self.rows[bisect_left(self.rows, begin) : bisect_left(self.rows, end)]
 
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Batch:
-        """The samples at these positions as one batch, in this order; they must be of one size."""
+        """Return the samples at these positions as one batch, in this order.
+
+        Raises:
+            DataError: When the samples differ in size, or are given as whole runs.
+        """
         if any(is_one_run(part) for part in self.parts):
             raise DataError(f"{self.description}: inputs of whole runs cannot be drawn sample by sample")
         indices = indices if self.rows is None else [self.rows[i] for i in indices]
@@ -167,7 +189,7 @@ class Dataset:
             yield Batch(feeds=feeds, count=real, labels=labels, targets=targets, padded_to=padded_to)
 
     def _whole(self, part: Mapping[str, Any], position: int, length: int) -> Iterator[Batch]:
-        """The inputs of one run as they are, where there is room for one more."""
+        """The inputs of one run as they are, if the limit leaves room for it."""
         if length:
             feeds = {str(v.name): self._prepare(part[str(v.name)], v, [position]) for v in self.inputs}
             yield Batch(feeds=feeds, count=1)
@@ -198,14 +220,34 @@ def open_data(
     batch_axes: Mapping[str, int] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Dataset:
-    """Data for `model` from a path, arrays, a mapping of arrays, or an iterable of batches (read once and kept).
+    """Open data for `model`: a path, an array, a mapping of arrays, or an iterable of batches (read once and kept).
 
-    A `Dataset` is taken as it is, but for a `limit` and `preprocessing` that are given.
+    An `.npz` holds an array named like the model's input, or else `images`, or else a single array, and optionally
+    `labels`; a folder holds images. A `Dataset` is taken as it is, except that `limit` and `preprocessing` apply if
+    given.
 
-    An `.npz` holds an array named like the model's input, else `images`, else the only array; and optionally `labels`.
-    `batch` is how many samples the model takes at a time, where only so many; `batch_axes` says along which axis of an
-    input samples run, where that is not found from the sizes; `shapes` what sizes the model leaves open.
-    Raises `DataError` when the source is missing, empty, or does not fit the model's inputs.
+    Args:
+        source: where the samples are.
+        model: the model that reads them, as `qgraph.onnxfile.load.load` returns it.
+        preprocessing: the normalisation of images and float arrays.
+        limit: use the first samples only.
+        batch: the number of samples that the model takes at a time, if it takes no other.
+        batch_axes: by input, the axis of the samples, where it cannot be told from the sizes.
+        shapes: by input, the sizes that the model leaves open.
+
+    Raises:
+        DataError: When the source is missing or empty, or does not fit the model's inputs.
+        UsageError: When `batch_axes` or `shapes` do not fit the model's inputs.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> import numpy as np
+        >>> import qgraph
+        >>> from qgraph.onnxfile.load import load
+        >>> model = load(files("qgraph") / "demo_assets" / "digits.onnx")
+        >>> data = qgraph.open_data(np.zeros((5, 8, 8, 1), np.uint8), model)
+        >>> data.count, next(data.batches()).feeds["input"].shape
+        (5, (5, 1, 8, 8))
     """
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1, not {limit}")
@@ -220,7 +262,7 @@ def open_data(
     if not parts or not sum(length(part) for part in parts):
         raise DataError(f"{description} holds no samples")
     if labels and len(labels) != len(parts):
-        raise DataError(f"{description}: some batches have labels and others have not")
+        raise DataError(f"{description}: some batches have labels and others do not")
     one_each, others = _joined(labels, sum(length(part) for part in parts), description)
     return Dataset(
         description=description,
@@ -236,7 +278,7 @@ def open_data(
 
 
 def _joined(labels: list[Any], samples: int, description: str) -> tuple[Array | None, Array | None]:
-    """Labels of all batches where they are one for each sample; and where they are anything else."""
+    """(labels, targets): labels if they are one number per sample, otherwise targets."""
     if not labels:
         return None, None
     arrays = [np.asarray(x) for x in labels]
@@ -249,7 +291,7 @@ def _joined(labels: list[Any], samples: int, description: str) -> tuple[Array | 
 
 
 def _equal_shapes(arrays: Mapping[Any, Any]) -> Iterator[tuple[int, int]]:
-    """Ranges of consecutive samples that fit one array (images in a folder may differ in size)."""
+    """Ranges of consecutive samples that fit in one array (images in a folder may differ in size)."""
     first = next(iter(arrays.values()))
     if not isinstance(first, list):
         yield 0, len(first)
@@ -262,7 +304,7 @@ def _equal_shapes(arrays: Mapping[Any, Any]) -> Iterator[tuple[int, int]]:
 
 
 def _rows(values: Any, places: Sequence[int]) -> Any:
-    """The samples at these places: a view where they lie side by side."""
+    """The samples at these positions: a view if they are adjacent."""
     if len(places) and places[-1] - places[0] == len(places) - 1:
         return values[places[0] : places[-1] + 1]
     return [values[p] for p in places] if isinstance(values, list) else values[list(places)]

@@ -1,4 +1,4 @@
-"""Where samples lie in arrays: along which axis of each input a batch runs, and which inputs are the same for all.
+"""How arrays hold samples: along which axis of each input a batch runs, and which inputs are the same for all samples.
 
 Arrays are brought to one form, samples first, without the batch axis of the graph. What all samples share is repeated
 for each (a view, which takes no memory) and fed once.
@@ -30,7 +30,7 @@ class _Reading:
 
 
 def check_axes(batch_axes: Mapping[str, int], inputs: Sequence[ir.Value]) -> None:
-    """Raise `UsageError` for a batch axis of an input that is not there, or that the input has not."""
+    """Raise `UsageError` for a batch axis of an unknown input, or one that the input does not have."""
     ranks = {str(v.name): None if v.shape is None else len(v.shape) for v in inputs}
     for name, axis in batch_axes.items():
         if name not in ranks:
@@ -43,9 +43,9 @@ def check_axes(batch_axes: Mapping[str, int], inputs: Sequence[ir.Value]) -> Non
 def arrange(
     arrays: Mapping[str, Any], inputs: Sequence[ir.Value], batch_axes: Mapping[str, int]
 ) -> tuple[dict[str, Any], dict[str, int | None]] | None:
-    """The arrays with their samples first, and the batch axis of every input; None where no reading fits them all.
+    """The arrays with their samples first, and the batch axis of every input; None if no reading fits them all.
 
-    Of all readings those are taken that agree on a number of samples, for as many inputs as possible; among them axis 0
+    Among all readings, the one is taken in which the most inputs agree on a number of samples; between equals, axis 0
     comes first.
     """
     first = {str(v.shape[0]) if v.shape is not None and len(v.shape) else "None" for v in inputs}
@@ -71,18 +71,18 @@ def arrange(
 
 
 def place(samples: NDArray[Any], axis: int | None, name: str) -> NDArray[Any]:
-    """Samples as the input takes them: along its batch axis, or one for all."""
+    """Samples in the layout of the input: along its batch axis, or one for all."""
     if axis is None:
         if (samples[1:] != samples[:1]).any():
-            raise DataError(f"input '{name}' takes one value for a whole batch, and the samples differ: pass --batch 1")
+            raise DataError(f"input '{name}' takes one value for a whole batch, but the samples differ: pass --batch 1")
         return np.array(samples[0])
     return np.ascontiguousarray(np.moveaxis(samples, 0, axis))
 
 
 def shaped(inputs: Sequence[ir.Value], shapes: Mapping[str, Sequence[int]]) -> tuple[ir.Value, ...]:
-    """The inputs with the sizes given for what the model leaves open; the batch, along axis 0, stays open.
+    """The inputs with the given sizes for dimensions that the model leaves open; the batch, along axis 0, stays open.
 
-    Raises `UsageError` for an input that is not there, and for sizes that the model contradicts.
+    Raises `UsageError` for an unknown input, and for sizes that contradict the model.
     """
     known = {str(v.name): v for v in inputs}
     for name, sizes in shapes.items():
@@ -105,7 +105,7 @@ def _pick(readings: Sequence[_Reading], count: int) -> _Reading | None:
 
 
 def _readings(array: Any, value: ir.Value, axis: int | None) -> list[_Reading]:
-    """The ways to read an array, the likeliest first."""
+    """The ways to read an array, the most likely first."""
     if isinstance(array, list) or value.shape is None or _is_image(array, value):
         return [_Reading(count=len(array), axis=0, first=array)] if np.ndim(array) or isinstance(array, list) else []
     array = np.asarray(array)
@@ -130,14 +130,14 @@ def _readings(array: Any, value: ir.Value, axis: int | None) -> list[_Reading]:
 
 
 def _order(dims: Sequence[int | None]) -> list[int]:
-    """Axes in which a batch may run, the likeliest first: 0, unless that is fixed and one other alone is open."""
+    """Axes along which a batch may run, the most likely first: 0, unless it is fixed and exactly one other is open."""
     opened = [a for a, d in enumerate(dims) if d is None]
     first = opened if len(opened) == 1 and dims[0] not in (None, 1) else []
     return list(dict.fromkeys([*first, *(a for a, d in enumerate(dims) if a == 0 or d in (None, 1))]))
 
 
 def _is_image(array: Any, value: ir.Value) -> bool:
-    """Whether the array holds pictures in bytes for an input of floats, which are turned before they are fed."""
+    """Whether the array holds uint8 images for a float input, which are transposed before they are fed."""
     floats = value.dtype is None or value.dtype.numpy().kind == "f"
     return floats and np.ndim(array) == 4 and np.asarray(array).dtype == np.uint8
 

@@ -1,7 +1,7 @@
 """Samples in the type and layout of a model's input.
 
-uint8 images in NHWC become floats in NCHW divided by 255, then (x - mean) / std per channel; other arrays are fed as
-they are.
+uint8 images in NHWC become floats in NCHW divided by 255, then (x - mean) / std per channel; other arrays keep their
+layout.
 """
 
 from __future__ import annotations
@@ -17,7 +17,21 @@ from qgraph.samples.read import Array
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """(x / 255 - mean) / std per channel for images, (x - mean) / std for float arrays; one number serves all."""
+    """Normalisation: (x / 255 - mean) / std per channel for images, (x - mean) / std for float arrays.
+
+    `mean` and `std` hold one number per channel, or one for all; empty means none. They are in the units of x / 255 for
+    uint8 images, otherwise of x.
+
+    Raises:
+        DataError: For a std that is not positive.
+
+    Example:
+        >>> import numpy as np
+        >>> import qgraph
+        >>> half = qgraph.Preprocessing(mean=(0.5,), std=(0.25,))
+        >>> half.normalise(np.array([[0.5, 1.0]], np.float32), channel_axis=1).tolist()
+        [[0.0, 2.0]]
+    """
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -27,13 +41,18 @@ class Preprocessing:
             raise DataError(f"std must be positive, not {self.std}")
 
     def normalise(self, images: Array, channel_axis: int) -> Array:
+        """Return (images - mean) / std, with the channels of `images` along `channel_axis`.
+
+        Raises:
+            DataError: When mean or std have neither one value nor one per channel.
+        """
         channels = images.shape[channel_axis]
         shape = [1] * images.ndim
         shape[channel_axis] = -1
         for name, numbers, change in (("mean", self.mean, np.subtract), ("std", self.std, np.divide)):
             if numbers:
                 if len(numbers) not in (1, channels):
-                    raise DataError(f"{name} has {len(numbers)} values, the images have {channels} channels")
+                    raise DataError(f"{name} has {len(numbers)} values, but the images have {channels} channels")
                 images = change(images, np.asarray(numbers, np.float32).reshape(shape))
         return images
 
@@ -42,7 +61,7 @@ def to_input(array: Array, value: ir.Value, preprocessing: Preprocessing) -> Arr
     """The array in the type and layout of the model's input."""
     wanted = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
     if array.dtype.kind not in "fiub":
-        raise DataError(f"input '{value.name}' needs numbers, the data are of type {array.dtype}")
+        raise DataError(f"input '{value.name}' needs numbers, but the data are of type {array.dtype}")
     shape = value.shape
     if array.dtype == np.uint8 and wanted.kind == "f" and array.ndim == 4:
         images = preprocessing.normalise(array.astype(np.float32) / np.float32(255), channel_axis=3)
@@ -52,7 +71,7 @@ def to_input(array: Array, value: ir.Value, preprocessing: Preprocessing) -> Arr
     if wanted.kind == "f" and array.ndim >= 2:
         array = preprocessing.normalise(array, channel_axis=1)
     if wanted.kind in "iu" and array.dtype.kind == "f":
-        raise DataError(f"input '{value.name}' needs {wanted} values, the data are {array.dtype}")
+        raise DataError(f"input '{value.name}' needs {wanted} values, but the data are {array.dtype}")
     return np.require(array, dtype=wanted, requirements="C")
 
 

@@ -23,7 +23,7 @@ LABELS = "labels"
 
 
 def read_parts(source: Any, inputs: tuple[ir.Value, ...], limit: int | None) -> tuple[list[dict[str, Any]], str]:
-    """Arrays as they are given, by input, batch by batch; and what they are called."""
+    """The arrays as they are given, by input, batch by batch; and a description of the source."""
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if not path.exists():
@@ -45,7 +45,7 @@ def _read_path(path: Path, inputs: tuple[ir.Value, ...], limit: int | None) -> d
             raise DataError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         if len(inputs) != 1:
             raise DataError(
-                f"a folder of images feeds one input, the model has {len(inputs)}: use an .npz with one array each"
+                f"a folder of images feeds one input, but the model has {len(inputs)}: use an .npz with one array each"
             )
         return {str(inputs[0].name): files}
     try:
@@ -59,7 +59,7 @@ def _read_path(path: Path, inputs: tuple[ir.Value, ...], limit: int | None) -> d
 
 
 def _samples_first(inputs: tuple[ir.Value, ...]) -> bool:
-    """Whether samples can only run along the first axis: one input, of which no other axis is open or 1."""
+    """Whether samples can only run along the first axis: a single input, with no other axis that is open or 1."""
     shape = inputs[0].shape if len(inputs) == 1 else None
     others_fixed = shape is not None and all(isinstance(size, int) and size > 1 for size in shape[1:])
     return bool(shape) and others_fixed and not isinstance(shape[0] if shape else 1, int)
@@ -89,7 +89,7 @@ def _read_rows(file: IO[bytes], limit: int | None) -> Array:
 
 
 def _assign(arrays: dict[str, Any], inputs: tuple[ir.Value, ...], where: str) -> dict[str, Any]:
-    """Give every model input its array: by name, or for one input `images` or the only array."""
+    """Assign an array to every input of the model: by name, or for a single input `images` or the only array."""
     names = [str(v.name) for v in inputs]
     labels = {LABELS: np.asarray(arrays[LABELS])} if LABELS in arrays and LABELS not in names else {}
     candidates = {k: v for k, v in arrays.items() if k not in labels}
@@ -145,16 +145,16 @@ def _read_batches(source: Iterable[Any], inputs: tuple[ir.Value, ...], limit: in
 
 
 def is_one_run(part: Mapping[str, Any]) -> bool:
-    """Whether the arrays are the inputs of one run, that cannot be cut into samples.
+    """Whether the arrays are the inputs of one run, which cannot be divided into samples.
 
-    They are where they do not share a first dimension: scalars, parameters, or states beside a batch.
+    That is so if they do not share a first dimension: scalars, parameters, or states beside a batch.
     """
     lengths = {len(v) if isinstance(v, list) or np.ndim(v) else None for k, v in part.items() if k != LABELS}
     return len(lengths) > 1 or None in lengths
 
 
 def _fits(shape: tuple[int, ...], value: ir.Value) -> bool:
-    """Whether an array of this shape is what the input takes, its first dimension included."""
+    """Whether an array of this shape fits the input, its first dimension included."""
     wanted = value.shape
     if wanted is None:
         return True
@@ -164,7 +164,7 @@ def _fits(shape: tuple[int, ...], value: ir.Value) -> bool:
 
 
 def _share_a_batch(inputs: tuple[ir.Value, ...]) -> bool:
-    """Whether the model itself says, by the name of their first dimension, that the inputs have as many samples."""
+    """Whether the model says, by the name of their first dimension, that the inputs have equally many samples."""
     first = {str(v.shape[0]) if v.shape is not None and len(v.shape) else "None" for v in inputs}
     return len(inputs) > 1 and len(first) == 1 and first != {"None"}
 

@@ -1,4 +1,4 @@
-"""Samples that take no part in a job, kept back to judge what it made."""
+"""Samples that are held out of a job, to judge its result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Samples to work with, and samples to judge by; `apart` says whether no sample is in both."""
+    """Samples to work with and samples to judge by; `apart` tells whether no sample is in both."""
 
     used: Dataset
     held_out: Dataset
@@ -25,10 +25,10 @@ class Split:
 
 
 def hold_out(samples: Dataset, *, share: int = SHARE, most: int = MOST) -> Split:
-    """One sample in `share`, at most `most`, spread over the data; the same ones every time.
+    """Hold out one sample in `share`, at most `most`, spread over the data; always the same ones.
 
     Data given in many batches lose whole batches, since a model may need them as they are. With fewer than `share`
-    samples all of them are on both sides.
+    samples, all of them are on both sides.
     """
     if samples.count < share:
         return Split(used=samples, held_out=samples, apart=False)
@@ -39,7 +39,7 @@ def hold_out(samples: Dataset, *, share: int = SHARE, most: int = MOST) -> Split
 
 
 def calibrating(samples: Dataset, *, most: int = CALIBRATING) -> tuple[Dataset, Dataset]:
-    """Half of the samples to calibrate on, at most `most`, and the others to choose by; of few, all for both."""
+    """Half of the samples to calibrate on, at most `most`, and the others to choose by; all for both if few."""
     if samples.count < SHARE:
         return samples, samples
     chosen = spread(samples.count, min(samples.count // 2, most))
@@ -48,9 +48,9 @@ def calibrating(samples: Dataset, *, most: int = CALIBRATING) -> tuple[Dataset, 
 
 
 def spread(count: int, wanted: int) -> list[int]:
-    """`wanted` of `count` positions, one in every stretch of the same length, at changing places in it.
+    """`wanted` of `count` positions, one in every stretch of equal length, at varying places within it.
 
-    The places follow multiples of the golden ratio, so that data with a period are not met at one phase alone.
+    The places follow multiples of the golden ratio, so that periodic data are not always sampled at the same phase.
     """
     ends = np.arange(wanted + 1) * count // wanted
     inside = np.arange(1, wanted + 1) * _GOLDEN % 1
@@ -58,7 +58,7 @@ def spread(count: int, wanted: int) -> list[int]:
 
 
 def _whole_parts(samples: Dataset, share: int, most: int) -> Sequence[int]:
-    """Positions of whole batches, where there are enough of more than one sample and none is too large."""
+    """Positions of whole batches, if there are enough of more than one sample and none is too large."""
     sizes = [length(part) for part in samples.parts]
     if samples.rows is not None or samples.limit is not None or len(sizes) < share or not 1 < max(sizes) <= most:
         return ()

@@ -141,7 +141,7 @@ def test_what_a_method_needs_is_asked_for_first(own_methods, digits, digits_cali
     qgraph.method("norms", needs=["batch norm"])(lambda plan, given: plan)
     check_needs("norms", load(digits), None)
     text = f"{HEAD} g (float[N, 4] x) => (float[N, 4] y) {{ y = Relu(x) }}"
-    with pytest.raises(UsageError, match=r"method 'norms' reads BatchNormalization, and .* has none"):
+    with pytest.raises(UsageError, match=r"method 'norms' reads BatchNormalization, but .* has none"):
         check_needs("norms", load(model_from_text(text)), None)
 
 
