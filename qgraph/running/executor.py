@@ -121,7 +121,7 @@ class _Dask:
                 yield futures.pop(future), future.result()
                 submit(1)
         except KilledWorker as error:
-            raise ExecutorError(f"the Dask cluster kept losing its worker on the same task: {error}") from None
+            raise ExecutorError(f"the Dask cluster lost its worker repeatedly on the same task: {error}") from None
         except ModuleNotFoundError as error:
             raise ExecutorError(
                 f"a Dask worker lacks a module: {error}; install qgraph-onnx on every worker"
