@@ -17,10 +17,23 @@ from qgraph.running.versions import needed_ir_version
 
 
 def save(model: ir.Model | Model, path: str | os.PathLike[str], *, source: str | None = None) -> int:
-    """Write `model` to `path`, whole or not at all, and return its size in bytes.
+    """Write a model to a file, whole or not at all, and return its size in bytes.
 
-    The file is written beside its target, flushed to disk and renamed over it. Weights beyond what one protobuf holds
-    go to `NAME.DIGEST.data` beside it; those of a model that is replaced are removed, where they were written here.
+    The file is written beside its target, flushed to disk and renamed over it. Weights that do not fit in one protobuf
+    go to `NAME.DIGEST.data` beside it; those of a model that is replaced are removed if they were written here.
+    `source` is the input model, which is never overwritten.
+
+    Raises:
+        UsageError: When `path` is a folder, is the input itself, or its folder does not exist.
+        ModelError: When the file cannot be written.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> import onnx_ir
+        >>> import qgraph
+        >>> model = onnx_ir.load(files("qgraph") / "demo_assets" / "digits.onnx")
+        >>> qgraph.save(model, "copy.onnx") > 100_000
+        True
     """
     target = Path(path)
     check_writable(target, source=source)
@@ -40,7 +53,7 @@ def save(model: ir.Model | Model, path: str | os.PathLike[str], *, source: str |
 
 
 def serialised(model: ir.Model) -> bytes:
-    """What `save` writes, of a model whose weights fit one file."""
+    """The bytes that `save` writes for a model whose weights fit in one file."""
     proto = restore_types(ir.to_proto(model))
     proto.ir_version = needed_ir_version(model)
     data: bytes = proto.SerializeToString(deterministic=True)

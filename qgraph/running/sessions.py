@@ -1,7 +1,7 @@
-"""onnxruntime sessions: the only importer of onnxruntime.
+"""onnxruntime sessions. Only this module imports onnxruntime.
 
-A `Session` runs an onnx-ir model on the CPU with any set of its tensors as outputs. Sessions cost 20-100 ms to
-create, so callers make one and feed it what changes.
+A `Session` runs an onnx-ir model on the CPU with any set of its tensors as outputs. A session takes 20-100 ms to
+create, so callers create one and feed it whatever changes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Feeds = Mapping[str, NDArray[Any]]
 T = TypeVar("T")
 R = TypeVar("R")
 
-KNOWN_OPSET = 23  # what every onnxruntime allowed here loads
+KNOWN_OPSET = 23  # loaded by every supported onnxruntime
 PROTOBUF_LIMIT = 1_800_000_000  # bytes of weights that one file holds (protobuf stops at 2 GiB)
 _WEIGHT_FUSIONS = [
     "ConvAddFusion",
@@ -47,7 +47,7 @@ version: str = ort.__version__
 
 @cache
 def latest_opset() -> int:
-    """The newest opset that the installed onnxruntime loads, as it says itself when it is given one from the future."""
+    """The newest opset that the installed onnxruntime loads, read from its refusal of an impossibly new one."""
     graph = onnx.helper.make_graph([], "ask", [], [])
     ask = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 2**20)], ir_version=8)
     options = _options(threads=1)
@@ -77,12 +77,15 @@ class Session:
     """A model loaded in onnxruntime on the CPU.
 
     Args:
-        model: the model, a file or what such a file holds; it is not changed.
+        model: the model, its file or the content of such a file; it is not changed.
         outputs: names of the tensors to return, inner ones included; by default the graph's outputs.
         threads: intra-op threads; by default those of the job, or all cores.
         optimize: whether onnxruntime may rewrite the graph.
-        fuse_integers: whether it may turn quantizers and what lies between them into integer kernels.
-        optimized_path: where onnxruntime writes the graph it actually runs.
+        fuse_integers: whether it may fuse quantizers and the operators between them into integer kernels.
+        optimized_path: where onnxruntime writes the graph that it actually runs.
+
+    Raises:
+        ModelError: When onnxruntime cannot load the model.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class Session:
         return dict(zip(self.output_names, self.run_list(feeds), strict=True))
 
     def run_list(self, feeds: Feeds) -> list[NDArray[Any]]:
-        """All outputs in the order of `output_names`; feeds that the part of the graph does not read are left aside."""
+        """All outputs in the order of `output_names`; feeds that are not inputs of the session are ignored."""
         read = {name: array for name, array in feeds.items() if name in self.input_names}
         try:
             result: list[NDArray[Any]] = self._session.run(None, read)
@@ -121,9 +124,9 @@ class Session:
 
 
 def optimised(model: ir.Model) -> ir.Model:
-    """The graph that onnxruntime makes of `model` on this machine, which may hold operators of its own.
+    """The graph that onnxruntime makes of `model` on this machine, which may contain operators of its own.
 
-    Constants are rearranged, but not computed with: quantizers stay, and nothing is merged into the weights of layers.
+    Constants are rearranged but not computed with: quantizers stay, and nothing is merged into the weights of layers.
     """
     options = _options(threads=1)
     options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -140,7 +143,7 @@ def optimised(model: ir.Model) -> ir.Model:
 
 
 def evaluate_constants(model: ir.Model, values: Sequence[ir.Value]) -> list[NDArray[Any] | None]:
-    """The values of tensors that depend on initializers alone; None for all where onnxruntime cannot compute them."""
+    """The values of tensors that depend on initializers alone; None for all if onnxruntime cannot compute one."""
     try:
         session = Session(model, outputs=[str(v.name) for v in values])
         computed = session.run({})
@@ -150,10 +153,10 @@ def evaluate_constants(model: ir.Model, values: Sequence[ir.Value]) -> list[NDAr
 
 
 def in_parallel(job: Callable[[T], R], items: Iterable[T], *, workers: int | None = None) -> Iterator[R]:
-    """job(item) for every item, in order, with few items in memory at a time.
+    """Yield job(item) for every item, in order, with few items in memory at a time.
 
-    As many threads work as `workers` says, else as the job has, else as there are cores. A session of one thread may
-    run on all of them at once: one sample per core beats all cores on one sample.
+    It uses `workers` threads, by default as many as the job has, or as there are cores. They may share a session of one
+    thread: one sample per core is faster than all cores on one sample.
     """
     count = workers or qmath.get_threads()
     waiting: deque[Future[R]] = deque()
@@ -217,9 +220,9 @@ def _create(model: ir.Model | str | Path | bytes, options: ort.SessionOptions) -
 
 
 def fits_one_file(model: ir.Model) -> bool:
-    """Whether all weights are at hand and fit one protobuf.
+    """Whether all weights are in memory and fit in one protobuf.
 
-    Others stay mapped from their file, or are computed when they are written, and need a data file of their own.
+    Others stay mapped from their file, or are computed while they are written, and need a data file of their own.
     """
     weights = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
     at_hand = not any(isinstance(tensor, ir.ExternalTensor | ir.LazyTensor) for tensor in weights)
@@ -227,7 +230,7 @@ def fits_one_file(model: ir.Model) -> bool:
 
 
 def without_weights(model: ir.Model) -> ir.Model:
-    """The graph with every constant that is not at hand as an input: what can be loaded without its weights."""
+    """The graph with every constant that is not in memory as an input, so that it loads without its weights."""
     graph = model.clone()
     for name, value in list(graph.graph.initializers.items()):
         tensor = value.const_value
