@@ -32,7 +32,7 @@ COMMANDS = {
 
 
 class _LazyGroup(click.Group):
-    """Imports a command's module only when it is run, so that --help and completion answer at once."""
+    """Imports the module of a command only when it runs, so that --help and completion are quick."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -57,12 +57,12 @@ def cli(debug: bool) -> None:
 
 
 class _Terminated(BaseException):
-    """SIGTERM came: unwind, so that nothing half-written stays."""
+    """SIGTERM arrived: unwind, so that no half-written file stays."""
 
 
 @contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
-    """In the main thread, where alone Python allows it."""
+    """Turn SIGTERM into an exception; only in the main thread, where Python allows it."""
 
     def terminate(signum: int, frame: object) -> None:
         raise _Terminated

@@ -17,22 +17,23 @@ from qgraph.cli.options import Bits, data_options, given, preprocessing, run_opt
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="FLOAT.onnx MODEL...")
 @data_options(required=True)
-@click.option("--ablation", type=click.Choice(["aciq"]), help="All combinations of the method's ingredients instead.")
+@click.option("--ablation", type=click.Choice(["aciq"]), help="Try all combinations of a method's ingredients.")
 @click.option(
     "--calibration-data", "calibration", metavar="PATH", help="Samples for the statistics of --ablation (256 are read)."
 )
 @click.option("--weights", type=Bits(), help="Bits of weights in --ablation.  [default: 4]")
 @click.option("--activations", type=Bits(), help="Bits of activations in --ablation.  [default: 4]")
-@click.option("--format", type=click.Choice(["qdq", "float"]), help="Of --ablation.  [default: float]")
+@click.option("--format", type=click.Choice(["qdq", "float"]), help="Format of --ablation.  [default: float]")
 @run_options
 def compare(
     models: tuple[str, ...], data: str, ablation: str | None, as_json: bool, quiet: bool, **options: Any
 ) -> None:
-    """Layer by layer: where quantized models part ways with the float one, the first given.
+    """Compare quantized models layer by layer with the float model, which comes first.
 
-    SQNR of every layer's result, with the errors of all layers before it; a star marks layers that read a tensor which
-    ACIQ's priors do not describe. With --ablation aciq, one float model and what each ingredient of the method is worth
-    on it: all 16 combinations of clipping, bias correction, and bits per channel of weights and of activations.
+    Shows the SQNR of every layer's result, including the errors of all layers before it. A star marks layers that read
+    a tensor which ACIQ's priors do not describe. --ablation aciq takes one float model and shows what each ingredient
+    of the method contributes, in all 16 combinations of clipping, bias correction, and bits per channel of weights and
+    of activations.
 
     \b
     Examples:
@@ -83,7 +84,7 @@ def _show_layers(models: Sequence[str], layers: Sequence[LayerComparison]) -> No
 
 
 def _show_ablation(result: Ablation, model: str) -> None:
-    """The sixteen combinations, and a chart of the average effects."""
+    """Print the sixteen combinations and the average effects."""
     rows = table(f"{model}: combinations", *INGREDIENTS, "top-1 %", "SQNR dB", left=len(INGREDIENTS))
     for combination in result.combinations:
         marks = ("x" if used else "" for used in combination.used)

@@ -9,10 +9,10 @@ from click.shell_completion import get_completion_class
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the completion script of a shell.
+    """Print the completion script for a shell.
 
     \b
-    Example (bash; zsh and fish alike):
+    Example (bash; zsh and fish are similar):
       qgraph completion bash > ~/.local/share/bash-completion/completions/qgraph
     """
     from qgraph.cli import cli

@@ -23,7 +23,7 @@ PRIOR_REJECTED = (
 
 
 class _Output(Console):
-    """stdout; when its reader has gone (| head), that is for `main` to decide."""
+    """stdout; leaves a broken pipe (| head) to `main`."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -41,7 +41,7 @@ class Bars:
 
 
 def progress(quiet: bool) -> Progress:
-    """Bars where a person is watching stderr, silence elsewhere."""
+    """Progress bars if stderr is a terminal, else none."""
     return SILENT if quiet or not ERRORS.is_terminal else Bars()
 
 
@@ -77,7 +77,7 @@ def show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A replacement for `warnings.showwarning` that a user can read."""
+    """A readable replacement for `warnings.showwarning`."""
     if issubclass(category, (UserWarning, RuntimeWarning)) and not issubclass(category, DeprecationWarning):
         ERRORS.print("warning:", str(message), style="yellow", markup=False, highlight=False, soft_wrap=True)
 

@@ -23,7 +23,7 @@ from qgraph.samples.dataset import open_data
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """One row of the demo: what to ask `quantize` for."""
+    """One row of the demo: the options for `quantize`."""
 
     name: str
     data: bool = True
@@ -45,7 +45,7 @@ LATENCY_BATCH = 32
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
 def demo(output: str, threads: int | None, as_json: bool) -> None:
-    """Quantize the digits network that ships with qgraph, and show what it costs and gains.
+    """Quantize the digits network that ships with qgraph, and show accuracy, size and latency.
 
     \b
     Example:

@@ -24,8 +24,8 @@ from qgraph.running.job import Job
     "--count", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="How many samples."
 )
 @click.option("--steps", type=click.IntRange(min=1), default=500, show_default=True, metavar="N", help="Steps of Adam.")
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the noise to start from.")
-@click.option("--resume", metavar="DIR", help="Folder for checkpoints: a job that was stopped goes on from there.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the initial noise.")
+@click.option("--resume", metavar="DIR", help="Folder for checkpoints, from which an interrupted job continues.")
 @batch_option
 @shape_option
 @run_options

@@ -14,7 +14,7 @@ from qgraph.cli.options import data_options, executor_option, preprocessing, run
 @click.command()
 @click.argument("model")
 @data_options(required=True)
-@click.option("--against", metavar="FLOAT.onnx", help="Also compare outputs with this model's.")
+@click.option("--against", metavar="FLOAT.onnx", help="Also compare the outputs with those of this model.")
 @executor_option
 @run_options
 def evaluate(
@@ -27,7 +27,7 @@ def evaluate(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Accuracy of MODEL on labelled data, or its distance from another model.
+    """Measure the accuracy of MODEL on labelled data, or its distance from another model.
 
     \b
     Examples:

@@ -35,32 +35,32 @@ def _setting(name: str, kind: Any, text: str) -> Any:
 @click.option("-o", "--output", required=True, metavar="OUT.onnx", help="Where to write the trained, quantized model.")
 @data_options(own_batch=True)
 @recipe_options
-@_setting("epochs", int, "Passes over the data (default: 14, 10, 6 or 4 for 2, 3, 4 or more bits; more on few data).")
+@_setting("epochs", int, "Passes over the data (default: 14, 10, 6 or 4 for 2, 3, 4 or more bits; more for few data).")
 @_setting("batch", int, "Samples per step.")
-@_setting("optimiser", click.Choice(["adam", "sgd"]), "What moves the parameters.")
+@_setting("optimiser", click.Choice(["adam", "sgd"]), "Optimiser of all parameters.")
 @_setting(
-    "rate", float, "First learning rate of weights, for adam relative to their size (default: by the fewest bits)."
+    "rate", float, "Initial learning rate of weights, for adam relative to their size (default: by the fewest bits)."
 )
-@_setting("scale_rate", float, "First learning rate of scales and offsets (default: --rate).")
-@_setting("momentum", float, "Of either optimiser.")
-@_setting("weight_decay", float, "Times the rate, in every step.")
-@_setting("label_weight", float, "Share of the labels in the loss; the float model's outputs have the rest.")
-@_setting("temperature", float, "Of the float model's outputs.")
-@_setting("holdout", float, "Share of the data that chooses the epoch.")
-@click.option("--config", "configuration", type=click.IntRange(1, 4), help="Row of LSQ+'s Table 1, for all tensors.")
+@_setting("scale_rate", float, "Initial learning rate of scales and offsets (default: --rate).")
+@_setting("momentum", float, "Momentum of either optimiser.")
+@_setting("weight_decay", float, "Weight decay; multiplied by the rate in every step.")
+@_setting("label_weight", float, "Weight of the labels in the loss; the float model's outputs have the rest.")
+@_setting("temperature", float, "Temperature of the float model's outputs in the loss.")
+@_setting("holdout", float, "Share of the data held out to choose the epoch.")
+@click.option("--config", "configuration", type=click.IntRange(1, 4), help="Row of LSQ+'s Table 1 for all tensors.")
 @click.option(
     "--init", "initialisation", type=click.Choice(["lsqplus", "lsq", "minmax"]), help="Initial scales and offsets."
 )
 @click.option(
     "--augment/--no-augment",
     default=None,
-    help="Mirror and shift images (default: not): right for photographs, wrong for digits and text.",
+    help="Mirror and shift images (default: do not). Good for photographs, bad for digits and text.",
 )
-@click.option("--keep-bn/--fold-bn", default=None, help="Normalise by the batch while training (default: fold first).")
-@click.option("--start", metavar="PLAN.json", help="Begin with the grids of a plan for MODEL.")
+@click.option("--keep-bn/--fold-bn", default=None, help="Normalise by the batch during training (default: fold first).")
+@click.option("--start", metavar="PLAN.json", help="Start from the grids of a plan for MODEL.")
 @format_options
-@click.option("--seed", type=int, metavar="N", help="Of order, augmentation and distilled data.  [default: 0]")
-@click.option("--resume", metavar="DIR", help="Folder for checkpoints: a job that was stopped goes on from there.")
+@click.option("--seed", type=int, metavar="N", help="Seed of order, augmentation and distilled data.  [default: 0]")
+@click.option("--resume", metavar="DIR", help="Folder for checkpoints, from which an interrupted job continues.")
 @click.option("--plan", metavar="PLAN.json", help="Also write the plan; it names the trained float model.")
 @click.option("--float", "trained", metavar="FLOAT.onnx", help="Also write the trained float model.")
 @quality_options
@@ -75,10 +75,10 @@ def finetune(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Train MODEL for few bits: weights, scales and offsets together (LSQ+), 4 bits by default.
+    """Train the weights, scales and offsets of MODEL for few bits (LSQ+), 4 by default.
 
-    Learns from the outputs of MODEL itself, and from labels where the data have them. Without data, samples are
-    distilled from MODEL. The fewer the bits, the longer it trains.
+    Learns from the outputs of MODEL itself, and from labels if the data have them. Without data, samples are distilled
+    from MODEL. The fewer the bits, the longer it trains.
 
     \b
     Examples:

@@ -21,11 +21,11 @@ from qgraph.plan.kept import kept_in_float
 
 @click.command()
 @click.argument("model")
-@click.option("--fused", is_flag=True, help="What onnxruntime makes of it: integer or float, layer by layer, and why.")
+@click.option("--fused", is_flag=True, help="Show which layers onnxruntime runs on integers, and why not the others.")
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
 def inspect(model: str, fused: bool, threads: int | None, as_json: bool) -> None:
-    """What is in MODEL: interface, layers, weights; with --fused, how onnxruntime runs it.
+    """Show what is in MODEL: interface, layers, weights; with --fused, how onnxruntime runs it.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""Options that several commands share: the same words mean the same everywhere."""
+"""Options that several commands share, with the same meaning everywhere."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Numbers(click.ParamType):
 
 
 class _MethodOption(click.Option):
-    """`--method`, whose names are looked up only when they are shown."""
+    """`--method`, which looks up the names of methods only to show them."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         record = super().get_help_record(ctx)
@@ -76,12 +76,12 @@ class _MethodOption(click.Option):
 
 
 def method_option(text: str) -> Callable[[F], F]:
-    """The name of a registered method; in the text of the help, NAMES stands for all of them."""
+    """The option `--method`; in its help text, NAMES stands for the names of all methods."""
     return click.option("--method", cls=_MethodOption, metavar="NAME", help=text)
 
 
 class Threshold(click.ParamType):
-    """A number, in dB or in % where it says so: (20.0, "dB")."""
+    """A number with an optional unit, dB or %: (20.0, "dB")."""
 
     name = "X[dB|%]"
 
@@ -96,7 +96,7 @@ class Threshold(click.ParamType):
 
 
 class Named(click.ParamType):
-    """NAME=VALUE; a pair of the name of an input and what is said of it."""
+    """NAME=VALUE: a pair of the name of an input and a value for it."""
 
     def __init__(self, kind: click.ParamType, example: str) -> None:
         self.kind, self.name = kind, example
@@ -127,7 +127,7 @@ def _as_mapping(ctx: click.Context, param: click.Parameter, pairs: Sequence[tupl
 
 
 batch_option = click.option(
-    "--batch", type=click.IntRange(min=1), metavar="N", help="Samples in a run, where the model takes no others."
+    "--batch", type=click.IntRange(min=1), metavar="N", help="Batch size of a run, if the model takes no other."
 )
 shape_option = click.option(
     "--shape",
@@ -135,7 +135,7 @@ shape_option = click.option(
     type=Named(Sizes(), "NAME=1,3,320,320"),
     multiple=True,
     callback=_as_mapping,
-    help="The sizes of an input that the model leaves open (repeatable).",
+    help="Shape of an input whose sizes the model leaves open (repeatable).",
 )
 
 
@@ -159,7 +159,7 @@ def data_options(*, required: bool = False, own_batch: bool = False) -> Callable
             type=Named(click.INT, "NAME=1"),
             multiple=True,
             callback=_as_mapping,
-            help="The axis of an input along which samples run, where it is not found from the sizes (repeatable).",
+            help="Axis of an input along which samples run, if it cannot be told from the sizes (repeatable).",
         ),
     )
 
@@ -191,12 +191,12 @@ def run_options(f: F) -> F:
 
 
 def quality_options(f: F) -> F:
-    """What becomes of the file that was written."""
+    """How the written file is judged."""
     return _all(
         click.option(
             "--measure/--no-measure",
             default=True,
-            help="Run the file beside the float model, on samples kept apart (default), or not.",
+            help="Compare the file with the float model on held-out samples (default), or not.",
         ),
         click.option(
             "--metric",
@@ -206,8 +206,8 @@ def quality_options(f: F) -> F:
         click.option(
             "--fail-below",
             type=Threshold(),
-            help="Exit status 1, with the file written, below X: the metric, else accuracy in %, else dB of the worst "
-            "output; XdB and X% say which.",
+            help="Exit with status 1, after writing the file, if the metric is below X (else the accuracy in %, else "
+            "the dB of the worst output; XdB and X% say which).",
         ),
     )(f)
 
@@ -226,7 +226,7 @@ def format_options(f: F) -> F:
 
 
 def recipe_options(f: F) -> F:
-    """Every override of a method's defaults."""
+    """The options that override the defaults of a method."""
     return _all(
         click.option(
             "--weights",
@@ -245,7 +245,7 @@ def recipe_options(f: F) -> F:
         click.option(
             "--symmetric/--asymmetric",
             default=None,
-            help="Weight grids around zero (default at 8 bits), or with both ends chosen.",
+            help="Weight grids symmetric about zero (default at 8 bits), or with both ends chosen.",
         ),
         click.option("--clip", metavar="METHOD", help="Activation clipping: max, percentile, mse, kl, aciq or qrater."),
         click.option("--weight-clip", metavar="METHOD", help="Weight clipping: max, percentile, mse, kl or aciq."),
@@ -253,12 +253,12 @@ def recipe_options(f: F) -> F:
         click.option(
             "--bias-correction/--no-bias-correction",
             default=None,
-            help="Correct weight norm and output mean.",
+            help="Correct the norms of weights and the means of outputs.",
         ),
         click.option(
             "--allocate-bits",
             type=click.Choice(["none", "weights", "activations", "both"]),
-            help="Whose channels share their bits by the 2/3-power rule.  [default: below 8 bits, what is best]",
+            help="Whose channels share bits by the 2/3-power rule.  [default: what is best, below 8 bits]",
         ),
         click.option("--keep", multiple=True, metavar="NAME", help="Leave a layer in float (glob; repeatable)."),
         click.option(
@@ -271,13 +271,13 @@ def recipe_options(f: F) -> F:
         click.option(
             "--target-cpu",
             type=click.Choice(["any", "vnni"]),
-            help="any (default): no CPU saturates; vnni: use all of int8, for CPUs that have VNNI (or are not x86).",
+            help="any (default): saturates on no CPU; vnni: uses all of int8, for CPUs with VNNI (or not x86).",
         ),
     )(f)
 
 
 def mixed_options(f: F) -> F:
-    """The budget of `--weights mixed`, and how bits are chosen."""
+    """The options of `--weights mixed`: its budget, and how bits are chosen."""
     return _all(
         click.option("--size-mb", type=float, metavar="X", help="Budget of mixed weights; 1 MB = 2**20 bytes."),
         click.option("--average-bits", type=float, metavar="X", help="The same as bits per weight.  [default: 4]"),
@@ -288,7 +288,7 @@ def mixed_options(f: F) -> F:
         click.option(
             "--search",
             type=click.Choice(["frontier", "groups"]),
-            help="Add up sensitivities (default), or measure combinations, group by group.",
+            help="Add sensitivities (default), or measure combinations, group by group.",
         ),
         direction_option,
         executor_option,
@@ -312,7 +312,7 @@ def executor_option(f: F) -> F:
             metavar="local|dask:ADDRESS",
             default="local",
             show_default=True,
-            help="Where independent jobs run: threads here, or a Dask cluster.",
+            help="Where independent jobs run: in threads here, or on a Dask cluster.",
         )
     )(f)
 
@@ -322,7 +322,7 @@ def preprocessing(mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocess
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were passed; the others keep the recipe's defaults."""
+    """The options that were passed; the others keep the defaults of the recipe."""
     return {name: value for name, value in options.items() if value is not None and value != ()}
 
 

@@ -1,4 +1,4 @@
-"""What the command line says of the file that it wrote, and whether that is good enough."""
+"""Show the verdict on a written file, and check it against a threshold."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ Threshold = tuple[float, str]
 
 
 class NotGoodEnough(QGraphError):
-    """The file was written, and is worth less than was asked for."""
+    """The file was written, but it is worse than the threshold."""
 
 
 def show_quality(quality: Verdict | None) -> None:
-    """The verdict on a file in three lines, where it was measured."""
+    """Print the verdict on a file in three lines, if it was measured."""
     if quality is not None:
         show(*quality.lines())
 
 
 def check_threshold(fail_below: Threshold | None, *, measure: bool) -> None:
-    """Raise `UsageError` for a threshold that nothing would be held against."""
+    """Raise `UsageError` for a threshold without a measurement to compare with it."""
     if fail_below is not None and not measure:
-        raise UsageError("--fail-below is held against what is measured: leave --no-measure out")
+        raise UsageError("--fail-below needs a measurement: leave --no-measure out")
 
 
 def hold_against(fail_below: Threshold | None, quality: Verdict | None, output: str) -> None:
-    """Raise `NotGoodEnough` where a file is below the threshold, or has no figure to hold against it."""
+    """Raise `NotGoodEnough` if a file is below the threshold, or has no figure to compare with it."""
     if fail_below is None or quality is None:
         return
     least, unit = fail_below
     figure = quality.figure(unit)
     if figure.value is None:
         raise NotGoodEnough(
-            f"{output} is written, and --fail-below {least:g}{unit} cannot be told: no {figure.name} was measured; "
+            f"{output} is written, and --fail-below {least:g}{unit} cannot be checked: no {figure.name} was measured; "
             f"{quality.lines()[0]}"
         )
     if not figure.value >= least:
         found = figure.problem or f"{figure.value:.4g} {figure.unit}".strip()
         raise NotGoodEnough(
-            f"{output} is written, and below --fail-below {least:g}{unit}: {figure.name} has {found}, on "
+            f"{output} is written, but it is below --fail-below {least:g}{unit}: {figure.name} has {found}, on "
             f"{quality.samples} samples"
         )

@@ -43,18 +43,18 @@ from qgraph.running.files import check_writable, write_atomically
     "--correct-outputs",
     is_flag=True,
     default=None,
-    help="Measure how mean outputs shift, layer by layer, and undo it in biases.",
+    help="Measure the shift of every layer's mean output and undo it in the bias.",
 )
-@click.option("--calibration", metavar="FILE", help="Statistics file: read if it exists, else written.")
+@click.option("--calibration", metavar="FILE", help="File of statistics: read if it exists, written otherwise.")
 @click.option("--seed", type=int, metavar="N", help="Seed of distilled data.  [default: 0]")
-@click.option("--resume", metavar="DIR", help="Folder for checkpoints: a job that was stopped goes on from there.")
+@click.option("--resume", metavar="DIR", help="Folder for checkpoints, from which an interrupted job continues.")
 @click.option("--plan", metavar="PLAN.json", help="Also write the plan.")
-@click.option("--report", metavar="FILE.html", help="Also write a page about it.")
+@click.option("--report", metavar="FILE.html", help="Also write a report as an HTML page.")
 @quality_options
 @click.option(
     "--guard",
     metavar="DB|off",
-    help="Keep every output at so many dB by giving up grids that ruin it.  [default: 20 where all grids have 8 bits]",
+    help="Keep every output at or above DB by giving up grids that ruin it.  [default: 20 if all grids have 8 bits]",
 )
 @run_options
 def quantize(
@@ -120,7 +120,7 @@ def apply(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Quantize MODEL as PLAN.json says. Data change nothing in it: they are what the file is judged by.
+    """Quantize MODEL as PLAN.json says. Data do not change the file; it is judged on them.
 
     \b
     Examples:
@@ -146,11 +146,11 @@ def apply(
     hold_against(fail_below, quantized.quality, output)
 
 
-_KEPT_SHOWN = 12  # of what stays in floating point, the largest first
+_KEPT_SHOWN = 12  # the most entries to show of what stays in floating point, largest first
 
 
 def _check_outputs(model: str, outputs: dict[str, str | None]) -> None:
-    """Every output can be written, and no two are one file."""
+    """Raise an error unless every output can be written, and all are different files."""
     seen: dict[Path, str] = {}
     for option, path in outputs.items():
         if path is not None:
@@ -194,7 +194,7 @@ def _show(result: Result, output: str, nbytes: int) -> None:
         margin = "" if drop.margin is None else f" +- {drop.margin:.3g}"
         show(
             f"--max-drop: {drop.name} {drop.before:.4g} -> {drop.after:.4g} (difference "
-            f"{drop.after - drop.before:+.3g}{margin}) on {drop.samples:,} samples that calibrated nothing"
+            f"{drop.after - drop.before:+.3g}{margin}) on {drop.samples:,} samples held out from calibration"
         )
     single = sum("one step for all channels" in note for note in result.plan.notes)
     if single:

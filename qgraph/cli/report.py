@@ -31,9 +31,10 @@ def report(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """One HTML page about quantized models and plans (.json) of the float model, the first given.
+    """Write an HTML page that compares quantized models and plans (.json) with their float model, which comes first.
 
-    Accuracy, size, latency, bits and errors layer by layer. Without --data, errors are measured on distilled samples.
+    Shows accuracy, size and latency, and bits and errors layer by layer. Without --data, errors are measured on
+    distilled samples.
 
     \b
     Examples:

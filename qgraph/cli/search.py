@@ -31,7 +31,7 @@ DEFAULT = SearchConfig()
 
 
 class Ingredients(click.ParamType):
-    """Names out of clip, round and bias, with commas between."""
+    """Comma-separated names from clip, round and bias."""
 
     name = "a,b"
 
@@ -39,7 +39,7 @@ class Ingredients(click.ParamType):
         names = value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(","))
         unknown = [name for name in names if name not in INGREDIENTS]
         if unknown or not names:
-            return self.fail(f"'{value}' is not a list out of {', '.join(INGREDIENTS)}", param, ctx)
+            return self.fail(f"'{value}' is not a list of names from {', '.join(INGREDIENTS)}", param, ctx)
         return tuple(name for name in INGREDIENTS if name in names)
 
 
@@ -59,7 +59,7 @@ class Ingredients(click.ParamType):
     "--first-layer-bits", type=Bits(), metavar="N", help="With --protocol paper: quantize the first layer too."
 )
 @click.option(
-    "--ingredients", type=Ingredients(), default=INGREDIENTS, help="Out of clip, round, bias.  [default: all]"
+    "--ingredients", type=Ingredients(), default=INGREDIENTS, help="Any of clip, round, bias.  [default: all]"
 )
 @click.option("--objective", type=click.Choice(OBJECTIVES), help="What to measure.  [default: mse]")
 @click.option(
@@ -67,7 +67,7 @@ class Ingredients(click.ParamType):
     type=click.Choice(SEARCHES),
     default=DEFAULT.search,
     show_default=True,
-    help="bo: Bayesian optimisation behind the grid.",
+    help="bo: Bayesian optimisation after the grid.",
 )
 @click.option("--order", type=click.IntRange(1, 2), default=2, show_default=True, help="Order of the rounding scheme.")
 @click.option(
@@ -76,7 +76,7 @@ class Ingredients(click.ParamType):
     default=DEFAULT.passes,
     show_default=True,
     metavar="N",
-    help="How often to go through the layers.",
+    help="How many times to go through the layers.",
 )
 @click.option(
     "--first",
@@ -84,37 +84,37 @@ class Ingredients(click.ParamType):
     default=DEFAULT.first,
     show_default=True,
     metavar="N",
-    help="Samples of a race's first round.",
+    help="Samples in the first round of a race.",
 )
 @click.option(
     "--confidence",
     type=float,
     default=DEFAULT.confidence,
     show_default=True,
-    help="Of all tests of a round together.",
+    help="Confidence of all tests in a round together.",
 )
 @click.option(
     "--survivors",
     type=float,
     default=DEFAULT.keep,
     show_default=True,
-    help="Share of candidates that a round keeps at most, eight at least.",
+    help="Largest share of candidates that a round keeps, but at least eight.",
 )
 @click.option(
     "--tolerance",
     type=float,
     default=DEFAULT.tolerance,
     show_default=True,
-    help="Share of the objective that does not matter.",
+    help="Differences to ignore, as a share of the objective.",
 )
 @click.option(
     "--race/--no-race", default=True, help="Drop candidates that lose on few samples (default), or measure all on all."
 )
 @click.option(
-    "--reuse/--no-reuse", default=True, help="Measure candidates that compute the same once (default), or each."
+    "--reuse/--no-reuse", default=True, help="Measure candidates that compute the same only once (default), or each."
 )
 @click.option(
-    "--cache/--no-cache", default=True, help="Keep what the layers before compute (default), or compute it again."
+    "--cache/--no-cache", default=True, help="Keep the results of earlier layers (default), or compute them again."
 )
 @click.option(
     "--cache-mb",
@@ -122,7 +122,7 @@ class Ingredients(click.ParamType):
     default=DEFAULT.cache_bytes // 2**20,
     show_default=True,
     metavar="N",
-    help="Memory for it; beyond that it goes to disk.",
+    help="Memory for the cache; the rest goes to disk.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of Bayesian optimisation.")
 @click.option("--opset", type=int, metavar="N", help="Raise the model to opset N first.")
@@ -130,13 +130,13 @@ class Ingredients(click.ParamType):
 @click.option(
     "--resume",
     metavar="DIR",
-    help="Folder for checkpoints: a search that was stopped goes on from there.  [default: PLAN.json.search]",
+    help="Folder for checkpoints, from which an interrupted search continues.  [default: PLAN.json.search]",
 )
 @run_options
 def search(model: str, output: str, resume: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Search clips, roundings and bias shifts for MODEL by measuring the task (Q-Rater).
 
-    Every evaluation is kept in that folder: after a crash, Ctrl-C or a full disk, the same command goes on.
+    Every evaluation is kept in the folder --resume: after a crash, Ctrl-C or a full disk, the same command continues.
 
     \b
     Examples:
@@ -170,7 +170,7 @@ def search(model: str, output: str, resume: str | None, as_json: bool, quiet: bo
 
 
 def _config(options: dict[str, Any]) -> SearchConfig:
-    """The search's own options, taken out of `options`."""
+    """The options of the search itself, taken out of `options`."""
     if options["weights"] is None and options["activations"] is None:
         options["weights"] = options["activations"] = 4
     names = (
@@ -196,7 +196,7 @@ def _config(options: dict[str, Any]) -> SearchConfig:
 
 def _say_how_to_go_on(folder: Path) -> None:
     best = folder / "best.plan.json"
-    ERRORS.print(f"stopped; the same command goes on from {folder}", markup=False, highlight=False, soft_wrap=True)
+    ERRORS.print(f"stopped; the same command continues from {folder}", markup=False, highlight=False, soft_wrap=True)
     if best.exists():
         ERRORS.print(f"the best plan so far is {best}:", markup=False, highlight=False, soft_wrap=True)
         ERRORS.print(best.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)

@@ -24,7 +24,7 @@ from qgraph.methods.zeroq.sensitivity import Sensitivity
 from qgraph.running.files import check_writable, write_atomically
 
 _KINDS = ("measured", "predicted")
-_SHADES = ("green", "yellow", "dark_orange", "red")  # a quarter of the range of log Omega each
+_SHADES = ("green", "yellow", "dark_orange", "red")  # each for a quarter of the range of log Omega
 
 
 @click.command()
@@ -37,17 +37,17 @@ _SHADES = ("green", "yellow", "dark_orange", "red")  # a quarter of the range of
 @click.option(
     "--symmetric/--asymmetric",
     default=None,
-    help="Weight grids around zero (default at 8 bits), or with both ends chosen.",
+    help="Weight grids symmetric about zero (default at 8 bits), or with both ends chosen.",
 )
 @click.option("--weight-clip", metavar="METHOD", help="Weight clipping: max, percentile, mse, kl or aciq.")
 @click.option("--keep", multiple=True, metavar="NAME", help="Leave a layer in float (glob; repeatable).")
 @direction_option
 @executor_option
 @click.option("--seed", type=int, metavar="N", help="Seed of distilled data.  [default: 0]")
-@click.option("--resume", metavar="DIR", help="Folder for checkpoints: a job that was stopped goes on from there.")
+@click.option("--resume", metavar="DIR", help="Folder for checkpoints, from which an interrupted job continues.")
 @run_options
 def sensitivity(model: str, output: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
-    """How far the outputs of MODEL move when one layer alone is quantized, at each bit-width (ZeroQ).
+    """Measure how far the outputs of MODEL move when one layer alone is quantized, at each bit-width (ZeroQ).
 
     Without --data, samples are distilled from the model.
 
@@ -72,7 +72,7 @@ def sensitivity(model: str, output: str | None, as_json: bool, quiet: bool, **op
 
 
 def _show(model: str, result: Sensitivity) -> None:
-    """Measured sensitivities, and behind them the closed forms."""
+    """Print measured sensitivities, followed by the closed forms."""
     bits = sorted({k for row in result.layers for k in row.bits})
     compared = " + ".join(f"{kind} of {name}" for name, kind in result.outputs)
     title = f"sensitivity of {model} on {result.samples} samples of {result.data}: {compared}"
@@ -89,7 +89,7 @@ def _show(model: str, result: Sensitivity) -> None:
 
 
 def _cell(value: float | None, positive: list[float]) -> Text:
-    """The value on a shade of its place between the least and the largest, on a logarithmic scale."""
+    """The value, shaded by its position between the smallest and the largest on a logarithmic scale."""
     if value is None:
         return Text("-")
     low, high = min(positive, default=1.0), max(positive, default=1.0)

@@ -1,7 +1,7 @@
-"""Charts as inline SVG, drawn 360 units wide so that their text is readable on a phone.
+"""Charts as inline SVG, 360 units wide so that their text is readable on a phone.
 
-Colours are classes (`c0` to `c5`), so that the style sheet decides them for light and dark; shapes differ too, so that
-colour is never the only difference. Every mark has a title, and the page puts the same numbers in a table.
+Colours are classes (`c0` to `c5`), which the style sheet defines for light and dark; shapes differ too, so that colour
+is never the only difference. Every mark has a title, and the page shows the same numbers in a table.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ COLOURS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One mark, with the words that a pointer resting on it shows."""
+    """One mark, with the text of its tooltip."""
 
     x: float
     y: float
@@ -37,7 +37,7 @@ class Series:
     bars: bool = False
     marks: bool = True
     emphasis: bool = False
-    """Larger marks with their titles written beside them."""
+    """Draw larger marks, with their titles beside them."""
 
     def finite(self) -> list[Point]:
         return [p for p in self.points if math.isfinite(p.x) and math.isfinite(p.y)]
@@ -55,7 +55,7 @@ class Axis:
 
     @classmethod
     def over(cls, label: str, values: Sequence[float], *, log: bool = False, zero: bool = False) -> Axis:
-        """The axis that shows all values, with a margin where none is at zero."""
+        """An axis that shows all values, with a margin at ends that are not zero."""
         low, high = (min(values), max(values)) if values else (1.0, 1.0)
         if log:
             return cls(label=label, low=low / 1.2, high=high * 1.2, log=True)
@@ -63,7 +63,7 @@ class Axis:
         return cls(label=label, low=0.0 if zero else low - margin, high=high + margin)
 
     def place(self, value: float) -> float:
-        """Where the value lies, from 0 (low) to 1 (high)."""
+        """The position of a value on the axis, from 0 (low) to 1 (high)."""
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
@@ -85,7 +85,7 @@ class Axis:
 def chart(
     title: str, series: Sequence[Series], x: Axis, y: Axis, *, height: int = HEIGHT, diagonal: bool = False
 ) -> Markup:
-    """The series on two axes; `diagonal` draws the line of equal values. The title is what a screen reader says."""
+    """Draw the series on two axes; `diagonal` adds the line of equal values. Screen readers read the title."""
     frame = _Frame(x=x, y=y, height=height)
     return element(
         "svg",
@@ -166,7 +166,7 @@ class _Frame:
 
     def _written(self, point: Point) -> Markup:
         x, y = self.at(point.x, point.y)
-        right = x > 0.62 * WIDTH  # there the words go to the left
+        right = x > 0.62 * WIDTH  # too close to the right edge: write to the left of the mark
         across = {"x": x - 11 if right else x + 11, "text_anchor": "end" if right else "start"}
         return element("text", point.title, y=max(y - 8, 12), class_="written", **across)
 

@@ -1,4 +1,4 @@
-"""What a report shows: a float model and quantized forms of it, measured on the same samples."""
+"""The contents of a report: a float model and quantized forms of it, measured on the same samples."""
 
 from __future__ import annotations
 
@@ -33,13 +33,15 @@ from qgraph.running.progress import SILENT, Progress
 from qgraph.running.threads import keeps_threads
 from qgraph.samples.dataset import DataLike, Dataset, Reading
 
-OBSERVED, COMPARED, TIMED = 256, 64, 15  # samples for statistics, samples for layers, runs for the latency
+OBSERVED, COMPARED, TIMED = 256, 64, 15  # samples for statistics, samples for layers, runs for latency
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRow:
-    """One layer of one variant. Errors in dB: of the layer alone (predicted, simulated), and with all before it in the
-    file, behind its grid (measured) and before it (accumulated).
+    """One layer of one variant, with its errors in dB.
+
+    The predicted and simulated errors are those of the layer alone. The measured and accumulated ones are those of the
+    file and include all layers before: measured after the grid of the layer's result, accumulated before it.
     """
 
     name: str
@@ -67,7 +69,7 @@ class Variant:
 
     @property
     def mean_weight_bits(self) -> float | None:
-        """Bits of an average weight, layers in float left out."""
+        """The average bits per weight, without layers in floating point."""
         quantized = [(r.weight_count, r.weight_bits) for r in self.layers if r.weight_bits is not None]
         count = sum(n for n, _ in quantized)
         return sum(n * bits for n, bits in quantized) / count if count else None
@@ -75,7 +77,7 @@ class Variant:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Report:
-    """Everything on the page. `data` says what was measured on; `distilled` are the samples made for it, if any."""
+    """Everything on the page; `data` says what it was measured on, `distilled` are the samples if they were made."""
 
     source: str
     digest: str
@@ -86,9 +88,9 @@ class Report:
     quality: Evaluation | None = None
     distilled: NDArray[Any] | None = None
     verdict: Verdict | None = None
-    """What the written file is worth on samples that took no part, where one job is reported on."""
+    """The verdict on the written file, if the report is about one job."""
     allocation: Allocation | None = None
-    """How the bits of mixed precision were chosen, where they were."""
+    """How bits were chosen, if they are mixed."""
 
     def to_dict(self) -> dict[str, Any]:
         """What `qgraph report --json` prints."""
@@ -115,7 +117,7 @@ class Report:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Candidate:
-    """A quantized form to report on: its graph, and the plan that made it where there is one."""
+    """A quantized form to report on: its graph, and the plan that made it, if known."""
 
     name: str
     model: Model
@@ -134,8 +136,8 @@ def report_on(
 ) -> Report:
     """Compare plans (`.json` files or values) and quantized models of one float model.
 
-    Without data the layers are measured on distilled samples. `reading` are the options of `open_data`. Raises
-    `PlanError` for a plan of another model, `UsageError` where there is nothing to compare.
+    Without data, layers are measured on distilled samples. `reading` are the options of `open_data`. Raises `PlanError`
+    for a plan of another model, and `UsageError` if there is nothing to compare.
     """
     if not others:
         raise UsageError("nothing to report on: give the float model, then at least one plan or quantized model")
@@ -181,7 +183,7 @@ def gather(
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Report:
-    """Measure every candidate against the float model `net`; without samples, sizes and bits alone."""
+    """Measure every candidate against the float model `net`; without samples, only sizes and bits."""
     view = GraphView(net)
     count = 0 if samples is None else samples.count
     labelled = samples is not None and samples.labels is not None
@@ -217,7 +219,7 @@ def _short_names(paths: Sequence[str]) -> list[str]:
 
 
 def _candidate(net: Model, other: str | QuantPlan, name: str) -> Candidate:
-    """A plan becomes the file that it stands for; anything else is a model."""
+    """The candidate for a plan, which is applied, or for a model."""
     if not isinstance(other, QuantPlan) and not str(other).endswith(".json"):
         return Candidate(name=name, model=load(other))
     plan = other if isinstance(other, QuantPlan) else QuantPlan.load(other)
@@ -278,7 +280,7 @@ def _variant(
 def _accumulated(
     net: Model, candidate: Candidate, samples: Dataset, threads: int | None, progress: Progress
 ) -> dict[str, float | None]:
-    """SQNR after every layer; empty, with a warning, for a file that renamed every tensor."""
+    """The SQNR after every layer; empty, with a warning, for a file whose tensors have all been renamed."""
     try:
         rows = compare(net, [candidate.model], _first(samples, COMPARED), threads=threads, progress=progress)
     except UsageError as error:

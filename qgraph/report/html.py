@@ -1,4 +1,4 @@
-"""HTML and SVG as nested calls. Text is escaped unless `element` made it: a name from a model file is never markup."""
+"""HTML and SVG as nested calls; text is escaped unless `element` made it, so a model's names are never markup."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VOID = frozenset({"meta", "link", "img", "br", "hr"})
 
 
 def element(tag: str, *content: Content, **attributes: Attribute) -> Markup:
-    """<tag attributes>content</tag>; `class_` and `aria_label` mean class and aria-label, None leaves one out."""
+    """<tag attributes>content</tag>; `class_` and `aria_label` mean class and aria-label, None omits an attribute."""
     text = "".join(f' {_name(k)}="{escape(_text(v))}"' for k, v in attributes.items() if v is not None)
     if tag in VOID:
         return Markup(f"<{tag}{text}>")
@@ -28,7 +28,7 @@ def element(tag: str, *content: Content, **attributes: Attribute) -> Markup:
 
 
 def join(content: Content) -> Markup:
-    """All parts one after the other, escaped where they are plain text; None is nothing."""
+    """All parts one after the other, with plain text escaped; None is empty."""
     if content is None:
         return Markup("")
     if isinstance(content, Markup):
@@ -39,7 +39,7 @@ def join(content: Content) -> Markup:
 
 
 def escape(text: str) -> Markup:
-    """Text with <, >, & and quotes escaped, and characters that cannot be seen shown as U+FFFD."""
+    """The text with <, >, & and quotes escaped, and invisible characters replaced by U+FFFD."""
     seen = "".join("\ufffd" if unicodedata.category(c) in _UNSEEN and c not in "\n\t" else c for c in text)
     return Markup(html.escape(seen, quote=True))
 

@@ -1,4 +1,4 @@
-"""Sections on mixed precision: the frontier with the point that was chosen, and how sensitive every layer is."""
+"""Sections on mixed precision: the frontier with the chosen point, and the sensitivity of every layer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DRAWN, LISTED = 200, 12  # points of a frontier in its chart and in its table
 
 
 def frontier(report: Report) -> Section | None:
-    """Size against the sum of sensitivities, and the selection that was taken."""
+    """A chart of sizes and sums of sensitivities, with the chosen selection."""
     if report.allocation is None:
         return None
     allocation = report.allocation
@@ -52,7 +52,7 @@ def frontier(report: Report) -> Section | None:
 
 
 def sensitivities(report: Report) -> Section | None:
-    """A heat map of Omega per layer and bits, on a logarithmic scale; what was chosen is framed."""
+    """A heat map of sensitivities per layer and bits, on a logarithmic scale, with the chosen bits framed."""
     if report.allocation is None:
         return None
     layers, taken = report.allocation.sensitivity.layers, report.allocation.bits
@@ -98,14 +98,14 @@ def _row(name: str, omega: Sequence[float | None], chosen: int, span: tuple[floa
 
 
 def _share(value: float, low: float, high: float) -> float:
-    """Where the value lies between low and high on a logarithmic scale, in percent."""
+    """The position of a value between low and high on a logarithmic scale, in percent."""
     if value <= 0 or high <= low:
         return 0.0
     return 100 * min(1.0, max(0.0, math.log(value / low) / math.log(high / low)))
 
 
 def _closed_form(allocation: Allocation) -> Markup | None:
-    """Measured sensitivities over those computed without running the network, where there are any."""
+    """A chart of measured sensitivities over those in closed form, if there are any."""
     points = [
         Point(x=p, y=m, title=f"{layer.name}, {k} bits: predicted {p:.2g}, measured {m:.2g}")
         for layer in allocation.sensitivity.layers
@@ -144,5 +144,5 @@ def _costs(allocation: Allocation) -> np.ndarray:
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """At most `most` indices below `count`, evenly spread, first and last among them."""
+    """At most `most` indices below `count`, evenly spread, including the first and the last."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(most, count))})

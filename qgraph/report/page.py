@@ -1,6 +1,6 @@
-"""The report as one HTML file: no script, nothing loaded, readable on a phone, in light and dark, and by ear.
+"""The report as one HTML file without scripts or external files, for phones, light and dark, and screen readers.
 
-Every chart has its numbers in a table; every table has a caption, and scrolls by keyboard where it is too wide.
+The numbers of every chart are in a table as well; every table has a caption, and scrolls by keyboard if it is too wide.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _introduction(report: Report) -> Markup:
 
 
 def summary(report: Report) -> Section | None:
-    """One row per model, and where each lies between size and quality."""
+    """A table with one row per model, and a chart of size against quality."""
     models = table(
         "Size, quality and speed of every model",
         ("model", "bytes", "of float", "weight bits", "top-1 %", "KL, nats", "SQNR dB", "latency / float"),
@@ -68,7 +68,7 @@ def summary(report: Report) -> Section | None:
 
 
 def bits(report: Report) -> Section | None:
-    """Bars of weight bits and dots of activation bits, layer by layer in graph order."""
+    """Charts with bars for weight bits and dots for activation bits, in graph order."""
     figures = []
     for variant in report.variants:
         weights = [
@@ -94,7 +94,7 @@ def bits(report: Report) -> Section | None:
 
 
 def errors(report: Report) -> Section | None:
-    """The error of each layer with those of all layers before it."""
+    """A chart of the error accumulated up to each layer."""
     series = [
         _layer_series(variant, index, lambda row: row.accumulated_sqnr_db)
         for index, variant in enumerate(report.variants)
@@ -114,7 +114,7 @@ def errors(report: Report) -> Section | None:
 
 
 def predictions(report: Report) -> Section | None:
-    """Closed-form errors against measured ones."""
+    """A chart of closed-form errors against simulated ones."""
     series = []
     for index, variant in enumerate(report.variants):
         pairs = [(r, r.predicted_sqnr_db, r.simulated_sqnr_db) for r in variant.layers]
@@ -139,7 +139,7 @@ def predictions(report: Report) -> Section | None:
 
 
 def layers(report: Report) -> Section | None:
-    """Every number about every layer."""
+    """Tables with every number about every layer."""
     columns = ("layer", "op", "weights", "activations", "bytes", "predicted dB", "measured dB", "accumulated dB")
     tables = [
         details(
@@ -153,7 +153,7 @@ def layers(report: Report) -> Section | None:
 
 
 def kept(report: Report) -> Section | None:
-    """What stayed in floating point, and why."""
+    """A table of what stayed in floating point, and why."""
     rows = [(v.name, k.name, k.why) for v in report.variants for k in v.kept_float]
     if not rows:
         return None
@@ -161,7 +161,7 @@ def kept(report: Report) -> Section | None:
 
 
 def distilled(report: Report) -> Section | None:
-    """The samples that stood in for data."""
+    """The distilled samples, as one picture."""
     sheet = None if report.distilled is None else contact_sheet(report.distilled)
     if sheet is None:
         return None
@@ -198,7 +198,7 @@ def _anchor(name: str) -> str:
 
 
 def _size_against_quality(report: Report) -> Markup | None:
-    """Top-1 over size where there are labels, else SQNR over size; None for a single point."""
+    """A chart of top-1 accuracy over size, or of SQNR without labels; None for a single point."""
     labelled = report.quality is not None and report.quality.top1 is not None
     points = []
     for variant in report.variants:

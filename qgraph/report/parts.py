@@ -1,4 +1,4 @@
-"""What sections of the page are made of: figures, tables, foldable parts, numbers."""
+"""The parts of a section: figures, tables, foldable parts, numbers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from qgraph.report.charts import Series, swatch
 from qgraph.report.html import Content, Markup, element
 
 Section = tuple[str, Content]
-"""Its heading and what stands below."""
+"""The heading of a section and its content."""
 
 
 def figure(caption: str, drawn: Markup, series: Sequence[Series]) -> Markup:
-    """A chart with its caption, and a legend where there is more than one series."""
+    """A chart with its caption, and a legend if there is more than one series."""
     items = [element("li", swatch(s), element("span", s.name)) for s in series if s.points]
     legend = element("ul", items, class_="legend") if len(items) > 1 else None
     return element("figure", element("figcaption", caption), drawn, legend)
@@ -22,9 +22,9 @@ def figure(caption: str, drawn: Markup, series: Sequence[Series]) -> Markup:
 def table(
     caption: str, columns: Sequence[str], rows: Sequence[Sequence[Content]], *, left: int = 1, stacked: bool = False
 ) -> Markup:
-    """A table whose first column names the row, whose first `left` columns are text and whose others are numbers.
+    """A table whose first column names the row; the first `left` columns are text, the others are numbers.
 
-    `stacked` rows become cards on a narrow screen; the roles keep it a table there for a screen reader.
+    `stacked` rows become cards on a narrow screen; roles keep it a table for screen readers.
     """
 
     def kind(index: int) -> str | None:
@@ -55,10 +55,10 @@ def table(
 
 
 def details(title: str, content: Content, *, unfolded: bool) -> Markup:
-    """A part that folds away."""
+    """A foldable part."""
     return element("details", element("summary", title), content, open="" if unfolded else None)
 
 
 def number(value: float | None, digits: int) -> str:
-    """Fixed digits, or a dash where there is no number."""
+    """The number with fixed digits, or a dash for None."""
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

@@ -1,4 +1,4 @@
-"""Samples as one picture: a PNG inside a data URI."""
+"""Draw samples as one picture, a PNG in a data URI."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ COLUMNS, COUNT, SIDE, GAP = 8, 32, 64, 2
 
 
 def contact_sheet(samples: NDArray[Any]) -> tuple[str, int] | None:
-    """A data URI of the first 32 samples side by side, and how many they are; None where they are not images.
+    """A data URI with at most 32 samples side by side, and their number; None if they are not images.
 
-    Images are N x C x H x W, or N x H x W x C, with one or three channels. Each is stretched over its own range of
-    values, and drawn with its longer side at most 64 points.
+    Images are N x C x H x W or N x H x W x C, with one or three channels. Each is stretched to its own range of values,
+    and its longer side is at most 64 pixels.
     """
     images = _channels_last(np.asarray(samples))
     if images is None:
@@ -51,7 +51,7 @@ def _channels_last(samples: NDArray[Any]) -> NDArray[Any] | None:
 
 
 def _stretched(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """Values from the 1st to the 99th percentile over 0..255."""
+    """The image with its 1st to 99th percentile stretched to 0..255."""
     values = np.nan_to_num(image.astype(np.float64))
     low, high = np.percentile(values, (1, 99))
     grey = np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255
