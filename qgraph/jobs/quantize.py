@@ -9,6 +9,7 @@ from typing import Any
 from qgraph.assess.metric import MetricLike
 from qgraph.assess.verify import verify
 from qgraph.jobs.guarded import guarded
+from qgraph.jobs.no_larger import no_larger
 from qgraph.jobs.no_slower import no_slower
 from qgraph.jobs.prepare import Gathered, gather
 from qgraph.jobs.result import Result
@@ -129,7 +130,7 @@ def _quantized(
             plan = correct_outputs(plan, given.view, samples, threads=job.threads, progress=job.progress)
     plan = sound(plan, given.view, target_cpu=given.recipe.target_cpu)
     with job.stage("export"):
-        result = _result(given, plan, allocation, measure=measure)
+        result = no_larger(_result(given, plan, allocation, measure=measure), fixed=fixed)
         _ = result.model
     with job.stage("verify"):
         verify(result.model, given.net, result.samples, threads=job.threads)

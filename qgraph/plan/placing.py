@@ -3,7 +3,7 @@
 Operators that move values may also drop some: a Slice cuts one part out of a projection, and a MaxPool never passes
 padding on. A layer whose operand spans a much narrower range than the tensor it was moved from gets a grid of its own
 on that operand. So does every other layer that reads the tensor through such operators; the tensor itself is not
-rounded on the way.
+rounded on the way. A layer whose operand is one number in all samples, such as an input left at zero, reads floats.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def place(
 ) -> tuple[tuple[ActivationSite, ...], dict[str, str]]:
     """The tensors to quantize so that `layers` run on integers, and the reason for each layer that cannot."""
     layers = [layer for layer in layers if not layer.weight_only]
-    slow = {layer.name: why for layer in layers if (why := why_slower(layer))}
-    layers = [layer for layer in layers if layer.name not in slow]
+    left = {layer.name: why for layer in layers if (why := why_slower(layer) or _why_uncovered(layer, observed))}
+    layers = [layer for layer in layers if layer.name not in left]
     readers = [layer for layer in layers if layer.has_integer_kernel]
     divided = {
         root(layer.input)
@@ -51,7 +51,16 @@ def place(
         for layer in readers
         if layer.op == "Conv" and fused_output(layer.output).name in loose
     }
-    return view.activation_sites([layer for layer in layers if layer.name not in floats], apart, loose), slow | floats
+    return view.activation_sites([layer for layer in layers if layer.name not in floats], apart, loose), left | floats
+
+
+def _why_uncovered(layer: Layer, observed: Ranges) -> str:
+    """Why no grid can be chosen for the operand of a layer: it was the same number throughout; '' where one can."""
+    if not layer.has_integer_kernel:
+        return ""
+    low, high = observed.range_of(str(layer.input.name))
+    same = f"'{layer.input.name}' is {low:g} in all samples, which says nothing of its range"
+    return f"{same}: the weight alone is quantized" if low == high else ""
 
 
 def _selected_from(value: ir.Value) -> Iterator[ir.Value]:

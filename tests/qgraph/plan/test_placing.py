@@ -115,3 +115,22 @@ def test_average_pools_of_all_kinds(model_from_text, how):
     model = model_from_text(head + text, w=normal(rng, 8, 4, 3, 3), v=normal(rng, 4, 8, 1, 1))
     x = (rng.normal(size=(16, 4, 13, 13)) + 1).astype(np.float32)
     assert min(sqnr(model, qgraph.quantize(model, x), {"x": x})) > 25
+
+
+@pytest.mark.parametrize("left_at", [0.0, 0.25])
+@pytest.mark.parametrize("op", ["MatMul", "Gemm", "Conv"])
+def test_what_never_changes_is_read_in_floats(model_from_text, left_at, op):
+    rng = np.random.default_rng(5)
+    shape, weight = ("N,8,1", (8, 8, 1)) if op == "Conv" else ("N,8", (8, 8))
+    dims = ",".join(map(str, weight))
+    text = (
+        f"float[{shape}] x, float[{shape}] z, float[{dims}] w, float[{dims}] u) => (float[{shape}] y) {{"
+        f" h = {op}(x, w) g = {op}(z, u) y = Add(h, g) }}"
+    )
+    model = model_from_text(HEAD + text, w=normal(rng, *weight), u=normal(rng, *weight))
+    x = rng.normal(size=(64, *weight[1:])).astype(np.float32)
+    with pytest.warns(UserWarning, match="input 'z' is"):
+        result = qgraph.quantize(model, {"x": x, "z": np.full_like(x, left_at)})
+    assert "z" not in grids(result)
+    assert min(sqnr(model, result, {"x": x, "z": x[::-1].copy()})) > 30
+    assert any(f"'z' is {left_at:g} in all samples" in kept.why for kept in result.plan.kept_float)

@@ -1,0 +1,56 @@
+"""Keep a quantized file from being larger than the float one, where grids cost more bytes than weights save."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+
+from qgraph.errors import QualityWarning
+from qgraph.graph.sites import GraphView
+from qgraph.jobs.result import Result
+from qgraph.plan.plan import KeptFloat, QuantPlan
+
+SMALL = 2**14  # bytes of a float file below which the names of grids decide how large it gets: it is only warned of
+LARGE = 2**26  # bytes of a float file whose weights outweigh everything else: it is not looked at
+PAYS = 256  # values of a weight: with fewer, its grid takes about as many bytes as it saves
+
+
+def no_larger(result: Result, *, fixed: bool) -> Result:
+    """The result, or one with fewer grids where it is larger than the float file; warns where it stays larger.
+
+    First activations go, unless the caller has `fixed` them, then the grids of small weights.
+    """
+    floats = result.net.nbytes
+    if result.format != "qdq" or floats > LARGE or result.nbytes <= floats:
+        return result
+    plan, candidates = result.plan, list[QuantPlan]()
+    if floats >= SMALL and not fixed:
+        note = (
+            f"activations stay floating point: with them the file has {result.nbytes:,} bytes, of {floats:,} in floats"
+        )
+        plain = dataclasses.replace(plan, activations=(), notes=(*plan.notes, note))
+        candidates = [plain, _without_small_weights(plain, GraphView(result.net))]
+    for candidate in candidates:
+        smaller = dataclasses.replace(result, plan=candidate)
+        if candidate.layers and smaller.nbytes <= floats:
+            return smaller
+    warnings.warn(
+        f"the file has {result.nbytes:,} bytes, more than the {floats:,} of the float model, which holds few weights "
+        f"that can be quantized",
+        QualityWarning,
+        stacklevel=4,
+    )
+    return result
+
+
+def _without_small_weights(plan: QuantPlan, view: GraphView) -> QuantPlan:
+    size = {layer.name: math.prod(view.by_name[layer.name].weight_array().shape) for layer in plan.layers}
+    small = [
+        KeptFloat(name=name, why="its grid would take more bytes than its weight saves", bytes=4 * values)
+        for name, values in size.items()
+        if values < PAYS
+    ]
+    gone = {kept.name for kept in small}
+    layers = tuple(layer for layer in plan.layers if layer.name not in gone)
+    return dataclasses.replace(plan, layers=layers, kept_float=(*plan.kept_float, *small))
