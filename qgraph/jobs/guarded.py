@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
 from qgraph.errors import UsageError
 from qgraph.jobs.below import TARGET_DB, warn_of_result
-from qgraph.jobs.plan_judge import PlanJudge, few_samples, margin
+from qgraph.jobs.plan_judge import PlanJudge, margin
 from qgraph.jobs.prepare import Gathered
 from qgraph.jobs.result import GivenUp, Result
 from qgraph.methods.guard.concessions import widened
-from qgraph.methods.guard.guard import COMFORTS, comforted, guard
+from qgraph.methods.guard.guard import COMFORTS, Judge, comforted, guard
 from qgraph.plan.plan import MAX_BITS, QuantPlan
-from qgraph.samples.dataset import Batch
 
 SPARE_DB = max(comfort.spare_db for comfort in COMFORTS)  # outputs this far above the target are left alone
 WORTH_DB = 0.5  # a variant must beat the plan by this much
 SAMPLES = 16  # the most samples on which errors are injected
+ENOUGH = 16  # held-out samples; with fewer, those that calibrate are looked at as well
 
 
 def parse_target(guard: float | str | None) -> float | None:
@@ -49,20 +48,28 @@ def guarded(given: Gathered, result: Result, *, guard_db: float | str | None) ->
     quality = result.quality
     if target is None or quality is None or given.samples is None:
         return result
-    if margin(quality.outputs, target + SPARE_DB) >= 0:
-        return result
     if guard_db is None and below_eight_bits(result.plan):
         warn_of_result(result, target)
         return result
-    batches = few_samples(given, SAMPLES)
-    result = _best_variant(given, result, PlanJudge(given, batches, target))
-    if _margin(result, target) < 0:
-        result = _repaired(given, result, batches, target)
-    spare = _margin(result, target)
-    return _comforted(given, result, batches, target) if 0 <= spare < SPARE_DB else result
+    judge = PlanJudge(given) if quality.samples < ENOUGH else None
+    spare = _spare(result, judge, target)
+    if spare >= SPARE_DB:
+        return result
+    judge = judge or PlanJudge(given)
+    result = _best_variant(given, result, judge.above(target))
+    if _spare(result, judge, target) < 0:
+        result = _repaired(given, result, judge, target)
+    spare = _spare(result, judge, target)
+    return _comforted(given, result, judge, target) if 0 <= spare < SPARE_DB else result
 
 
-def _best_variant(given: Gathered, result: Result, judge: PlanJudge) -> Result:
+def _spare(result: Result, judge: PlanJudge | None, target: float) -> float:
+    """How far the outputs are above the target on held-out samples and, with a judge, on those that calibrate."""
+    held_out = _margin(result, target)
+    return held_out if judge is None else min(held_out, judge.margin(result.plan, target))
+
+
+def _best_variant(given: Gathered, result: Result, judge: Judge) -> Result:
     """The result with full ranges, or without bias shifts, where that measures better."""
     plan, ranges = result.plan, _ranges(given, result.plan)
     plain = plan.map_layers(lambda layer: dataclasses.replace(layer, bias_shift=()))
@@ -79,16 +86,15 @@ def _best_variant(given: Gathered, result: Result, judge: PlanJudge) -> Result:
     return dataclasses.replace(result, plan=dataclasses.replace(chosen, notes=(*chosen.notes, best)))
 
 
-def _repaired(given: Gathered, result: Result, batches: Sequence[Batch], target: float) -> Result:
+def _repaired(given: Gathered, result: Result, judge: PlanJudge, target: float) -> Result:
     """The result after the guard, checked on held-out samples as well; warns where it is no better there."""
     before, wanted, better = result.quality, target, result
     for _ in range(2):  # a target met on calibration samples may be missed on held-out ones
-        judge = PlanJudge(given, batches, wanted)
         found = guard(
             result.plan,
             given.view,
-            batches,
-            judge,
+            judge.few(SAMPLES),
+            judge.above(wanted),
             target_db=wanted,
             ranges=_ranges(given, result.plan),
             threads=given.job.threads,
@@ -96,7 +102,7 @@ def _repaired(given: Gathered, result: Result, batches: Sequence[Batch], target:
         )
         given_up = None if before is None else GivenUp(target, found.concessions, before)
         better = dataclasses.replace(result, plan=found.plan, given_up=given_up)
-        missed = _margin(better, target)
+        missed = _spare(better, judge, target)
         if missed >= 0:
             return better
         wanted += 1.0 - max(missed, -target)
@@ -104,14 +110,16 @@ def _repaired(given: Gathered, result: Result, batches: Sequence[Batch], target:
     return better
 
 
-def _comforted(given: Gathered, result: Result, batches: Sequence[Batch], target: float) -> Result:
+def _comforted(given: Gathered, result: Result, judge: PlanJudge, target: float) -> Result:
     """The result further above the target, where that is cheap and no worse on held-out samples."""
+    easier = max(judge.margin(result.plan, target) - _margin(result, target), 0.0)  # than held-out samples
+    wanted = target + easier
     found = comforted(
         result.plan,
         given.view,
-        batches,
-        PlanJudge(given, batches, target),
-        target_db=target,
+        judge.few(SAMPLES),
+        judge.above(wanted),
+        target_db=wanted,
         ranges=_ranges(given, result.plan),
         threads=given.job.threads,
         progress=given.job.progress,
@@ -121,7 +129,7 @@ def _comforted(given: Gathered, result: Result, batches: Sequence[Batch], target
     gone = result.given_up or GivenUp(target, (), result.quality)
     given_up = dataclasses.replace(gone, concessions=(*gone.concessions, *found.concessions))
     better = dataclasses.replace(result, plan=found.plan, given_up=given_up)
-    return better if _margin(better, target) >= _margin(result, target) else result
+    return better if _margin(better, target) >= min(_margin(result, target) - WORTH_DB, SPARE_DB) else result
 
 
 def _margin(result: Result, target: float) -> float:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from qgraph.assess.float_constants import is_linear
 from qgraph.assess.output_quality import OutputQuality, OutputTally
+from qgraph.assess.verify import batch_size
 from qgraph.errors import ModelError
 from qgraph.jobs.prepare import Gathered
 from qgraph.lowering.lower import lower
@@ -21,6 +23,7 @@ from qgraph.samples.dataset import Batch
 
 SAME_CLASS = 0.98
 DOUBT = 0.05  # too many classes changed if this count has a smaller probability at a true rate of 2 %
+MOST = 64
 RUN_SECONDS = 0.5  # a run over all samples may take this long; slower networks get fewer samples
 _HOPELESS = -1000.0
 
@@ -47,43 +50,57 @@ def _too_many_changed(output: OutputQuality) -> bool:
 
 
 class PlanJudge:
-    """Measures the margin of a plan on its model with unpacked weights: the same numbers, sooner."""
+    """Measures the margin of plans on their models with unpacked weights: the same numbers, sooner.
 
-    def __init__(self, given: Gathered, batches: Sequence[Batch], target: float) -> None:
-        self.given, self.batches, self.target = given, batches, target
+    The samples are at most `MOST` of those that calibrate, evenly spread; fewer where the network is slow.
+    """
+
+    def __init__(self, given: Gathered) -> None:
+        self.given = given
         session = Session(given.net.ir_model, threads=given.job.threads)
         self.names = session.output_names
         self.linear = [is_linear(value) for value in given.net.graph.outputs]
-        self.expected = [session.run_list(batch.feeds) for batch in batches]
+        self.batches: list[Batch] = []
+        self.expected: list[list[NDArray[Any]]] = []
+        self._known: dict[QuantPlan, tuple[OutputQuality, ...] | None] = {}
+        samples = given.need_samples("the guard measures on samples")
+        began = time.perf_counter()
+        batches = samples.batches(batch_size(session, samples))
+        for batch in itertools.islice(batches, 0, None, -(-samples.count // MOST)):
+            self.expected.append(session.run_list(batch.feeds))
+            self.batches.append(batch)
+            if time.perf_counter() - began > RUN_SECONDS:
+                break
 
-    def __call__(self, plan: QuantPlan) -> float:
-        net = self.given.net
+    def few(self, most: int) -> list[Batch]:
+        """At most `most` of the samples, evenly spread."""
+        return self.batches[:: -(-len(self.batches) // most)]
+
+    def above(self, target: float) -> Callable[[QuantPlan], float]:
+        """What measures how far the outputs of a plan are above a target, in dB."""
+        return lambda plan: self.margin(plan, target)
+
+    def margin(self, plan: QuantPlan, target: float) -> float:
+        """How far the outputs of a plan are above the target, in dB; -1000 where its model does not run."""
+        if plan not in self._known:
+            self._known[plan] = self._outputs(plan)
+        outputs = self._known[plan]
+        return _HOPELESS if outputs is None else margin(outputs, target)
+
+    def _outputs(self, plan: QuantPlan) -> tuple[OutputQuality, ...] | None:
+        given = self.given
         tallies = [OutputTally(n, linear=flat) for n, flat in zip(self.names, self.linear, strict=True)]
         try:
-            session = Session(lower(net, plan, format=self.given.format, packed=False), threads=self.given.job.threads)
+            model = lower(given.net, plan, format=given.format, packed=False)
+            session = Session(model, threads=given.job.threads)
             for batch, want in zip(self.batches, self.expected, strict=True):
                 have = session.run(batch.feeds)
                 for tally, expected in zip(tallies, want, strict=True):
                     tally.take(_real(batch, expected), _real(batch, have[tally.name]))
         except ModelError:
-            return _HOPELESS
-        return margin([tally.result() for tally in tallies], self.target)
+            return None
+        return tuple(tally.result() for tally in tallies)
 
 
 def _real(batch: Batch, array: Any) -> Any:
     return batch.real(array) if isinstance(array, np.ndarray) else array
-
-
-def few_samples(given: Gathered, most: int) -> list[Batch]:
-    """At most `most` of the given samples, evenly spread; fewer where the network is slow."""
-    samples = given.need_samples("the guard measures on samples")
-    session = Session(given.net.ir_model, threads=given.job.threads)
-    step = max(1, samples.count // most)
-    chosen: list[Batch] = []
-    began = time.perf_counter()
-    for batch in itertools.islice(samples.batches(1), 0, None, step):
-        session.run_list(batch.feeds)
-        chosen.append(batch)
-        if len(chosen) >= most or time.perf_counter() - began > RUN_SECONDS:
-            break
-    return chosen

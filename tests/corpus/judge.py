@@ -79,7 +79,7 @@ def session(model: onnx.ModelProto) -> ort.InferenceSession:
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _anonymous(model: onnx.ModelProto) -> onnx.ModelProto:
+def anonymous(model: onnx.ModelProto) -> onnx.ModelProto:
     """Without the names of nodes: onnxruntime stumbles over two that are equal."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -105,7 +105,7 @@ def _signature(value: onnx.ValueInfoProto) -> tuple[str, bytes]:
 
 
 def _check_outputs(model: onnx.ModelProto, quantized: onnx.ModelProto, feeds: Feeds, *, close: bool) -> float:
-    before, after = session(_anonymous(model)), session(quantized)
+    before, after = session(anonymous(model)), session(quantized)
     expected, found = before.run(None, dict(feeds)), after.run(None, dict(feeds))
     moved = [_run(before, _moved(feeds, seed)) for seed in range(3)]
     worst, shaken = np.inf, None
@@ -116,7 +116,7 @@ def _check_outputs(model: onnx.ModelProto, quantized: onnx.ModelProto, feeds: Fe
             raise Unsound(f"output '{output.name}' is {b.dtype} of shape {b.shape}, the float model's {a.shape}")
         if not close:
             continue
-        reached, possible = _sqnr_db(a, b), _possible(a, moved, index)
+        reached, possible = sqnr_db(a, b), _possible(a, moved, index)
         if reached < min(ENOUGH_DB, possible - SLACK_DB):
             shaken = shaken or [_run(session(_shaken(model, feeds, seed)), feeds) for seed in range(3)]
             possible = _possible(a, shaken, index)
@@ -127,16 +127,16 @@ def _check_outputs(model: onnx.ModelProto, quantized: onnx.ModelProto, feeds: Fe
 
 
 def _possible(expected: np.ndarray, moved: list[list[Any] | None], index: int) -> float:
-    return min(-np.inf if outputs is None else _sqnr_db(expected, outputs[index]) for outputs in moved)
+    return min(-np.inf if outputs is None else sqnr_db(expected, outputs[index]) for outputs in moved)
 
 
 def _shaken(model: onnx.ModelProto, feeds: Feeds, seed: int) -> onnx.ModelProto:
     """The float model with a step of noise on whatever a layer reads or writes, weights included."""
-    shaken = _anonymous(model)
+    shaken = anonymous(model)
     constants = {t.name: numpy_helper.to_array(t) for t in shaken.graph.initializer}
     touched = {v for n in shaken.graph.node if n.op_type in LAYERS for v in (*n.input[:2], *n.output)} - {""}
     values = dict(constants) | dict(feeds)
-    probe = _anonymous(model)
+    probe = anonymous(model)
     del probe.graph.output[:]
     probe.graph.output.extend(onnx.ValueInfoProto(name=v) for v in sorted(touched - set(values)))
     if probe.graph.output:
@@ -181,7 +181,7 @@ def _moved(feeds: Feeds, seed: int) -> dict[str, Any]:
     return {name: move(x) for name, x in feeds.items()}
 
 
-def _sqnr_db(a: np.ndarray, b: np.ndarray) -> float:
+def sqnr_db(a: np.ndarray, b: np.ndarray) -> float:
     """10 log10(signal / noise) over the values that are finite; -inf where shapes or finiteness differ."""
     if a.shape != b.shape:
         return -np.inf

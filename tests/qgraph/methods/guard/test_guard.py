@@ -100,7 +100,8 @@ def test_a_ruined_output_is_repaired(spectrum):
 
 BARELY = """
 <ir_version: 8, opset_import: ["" : 17]>
-net (float[N, 8] few, float[N, 256] many) => (float[N, 32] y) <float[8, 32] u, float[256, 256] v, float[256, 32] w> {
+net (float[N, 1, 1, 8] few, float[N, 1, 1, 256] many) => (float[N, 1, 1, 32] y)
+    <float[8, 32] u, float[256, 256] v, float[256, 32] w> {
     a = MatMul(few, u)
     b = MatMul(many, v)
     c = Relu(b)
@@ -115,8 +116,8 @@ def test_what_is_cheap_is_given_for_dB_to_spare(model_from_text):
     rng = np.random.default_rng(3)
     constants = {"u": rng.normal(size=(8, 32)), "v": rng.normal(size=(256, 256)) / 16, "w": rng.normal(size=(256, 32))}
     model = model_from_text(BARELY, **{name: (array / 16).astype(np.float32) for name, array in constants.items()})
-    data = {"few": rng.normal(size=(128, 8)), "many": rng.normal(size=(128, 256))}
-    data["few"][1, 0] = 60  # what the grid of all must reach
+    data = {"few": rng.normal(size=(128, 1, 1, 8)), "many": rng.normal(size=(128, 1, 1, 256))}
+    data["few"][1, 0, 0, 0] = 60  # what the grid of all must reach
     data = {name: array.astype(np.float32) for name, array in data.items()}
     usual = {name: array[2:] for name, array in data.items()}
     before = qgraph.quantize(model, data, guard="off", method="minmax")
