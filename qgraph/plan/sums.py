@@ -71,7 +71,8 @@ def _common(grids: list[WeightQuant]) -> WeightQuant | None:
         grid.channel_bits or grid.granularity.group is not None or grid.input_scale or grid.rounding is not None
         for grid in grids
     )
-    if len(set(grids)) == 1 or special or any(replace(g, scale=one.scale) != one for g in widest):
+    shapes = {(len(grid.scale), grid.granularity) for grid in grids}
+    if len(set(grids)) == 1 or special or len(shapes) > 1 or any(replace(g, scale=one.scale) != one for g in widest):
         return None
     return replace(one, scale=tuple(max(scales) for scales in zip(*(g.scale for g in widest), strict=True)))
 

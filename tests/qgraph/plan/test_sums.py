@@ -15,7 +15,7 @@ from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan.grids import activation_grid, weight_grid
 from qgraph.plan.plan import LayerQuant, QuantPlan
-from qgraph.plan.sums import bias_fits, with_room_for_biases
+from qgraph.plan.sums import bias_fits, with_room_for_biases, with_shared_weights
 from qgraph.running.sessions import Session
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]> net ('
@@ -112,3 +112,17 @@ def test_steps_too_small_for_kernels_run_in_floats(model_from_text):
         model = model_from_text(HEAD + CONV, w=w, b=np.zeros(8, np.float32), v=v)
         x = (of_x * rng.normal(size=(16, 4, 6, 6))).astype(np.float32)
         assert sqnr(model, qgraph.quantize(model, x), {"x": x}) > 25, (of_x, of_w)
+
+
+def test_a_weight_with_grids_of_different_shapes_keeps_both(model_from_text):
+    """One scale for all of it, and one a channel: neither can take the other's place."""
+    rng = np.random.default_rng(0)
+    text = "float[N,8] x, float[8,8] w) => (float[N,8] y) { h = MatMul(x, w) r = Relu(h) y = MatMul(r, w) }"
+    net = normalise(load(model_from_text(HEAD + text, w=rng.normal(size=(8, 8)).astype(np.float32))))
+    view = GraphView(net)
+    first, second = view.layers
+    rows = weight_grid(np.full(8, -1.0), np.full(8, 2.0), bits=8, granularity=qmath.Granularity(axis=1), symmetric=True)
+    grids = {first.name: rows, second.name: weight_grid(-1.0, 1.0, bits=8, symmetric=True)}
+    layers = tuple(LayerQuant(name=name, op="MatMul", weight=grid) for name, grid in grids.items())
+    plan = QuantPlan(model=net.digest, recipe="", layers=layers)
+    assert with_shared_weights(plan, view) == plan
