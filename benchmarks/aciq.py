@@ -1,7 +1,7 @@
-"""ACIQ on networks: accuracy of the deployed files, its clip against others, predictions, and the mean of weights.
+"""ACIQ on networks: accuracy of deployed files, its clip against others, predictions, and the mean of weights.
 
-256 training images without labels; `--limit` test images (10,000 by default). `--part` runs one table; the ablation is
-`--part ablation --model NAME`, all 16 combinations in simulation.
+Uses 256 training images without labels, and `--limit` test images (10,000 by default). `--part` runs one table; the
+ablation is `--part ablation --model NAME`, with all 16 combinations in simulation.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Case:
 
 
 def accuracy(case: Case) -> Rows:
-    """Drop of the deployed file, its size, and the time of calibrating and writing over that of a float pass."""
+    """The drop and size of the deployed file, and the time to calibrate and write it, relative to a float pass."""
     session = Session(case.net.ir_model)
     best, rows = case.top1(case.net), []
 
@@ -109,11 +109,11 @@ def accuracy(case: Case) -> Rows:
 
 
 def clips(case: Case) -> Rows:
-    """Activations at 4 bits and weights left at 8: accuracy of every clip, and the time it takes, relative to ACIQ's.
+    """The accuracy and relative time of every clip, for 4-bit activations and 8-bit weights.
 
-    The closed form is ACIQ as the paper has it: a constant times mean |x| of every tensor, from the statistics of one
-    pass. "aciq" makes a range from each prior's moments, takes the one with the smaller error on the histogram, and
-    checks it against about the least.
+    The closed form is ACIQ as in the paper: a constant times mean |x| of every tensor, from the statistics of one pass.
+    "aciq" makes a range from the moments of each prior, takes the one with the smaller error on the histogram, and
+    compares that with the least possible error.
     """
     plan = case.start(weights=8, activations=4)
     found = [case.observed[a.tensor].histogram for a in plan.activations if a.bits == 4]
@@ -146,9 +146,9 @@ def clips(case: Case) -> Rows:
 
 
 def predictions(case: Case) -> Rows:
-    """Predicted against measured error of layers whose operand's prior was accepted, on all calibration samples.
+    """Predicted and measured errors of layers whose operand's prior was accepted, on all calibration samples.
 
-    Weights have 8 bits, so that the error is that of the activations.
+    Weights have 8 bits, so that the errors are those of the activations.
     """
     rows = []
     for bits in (3, 4):
@@ -178,7 +178,7 @@ def predictions(case: Case) -> Rows:
 
 
 def means(case: Case) -> Rows:
-    """Eq. 13's mean of weights: left out, in an asymmetric zero point, or through the expected input in the bias."""
+    """The mean of weights (Eq. 13): ignored, in an asymmetric zero point, or in the bias by the expected input."""
     options = {"weights": 4, "activations": 8}
     symmetric = case.start(symmetric=True, **options)
     variants = {
@@ -193,7 +193,7 @@ def means(case: Case) -> Rows:
 
 
 def nodata(case: Case) -> Rows:
-    """W4A4 from 256 training images, and from samples distilled from the model alone."""
+    """W4A4 calibrated on 256 training images, and on samples distilled from the model alone."""
     with_data = qgraph.quantize(case.net.ir_model, case.data, weights=4, activations=4)
     path = shared("models", f"cifar10_{case.name}.onnx")
     without = qgraph.quantize(path, method="zeroq", weights=4, activations=4)
@@ -244,7 +244,7 @@ def main() -> None:
         parser.add_argument("--part", choices=[*PARTS, "ablation"], default="accuracy")
         parser.add_argument("--model", choices=MODELS, action="append", help="default: all")
         parser.add_argument("--limit", type=int, help="test images (default: all)")
-        parser.add_argument("--format", choices=["float", "qdq"], default="float", help="of the ablation")
+        parser.add_argument("--format", choices=["float", "qdq"], default="float", help="format of the ablation")
 
     given = arguments(__doc__, options)
     names, started = given.model or MODELS, time.perf_counter()

@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Detections:
-    """What a detector found in one picture: boxes (n, 4) and scores (n,), best first."""
+    """The boxes (n, 4) and scores (n,) that a detector found in one picture, best first."""
 
     boxes: Floats
     scores: Floats
@@ -22,7 +22,7 @@ class Detections:
     def best(
         cls, boxes: NDArray[np.floating], scores: NDArray[np.floating], *, least: float, overlap: float
     ) -> Detections:
-        """Candidates that score at least `least`, without those that overlap a better one by more than `overlap`."""
+        """The candidates that score at least `least` and overlap no better one by more than `overlap`."""
         order = np.argsort(-scores, kind="stable")
         order = order[scores[order] >= least]
         boxes, scores = boxes[order].astype(np.float64), scores[order].astype(np.float64)
@@ -35,7 +35,7 @@ class Detections:
 
 
 def intersection_over_union(a: NDArray[np.floating], b: NDArray[np.floating]) -> Floats:
-    """Shared area over joint area of every pair: (n, 4) and (m, 4) give (n, m); 0 where both areas are 0."""
+    """Intersection over union of every pair: (n, 4) and (m, 4) give (n, m); 0 where both areas are 0."""
     a, b = np.asarray(a, np.float64).reshape(-1, 4), np.asarray(b, np.float64).reshape(-1, 4)
     low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
     shared = np.prod(np.maximum(high - low, 0), axis=2)
@@ -44,7 +44,7 @@ def intersection_over_union(a: NDArray[np.floating], b: NDArray[np.floating]) ->
 
 
 def suppress(boxes: Floats, overlap: float) -> list[int]:
-    """Indices of boxes, given best first, that overlap no better kept one by more than `overlap`."""
+    """The indices of boxes (given best first) that overlap no better kept box by more than `overlap`."""
     iou = intersection_over_union(boxes, boxes)
     kept: list[int] = []
     for index in range(len(boxes)):
@@ -54,10 +54,10 @@ def suppress(boxes: Floats, overlap: float) -> list[int]:
 
 
 def average_precision(found: Sequence[Detections], truth: Sequence[Floats], *, overlap: float = 0.5) -> float:
-    """Area under the precision-recall curve, precision made non-increasing (PASCAL VOC from 2010 on).
+    """The area under the precision-recall curve with non-increasing precision (PASCAL VOC since 2010).
 
-    Detections of all pictures are ranked by score; each takes the true box of its picture that it overlaps most, if
-    by at least `overlap` and not taken before, else it is a false one. NaN where there is no true box.
+    Detections of all pictures are ranked by score. Each is matched with the true box of its picture that it overlaps
+    most; it is a false positive if the overlap is below `overlap` or the box is taken. NaN if there is no true box.
     """
     total = sum(len(boxes) for boxes in truth)
     if total == 0:
@@ -72,7 +72,7 @@ def average_precision(found: Sequence[Detections], truth: Sequence[Floats], *, o
 
 
 def _hits(found: Detections, truth: Floats, overlap: float) -> NDArray[np.bool_]:
-    """Whether each detection, best first, is the first on a true box."""
+    """Whether each detection, best first, is the first to match a true box."""
     iou = intersection_over_union(found.boxes, truth)
     taken: set[int] = set()
     hits = np.zeros(len(found.boxes), np.bool_)

@@ -1,8 +1,8 @@
-"""What a Dask cluster costs and gains: sensitivity on 1 and 2 workers, and the price of one message.
+"""The costs and gains of a Dask cluster: sensitivity on 1 and 2 workers, and the time of one message.
 
-`python -m benchmarks.cluster [--limit 64] [--runs 3]`. Scheduler and workers are processes on
-this machine (loopback), one thread each. A message is an empty task: submitted, run, its result fetched. The results
-are compared with those of threads and must be equal.
+`python -m benchmarks.cluster [--limit 64] [--runs 3]`. Scheduler and workers are processes on this machine (loopback),
+one thread each. A message is an empty task that is submitted and run, and whose result is fetched. Results must equal
+those of threads.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def main() -> None:
         __doc__,
         lambda p: p.add_argument("--model", default="cifar10_resnet20", help="one of the shared models"),
         lambda p: p.add_argument("--limit", type=int, default=64, help="samples"),
-        lambda p: p.add_argument("--runs", type=int, default=3, help="of each, after one that warms up"),
+        lambda p: p.add_argument("--runs", type=int, default=3, help="runs of each, after a warm-up run"),
     )
     rows = [*_messages(), *_speed_up(options)]
     report("Sensitivity on a Dask cluster over loopback", rows, json_path=options.json)
 
 
 def _messages() -> list[dict[str, Any]]:
-    """Milliseconds of an empty task, and of sending what all tasks share, to a cluster of two workers."""
+    """The milliseconds of an empty task, and of sending shared data, on a cluster of two workers."""
     from distributed import LocalCluster
 
     with (
@@ -47,7 +47,7 @@ def _messages() -> list[dict[str, Any]]:
         def run(shared: bytes, tasks: int) -> float:
             return timed(lambda: list(executor.run(nothing, shared, range(tasks))))
 
-        run(b"", 10)  # connections are open, modules imported
+        run(b"", 10)  # opens connections and imports modules
         small = min(run(b"", TASKS) for _ in range(3)) / TASKS
         one = min(run(b"", 1) for _ in range(5))
         large = min(run(b"?" * MEGABYTES * 2**20, 2) for _ in range(3))
@@ -59,7 +59,7 @@ def _messages() -> list[dict[str, Any]]:
 
 
 def _speed_up(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds of a sensitivity on one and two workers and on one thread of this process, in turn."""
+    """The seconds of a sensitivity job on one worker, two workers and one local thread, measured in turn."""
     from distributed import LocalCluster
 
     path = shared("models", f"{options.model}.onnx")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: where models and data lie, timing in turn, and how results are shown."""
+"""What the benchmarks share: paths of models and data, timing in turn, and the display of results."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def images(name: str, limit: int | None = None) -> tuple[NDArray[np.uint8], NDAr
 
 
 def timed(job: Callable[[], Any]) -> float:
-    """Seconds of one call."""
+    """The seconds of one call."""
     start = time.perf_counter()
     job()
     return time.perf_counter() - start
 
 
 def in_turn(jobs: Mapping[str, Callable[[], Any]], *, runs: int, warmup: int = 1) -> dict[str, float]:
-    """Median seconds of every job, the jobs run in turn so that a drifting machine hits all alike."""
+    """The median seconds of every job; jobs take turns, so that a drifting machine affects all alike."""
     seen: dict[str, list[float]] = {name: [] for name in jobs}
     for index in range(runs + warmup):
         for name, job in jobs.items():

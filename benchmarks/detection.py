@@ -1,9 +1,9 @@
-"""A face detector against itself: average precision at IoU 0.5, the float model's own boxes taken as the truth.
+"""A face detector against its float original: average precision at IoU 0.5, with the float model's boxes as the truth.
 
 face_rfb320 (SSD, 52 convolutions) on the pictures of data/faces. "No data": ranges from distilled samples. "Faces":
-pictures of the same kind, never the measured ones (half of them calibrate, the other half is measured, and in turn).
-The truth are boxes that the float model scores at least 0.7, after suppression at IoU 0.5; of the quantized model all
-candidates from 0.05 on are ranked.
+ranges from pictures of the same kind, but never the measured ones (one half calibrates while the other is measured,
+then the reverse). True boxes are those with a score of at least 0.7 from the float model, after suppression at IoU 0.5.
+Of the quantized model, all candidates with a score of at least 0.05 are ranked.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Pictures = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One row of the table: what to ask `quantize` for."""
+    """One row of the table: the options for `quantize`."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -57,13 +57,13 @@ SETTINGS = (
 
 
 def pictures() -> Pictures:
-    """Every picture as the detector wants it: RGB, 320 x 240."""
+    """All pictures in the detector's format: RGB, 320 x 240."""
     paths = sorted(shared("data", "faces").glob("*.jpg"))
     return np.stack([np.asarray(Image.open(p).convert("RGB").resize(SIZE, Image.Resampling.BILINEAR)) for p in paths])
 
 
 def detect(session: Session, images: Pictures) -> list[Detections]:
-    """Faces in every picture, down to the least score."""
+    """The faces in every picture, down to the lowest score."""
     found = []
     for image in images:
         x = ((image.astype(np.float32) - 127) / 128).transpose(2, 0, 1)[None]
@@ -78,14 +78,14 @@ def quantized(path: Path, calibration: Any, setting: Setting) -> Result:
 
 
 def mean_bits(result: Result) -> float:
-    """Bits of an average weight, first and last layers included."""
+    """The average bits per weight, including the first and last layers."""
     view = GraphView(result.net)
     sizes = [view.by_name[quant.name].weight_array().size for quant in result.plan.layers]
     return float(np.average([quant.weight.bits for quant in result.plan.layers], weights=sizes))
 
 
 def row(path: Path, setting: Setting, source: str, folds: Sequence[tuple[Any, Sequence[int]]], images: Pictures) -> Any:
-    """One line of the table; a fold is what calibrates, and which pictures are then measured."""
+    """One line of the table; a fold is the calibration data and the pictures to measure."""
     truth = detect(Session(load(path).ir_model, threads=1), images)
     found: dict[int, Detections] = {}
     for calibration, measured in folds:

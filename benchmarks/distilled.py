@@ -1,13 +1,12 @@
-"""What distilled data is worth (ZeroQ, Table IV): activation ranges from noise, from distilled and from training
-images.
+"""Activation ranges from noise, distilled data and training images (ZeroQ, Table IV).
 
     python -m benchmarks.distilled [--networks NAME ...] [--seeds N] [--json FILE]
     python -m benchmarks.distilled --time [--json FILE]
 
-Ranges are extreme values and grids per tensor, as in the paper; then the same sources through the product's own recipe.
-Figures are means over seeds of the noise and of the distillation, and `from..to` is how far seeds are apart at W8A8:
-differences below that say nothing. A further row takes the samples from the same network with BatchNormalization folded
-away before export. `--time` measures how long 64 samples take instead.
+Ranges span the extreme values and grids are per tensor, as in the paper; then the same sources are used with qgraph's
+own recipe. Figures are means over seeds of the noise and of the distillation, and `from..to` is the range over seeds at
+W8A8: smaller differences are not significant. A further row distils from the same network with BatchNormalization
+folded away before export. `--time` measures how long 64 samples take instead.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ Samples = NDArray[np.float32]
 
 
 def sources(path: Any) -> dict[str, Callable[[int], Samples]]:
-    """Calibration inputs by where they come from, as functions of a seed."""
+    """Calibration inputs by source, as functions of a seed."""
     return {
         "Gaussian noise, 32": lambda seed: np.random.default_rng(seed).standard_normal(SHAPE).astype(np.float32),
         "natural noise, 32": lambda seed: natural_noise({"input": SHAPE}, seed=seed)["input"],
@@ -58,19 +57,19 @@ def distilled(model: Any, seed: int) -> Samples:
 
 
 def training(path: Any, seed: int) -> Samples:
-    """1,024 of the training images, others for every seed."""
+    """1,024 training images, different for every seed."""
     pictures = images("cifar10_train20k", 1024 * (seed + 1))[0][1024 * seed :]
     (batch,) = open_data(pictures, load(path), preprocessing=CIFAR).batches(1024)
     return np.asarray(batch.feeds["input"])
 
 
 def folded(path: Any) -> ir.Model:
-    """The network as exporters write it by default: BatchNormalization folded into the convolutions."""
+    """The network as exporters write it by default, with BatchNormalization folded into convolutions."""
     return normalise(load(path)).ir_model
 
 
 def accuracies(path: Any, inputs: Samples, test: Mapping[str, Any]) -> list[float]:
-    """Top-1 of every setting."""
+    """The top-1 accuracy of every setting."""
     found = []
     for options in SETTINGS.values():
         result = qgraph.quantize(path, inputs, **options)
@@ -94,7 +93,7 @@ def compare(networks: list[str], seeds: int) -> list[dict[str, Any]]:
 
 
 def durations(networks: list[str], threads: int | None) -> list[dict[str, Any]]:
-    """Seconds for 64 samples with the default configuration: 500 steps, 100 where BatchNormalization is folded away."""
+    """The seconds for 64 samples by default: 500 steps, or 100 where BatchNormalization is folded away."""
     rows = []
     for name in networks:
         path = shared("models", f"{name}.onnx")

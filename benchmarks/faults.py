@@ -1,13 +1,13 @@
-"""What damage does: mutants of model files by kind and outcome, and long jobs that are killed.
+"""The effects of damage: mutants of model files by kind and outcome, and long jobs that are killed.
 
-`python -m benchmarks.faults [mutants] [--count 20000]`: every mutant is a random network with its bytes or its meaning
-damaged (tests/corpus/mutants.py), quantized in a worker process that many share and that is replaced where one brings
-it down. Anything but quantized, or refused with a reason, is named on stderr, and then the exit status is 1. The first
-mutant of a worker pays for what it compiles and imports.
+`python -m benchmarks.faults [mutants] [--count 20000]`: every mutant is a random network with damaged bytes or damaged
+meaning (tests/corpus/mutants.py). Many mutants share a worker process, which is replaced when one brings it down. A
+mutant that is neither quantized nor refused with a reason is named on stderr, and the exit status is then 1. The first
+mutant of a worker includes the time to compile and import.
 
-`python -m benchmarks.faults kills [--count 18]`: quantize with mixed bits, search and finetune of the demo network,
-each killed (SIGKILL) at random moments, two to a run, and resumed, until that many kills hit it while it ran. All must
-write what a job left alone does.
+`python -m benchmarks.faults kills [--count 18]`: quantize with mixed bits, search and finetune the demo network. Each
+job is killed (SIGKILL) at random moments, two per run, and resumed, until that many kills hit it while it ran. All must
+write the same as an undisturbed job.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def kills(name: str, count: int) -> dict[str, Any]:
-    """What became of a long job that was killed until `count` kills had hit it."""
+    """The outcome of a long job that is killed until `count` kills have hit it."""
     with tempfile.TemporaryDirectory() as folder:
         job = LongJob(name, DEMO / "digits.onnx", DEMO / "digits_calibration.npz", Path(folder))
         rng, seen = np.random.default_rng(0), []
@@ -77,7 +77,7 @@ def kills(name: str, count: int) -> dict[str, Any]:
 
 
 def mutants(first: int, last: int, *, workers: int) -> list[Fate]:
-    """The fates of the mutants from `first` to before `last`, in chunks, each in a process of its own."""
+    """The fates of the mutants from `first` to before `last`, in chunks with a process each."""
 
     def run(start: int) -> list[Fate]:
         return list(fates(start, min(start + CHUNK, last)))

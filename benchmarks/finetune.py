@@ -7,8 +7,8 @@
     python -m benchmarks.finetune beta      offset zero, fixed at the minimum, learned (Table 6)
 
 First and last layers have 8 bits. Accuracy is that of the exported integer file on the 10,000 test images; nothing is
-chosen on them. Every finished run is written to a journal, so that a benchmark that was stopped goes on where it was;
-runs themselves go on from their checkpoints.
+chosen on them. Every finished run is written to a journal, so that an interrupted benchmark can continue; the runs
+themselves continue from their checkpoints.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ from qgraph.onnxfile.load import load
 FLOAT = {"resnet20": 91.73, "resnet32": 92.63, "silu_se": 88.39}
 TARGETS = {4: 0.4, 3: 1.2, 2: 4.5}
 FREE_TARGETS = {4: 1.5, 3: 6.0}
-PHOTOGRAPHS = LsqPlusConfig(augment=True, holdout=0.05)  # epochs and rates are those that everybody gets
+PHOTOGRAPHS = LsqPlusConfig(augment=True, holdout=0.05)  # with the default epochs and rates
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training. `images` counts labelled training images; 0 stands for `distilled` samples without labels.
-    With `simulate` the simulation is measured beside the exported file.
+    """One training.
+
+    `images` counts labelled training images; 0 stands for `distilled` samples without labels. With `simulate`, the
+    simulation is measured beside the exported file.
     """
 
     network: str
@@ -53,7 +55,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        """A name for the training, however it is measured."""
+        """A name for the training, independent of how it is measured."""
         settings = {name: value for name, value in asdict(self).items() if name != "simulate"}
         return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -61,7 +63,7 @@ class Run:
         if self.images:
             return dict(zip(("images", "labels"), images("cifar10_train20k", self.images), strict=True))
         model = load(shared("models", f"cifar10_{self.network}.onnx"))
-        kept = folder.parent / f"distilled_{self.network}_{self.distilled}_{self.seed}"  # the same for any bits
+        kept = folder.parent / f"distilled_{self.network}_{self.distilled}_{self.seed}"  # the same for all bits
         return distilled_inputs(model, count=self.distilled, seed=self.seed, resume=kept)
 
     def train(self, folder: Path) -> dict[str, Any]:
@@ -96,7 +98,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Journal:
-    """Finished runs, one to a line, and the checkpoints of unfinished ones."""
+    """Finished runs, one per line, and the checkpoints of unfinished ones."""
 
     folder: Path
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -109,7 +111,7 @@ class Journal:
         return cls(folder, {entry["key"]: entry for entry in map(json.loads, lines)})
 
     def result(self, run: Run) -> dict[str, Any]:
-        """What the run gave, now or before."""
+        """The result of a run, from the journal if it is there."""
         if run.key not in self.done:
             print(f"training {run.network} W{run.bits}A{run.bits}, seed {run.seed}, {run.config}", flush=True)
             entry = {"key": run.key, "run": asdict(run), **run.train(self.folder / run.key)}
@@ -171,7 +173,7 @@ _NAMES = {1: "unsigned", 2: "signed", 3: "signed, offset", 4: "unsigned, offset"
 
 
 def _short(bits: int, *, seed: int = 0, **settings: Any) -> Run:
-    """A short training of the SiLU network, the same for everything that is compared."""
+    """A short training of the SiLU network, the same for all settings compared."""
     config = LsqPlusConfig(epochs=3, holdout=0.05, **settings)
     return Run(network="silu_se", bits=bits, config=config, seed=seed, images=4_000, simulate=False)
 

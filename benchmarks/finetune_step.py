@@ -2,14 +2,15 @@
 
     PYTHON_WITH_TORCH -m benchmarks.finetune_step [--network resnet20] [--bits 4] [--batch 64] [--json FILE]
 
-Both sides: forward with quantized weights and activations, loss with labels and given logits of the float model,
-gradients of weights, biases and scales, one update by Adam. They run in turn in one process, on the same threads.
+Both sides compute the forward pass with quantized weights and activations, the loss from labels and given logits of the
+float model, the gradients of weights, biases and scales, and one update by Adam. They take turns in one process, on the
+same threads.
 
-Beside them stands what a step cannot do without: the float model's forward pass in onnxruntime, three times that (a
-backward pass has two convolutions for each one of the forward pass), and a step whose activations stay floats.
+For comparison there are lower bounds: the float model's forward pass in onnxruntime, three times that (a backward pass
+has two convolutions for each one of the forward pass), and a step whose activations stay in floats.
 
-The gradients of weights are compared, for the targets of other images, which make them large: they are those of the
-same function, except where a value lies within rounding of a threshold, and every layer multiplies such cases.
+The gradients of weights are compared for the targets of other images, which make them large. Both differentiate the
+same function; they differ where a value is within rounding of a threshold, and every layer multiplies such cases.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ def _fake_quantize(net: Any, node: Any, x: list[Any]) -> Any:
 def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
     """The largest relative difference of a weight's gradient, in the Euclidean norm.
 
-    Left out are weights that only one side takes for clipped: PyTorch asks the rounded value.
+    Weights that only one side counts as clipped are left out: PyTorch checks the rounded value.
     """
 
     def apart(mine: Any, other: Any) -> float:

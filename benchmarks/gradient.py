@@ -1,18 +1,18 @@
-"""One distillation step by every engine, side by side.
+"""Compare one distillation step between engines.
 
     python -m benchmarks.gradient MODEL [--torch PYTHON] [--training PYTHON] [--json FILE]
 
 Engines, every one a process of its own (`benchmarks.turns`):
 
 * forward: the model as it is; twice that is the lower bound of a step;
-* backward: d(sum of squared outputs)/d(input), a backward pass with no loss inside the network, in the same operators:
-  what is left to a step is between this and the portable row;
+* backward: d(sum of squared outputs)/d(input), a backward pass without a loss inside the network, in the same
+  operators; the difference between this and the portable row is the cost of the loss;
 * portable: the distillation step on stock onnxruntime;
-* portable, 2 at once: time per step of two batches on half the threads each, as `qgraph distill` runs them;
-* training, torch: onnxruntime-training's gradients, and PyTorch eager.
+* portable, 2 at once: time per step of two batches on half of the threads each, as `qgraph distill` runs them;
+* training, torch: the gradients of onnxruntime-training, and PyTorch eager.
 
-A second table says where a step spends its time on one thread, by onnxruntime's own profile, beside the forward pass:
-convolutions cannot be avoided, so their time over that of two forward passes is what no rewriting gets below.
+A second table shows where a step spends its time on one thread, by onnxruntime's profiler, beside the forward pass.
+Convolutions cannot be avoided, so their time relative to two forward passes is a lower bound for any rewriting.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a model with BatchNormalization and one image input")
     parser.add_argument("--torch", metavar="PYTHON", help="interpreter of an environment with torch")
-    parser.add_argument("--training", metavar="PYTHON", help="interpreter of one with onnxruntime-training")
+    parser.add_argument("--training", metavar="PYTHON", help="interpreter of an environment with onnxruntime-training")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of steps per turn")
+    parser.add_argument("--seconds", type=float, default=0.5, help="seconds of steps per turn")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--engine", choices=(*OURS, "training", "torch"), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -115,7 +115,7 @@ def _step(options: argparse.Namespace) -> Step:
 
 
 def _plain_backward(model: Any, name: str, shape: tuple[int, ...]) -> Any:
-    """d(sum of the first output's squares)/d(input), BatchNormalization folded as for distillation."""
+    """d(sum of the first output's squares)/d(input), with BatchNormalization folded as for distillation."""
     import onnx_ir as ir
     from onnx_ir.passes.common import ShapeInferencePass
 
@@ -160,7 +160,7 @@ def _torch_step(options: argparse.Namespace, model: Any, name: str, x: np.ndarra
 def _rows(
     rounds: list[dict[str, float]], peaks: dict[str, float], found: dict[str, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """Medians over rounds; ratios are taken within each round; differences are relative to the largest gradient."""
+    """Medians over rounds; ratios are taken within a round; differences are relative to the largest gradient."""
     ours = found["portable"]
     apart = {name: float(np.abs(g - ours).max() / np.abs(ours).max()) for name, g in found.items()}
     return [
@@ -185,7 +185,7 @@ KINDS = {
 
 
 def _profiled(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Milliseconds by kind of operator, of the forward pass and of a step."""
+    """The milliseconds of the forward pass and of a step by type of operator."""
     from qgraph.methods.zeroq.objective import input_shapes, step_model
     from qgraph.onnxfile.load import load
 
@@ -200,7 +200,7 @@ def _profiled(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _profile(model: Any, feeds: dict[str, np.ndarray], runs: int = 20) -> dict[str, float]:
-    """Median milliseconds of every kind of operator in a run on one thread."""
+    """The median milliseconds of every type of operator in a run on one thread."""
     import onnx_ir as ir
     import onnxruntime as ort
 

@@ -1,7 +1,7 @@
-"""INT8 and W4A8 against onnxruntime's own static quantization, side by side in one run.
+"""INT8 and W4A8 against onnxruntime's static quantization, in one run.
 
 Model: cifar10_resnet20 (cifar10_resnet32 for the size of 4-bit files); 256 calibration images, 10,000 test images.
-Times are from file to file, latencies relative to the float model; every comparison is taken in turn in the same run.
+Times are from file to file, and latencies relative to the float model; alternatives take turns in the same run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TYPES = {
 
 
 class Reader(CalibrationDataReader):
-    """The calibration images as onnxruntime's tool wants them."""
+    """The calibration images in the form that onnxruntime's tool needs."""
 
     def __init__(self, data: Dataset) -> None:
         self.batches: Iterator[Any] = (batch.feeds for batch in data.batches(32))
@@ -42,7 +42,7 @@ class Reader(CalibrationDataReader):
 
 
 def theirs(source: Path, target: Path, data: Dataset, types: tuple[QuantType, QuantType]) -> None:
-    """onnxruntime: its pre-process step, then per-channel QDQ."""
+    """Quantize by onnxruntime: its pre-processing step, then QDQ per channel."""
     prepared = target.with_suffix(".pre.onnx")
     quant_pre_process(str(source), str(prepared))
     quantize_static(
@@ -61,7 +61,7 @@ def ours(source: Path, target: Path, data: Dataset, **options: Any) -> None:
 
 
 def latencies(files: dict[str, Path], feeds: Any, threads: int) -> dict[int, dict[str, float]]:
-    """Median seconds per run at each batch size."""
+    """The median seconds per run at each batch size."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads

@@ -1,13 +1,13 @@
 """How close qmath's kernels come to the bandwidth of memory: python -m benchmarks.kernels
 
-Arrays of 64 MiB and of 256 KiB of float32, on one thread and on all; every figure is of the public function, argument
-checks included, into a given array. `of memory` is the time of np.copyto (fake-quantize) or of reading all (np.max;
-statistics), which numpy does on one thread, over that of the job; jobs run in turn, the small array many times a turn.
-`times torch` compares with torch.fake_quantize on as many threads where torch is installed, timed after the others as
-its threads keep spinning. Compilation is not counted (it is cached on disk). Two rows bound the others: a call of
-fake-quantize on sixteen values, not little beside a copy of 256 KiB, and what scattering counts alone costs in the loop
-that qmath uses, one table entry a value. An array of 256 KiB stays on one thread whatever their number, so its rows
-differ by noise alone; on a busy machine so do those of torch.
+Arrays of 64 MiB and 256 KiB of float32, on one thread and on all. Every figure is that of the public function with its
+argument checks, writing to a given array. `of memory` is the time of np.copyto (fake-quantize) or of reading all values
+(np.max; statistics), which numpy does on one thread, divided by that of the job; jobs take turns, with many calls per
+turn for the small array. `times torch` compares with torch.fake_quantize on as many threads, if torch is installed; it
+is timed last because its threads keep spinning. Compilation is not counted (it is cached on disk). Two rows bound the
+others: a call of fake-quantize on sixteen values, which takes a noticeable share of a copy of 256 KiB; and the
+scattering of counts alone, in the loop that qmath uses, one table entry per value. An array of 256 KiB stays on one
+thread, so its rows only differ by noise; on a busy machine, so do those of torch.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from benchmarks.common import arguments, in_turn, report
 
 Job = Callable[[], Any]
 SIZES = {"64 MiB": 1 << 26, "256 KiB": 1 << 18}
-CALLS = {"64 MiB": 1, "256 KiB": 64}  # of a job in a turn
+CALLS = {"64 MiB": 1, "256 KiB": 64}  # calls of a job per turn
 RUNS = 15
 CHANNELS, BINS = 64, 2048
 TARGETS = {"copy": 0.8, "read": 0.5}
 
 
 def quantizers(x: NDArray[np.float32], out: NDArray[np.float32]) -> dict[str, Job]:
-    """Fake-quantize jobs on x and x seen as an image batch, all writing to `out`."""
+    """Fake-quantize jobs on x, and on x viewed as a batch of images, all writing to `out`."""
     images, images_out = x.reshape(-1, CHANNELS, 32, 32), out.reshape(-1, CHANNELS, 32, 32)
     tensor = qmath.Grid.symmetric(3.0, bits=4)
     channel = qmath.Grid.symmetric(np.linspace(2.0, 4.0, CHANNELS), bits=4, axis=1)
@@ -59,12 +59,12 @@ def summaries(x: NDArray[np.float32]) -> dict[str, Job]:
 
 
 def accumulate(x: NDArray[np.float32], axis: int | None, bins: int) -> None:
-    """Without `result`, whose cost does not depend on the data."""
+    """Accumulate statistics without `result`, whose cost does not depend on the data."""
     qmath.StatisticsAccumulator(bins=bins, channel_axis=axis).update(x)
 
 
 def scatter(x: NDArray[np.float32]) -> Job:
-    """The counting loop alone: one table entry incremented per value, the bins already known and in the cache."""
+    """The counting loop alone: increments one table entry per value, with known bins in the cache."""
     from qmath.kernels.statistics import tally
 
     cells = np.clip(x[: 1 << 16] * (BINS / 16) + BINS / 2, 0, BINS - 1).astype(np.int32)
@@ -73,7 +73,7 @@ def scatter(x: NDArray[np.float32]) -> Job:
 
 
 def torch_jobs(x: NDArray[np.float32], threads: int) -> dict[str, Job]:
-    """torch's own fake-quantize, none where torch is not installed."""
+    """torch's fake-quantize; no jobs if torch is not installed."""
     if importlib.util.find_spec("torch") is None:
         return {}
     import torch
@@ -90,7 +90,7 @@ def torch_jobs(x: NDArray[np.float32], threads: int) -> dict[str, Job]:
 
 
 def timed_calls(jobs: Mapping[str, Job], calls: int) -> dict[str, float]:
-    """Median seconds of a call."""
+    """The median seconds of a call."""
 
     def repeated(job: Job) -> Job:
         return lambda: [job() for _ in range(calls)]
@@ -100,7 +100,7 @@ def timed_calls(jobs: Mapping[str, Job], calls: int) -> dict[str, float]:
 
 
 def measure(size: str, threads: int) -> list[dict[str, Any]]:
-    """Rows of one array size and number of threads."""
+    """The rows for one array size and number of threads."""
     x = np.random.default_rng(0).standard_normal(SIZES[size] // 4, dtype=np.float32)
     out = np.zeros_like(x)
     qmath.set_threads(threads)

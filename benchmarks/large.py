@@ -1,9 +1,9 @@
-"""A model whose weights lie in a file of 2.5 GB beside it: what quantizing its weights takes beyond the mapped file.
+"""The memory to quantize the weights of a model with 2.5 GB of external data, beyond the mapped file.
 
-`python -m benchmarks.large [--layers 10] [--width 8192]`: a chain of matrix products, made, quantized weight-only in
-processes of their own, and removed again. Memory is what the process has for itself (RssAnon of Linux) above what it
-had after a small model, when all is imported and compiled; pages of the mapped file, which can be dropped at any time,
-do not count.
+`python -m benchmarks.large [--layers 10] [--width 8192]`: a chain of matrix products is made, quantized weight-only in
+processes of their own, and removed again. Memory is the private memory of the process (RssAnon of Linux) beyond that
+after a small model, when everything is imported and compiled; pages of the mapped file, which can be dropped at any
+time, do not count.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def main() -> None:
     options = arguments(
         __doc__,
         lambda p: p.add_argument("--layers", type=int, default=10, help="matrix products"),
-        lambda p: p.add_argument("--width", type=int, default=8192, help="features of each"),
-        lambda p: p.add_argument("--folder", help="where there is room for twice the weights"),
+        lambda p: p.add_argument("--width", type=int, default=8192, help="features of each layer"),
+        lambda p: p.add_argument("--folder", help="a folder with room for twice the weights"),
     )
     layer = 4 * options.width**2
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
@@ -75,7 +75,7 @@ def write_chain(path: Path, *, layers: int, width: int) -> None:
 
 
 def measure(folder: str, *, method: str, bits: int) -> None:
-    """Quantize `folder`/model.onnx and print what it took as JSON."""
+    """Quantize `folder`/model.onnx and print time and memory as JSON."""
     with tempfile.TemporaryDirectory() as small:
         write_chain(Path(small) / "model.onnx", layers=2, width=64)
         _quantize(Path(small), method, bits)
@@ -105,7 +105,7 @@ def _quantize(folder: Path, method: str, bits: int) -> int:
 
 
 def _own_memory() -> int:
-    """Bytes that belong to this process alone."""
+    """The private memory of this process in bytes."""
     with open("/proc/self/status", encoding="ascii") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
 

@@ -1,15 +1,15 @@
-"""How many faults that a machine puts into the rooms of plans, lowering and methods their tests notice.
+"""Mutation testing: how many generated faults in plans, lowering and methods the tests of these rooms notice.
 
     python -m benchmarks.mutation --sample 100 --seed 0
     python -m benchmarks.mutation --survivors
 
-Every mutant differs from the source in one comparison, arithmetic operator, constant, condition or statement; what
-stands in annotations, decorators and messages is left alone. It is killed when one of the test files of its room
-fails, or takes many times longer than on the sound source. Runs are kept in `benchmarks/results/mutation.json` as they
-end, so that a job that was stopped goes on, and `--survivors` tries those again which no test had noticed.
+Every mutant differs from the source in one comparison, arithmetic operator, constant, condition or statement;
+annotations, decorators and messages are left alone. A mutant is killed when a test file of its room fails, or takes
+many times longer than on the original source. Every result is kept at once in `benchmarks/results/mutation.json`, so
+that an interrupted job can continue, and `--survivors` tries those again that no test noticed.
 
-cosmic-ray would mutate each arithmetic operator in eleven ways, annotations too, and no statement; mutmut forks the
-process that has loaded everything, where onnxruntime's threads do not follow.
+cosmic-ray would mutate each arithmetic operator in eleven ways, annotations too, but no statements; mutmut forks the
+process after everything is loaded, and onnxruntime's threads do not survive a fork.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ ROOMS = {
     "qgraph/methods/qrater": ["tests/qgraph/methods/qrater"],
     "qgraph/methods/lsqplus": ["tests/qgraph/methods/lsqplus"],
 }
-SHARED_TESTS = ["tests/test_messages.py"]  # of every room
-GRACE, SLACK = 60.0, 5.0  # a mutant may take this many seconds, and so many times what the sound source takes
+SHARED_TESTS = ["tests/test_messages.py"]  # for every room
+GRACE, SLACK = 60.0, 5.0  # a mutant may take this many seconds plus so many times as long as the original source
 
 COMPARISONS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE,
@@ -76,7 +76,7 @@ SKIPPED_FIELDS = {"annotation", "returns", "decorator_list", "exc", "cause"}
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Mutant:
-    """One fault: the `index`-th change that can be made to a file, and what it changes there."""
+    """One fault: the `index`-th possible change of a file, and what it changes."""
 
     path: str
     line: int
@@ -100,7 +100,7 @@ class Change:
 
 
 def changes(tree: ast.Module) -> Iterator[Change]:
-    """Everything that can be changed, in the order of the source."""
+    """All possible changes, in the order of the source."""
     pending: list[ast.AST] = [tree]
     while pending:
         node = pending.pop()
@@ -134,7 +134,7 @@ def _of_node(node: ast.AST) -> Iterator[Change]:
 
 
 class _Twice(ast.Not):
-    """Stands for `not` that is taken away, and is written as two."""
+    """Marks a `not` that is removed; it is written as two."""
 
 
 def _remove(statement: ast.AST) -> None:
@@ -163,7 +163,7 @@ def _head(node: ast.AST) -> str:
 
 
 def mutated(mutant: Mutant) -> str:
-    """The source of the mutant's file with the fault in it."""
+    """The source of the mutant's file with the fault."""
     tree = ast.parse((ROOT / mutant.path).read_text(encoding="utf-8"))
     change = next(c for index, c in enumerate(changes(tree)) if index == mutant.index)
     change.make(change.node)
@@ -184,7 +184,7 @@ def population() -> list[Mutant]:
 
 @dataclass(slots=True)
 class Bench:
-    """A copy of the checkout, in which files are replaced and tests run."""
+    """A copy of the checkout in which files are replaced and tests run."""
 
     folder: Path
     seconds: dict[str, float] = field(default_factory=dict)
@@ -195,7 +195,7 @@ class Bench:
             source, target = ROOT / name, folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
-                shutil.copytree(source, target)  # with the compiled kernels, which the times of the files keep valid
+                shutil.copytree(source, target)  # with compiled kernels, which stay valid as file times are kept
             else:
                 shutil.copy(source, target)
         return cls(folder)
@@ -222,7 +222,7 @@ class Bench:
         return "killed" if fails else "survived"
 
     def _fails(self, room: str, path: str, *, timeout: float) -> bool:
-        """Whether a test of the room fails; those that import the file at `path` run first."""
+        """Whether a test of the room fails; tests that import the file at `path` run first."""
         folders = [*ROOMS[room], *SHARED_TESTS]
         files = [p for f in folders for p in sorted((self.folder / f).rglob("test_*.py"))]
         files += [self.folder / f for f in folders if f.endswith(".py")]
@@ -245,10 +245,10 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sample", type=int, default=100, help="mutants to try (default: 100)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of mutants (default: 0)")
-    parser.add_argument("--room", action="append", help="only of this folder, such as qgraph/plan (repeatable)")
-    parser.add_argument("--survivors", action="store_true", help="try those again that survived")
-    parser.add_argument("--minutes", type=float, help="stop after this time; call again to go on")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of mutants (default: 0)")
+    parser.add_argument("--room", action="append", help="only mutants of this folder, such as qgraph/plan (repeatable)")
+    parser.add_argument("--survivors", action="store_true", help="try the mutants again that survived")
+    parser.add_argument("--minutes", type=float, help="stop after this time; run again to continue")
     options = parser.parse_args()
     kept = json.loads(RESULTS.read_text(encoding="utf-8"))["mutants"] if RESULTS.exists() else []
     known = {row["key"]: row for row in kept}

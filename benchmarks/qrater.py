@@ -1,9 +1,10 @@
-"""Q-Rater's Tables 1, 2 and 3 for ResNet-32, and a depthwise network: ingredients alone and together, beside the paper.
+"""Q-Rater's Tables 1, 2 and 3 for ResNet-32 and a depthwise network: ingredients alone and together, beside the paper.
 
-Every cell is a search whose choices are kept under benchmarks/results/qrater; a cell that is there is replayed, and a
-search that was stopped goes on. Training images choose, test images measure. `images` says how many chose; the better
-one of the paper's `all` and `bo` stands beside `ours`. The paper searches by accuracy on all training images; all cells
-here go by the distance of the logits from the float network's (`--objective`), in races but for `all, no races`.
+Every cell is a search whose choices are kept in benchmarks/results/qrater; an existing cell is replayed, and an
+interrupted search continues. Candidates are chosen on training images (`images` says how many) and measured on test
+images; `ours` is compared with the better of the paper's `all` and `bo`. The paper searches by accuracy on all training
+images; all cells here use the distance of the logits from the float network's (`--objective`), with races except in
+`all, no races`.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ PAPER = {  # ResNet-32, Tables 1 to 3: bits -> cell -> top-1
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """One network under the paper's protocol, with training images to search and test images to measure on."""
+    """One network under the paper's protocol, with training images to search on and test images to measure on."""
 
     name: str
     net: Model
@@ -93,7 +94,7 @@ class Bench:
         return float(found or 0.0)
 
     def cell(self, bits: int, name: str) -> dict[str, Any]:
-        """One number of a table: by a clip alone, or by a search."""
+        """One figure of a table, from a clip alone or from a search."""
         printed = PAPER.get(bits, {}) if self.name == "resnet32" else {}
         paper = max(printed["all"], printed["bo"]) if printed and name == "ours" else printed.get(name)
         row: dict[str, Any] = {"model": self.name, "W/A": f"{bits}/{bits}", "cell": name}
@@ -111,12 +112,12 @@ class Bench:
         return row | {"top-1": self.accuracy(plan)} | cost | {"seconds": seconds}
 
     def label(self, bits: int, name: str) -> str:
-        """What the journal of a cell is called."""
+        """The name of the journal of a cell."""
         cell = re.sub(r"\W+", "_", name)
         return f"{self.name}_{bits}_{cell}_{self.count(name)}_{self.seed}"
 
     def search(self, bits: int, name: str) -> tuple[QuantPlan, dict[str, Any]]:
-        """The plan of a cell, from its journal as far as that goes."""
+        """The plan of a cell, from its journal as far as possible."""
         config = replace(CELLS[name], objective=self.options.objective, seed=self.seed)
         with journal(self.label(bits, name)) as folder, open_executor(self.options.executor) as executor:
             base, samples = self.start(bits, "mse", self.count(name)), self.samples(self.count(name))
@@ -130,7 +131,7 @@ class Bench:
 
 
 def compact(path: Path) -> None:
-    """Keep the choices of a finished search alone, in one file: enough to replay it."""
+    """Reduce a finished search to its choices, in one file: enough to replay it."""
     file = sqlite3.connect(path, isolation_level=None)
     for table in ("pieces", "arrays"):
         file.execute(f"DELETE FROM {table} WHERE key LIKE 'scores %'")
@@ -140,13 +141,13 @@ def compact(path: Path) -> None:
 
 
 def packed(label: str) -> Path:
-    """Where the journal of a finished cell is kept."""
+    """The file with the journal of a finished cell."""
     return RESULTS / "qrater" / f"{label}.sqlite.gz"
 
 
 @contextmanager
 def journal(label: str) -> Iterator[Path]:
-    """A folder with the journal of a cell: unpacked from the results, and packed there when the search is done."""
+    """A folder with the journal of a cell, unpacked from the results and packed again when the search is done."""
     kept, folder = packed(label), RESULTS / "qrater" / label
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / FILE
@@ -165,12 +166,12 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[5, 4, 3])
     parser.add_argument("--cells", nargs="+", default=[*IN_PAPER, "ours"], choices=known)
     parser.add_argument(
-        "--samples", type=int, help=f"training images that choose (default: {IMAGES_OURS} for ours, else {IMAGES})"
+        "--samples", type=int, help=f"training images to choose on (default: {IMAGES_OURS} for ours, else {IMAGES})"
     )
-    parser.add_argument("--kept", action="store_true", help="only cells whose journal is there; others are shown empty")
-    parser.add_argument("--test", type=int, default=10_000, help="test images that measure")
+    parser.add_argument("--kept", action="store_true", help="only cells with an existing journal; others stay empty")
+    parser.add_argument("--test", type=int, default=10_000, help="test images to measure on")
     parser.add_argument("--objective", default="mse", help="accuracy, loss, kl or mse")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="which training images, in what order")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the choice and order of images")
     parser.add_argument("--executor", default="local")
 
 

@@ -1,6 +1,6 @@
 """Write the measured tables of benchmarks/results into README.md, between `<!-- results: NAME -->` and `<!-- end -->`.
 
-NAME is that of a JSON file which a benchmark wrote with --json. `--check` only says whether README is up to date.
+NAME is the name of a JSON file that a benchmark wrote with --json. `--check` only says whether README is up to date.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _BLOCK = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", 
 
 
 def filled(text: str, results: Path = RESULTS) -> str:
-    """`text` with every marked block replaced by the table measured last."""
+    """`text` with every marked block replaced by the latest table."""
     return _BLOCK.sub(lambda found: found[1] + markdown(_rows(results, found["name"])) + "\n" + found[3], text)
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table with numbers to the right; floats keep the digits that `benchmarks.common.report` prints."""
+    """A table with numbers aligned to the right; floats have the digits that `benchmarks.common.report` prints."""
     names = list(rows[0])
     numeric = [all(isinstance(row[n], (int, float, type(None))) for row in rows) for n in names]
     lines = [names, ["---:" if right else "---" for right in numeric]]

@@ -1,17 +1,16 @@
 """Real networks, quantized with defaults and judged from outside, beside onnxruntime's own tools and onnxsim.
 
-`python -m benchmarks.real FOLDER [--only NAME ...] [--peers] [--again] [--results FILE.json]`: for each NAME.onnx of
-FOLDER, samples of NAME.calib.npz calibrate and those of NAME.eval.npz judge. A file FOLDER/real.toml may have a table
-for a network that needs something else: `calibration` and `evaluation` (names of files), `mean` and `std` of images,
-`scores` (outputs whose largest value is a class, where they do not sum to 1), `options` (more words for `qgraph
-quantize`).
+`python -m benchmarks.real FOLDER [--only NAME ...] [--peers] [--again] [--results FILE.json]`: each NAME.onnx in FOLDER
+is calibrated on NAME.calib.npz and judged on NAME.eval.npz. A file FOLDER/real.toml may have a table for a network with
+other needs: `calibration` and `evaluation` (file names), `mean` and `std` of images, `scores` (outputs whose largest
+value is a class, if they do not sum to 1), `options` (further arguments of `qgraph quantize`).
 
-Tools run as whole processes: `CPU s` are seconds of user and system, start-up included, `peak MB` is the most memory.
-Their files run in stock onnxruntime on one thread, one sample at a time; size, latency (thread CPU time, the two in
-turn, median) and memory (a process that runs one sample) are relative to the float file. Rows of the same network,
-samples and version of the tool are kept from the results file unless `--again`.
+Tools run as whole processes: `CPU s` is user and system time including start-up, and `peak MB` the peak memory. Their
+files run in stock onnxruntime on one thread, one sample at a time. Size, latency (median of thread CPU times, measured
+in turn) and memory (of a process that runs one sample) are relative to the float file. Rows of the same network,
+samples and version of the tool are taken from the results file unless `--again` is given.
 
-A process starts with the peak memory of the one that starts it, so this one imports next to nothing.
+A process starts with the peak memory of its parent, so this one imports next to nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A float model, the files of its samples, and what real.toml says about it."""
+    """A float model, the files of its samples, and its settings in real.toml."""
 
     name: str
     model: Path
@@ -51,7 +50,7 @@ class Network:
 
     @property
     def digest(self) -> str:
-        """Changes with the model, its samples and its settings."""
+        """A digest of the model, its samples and its settings."""
         found = sha256(json.dumps(self.settings, sort_keys=True).encode())
         for path in (self.model, self.calibration, self.evaluation):
             found.update(sha256(path.read_bytes()).digest())
@@ -60,7 +59,7 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What a process took; `problem` is its last line of complaint where it failed, else empty."""
+    """The resources that a process used; `problem` is its last line on stderr if it failed, else empty."""
 
     seconds: float
     peak: int
@@ -69,7 +68,7 @@ class Spent:
 
 
 def networks(folder: Path, only: Sequence[str] = ()) -> list[Network]:
-    """The models of `folder` that have samples, by name; exits on names that are not there."""
+    """The models in `folder` that have samples, by name; exits if a name does not exist."""
     toml = folder / "real.toml"
     settings = tomllib.loads(toml.read_text(encoding="utf-8")) if toml.exists() else {}
     found = []
@@ -95,7 +94,7 @@ def networks(folder: Path, only: Sequence[str] = ()) -> list[Network]:
 
 
 def spent(command: Sequence[str]) -> Spent:
-    """Run `command` and wait: CPU seconds and peak memory of it and of what it started."""
+    """Run `command` and return the CPU seconds and peak memory of the process and its children."""
     search = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, "PYTHONPATH": search})
@@ -223,7 +222,7 @@ def cpu() -> str:
 
 
 def table(rows: Sequence[Row]) -> list[Row]:
-    """The rows to print, with the CPU seconds of each tool over those of onnxruntime's static quantization."""
+    """The rows to print, with the CPU seconds of each tool relative to onnxruntime's static quantization."""
     static = {row["network"]: row["CPU s"] for row in rows if row["tool"] == STATIC and not row["problem"]}
     printed = []
     for row in rows:
@@ -236,7 +235,7 @@ def table(rows: Sequence[Row]) -> list[Row]:
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
-    """A line for each network: those that were measured beside the peers, then those with the fewest dB."""
+    """One line per network: first those measured beside the other tools, then by increasing dB."""
     tools: dict[str, dict[str, Row]] = {}
     for row in table(rows):
         tools.setdefault(row["network"], {})[row["tool"]] = row
@@ -255,10 +254,10 @@ def summary(rows: Sequence[Row]) -> list[Row]:
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="NAME.onnx, NAME.calib.npz and NAME.eval.npz")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these networks alone")
-    parser.add_argument("--peers", action="store_true", help="also onnxruntime's static and dynamic tools, and onnxsim")
-    parser.add_argument("--again", action="store_true", help="measure what the results already have")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE.json", help="kept after every row")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these networks")
+    parser.add_argument("--peers", action="store_true", help="also run onnxruntime's tools, and onnxsim")
+    parser.add_argument("--again", action="store_true", help="measure again what the results already have")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE.json", help="written after every row")
     given = parser.parse_args(words)
     chosen = networks(given.folder, given.only)
     known = json.loads(given.results.read_text(encoding="utf-8"))["rows"] if given.results.exists() else []

@@ -1,6 +1,6 @@
-"""The steps of `benchmarks.real`, each a process of its own: `python -m benchmarks.real_steps STEP MODEL ...`.
+"""The steps of `benchmarks.real`, each run as a process: `python -m benchmarks.real_steps STEP MODEL ...`.
 
-Tools import nothing but what a user's own script would, so that their seconds and memory are theirs.
+Tools import only what a user's own script would, so that time and memory are those of the tool.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Feeds = dict[str, NDArray[Any]]
 PAIRS = 60
 LATENCY_SECONDS = 30.0
 MOST_DB = 200.0
-"""What stands for outputs that are equal, and its negative for outputs that are no numbers."""
+"""The figure for equal outputs; its negative is for outputs that are not finite."""
 
 
 def prepare(model: str, data: str, target: str, settings: str) -> None:
-    """Samples of a file, one at a time and as the model reads them, into an archive that `samples` reads."""
+    """Write the samples of a file, one by one and as the model reads them, to an archive for `samples`."""
     from qgraph.onnxfile.load import load
     from qgraph.samples.dataset import open_data
     from qgraph.samples.preprocessing import Preprocessing
@@ -40,7 +40,7 @@ def prepare(model: str, data: str, target: str, settings: str) -> None:
 
 
 def samples(path: str) -> Iterator[Feeds]:
-    """The feeds that `prepare` wrote, in order, read as they are needed."""
+    """The feeds that `prepare` wrote, in order, read when needed."""
     with np.load(path) as archive:
         names = archive["names"].tolist()
         for index in range(sum(key.endswith("_0") for key in archive.files)):
@@ -48,7 +48,7 @@ def samples(path: str) -> Iterator[Feeds]:
 
 
 def static(model: str, target: str, data: str) -> None:
-    """onnxruntime's static quantization: QDQ per channel, U8S8, MinMax, after its own preparation where that works."""
+    """onnxruntime's static quantization: QDQ per channel, U8S8, MinMax, after its own pre-processing if that works."""
     from onnxruntime.quantization import (
         CalibrationDataReader,
         CalibrationMethod,
@@ -91,7 +91,7 @@ def dynamic(model: str, target: str) -> None:
 
 
 def simplify(model: str, target: str) -> None:
-    """onnxsim, which folds and shortens graphs and leaves them in float."""
+    """onnxsim, which simplifies graphs and leaves them in floating point."""
     import onnx
     import onnxsim
 
@@ -102,12 +102,12 @@ def simplify(model: str, target: str) -> None:
 
 
 def once(model: str, data: str) -> None:
-    """One run of a file, for the memory that it takes."""
+    """Run a file once, to measure its memory."""
     _session(model).run(None, next(samples(data)))
 
 
 def judge(original: str, small: str, data: str, scores: str) -> None:
-    """Print as JSON how far a file is from the float one, in stock onnxruntime on one thread, a sample at a time."""
+    """Print as JSON how far a file is from the float model, in stock onnxruntime on one thread, sample by sample."""
     sessions = _session(original), _session(small)
     names = [output.name for output in sessions[0].get_outputs()]
     outputs = {name: Output(name in json.loads(scores)) for name in names}
@@ -125,9 +125,10 @@ def judge(original: str, small: str, data: str, scores: str) -> None:
 
 
 class Output:
-    """What was seen of one output: its signal, its noise, and whether its largest score is of the same class.
+    """Tallies of one output: its signal, its noise, and how often its largest score is at the same class.
 
-    Scores are what is said to be, or what sums to 1 along the last axis in every sample of the float network.
+    Outputs are scores if the settings say so, or if they sum to 1 along the last axis in every sample of the float
+    model.
     """
 
     def __init__(self, scores: bool) -> None:
@@ -153,7 +154,7 @@ class Output:
 
     @property
     def db(self) -> float | None:
-        """10 log10(signal / noise) over all samples, between `-MOST_DB` and `MOST_DB`; None of what is no array."""
+        """10 log10(signal / noise) over all samples, between `-MOST_DB` and `MOST_DB`; None if it is not an array."""
         if not self.seen:
             return None
         if self.noise == 0:
@@ -164,7 +165,7 @@ class Output:
 
     @property
     def share(self) -> float | None:
-        """Percent of rows of the same class; None where the output is not scores."""
+        """The percentage of rows with the same class; None if the output is not scores."""
         return 100 * self.same / self.rows if self.scores and self.rows else None
 
 
@@ -175,7 +176,7 @@ def _probabilities(values: NDArray[Any]) -> bool:
 
 
 def _latency(sessions: tuple[Any, Any], feeds: list[Feeds]) -> float:
-    """Median over pairs of runs of small / float, in seconds of this thread; the order changes with every pair."""
+    """The median ratio small / float over pairs of runs, in CPU time of this thread; the order alternates."""
     ratios: list[float] = []
     began = time.monotonic()
     while len(ratios) < PAIRS and (len(ratios) < 10 or time.monotonic() - began < LATENCY_SECONDS):

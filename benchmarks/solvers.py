@@ -1,7 +1,7 @@
-"""How long qmath's solvers take: python -m benchmarks.solvers
+"""The time of qmath's solvers: python -m benchmarks.solvers
 
-Each row names a job, its median time and, where there is one, the target in milliseconds. Compilation is not counted
-(it is cached on disk after the first call). The last line says how far the stepped frontier can be from the optimum.
+Each row has a job, its median time and, if there is one, the target in milliseconds. Compilation is not counted (it is
+cached on disk after the first call). The last line says how far the stepped frontier can be from the optimum.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Job = Callable[[], Any]
 
 
 def network(layers: int = 152, *, common_unit: bool = True) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Costs and sizes of 1 to 8 bits per layer: sensitivities that fall about fourfold a bit, sizes in bytes.
+    """Costs and sizes of 1 to 8 bits per layer: sensitivities that fall about fourfold per bit, and sizes in bytes.
 
-    Without `common_unit` sizes are no multiples of anything and layers are more alike: too many totals to list.
+    Without `common_unit`, sizes have no common divisor and layers are more alike, so that there are too many totals.
     """
     rng = np.random.default_rng(0)
     bits = np.arange(1, 9)

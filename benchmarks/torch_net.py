@@ -1,4 +1,4 @@
-"""A network from an ONNX file run eagerly in PyTorch, to compare gradients and times with."""
+"""Run a network from an ONNX file eagerly in PyTorch, to compare gradients and times."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TorchNet:
         self.integers = {n: v.tolist() for n, v in self.constants.items() if v.dtype == torch.int64}
 
     def __call__(self, feeds: Tensors) -> Tensors:
-        """Every tensor of the graph by name."""
+        """Run the network and return every tensor of the graph by name."""
         values = {**self.constants, **feeds}
         for node in self.nodes:
             inputs = [None if v is None else values[v.name] for v in node.inputs]

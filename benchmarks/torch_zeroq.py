@@ -21,7 +21,7 @@ Table = list[list[tuple[int, float]]]  # per layer: (bytes, sensitivity) of each
 
 
 def stages(path: Path, *, bits: tuple[int, ...], count: int, threads: int, seed: int) -> dict[str, float]:
-    """Seconds of each stage and of all, from the file to the chosen bits."""
+    """The seconds of each stage and of all, from the file to the chosen bits."""
     if threads:
         torch.set_num_threads(threads)
     seconds: dict[str, float] = {}
@@ -45,7 +45,7 @@ def stages(path: Path, *, bits: tuple[int, ...], count: int, threads: int, seed:
 
 
 def distilled(loaded: Any, name: str, shape: tuple[int, ...], seed: int) -> Any:
-    """One batch, by Adam on the statistics of BatchNormalization, with a plateau schedule."""
+    """Distil one batch by Adam on the statistics of BatchNormalization, with a plateau schedule."""
     plain = normalise(loaded, fold_bn=False).ir_model
     net = TorchNet(plain)
     zero, one = torch.zeros(shape[1]), torch.ones(shape[1])
@@ -65,7 +65,7 @@ def distilled(loaded: Any, name: str, shape: tuple[int, ...], seed: int) -> Any:
 
 @torch.no_grad()
 def sensitivities(loaded: Any, name: str, x: Any, bits: tuple[int, ...]) -> Table:
-    """KL(float || one layer at k bits), the whole network run for every pair; weights per channel, from min to max."""
+    """KL(float || one layer at k bits), running the whole network for every pair; min-max weights per channel."""
     net = normalise(loaded)
     view = GraphView(net)
     runner = TorchNet(net.ir_model)
@@ -94,7 +94,7 @@ def rounded(weight: Any, bits: int, axis: int) -> Any:
 
 
 def frontier(table: Table) -> tuple[Any, Any]:
-    """Least sensitivity at every size, by dynamic programming over sizes in units of the common divisor."""
+    """The least sensitivity at every size, by dynamic programming over sizes in units of the common divisor."""
     unit = int(np.gcd.reduce([size for row in table for size, _ in row]))
     total = sum(max(size for size, _ in row) for row in table) // unit
     cost = torch.full((total + 1,), float("inf"), dtype=torch.float64)

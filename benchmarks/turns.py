@@ -1,7 +1,7 @@
-"""Engines that cannot share a process take turns: each is a process that answers one word a line.
+"""Let engines that cannot share a process take turns: each is a process that answers one word per line.
 
-PyTorch and onnxruntime-training live in environments of their own, named by their interpreters. Every engine does a
-little whenever it is asked, so that all see the same machine.
+PyTorch and onnxruntime-training are in environments of their own, given by their interpreters. Every engine does a
+little work at each request, so that all see the same machine.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-_PAUSE = 0.3  # seconds after an answer in which the threads of its engine stop spinning and go to sleep
+_PAUSE = 0.3  # seconds to wait after an answer until the threads of its engine stop spinning
 
 
 class Worker:
-    """`python -m module arguments`, which serves."""
+    """A process `python -m module arguments` that answers requests."""
 
     def __init__(self, python: str, module: str, arguments: Sequence[str]) -> None:
         self._process = subprocess.Popen(
@@ -38,7 +38,7 @@ class Worker:
         return answer
 
     def close(self) -> float:
-        """End the process; how many MB its memory grew at most while it served."""
+        """End the process and return by how many MB its memory grew at most while it served."""
         peak = float(self.ask("stop"))
         self._process.wait()
         return peak
@@ -52,7 +52,7 @@ class Worker:
 
 
 def serve(answers: Mapping[str, Callable[[str], object]]) -> None:
-    """Answer lines of a first word and the rest until "stop"."""
+    """Answer requests, a first word and the rest of a line, until "stop"."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print("ready", flush=True)
     for line in sys.stdin:
@@ -64,7 +64,7 @@ def serve(answers: Mapping[str, Callable[[str], object]]) -> None:
 
 
 def best(job: Callable[[], object], *, seconds: float) -> float:
-    """Seconds of the fastest call within `seconds`, long enough for a woken thread to find a core of its own."""
+    """The seconds of the fastest call within `seconds`, long enough for a woken thread to find a core of its own."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:

@@ -1,9 +1,9 @@
-"""Weight gradients of convolutions: qgraph's kernel beside torch's (oneDNN) and the same in ONNX operators.
+"""Weight gradients of convolutions: qgraph's kernel beside torch (oneDNN) and plain ONNX operators.
 
     python -m benchmarks.weight_gradients [--torch PYTHON] [--json FILE]
 
-Every engine is a process of its own (`benchmarks.turns`) with the same threads; ratios are taken within a round. The
-last row adds up the convolutions of a CIFAR ResNet-20, which is what a training step waits for.
+Every engine is a process of its own (`benchmarks.turns`) with the same number of threads; ratios are taken within a
+round. The last row sums the convolutions of a CIFAR ResNet-20, as in a training step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.turns import Worker, best, serve
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A convolution over square images; `times` in ResNet-20."""
+    """A convolution over square images, which occurs `times` in ResNet-20."""
 
     images: int = 64
     inner: int
@@ -113,7 +113,7 @@ def _options() -> argparse.Namespace:
 def _row(
     name: str, rounds: list[dict[str, float]], work: int | None, sums: dict[str, list[float]] | None
 ) -> dict[str, Any]:
-    """Medians; `difference` is the largest of some random projections of the gradients, relative to their size."""
+    """Medians; `difference` is the largest one of some random projections of the gradients, relative to their size."""
     ours = statistics.median(r["qgraph"] for r in rounds)
     others = {f"{n} ms": 1e3 * statistics.median(r[n] for r in rounds) for n in rounds[0] if n != "qgraph"}
     ratios = {f"/ {n}": statistics.median(r["qgraph"] / r[n] for r in rounds) for n in rounds[0] if n != "qgraph"}
@@ -154,7 +154,7 @@ def _ours(shape: Shape, threads: int) -> Callable[[], np.ndarray]:
 
 
 def _graph(shape: Shape, threads: int) -> Callable[[], np.ndarray]:
-    """The portable builder's form: a Conv of x with dL/dy, batch and channels swapped."""
+    """The form of the portable builder: a Conv of x with dL/dy, with batch and channels swapped."""
     import onnx_ir as ir
 
     from qgraph.gradient import gradients

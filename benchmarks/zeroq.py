@@ -1,11 +1,11 @@
-"""ZeroQ without one image: accuracy of mixed precision, what its frontier is worth, and where the time goes.
+"""ZeroQ without any image: accuracy of mixed precision, value of its frontier, and time.
 
     python -m benchmarks.zeroq accuracy     the paper's settings for ResNet-20, and the same average bits for ResNet-32
     python -m benchmarks.zeroq allocation   the frontier against Inverse and Random at the same size (ZeroQ, Table V)
     python -m benchmarks.zeroq time         seconds of the three stages, and of the same three in PyTorch
     python -m benchmarks.zeroq closed       rank correlation of measured and closed-form sensitivities
 
-The test images only measure. Distilled data are made once per network and seed and used for every row.
+Test images are only used to measure. Distilled data are made once per network and seed, and used for every row.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ def main() -> None:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", choices=["accuracy", "allocation", "time", "closed"])
-    parser.add_argument("--seed", type=int, default=0, help="of the distilled data")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the distilled data")
     parser.add_argument("--limit", type=int, help="use at most this many test images")
     parser.add_argument("--network", action="append", help="only these networks (repeatable)")
 
 
 def accuracy(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
-    """Top-1 of float and of every setting; a size in MB becomes the average bits of ResNet-20 on other networks."""
+    """Top-1 of float and of every setting; for other networks, sizes in MB become the average bits of ResNet-20."""
     test = _test(given)
     reference = _weights(normalise(load(shared("models", f"{NETWORKS[0]}.onnx"))))
     rows = []
@@ -91,7 +91,7 @@ def accuracy(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
 
 
 def allocation(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
-    """20 selections of each kind at 4 bits on average: the least sum of sensitivities, the largest, and random ones."""
+    """20 selections of each kind at 4 bits on average: with the least and largest sum of sensitivities, and random."""
     test = _test(given)
     rows = []
     for name in given.network or NETWORKS[:1]:
@@ -124,7 +124,7 @@ def allocation(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
 
 
 def closed(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
-    """Spearman's correlation over all (layer, bits) pairs, with BatchNormalization's statistics and without any."""
+    """Spearman's correlation over all (layer, bits) pairs, with and without BatchNormalization statistics."""
     rows = []
     for name in given.network or NETWORKS:
         path = shared("models", f"{name}.onnx")
@@ -151,7 +151,7 @@ def closed(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
 
 
 def times(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
-    """Seconds from file to file, and of the same three stages in torch where it is installed."""
+    """The seconds from file to file, and of the same three stages in torch if it is installed."""
     rows = []
     for name in given.network or NETWORKS[:1]:
         path = shared("models", f"{name}.onnx")
@@ -183,9 +183,9 @@ def _menu(path: Any, given: argparse.Namespace, bits: tuple[int, ...]) -> tuple[
 
 
 def _near_best(table: Sensitivity, budget: float, seed: int, *, inverse: bool = False) -> list[qmath.Selection]:
-    """The least sum of sensitivities at the budget (the largest, if `inverse`), for sensitivities off by about a third.
+    """Selections with the least sum of sensitivities at the budget, for sensitivities perturbed by about a third.
 
-    Inverse maximises the sum over selections that take at least 97% of the budget.
+    With `inverse`, selections with the largest sum, among those that take at least 97% of the budget.
     """
     rng = np.random.default_rng(seed)
     found = []
