@@ -13,16 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgraph.errors import DataError
-from qgraph.observe.distance import divergence, is_scores, ratio_db
+from qgraph.observe.distance import are_probabilities, divergence, is_scores, ratio_db
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.running.executor import LOCAL, Executor, open_executor
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session
 from qgraph.running.threads import keeps_threads
-from qgraph.samples.dataset import Batch, DataLike, Reading, open_data
+from qgraph.samples.dataset import Batch, DataLike, Dataset, Reading, open_data
+from qgraph.samples.fallback import falling_back
 
 BATCH = 32
+DECIDING = 8  # samples that show whether scores are probabilities
 AHEAD = 64  # batches in flight on a cluster, all of them in memory
 
 
@@ -88,15 +90,18 @@ def evaluate(
         )
     if reference is not None:
         _check_interface(net, reference)
-    job = _Job(net, reference)
-    _ = job.sessions  # make them before threads need them; also refuses a model that does not load
     names = [str(value.name) for value in net.graph.outputs]
-    total = _Tally(len(names))
-    with progress.stage("evaluating", samples.count) as advance, open_executor(executor, workers=threads) as pool:
-        for tally in _in_order(pool, job, samples.batches(BATCH)):
-            total += tally
-            advance(tally.count)
-    return total.result(names)
+
+    def measured(samples: Dataset) -> _Tally:
+        job, total = _Job(net, reference, next(samples.batches(DECIDING))), _Tally(len(names))
+        _ = job.sessions, job.probabilities  # before threads need them; also refuses a model that does not load
+        with progress.stage("evaluating", samples.count) as advance, open_executor(executor, workers=threads) as pool:
+            for tally in _in_order(pool, job, samples.batches(BATCH)):
+                total += tally
+                advance(tally.count)
+        return total
+
+    return falling_back(net, samples, measured)[1].result(names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,21 +110,30 @@ class _Job:
 
     model: Model
     reference: Model | None
+    first: Batch
 
     @cached_property
     def sessions(self) -> tuple[Session, Session | None]:
         twin = None if self.reference is None else Session(self.reference.ir_model, threads=1)
         return Session(self.model.ir_model, threads=1), twin
 
+    @cached_property
+    def probabilities(self) -> bool:
+        """Whether the scores of the float model are probabilities, which those of a quantized one only nearly are."""
+        _, twin = self.sessions
+        outputs = [] if twin is None else [self.first.real(o) for o in twin.run_list(self.first.feeds)]
+        scores = _scores(outputs)
+        return scores is not None and are_probabilities([outputs[scores]])
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model, "reference": self.reference}
+        return {"model": self.model, "reference": self.reference, "first": self.first}
 
 
 def _measured(job: _Job, batch: Batch) -> _Tally:
     session, twin = job.sessions
     produced = [batch.real(o) for o in session.run_list(batch.feeds)]
     expected = None if twin is None else [batch.real(o) for o in twin.run_list(batch.feeds)]
-    return _Tally.of(produced, expected, batch)
+    return _Tally.of(produced, expected, batch, probabilities=job.probabilities)
 
 
 def _in_order(pool: Executor, job: _Job, batches: Iterator[Batch]) -> Iterator[_Tally]:
@@ -161,7 +175,9 @@ class _Tally:
         self.kl, self.compared = 0.0, 0
 
     @classmethod
-    def of(cls, produced: list[NDArray[Any]], expected: list[NDArray[Any]] | None, batch: Batch) -> _Tally:
+    def of(
+        cls, produced: list[NDArray[Any]], expected: list[NDArray[Any]] | None, batch: Batch, *, probabilities: bool
+    ) -> _Tally:
         tally = cls(len(produced))
         tally.count = batch.count
         scores = _scores(produced)
@@ -172,7 +188,7 @@ class _Tally:
         if expected is None:
             return tally
         if scores is not None:
-            tally.kl = float(np.sum(divergence(expected[scores], produced[scores])))
+            tally.kl = float(np.sum(divergence(expected[scores], produced[scores], probabilities=probabilities)))
             tally.compared = batch.count
         for index, (have, want) in enumerate(zip(produced, expected, strict=True)):
             if isinstance(have, np.ndarray) and have.dtype.kind == "f" and have.shape == want.shape:

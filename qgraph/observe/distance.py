@@ -6,7 +6,7 @@ softmaxes (ZeroQ, Eq. 2); every other float output by its normalised squared err
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -52,15 +52,30 @@ def is_distribution(scores: NDArray[Any], axis: int = 1) -> bool:
     if not scores.size:
         return False
     if (scores >= 0).all():
-        return bool(np.allclose(scores.sum(axis=axis, dtype=np.float64), 1.0, atol=1e-3))
+        return are_probabilities([scores], axis=axis)
     if (scores <= 1e-6).all():
         return bool(np.allclose(np.exp(scores.astype(np.float64)).sum(axis=axis), 1.0, atol=1e-3))
     return False
 
 
-def divergence(expected: NDArray[Any], produced: NDArray[Any]) -> NDArray[np.float64]:
-    """KL(expected || produced) per sample; outputs that already are probabilities are taken as such."""
-    return np.asarray(qmath.kl_divergence(_logits(expected), _logits(produced), axis=-1))
+def are_probabilities(scores: Iterable[NDArray[Any]], *, axis: int = 1) -> bool:
+    """Whether scores are probabilities along an axis, rather than logits.
+
+    Decide once for a network, from what its float model computes: quantized probabilities need not sum to 1.
+    """
+    return all((s >= 0).all() and np.allclose(s.sum(axis=axis, dtype=np.float64), 1.0, atol=1e-3) for s in scores)
+
+
+def as_logits(scores: NDArray[Any], *, probabilities: bool) -> NDArray[np.float64]:
+    """The scores, or the logarithms of probabilities."""
+    scores = scores.astype(np.float64)
+    return np.log(np.maximum(scores, 1e-12)) if probabilities else scores
+
+
+def divergence(expected: NDArray[Any], produced: NDArray[Any], *, probabilities: bool = False) -> NDArray[np.float64]:
+    """KL(expected || produced) per sample, of logits or of `probabilities`."""
+    pair = (as_logits(scores, probabilities=probabilities) for scores in (expected, produced))
+    return np.asarray(qmath.kl_divergence(*pair, axis=-1))
 
 
 def ratio_db(signal: float, noise: float) -> float | None:
@@ -81,6 +96,8 @@ class Reference:
     batches: tuple[Batch, ...]
     expected: tuple[Outputs, ...]
     kinds: dict[str, str]
+    probabilities: frozenset[str] = frozenset()
+    """The outputs of the float model that are probabilities."""
 
     @classmethod
     def of(cls, model: Model, data: Dataset, *, samples: int, direction: Direction = "forward") -> Reference:
@@ -104,7 +121,9 @@ class Reference:
         kinds = measures(expected[0], direction)
         if not kinds:
             raise ModelError(f"{model.source} has no floating-point output, so there is nothing to compare")
-        return cls(batches=tuple(batches), expected=expected, kinds=kinds)
+        scores = (name for name, kind in kinds.items() if kind != "nse")
+        sure = frozenset(name for name in scores if are_probabilities(outputs[name] for outputs in expected))
+        return cls(batches=tuple(batches), expected=expected, kinds=kinds, probabilities=sure)
 
     @property
     def samples(self) -> int:
@@ -128,26 +147,21 @@ class Reference:
         given = feeds or [batch.feeds for batch in self.batches]
         for batch, known, expected in zip(self.batches, given, self.expected, strict=True):
             produced = _real(session.run({name: known[name] for name in session.input_names}), batch)
-            for name, kind in self.kinds.items():
+            for name in self.kinds:
                 if name in produced:
-                    sums[name] += _compared(expected[name], produced[name], kind)
+                    sums[name] += self._compared(name, expected[name], produced[name])
         return float(sum(total / weight for total, weight in sums.values() if weight != 0))
 
-
-def _compared(want: NDArray[Any], have: NDArray[Any], kind: str) -> tuple[float, float]:
-    if want.shape != have.shape or not np.isfinite(have).all():
-        return np.nan, 1.0
-    if kind == "nse":
-        exact = want.astype(np.float64)
-        return float(np.sum((have - exact) ** 2)), float(np.sum(exact**2))
-    pair = (want, have) if kind == "kl" else (have, want)
-    return float(divergence(*pair).sum()), float(len(want))
-
-
-def _logits(scores: NDArray[Any]) -> NDArray[np.float64]:
-    scores = scores.astype(np.float64)
-    is_probability = (scores >= 0).all() and np.allclose(scores.sum(axis=1), 1.0, atol=1e-3)
-    return np.log(np.maximum(scores, 1e-12)) if is_probability else scores
+    def _compared(self, name: str, want: NDArray[Any], have: NDArray[Any]) -> tuple[float, float]:
+        """The distance of an output times its weight, and the weight."""
+        kind = self.kinds[name]
+        if want.shape != have.shape or not np.isfinite(have).all():
+            return np.nan, 1.0
+        if kind == "nse":
+            exact = want.astype(np.float64)
+            return float(np.sum((have - exact) ** 2)), float(np.sum(exact**2))
+        pair = (want, have) if kind == "kl" else (have, want)
+        return float(divergence(*pair, probabilities=name in self.probabilities).sum()), float(len(want))
 
 
 def _real(outputs: Outputs, batch: Batch) -> Outputs:

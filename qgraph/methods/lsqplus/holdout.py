@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import qmath
 from qgraph.lowering.simulate import simulate
 from qgraph.methods.lsqplus.batches import Feed
 from qgraph.methods.lsqplus.loss import Targets
+from qgraph.observe.distance import divergence
 from qgraph.onnxfile.model import Model
 from qgraph.plan.plan import QuantPlan
 from qgraph.running.sessions import Session, in_parallel
@@ -95,7 +95,7 @@ def _distances(
 ) -> NDArray[np.float64]:
     """One distance per sample; outputs that are not class scores count the same for all samples of a batch."""
     if targets.logits is not None:
-        return np.asarray(qmath.kl_divergence(wanted[0], found[0], axis=-1), np.float64).reshape(-1)
+        return np.asarray(divergence(wanted[0], found[0], probabilities=targets.probabilities), np.float64).reshape(-1)
     errors = [
         np.square(f - w, dtype=np.float64).sum() / max(float(np.square(w).sum()), 1e-12)
         for w, f in zip(wanted, found, strict=True)

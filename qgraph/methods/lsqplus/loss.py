@@ -31,6 +31,8 @@ class Targets:
     logits: str | None
     classes: int
     followed: tuple[str, ...]
+    probabilities: bool = False
+    """Whether `logits` are probabilities after all: those of a network whose Softmax lies further up."""
 
     @property
     def watched(self) -> tuple[str, ...]:
@@ -60,13 +62,14 @@ def append_loss(net: ir.Model, targets: Targets, config: LsqPlusConfig, *, batch
     terms: list[Expr] = []
     if targets.logits is not None:
         shape = (batch, targets.classes)
-        logits = tensor(values[targets.logits])
+        logits = _logits(tensor(values[targets.logits]), targets)
         if weight > 0:
             labels = tensor(_input(net, "labels", shape))
             terms.append(-op.ReduceSum(labels * op.LogSoftmax(logits, axis=-1), keepdims=0) * weight)
         if weight < 1:
             t = config.temperature
-            wanted, found = tensor(_input(net, f"float:{targets.logits}", shape)) * (1 / t), logits * (1 / t)
+            given = tensor(_input(net, f"float:{targets.logits}", shape))
+            wanted, found = _logits(given, targets) * (1 / t), logits * (1 / t)
             gap = op.LogSoftmax(wanted, axis=-1) - op.LogSoftmax(found, axis=-1)
             divergence = op.ReduceSum(op.Softmax(wanted, axis=-1) * gap, keepdims=0)
             terms.append(divergence * (t * t * (1.0 - weight)))
@@ -78,6 +81,10 @@ def append_loss(net: ir.Model, targets: Targets, config: LsqPlusConfig, *, batch
         terms.append(op.ReduceSum(difference * difference, keepdims=0) / power * float(batch))
     append(net, reduce(op.Add, terms), name=LOSS)
     net.graph.outputs[:] = [net.graph.outputs[-1]]
+
+
+def _logits(scores: Expr, targets: Targets) -> Expr:
+    return op.Log(scores + 1e-12) if targets.probabilities else scores
 
 
 def one_hot(labels: NDArray[np.integer], classes: int) -> NDArray[np.float32]:

@@ -23,6 +23,7 @@ from qgraph.methods.lsqplus.statistics import with_statistics
 from qgraph.methods.lsqplus.step import TrainingStep, training_graph
 from qgraph.methods.lsqplus.trained import Trained
 from qgraph.methods.lsqplus.weight_quantizer import Floats
+from qgraph.observe.distance import are_probabilities
 from qgraph.onnxfile.model import Model
 from qgraph.plan.plan import MAX_BITS, QuantPlan
 from qgraph.running.job import Job
@@ -105,8 +106,12 @@ class _Run:
         self.shard = next((n for n in fixed if isinstance(n, int)), most)
         if self.config.batch % self.shard:
             raise DataError(f"a batch of {self.config.batch} cannot be split into shards of {self.shard} samples")
-        self.graph = training_graph(trained, self.targets, self.config, batch=self.shard, labelled=self.labelled)
         self.teacher = Session(net.ir_model, outputs=self.targets.watched, threads=1)
+        if self.targets.logits is not None:
+            first = next(feed.data.batches(self.shard))
+            scores = first.real(self.teacher.run_list(first.feeds)[0])
+            self.targets = replace(self.targets, probabilities=are_probabilities([scores]))
+        self.graph = training_graph(trained, self.targets, self.config, batch=self.shard, labelled=self.labelled)
         self.weights = trained.of_kind("weight")
         self.rate = self._rates()
         self.factor = trained.per_value("factor")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 import qmath
 from qgraph.errors import DataError
 from qgraph.methods.qrater.config import Objective
+from qgraph.observe.distance import are_probabilities, as_logits
 
 INVALID = -1e6  # the score of a sample whose outputs are not finite
 
@@ -62,8 +63,7 @@ class Scorer:
         return array[None] if self.whole else array
 
     def _logits(self, scores: NDArray[Any]) -> NDArray[np.float64]:
-        scores = scores.astype(np.float64)
-        return np.log(np.maximum(scores, 1e-12)) if self.probabilities else scores
+        return as_logits(scores, probabilities=self.probabilities)
 
 
 def choose_scorer(
@@ -96,11 +96,9 @@ def choose_scorer(
         return Scorer(objective="mse", scores=-1, power=power, whole=whole)
     if found is None:
         raise DataError(f"the objective '{wanted}' needs an output with one score per class; choose mse")
-    scores = np.concatenate(by_output[found])
     if labels is not None and wanted != "kl":
-        _check_labels(labels, scores.shape[1])
-    is_probability = bool((scores >= 0).all() and np.allclose(scores.sum(axis=1), 1.0, atol=1e-3))
-    return Scorer(objective=wanted, scores=found, probabilities=is_probability)
+        _check_labels(labels, by_output[found][0].shape[1])
+    return Scorer(objective=wanted, scores=found, probabilities=are_probabilities(by_output[found]))
 
 
 def _check_labels(labels: NDArray[Any], classes: int) -> None:

@@ -8,8 +8,13 @@ import pytest
 import qgraph
 from qgraph.assess import evaluate as evaluation
 from qgraph.assess.evaluate import evaluate
+from qgraph.methods.lsqplus.config import LsqPlusConfig
+from qgraph.methods.qrater.objective import choose_scorer
+from qgraph.observe.distance import Reference
 from qgraph.onnxfile.load import load
 from qgraph.running.executor import _Threads
+from qgraph.running.sessions import Session
+from qgraph.samples.dataset import open_data
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +80,51 @@ def test_what_fills_a_fixed_batch_does_not_count(model_from_text):
     assert fixed.top1 == free.top1 == pytest.approx(500 / 6)
     assert fixed.kl == pytest.approx(free.kl)
     assert fixed.sqnr_db == pytest.approx(10 * np.log10(96 / 4))
+
+
+RNG = np.random.default_rng(5)
+PROBABILITIES = """
+<ir_version: 8, opset_import: ["": 17]>
+net (float[N,6] x, float[6,8] w, float s, uint8 z) => (float[N,8] y) {
+  l = MatMul(x, w)
+  p = Softmax <axis = 1> (l)
+  CODES
+}"""
+
+
+@pytest.fixture
+def twins(model_from_text):
+    """A network that ends in a Softmax, and what another tool makes of it: the sums are far from 1."""
+    constants = {"w": RNG.normal(size=(6, 8)).astype(np.float32), "s": np.float32(1 / 30), "z": np.uint8(0)}
+    coded = "q = QuantizeLinear(p, s, z) y = DequantizeLinear(q, s, z)"
+    bodies = ("y = Identity(p)", coded)
+    return [load(model_from_text(PROBABILITIES.replace("CODES", body), **constants)) for body in bodies]
+
+
+def test_quantized_probabilities_are_probabilities(twins):
+    """Decided once, from the float model, by all that measure a divergence."""
+    x = RNG.normal(size=(40, 6)).astype(np.float32)
+    p, q = (Session(net.ir_model).run_list({"x": x})[0].astype(np.float64) for net in twins)
+    assert np.abs(q.sum(axis=1) - 1).max() > 0.03
+    q = np.maximum(q, 1e-12)
+    expected = float((p * np.log(p / (q / q.sum(axis=1, keepdims=True)))).sum(axis=1).mean())
+    assert evaluate(twins[1], x, against=twins[0]).kl == pytest.approx(expected, rel=1e-3)
+    reference = Reference.of(twins[0], open_data(x, twins[0]), samples=40)
+    assert reference.distance(Session(twins[1].ir_model)) == pytest.approx(expected, rel=1e-3)
+    scorer = choose_scorer("kl", [[p.astype(np.float32)]], None)
+    assert -scorer([q], [p], None).mean() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*did not improve")
+def test_training_follows_probabilities(model_from_text):
+    """It sees the same, whether the Softmax comes last or not."""
+    x, w = RNG.normal(size=(32, 6)).astype(np.float32), RNG.normal(size=(6, 8)).astype(np.float32)
+    histories = []
+    for end in ("y = Softmax <axis = 1> (l)", "p = Softmax <axis = 1> (l) y = Reshape(p, i)"):
+        text = """<ir_version: 8, opset_import: ["": 17]>
+        net (float[N,6] x, float[6,8] w, int64[2] i) => (float[N,8] y) { l = MatMul(x, w) END }""".replace("END", end)
+        net = model_from_text(text, w=w, i=np.array([-1, 8]))
+        trained = qgraph.finetune(net, x, config=LsqPlusConfig(epochs=1, batch=8), edge_bits=4, measure=False)
+        histories.append([number for epoch in trained.epochs for number in (epoch.loss or 0, epoch.distance)])
+    assert histories[0] == pytest.approx(histories[1], rel=1e-3)
+    assert histories[0][1] > 1e-4
