@@ -1,7 +1,7 @@
 """Execute the notebooks in place: `python notebooks/render.py [NAME.ipynb ...]`.
 
-The outputs are committed, so that each reads as a page without a kernel. Those of cells tagged `interactive` are not:
-a slider is nothing without one.
+Outputs are committed, so that each notebook can be read as a page without a kernel, except those of cells tagged
+`interactive`, which need one.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ def executed(path: Path) -> nbformat.NotebookNode:
     """The notebook with fresh outputs; raises CellExecutionError when a cell fails."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(HERE)}})
-    client.comm_open_handlers = {}  # what a slider shows is dropped; its handler can make the client miss a reply
+    client.comm_open_handlers = {}  # drop the output of sliders, whose handler can make the client miss a reply
     client.execute()
     return notebook
 
 
 def stripped(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without what changes from run to run, and without the outputs of interactive cells."""
+    """The notebook without what changes between runs, and without the outputs of interactive cells."""
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
