@@ -13,14 +13,15 @@ import onnx
 import pytest
 
 import qgraph
+import qgraph.gradient.registry
 import qgraph.plan.registry
 import qmath
 import qmath.empirical_clipping
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = [f"{package.__name__}.{name}" for package in (qmath, qgraph) for name in package.__all__]
-PUBLIC = {name: getattr(globals()[name.split(".")[0]], name.split(".")[1]) for name in NAMES}
-PUBLIC = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value) or inspect.isclass(value)}
+PACKAGES = {package.__name__: package for package in (qmath, qgraph, qgraph.gradient)}
+NAMES = {f"{path}.{name}": getattr(package, name) for path, package in PACKAGES.items() for name in package.__all__}
+PUBLIC = {name: value for name, value in NAMES.items() if inspect.isfunction(value) or inspect.isclass(value)}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = {
     f"{page.name}-{number}": block
@@ -36,14 +37,15 @@ def folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for registry in (qmath.empirical_clipping, qgraph.plan.registry):
         monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    monkeypatch.setattr(qgraph.gradient.registry, "_rules", dict(qgraph.gradient.registry._rules))
 
 
-@pytest.mark.parametrize("name", ["qmath", "qgraph", *PUBLIC])
+@pytest.mark.parametrize("name", [*PACKAGES, *PUBLIC])
 def test_examples_give_what_they_show(name):
     said: list[str] = []
-    finder = doctest.DocTestFinder(recurse="." in name)
+    finder = doctest.DocTestFinder(recurse=name in PUBLIC)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    for example in finder.find(PUBLIC.get(name) or globals()[name], name):
+    for example in finder.find(PUBLIC.get(name, PACKAGES.get(name)), name):
         runner.run(example, out=said.append)
     assert not runner.failures, "".join(said)
 

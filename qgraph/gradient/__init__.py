@@ -1,13 +1,12 @@
 """Reverse-mode differentiation of ONNX graphs.
 
-`gradients` takes a model, a scalar output and the names to differentiate for, and returns a model with the gradients as
-extra outputs::
+`gradients` takes a model, a scalar output and the names to differentiate with respect to, and returns a model with the
+gradients as additional outputs::
 
     step = gradients("model.onnx", "loss", ["input", "conv1.weight"])
     onnx_ir.save(step, "step.onnx")          # outputs: ..., input_grad, conv1.weight_grad
 
-`Backward` runs such a step, and is the faster way to weight gradients of convolutions, which it computes outside of
-the graph::
+`Backward` runs such a step, and is faster for weight gradients of convolutions, which it computes outside the graph::
 
     step = Backward("model.onnx", "loss", ["conv1.weight"])
     outputs, gradients = step({"input": images, "labels": labels})

@@ -14,14 +14,14 @@ Floats = NDArray[np.float32]
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Adam:
-    """Running means m of gradients g and v of g^2, both from zero, and what they move.
+    """Adam's state, the running means m of gradients g and v of g^2, both from zero, and its update.
 
     With m' = m / (1 - momentum^t) and v' = v / (1 - second^t), step t is
 
         x -= rate m' / (sqrt(v') + epsilon)
 
-    (Algorithm 1), or where `epsilon_hat`, the paper's more efficient order (end of section 2): `epsilon` is then added
-    to sqrt(v).
+    (Algorithm 1), or with `epsilon_hat` the paper's more efficient order (end of section 2), in which `epsilon` is
+    added to sqrt(v).
     """
 
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class Adam:
         self.state = self.state or {name: np.zeros(self.shape, np.float32) for name in ("mean", "square")}
 
     def update(self, x: Floats, gradient: Floats, rate: Any, step: int) -> None:
-        """Step number `step` (from 1) of `x`, in place; `rate` is one number, or one for every value."""
+        """Take step number `step` (from 1) of `x`, in place; `rate` is one number, or one per value."""
         mean, square = self.state["mean"], self.state["square"]
         mean += np.float32(1 - self.momentum) * (gradient - mean)
         square += np.float32(1 - self.second) * (gradient * gradient - square)

@@ -19,15 +19,11 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class Backward:
-    """A function from feeds to outputs and gradients::
+    """A function from feeds to a model's outputs and gradients.
 
-        step = Backward(model, "loss", ["conv.weight", "scale"])
-        outputs, gradients = step({"input": images, "conv.weight": w, "scale": s})
-        outputs["loss"], gradients["conv.weight"]
-
-    It computes what `gradients` computes, several times faster where convolutions have their weights in `wrt`: those
-    gradients are contracted outside of the graph (`contraction`). What changes between steps should be an input of
-    the model, an initializer is part of the session for good.
+    It computes the same as `gradients`, several times faster if the weights of convolutions are in `wrt`: their
+    gradients are contracted outside the graph (`contraction`). Whatever changes between steps should be an input of the
+    model; an initializer is a fixed part of the session.
 
     Args:
         model: an onnx-ir model, a ModelProto or a path; it is not changed.
@@ -36,7 +32,20 @@ class Backward:
         threads: by default all cores. Gradients of weights do not depend on it.
 
     Raises:
-        GradientError: as `gradients` does.
+        GradientError: As `gradients`.
+
+    Example:
+        >>> import numpy as np
+        >>> import onnx
+        >>> from qgraph.gradient import Backward
+        >>> model = onnx.parser.parse_model(
+        ...     '<ir_version: 10, opset_import: ["": 21]> g (float[2] x) => (float loss)'
+        ...     "{ square = Mul(x, x) loss = ReduceSum<keepdims = 0>(square) }"
+        ... )
+        >>> step = Backward(model, "loss", ["x"])
+        >>> outputs, found = step({"x": np.array([1, 2], np.float32)})
+        >>> float(outputs["loss"]), found["x"].tolist()
+        (5.0, [2.0, 4.0])
     """
 
     def __init__(self, model: ModelLike, loss: str, wrt: Sequence[str], *, threads: int | None = None) -> None:
@@ -61,5 +70,5 @@ class Backward:
 
 
 def _planes(x: NDArray[Any]) -> NDArray[Any]:
-    """Convolutions over one axis as over two."""
+    """A convolution over one axis as one over two."""
     return x if x.ndim == 4 else np.expand_dims(x, 2)

@@ -1,4 +1,4 @@
-"""BatchNormalization in inference form as what it is: a fixed gain and shift per channel.
+"""BatchNormalization in inference form as a fixed gain and shift per channel.
 
 y = x k + (bias - mean k),    k = scale / sqrt(var + epsilon)
 """

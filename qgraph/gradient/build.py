@@ -1,4 +1,4 @@
-"""The one entry: a model, a loss and names in; a model that also outputs the gradients out."""
+"""The entry point: from a model, a loss and names to a model that also outputs the gradients."""
 
 from __future__ import annotations
 
@@ -29,33 +29,54 @@ _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16,
 
 
 def builders() -> tuple[Builder, ...]:
-    """The builders that work here, the preferred one first: "training" needs the onnxruntime-training package."""
+    """Return the builders available here, the preferred one first; "training" needs onnxruntime-training.
+
+    Example:
+        >>> from qgraph.gradient import builders
+        >>> "portable" in builders()
+        True
+    """
     return ("training", "portable") if training.is_available() else ("portable",)
 
 
 def gradient_name(name: str) -> str:
-    """The output that holds the gradient for tensor `name`."""
+    """Return the name of the output that holds the gradient with respect to tensor `name`.
+
+    Example:
+        >>> from qgraph.gradient import gradient_name
+        >>> gradient_name("input")
+        'input_grad'
+    """
     return f"{name}_grad"
 
 
 def gradients(model: ModelLike, loss: str, wrt: Sequence[str], *, builder: Builder | None = None) -> ir.Model:
-    """Differentiate `loss` for every tensor named in `wrt`.
+    """Differentiate `loss` with respect to every tensor named in `wrt`.
 
     Args:
         model: an onnx-ir model, a ModelProto, or a path; it is not changed. Opsets below 16 are raised to 16.
         loss: a tensor of one element, an output of the model or an inner tensor.
         wrt: names of float inputs, initializers or inner tensors.
-        builder: "portable" writes the backward pass in standard operators; "training" asks onnxruntime-training, and
-            its result runs only there. By default the first of `builders()`.
+        builder: "portable" writes the backward pass in standard operators; "training" uses onnxruntime-training, whose
+            result runs only there. By default the first of `builders()`.
 
     Returns:
-        A model with the outputs of `model`, then dL/dw for every w in `wrt`, named `gradient_name(w)` and shaped
-        like w.
+        A model with the outputs of `model`, and then dL/dw, `gradient_name(w)`, for every w in `wrt`.
 
     Raises:
-        GradientError: a name is unknown or not a float tensor, the loss has more than one element or does not depend on
-            a requested tensor, a node cannot be differentiated, or the builder is not installed.
-        MissingRuleError: a node's operator has no rule.
+        GradientError: When a name is unknown or not a float tensor, the loss has more than one element or does not
+            depend on a requested tensor, a node cannot be differentiated, or the builder is not installed.
+        MissingRuleError: When a node's operator has no rule.
+
+    Example:
+        >>> import onnx
+        >>> from qgraph.gradient import gradients
+        >>> model = onnx.parser.parse_model(
+        ...     '<ir_version: 10, opset_import: ["": 21]> g (float[2] x) => (float loss)'
+        ...     "{ square = Mul(x, x) loss = ReduceSum<keepdims = 0>(square) }"
+        ... )
+        >>> [output.name for output in gradients(model, "loss", ["x"], builder="portable").graph.outputs]
+        ['loss', 'x_grad']
     """
     chosen = builder or builders()[0]
     if chosen not in ("portable", "training"):
@@ -71,10 +92,24 @@ def gradients(model: ModelLike, loss: str, wrt: Sequence[str], *, builder: Build
 
 
 def deferred_gradients(model: ModelLike, loss: str, wrt: Sequence[str]) -> Deferred:
-    """The same by the portable builder, without the weight gradients of convolutions, which `Contraction`s complete.
+    """Do as `gradients` with the portable builder, but leave weight gradients of convolutions to `Contraction`s.
 
-    A weight is deferred where it is in `wrt` itself, feeds convolutions over one or two axes, and depends on nothing
-    else in `wrt`. `Backward` runs the result. Raises as `gradients` does.
+    A weight is deferred if it is in `wrt` itself, feeds convolutions over one or two axes, and depends on nothing else
+    in `wrt`. `Backward` runs the result.
+
+    Raises:
+        GradientError: As `gradients`.
+        MissingRuleError: As `gradients`.
+
+    Example:
+        >>> import onnx
+        >>> from qgraph.gradient import deferred_gradients
+        >>> model = onnx.parser.parse_model(
+        ...     '<ir_version: 10, opset_import: ["": 21]> g (float[1, 1, 4, 4] x, float[2, 1, 3, 3] w) => (float loss)'
+        ...     "{ y = Conv(x, w) loss = ReduceSum<keepdims = 0>(y) }"
+        ... )
+        >>> [contraction.weight.name for contraction in deferred_gradients(model, "loss", ["w"]).contractions]
+        ['w']
     """
     net, source, targets = _request(model, loss, wrt)
     chosen = {value for value in targets if _is_leaf(value, targets, net.graph)}
@@ -99,7 +134,7 @@ def _is_leaf(value: ir.Value, targets: Sequence[ir.Value], graph: ir.Graph) -> b
 
 
 def _request(model: ModelLike, loss: str, wrt: Sequence[str]) -> tuple[ir.Model, ir.Value, list[ir.Value]]:
-    """A copy of the model to work on, the loss, and the tensors to differentiate for."""
+    """A copy of the model to work on, the loss, and the tensors to differentiate with respect to."""
     net = prepared(model)
     values = ir.convenience.create_value_mapping(net.graph)
     source = _scalar(values, loss)
@@ -113,7 +148,7 @@ def _request(model: ModelLike, loss: str, wrt: Sequence[str]) -> tuple[ir.Model,
 
 
 def _named(graph: ir.Graph, result: ir.Value, value: ir.Value) -> ir.Value:
-    """`result` under its public name; a node of its own keeps the name free of what else the value is used for."""
+    """`result` under its public name, through a node of its own, so that other uses of the value do not matter."""
     node = ir.node("Identity", [result], name=f"grad/{value.name}")
     output = node.outputs[0]
     output.name, output.type, output.shape = gradient_name(str(value.name)), value.type, value.shape

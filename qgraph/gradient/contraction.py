@@ -1,11 +1,10 @@
-"""Weight gradients of convolutions, computed outside of the graph.
+"""Weight gradients of convolutions, computed outside the graph.
 
     dw[o, c, k] = sum over images n and positions t of g[n, o, t] x[n, c, s t + d k - p],    g = dL/dy
 
-Written in ONNX operators this is a convolution with kernels as large as images, for which onnxruntime takes longer
-than for all the rest of a layer's backward pass. Here images are laid end to end in rows with zeros between them, so
-that a tap of the window is an offset into one long vector; dw is then a product of two matrices of such vectors
-(`contraction_kernels`).
+In ONNX operators this is a convolution with kernels as large as images, which takes onnxruntime longer than all the
+rest of a layer's backward pass. Here images are laid end to end in rows with zeros between them, so that a tap of the
+window is an offset into one long vector; dw is then a product of two matrices of such vectors (`contraction_kernels`).
 """
 
 from __future__ import annotations
@@ -32,7 +31,13 @@ _PARTIAL_BYTES = 1 << 22  # of all partial sums
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Correlation:
-    """The geometry of a convolution over two axes; `begin` is the padding before the first position."""
+    """The geometry of a convolution over two axes; `begin` is the padding before the first position.
+
+    Example:
+        >>> from qgraph.gradient import Correlation
+        >>> Correlation(kernel=(3, 3), begin=(1, 1)).strides
+        (1, 1)
+    """
 
     kernel: tuple[int, int]
     strides: tuple[int, int] = (1, 1)
@@ -42,10 +47,10 @@ class Correlation:
 
 
 class _Layout(NamedTuple):
-    """Where values lie while they are multiplied.
+    """The memory layout of values while they are multiplied.
 
-    `together` images stand end to end in `rows` of `pitch` values each, x once for every remainder of a position by
-    the strides, `span` values apart and `lead` after the start. Their vectors are taken in `pieces`. `in_place`:
+    `together` images stand end to end in `rows` of `pitch` values each, x once for every remainder of a position modulo
+    the strides, `span` values apart and `lead` after the start. Their vectors are processed in `pieces`. `in_place`:
     images stay where they are, one at a time.
     """
 
@@ -59,9 +64,9 @@ class _Layout(NamedTuple):
 
     @classmethod
     def of(cls, x: Array, g: Array, c: Correlation, *, images: int, whole: bool) -> tuple[_Layout, NDArray[np.int64]]:
-        """The layout for parts of so many images, and every tap's offset in it.
+        """The layout for parts of that many images, and every tap's offset in it.
 
-        `whole`: the output channels of a group are whole tiles, so they can be read where they lie.
+        `whole`: the output channels of a group are whole tiles, so that they can be read where they are.
         """
         (down, down_phase), (across, across_phase) = (
             np.divmod(np.arange(c.kernel[a]) * c.dilations[a] - c.begin[a], c.strides[a]) for a in (0, 1)
@@ -115,7 +120,7 @@ class _Work:
         return len(self._images) * len(self._bands)
 
     def run(self, part: int) -> None:
-        """Compute one part, in memory that the thread keeps: fresh pages would cost as much as the work."""
+        """Compute one part, in memory that the thread keeps: new pages would cost as much as the work."""
         which, band = divmod(part, len(self._bands))
         c, layout, out = self._correlation, tuple(self._layout), self._sums[which]
         images, tiles = self._images[which], self._bands[band]
@@ -143,12 +148,19 @@ class _Work:
 def weight_gradients(
     operands: Sequence[tuple[Array, Array, Correlation]], *, pool: Executor | None = None, threads: int = 1
 ) -> list[Array]:
-    """dL/dw (O, C / group, K, K) for every (x, dL/dy, geometry) of a two-dimensional convolution y of x with w.
+    """Return dL/dw (O, C / group, K, K) for every (x, dL/dy, geometry) of a two-dimensional convolution of x with w.
 
     Args:
         operands: x (N, C, H, W) and dL/dy (N, O, H', W'), both float32 or both float64.
         pool: threads that help.
-        threads: how many work, the calling one included. Results do not depend on it.
+        threads: the number of threads that work, including the calling one. Results do not depend on it.
+
+    Example:
+        >>> import numpy as np
+        >>> from qgraph.gradient import Correlation, weight_gradients
+        >>> x, dy = np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2))
+        >>> weight_gradients([(x, dy, Correlation(kernel=(2, 2)))])[0].tolist()
+        [[[[4.0, 4.0], [4.0, 4.0]]]]
     """
     works = [_Work(x, g, correlation) for x, g, correlation in operands]
     waiting = [(work, part) for work in works for part in range(work.parts)]
@@ -172,7 +184,7 @@ _kept = local()
 
 
 def _scratch(size: int, dtype: np.dtype[Any]) -> Array:
-    """Room for `size` values, the same for every call of a thread that it is large enough for."""
+    """Memory for `size` values, reused by all calls of a thread that it is large enough for."""
     room: Array | None = getattr(_kept, dtype.name, None)
     if room is None or room.size < size:
         room = np.empty(size, dtype)
@@ -181,12 +193,12 @@ def _scratch(size: int, dtype: np.dtype[Any]) -> Array:
 
 
 def _images_apart(images: int, positions: int, nbytes: int) -> int:
-    """How many parts to make of the images: a power of two, each worth a vector, partial sums not too large."""
+    """The number of parts of the images: a power of two, each worth a vector, and partial sums not too large."""
     most = min(images, _PARTS, max(_PARTIAL_BYTES // nbytes, 1), max(images * positions // (_POSITIONS * 3 // 4), 1))
     return 1 << (most.bit_length() - 1)
 
 
 def _ranges(size: int, parts: int) -> list[tuple[int, int]]:
-    """Consecutive (start, count) that cover 0..size, as long as each other or the last one longer, none empty."""
+    """Consecutive (start, count) that cover 0..size, of nearly equal length, none empty."""
     bounds = [size * part // min(parts, size) for part in range(min(parts, size) + 1)]
     return [(a, b - a) for a, b in pairwise(bounds)]

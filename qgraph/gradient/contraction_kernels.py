@@ -17,7 +17,7 @@ _FAST = {"reassoc", "contract", "nsz"}
 
 @intrinsic
 def _widest(typing_context):
-    """Ask for the widest vectors the processor has: by default LLVM uses half of AVX-512's."""
+    """Ask for the widest vectors of the processor: by default LLVM uses half of AVX-512's."""
 
     def generate(context, builder, signature, arguments):
         set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # past llvmlite's list of known ones
@@ -28,8 +28,10 @@ def _widest(typing_context):
 
 @intrinsic
 def _move(typing_context, target, start, source, first, count):
-    """target[start : start + count] = source[first : first + count] of vectors that do not overlap: a loop would check
-    that for every row."""
+    """target[start : start + count] = source[first : first + count] of vectors that do not overlap.
+
+    A loop would check that for every row.
+    """
 
     def generate(context, builder, signature, arguments):
         target, start, source, first, count = arguments
@@ -49,9 +51,9 @@ def contract(x, g, first_image, images, first_tile, tiles, group, height, layout
     """Add to out[o, c k] the sum over images n and positions t of g[n, o, t] x[n, c, strides t + offset of tap k].
 
     x is (N, C, H, W), g is (N, O, H', W'), both contiguous. The rows of `out` are output channels in tiles of `height`
-    (1 or `HEIGHT`), every group padded to whole tiles; its columns are padded to a multiple of `WIDTH`. Images
-    first_image... and tiles first_tile... are taken. `layout` and `offsets` are those of `contraction._Layout`;
-    `scratch` has room for both operands in it.
+    (1 or `HEIGHT`), every group padded to whole tiles; its columns are padded to a multiple of `WIDTH`. The images from
+    first_image on and the tiles from first_tile on are processed. `layout` and `offsets` are those of
+    `contraction._Layout`; `scratch` has room for both operands in it.
     """
     in_place, together, pieces, pitch, rows, span, lead = layout
     inner = x.shape[1] // group
@@ -100,8 +102,10 @@ def contract(x, g, first_image, images, first_tile, tiles, group, height, layout
 
 @compiled()
 def _lay_inputs(x, first_channel, inputs, pitch, rows, span, lead, strides, used):
-    """x[n, c, h, w] to the row of (c, h mod strides, w mod strides), at lead + (n rows + h // strides) pitch +
-    w // strides; rows that no tap reads stay empty."""
+    """Lay out x[n, c, h, w] in the row of (c, h mod strides, w mod strides); rows that no tap reads stay empty.
+
+    Its place there is lead + (n rows + h // strides) pitch + w // strides.
+    """
     down, across = strides
     values = x.reshape(-1)
     for n in range(x.shape[0]):
@@ -117,7 +121,7 @@ def _lay_inputs(x, first_channel, inputs, pitch, rows, span, lead, strides, used
 
 @compiled()
 def _lay_gradients(g, first_tile, per_group, height, group, gradients, width, pitch, rows):
-    """The output gradients of every tile to rows of their own, positions as `_lay_inputs` lays them."""
+    """Lay out the output gradients of every tile in rows of their own, with positions as in `_lay_inputs`."""
     outer = g.shape[1] // group
     values = g.reshape(-1)
     for n in range(g.shape[0]):
@@ -133,7 +137,7 @@ def _lay_gradients(g, first_tile, per_group, height, group, gradients, width, pi
 
 @compiled()
 def _copy(source, row, width, first, step, target, start):
-    """Every step-th value from `first` on of a row of `width` values."""
+    """Copy every step-th value, from `first` on, of a row of `width` values."""
     if step == 1:
         _move(target, start, source, row * width, width)
     else:

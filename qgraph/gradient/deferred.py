@@ -1,4 +1,4 @@
-"""What a backward graph leaves to others: the weight gradients of convolutions, as pairs of tensors to contract."""
+"""What a backward graph leaves out: the weight gradients of convolutions, as pairs of tensors to contract."""
 
 from __future__ import annotations
 
@@ -17,7 +17,18 @@ from qgraph.gradient.windows import window
 class Contraction:
     """A term of dL/d`weight`: the correlation of a convolution's input `x` with dL/dy, `dy`, over images and positions.
 
-    Convolutions over one axis have a first axis of length 1 in `correlation`.
+    A convolution over one axis has a first axis of length 1 in `correlation`.
+
+    Example:
+        >>> import onnx
+        >>> from qgraph.gradient import deferred_gradients
+        >>> model = onnx.parser.parse_model(
+        ...     '<ir_version: 10, opset_import: ["": 21]> g (float[1, 1, 9] x, float[2, 1, 3] w) => (float loss)'
+        ...     "{ y = Conv(x, w) loss = ReduceSum<keepdims = 0>(y) }"
+        ... )
+        >>> contraction = deferred_gradients(model, "loss", ["w"]).contractions[0]
+        >>> contraction.x.name, contraction.correlation.kernel
+        ('x', (1, 3))
     """
 
     weight: ir.Value
@@ -32,8 +43,21 @@ class Contraction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deferred:
-    """A model that outputs what it did (`outputs`, the loss among them), what it computes of the gradients for `wrt`
-    (`NAME_grad`, where it does), and the operands of `contractions`, which have to be added."""
+    """A model with its own outputs, the gradients that the graph computes, and the operands of the missing terms.
+
+    `outputs` are those of the original model, the loss among them; `NAME_grad` is what the graph computes of a gradient
+    in `wrt`; to complete it, the results of `contractions` have to be added.
+
+    Example:
+        >>> import onnx
+        >>> from qgraph.gradient import deferred_gradients
+        >>> model = onnx.parser.parse_model(
+        ...     '<ir_version: 10, opset_import: ["": 21]> g (float[1, 1, 9] x, float[2, 1, 3] w) => (float loss)'
+        ...     "{ y = Conv(x, w) loss = ReduceSum<keepdims = 0>(y) }"
+        ... )
+        >>> [value.name for value in deferred_gradients(model, "loss", ["w"]).outputs]
+        ['loss']
+    """
 
     model: ir.Model
     outputs: tuple[ir.Value, ...]
@@ -42,7 +66,7 @@ class Deferred:
 
 
 def contraction_of(node: Node, dy: ir.Value | None, deferred: Collection[ir.Value]) -> Contraction | None:
-    """The contraction of a convolution whose weight is among `deferred`; None where it has to stay in the graph."""
+    """The contraction of a convolution whose weight is among `deferred`; None if it has to stay in the graph."""
     x, weight = (*node.ir.inputs, None, None)[:2]
     if node.op != "Conv" or node.ir.domain or x is None or weight is None or dy is None or weight not in deferred:
         return None

@@ -1,4 +1,4 @@
-"""Writing symbolic tensors into a graph: every subexpression once, and only what somebody uses."""
+"""Write symbolic tensors into a graph: every subexpression once, and only what is used."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _BROADCASTING = frozenset({"Add", "Sub", "Mul", "Div"})
 class Emitter:
     """Turns expressions into nodes at the end of `graph`.
 
-    A call equal to one already there (same operator, inputs and attributes) becomes that node, a node of the forward
-    pass included: its missing outputs are added to it rather than computed again.
+    A call equal to one already there (same operator, inputs and attributes) becomes that node, even one of the forward
+    pass: missing outputs are added to it rather than computed again.
     """
 
     def __init__(self, graph: ir.Graph) -> None:
@@ -37,7 +37,7 @@ class Emitter:
                 self._nodes.setdefault(_key(node.op_type, node.inputs, _attributes(node)), node)
 
     def emit(self, expr: Expr, scope: str) -> ir.Value:
-        """The value of `expr`; new nodes are named after `scope`, the forward node they differentiate."""
+        """The value of `expr`; new nodes are named after `scope`, the forward node that they differentiate."""
         if isinstance(expr.source, ir.Value):
             return expr.source
         if isinstance(expr.source, np.ndarray):
@@ -105,7 +105,7 @@ def _expansion(value: ir.Value | None) -> ir.Node | None:
 
 
 def _postponable(inputs: list[ir.Value | None]) -> ir.Node | None:
-    """The Expand among the inputs, if all else is scalars."""
+    """The Expand among the inputs, if all others are scalars."""
     expanded = [v for v in inputs if _expansion(v) is not None]
     rest = [v for v in inputs if v not in expanded]
     scalars = all(v is not None and v.shape is not None and len(v.shape) == 0 for v in rest)
@@ -113,7 +113,7 @@ def _postponable(inputs: list[ir.Value | None]) -> ir.Node | None:
 
 
 def _unexpanded(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
-    """Inputs before their expansion, where another input has the expanded shape and broadcasting does the rest."""
+    """Inputs before their expansion, if another input has the expanded shape and broadcasting does the rest."""
     result = list(inputs)
     for i, value in enumerate(inputs):
         node = _expansion(value)
@@ -131,7 +131,17 @@ def _same_shape(a: ir.Value, b: ir.Value) -> bool:
 
 
 def append(model: ir.Model, expr: Expr, *, name: str) -> None:
-    """Write `expr` into `model`'s graph as an additional output called `name`."""
+    """Write `expr` into the graph of `model` as an additional output called `name`.
+
+    Example:
+        >>> import onnx_ir
+        >>> from qgraph.gradient import append, tensor
+        >>> text = '<ir_version: 10, opset_import: ["": 21]> g (float[2] x) => (float[2] y) { y = Relu(x) }'
+        >>> model = onnx_ir.from_onnx_text(text)
+        >>> append(model, tensor(model.graph.outputs[0]) * 2.0, name="twice")
+        >>> [output.name for output in model.graph.outputs]
+        ['y', 'twice']
+    """
     value = Emitter(model.graph).emit(expr, name)
     node = ir.node("Identity", [value], name=name)
     node.outputs[0].name, node.outputs[0].dtype = name, expr.dtype

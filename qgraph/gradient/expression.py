@@ -1,8 +1,8 @@
-"""Symbolic tensors: what gradient rules compute with.
+"""Symbolic tensors, with which gradient rules compute.
 
-An `Expr` is a tensor of the graph, a constant, or an output of a `Call` of a standard ONNX operator. Rules combine
-them with `+ - * /`, comparisons and `op.NAME(...)`; nothing enters the graph before `qgraph.gradient.emit` writes
-what is needed.
+An `Expr` is a tensor of the graph, a constant, or an output of a `Call` of a standard ONNX operator. Rules combine them
+with `+ - * /`, comparisons and `op.NAME(...)`; nothing enters the graph before `qgraph.gradient.emit` writes what is
+needed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _INTEGER = frozenset({"Shape", "Size", "NonZero"})
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """One operator applied once; `outputs` counts the outputs that rules may use."""
+    """One application of an operator; `outputs` is the number of outputs that rules may use."""
 
     op: str
     inputs: tuple[Expr | None, ...]
@@ -33,7 +33,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Expr:
-    """A symbolic tensor: a value of the graph, a constant array, or output `index` of a call."""
+    """A symbolic tensor: a value of the graph, a constant array, or output `index` of a call.
+
+    Example:
+        >>> from qgraph.gradient import constant, op
+        >>> x = constant([1.0, 2.0])
+        >>> (x * x + 1.0).source.op, op.Relu(x).dtype.name
+        ('Add', 'DOUBLE')
+    """
 
     source: ir.Value | NDArray[Any] | Call
     dtype: ir.DataType
@@ -80,12 +87,25 @@ class Expr:
 
 
 def tensor(value: ir.Value) -> Expr:
-    """The symbolic form of a value of the graph."""
+    """Return the symbolic form of a value of the graph.
+
+    Example:
+        >>> import onnx_ir
+        >>> from qgraph.gradient import tensor
+        >>> tensor(onnx_ir.Value(name="x")).dtype.name
+        'FLOAT'
+    """
     return Expr(value, value.dtype or ir.DataType.FLOAT)
 
 
 def constant(array: Sequence[int] | NDArray[Any] | float, dtype: ir.DataType | None = None) -> Expr:
-    """A constant; integers without a dtype are int64, as ONNX wants axes and shapes."""
+    """Return a constant; integers without a dtype are int64, as ONNX requires for axes and shapes.
+
+    Example:
+        >>> from qgraph.gradient import constant
+        >>> constant([0, 1]).dtype.name
+        'INT64'
+    """
     data = np.asarray(array, None if dtype is None else dtype.numpy())
     if dtype is None and data.size == 0:
         data = data.astype(np.int64)

@@ -1,4 +1,4 @@
-"""The backward graph in standard ONNX operators: runs wherever the model runs, and can be saved as a file."""
+"""The backward graph in standard ONNX operators: it runs wherever the model runs, and can be saved to a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qgraph.graph.walk import descendants
 def append_gradients(net: ir.Model, loss: ir.Value, wrt: Sequence[ir.Value]) -> list[ir.Value]:
     """Reverse mode: append to `net`'s graph what computes dL/dw for every w in `wrt`, and return those values.
 
-    Nodes are visited from the loss backwards; a value's gradient is complete, the sum over its consumers, when its
+    Nodes are visited from the loss backwards; a value's gradient, the sum over its consumers, is complete when its
     producer is reached. Only nodes between `wrt` and the loss are visited.
     """
     results, _ = append_operands(net, loss, wrt, deferred=())
@@ -29,9 +29,10 @@ def append_gradients(net: ir.Model, loss: ir.Value, wrt: Sequence[ir.Value]) -> 
 def append_operands(
     net: ir.Model, loss: ir.Value, wrt: Sequence[ir.Value], *, deferred: Collection[ir.Value]
 ) -> tuple[list[ir.Value | None], list[Contraction]]:
-    """The same, but leave out what convolutions add to the gradients of the values in `deferred`, their weights.
+    """The same, but without the terms of convolutions in the gradients of the values in `deferred`, their weights.
 
-    Returns what the graph computes of each gradient, None for nothing, and the contractions that complete them.
+    Returns the part of each gradient that the graph computes, None for nothing, and the contractions that complete
+    them.
     """
     sweep = _Sweep(net, wrt, deferred)
     sweep.pending[loss] = [_Term(full(1.0, tensor(loss)), _scope(loss))]
@@ -43,14 +44,14 @@ def append_operands(
 
 @dataclass(frozen=True, slots=True)
 class _Term:
-    """What one consumer adds to the gradient of a value, and the node it comes from."""
+    """The term of one consumer in the gradient of a value, and the node that it comes from."""
 
     gradient: Expr
     scope: str
 
 
 class _Sweep:
-    """The state of the walk: gradients still being summed, and those that are complete."""
+    """The state of the backward sweep: gradients still being summed, and those that are complete."""
 
     def __init__(self, net: ir.Model, wrt: Sequence[ir.Value], deferred: Collection[ir.Value]) -> None:
         self.reachable = downstream(net.graph, wrt)
@@ -62,7 +63,7 @@ class _Sweep:
         self._opset = net.opset_imports.get("", 1)
 
     def visit(self, node: ir.Node) -> None:
-        """Complete the gradients of the node's outputs and hand them on to its inputs."""
+        """Complete the gradients of the node's outputs and pass them on to its inputs."""
         settled = [self.settle(v) for v in node.outputs]
         if all(g is None for g in settled):
             return
@@ -75,7 +76,7 @@ class _Sweep:
             self.pending.setdefault(value, []).append(_Term(gradient, node.name or node.op_type))
 
     def settle(self, value: ir.Value) -> ir.Value | None:
-        """The complete gradient of `value`, written to the graph when first asked for; None if nothing flows to it."""
+        """The complete gradient of `value`, written to the graph on first use; None if no gradient reaches it."""
         if value in self.pending:
             terms = [self._written(t, value) for t in self.pending.pop(value)]
             total = terms[0]
@@ -103,7 +104,7 @@ def _scope(value: ir.Value) -> str:
 
 
 def downstream(graph: ir.Graph, sources: Sequence[ir.Value]) -> set[ir.Value]:
-    """Everything that depends on one of `sources`, themselves included."""
+    """Everything that depends on one of `sources`, including themselves."""
     return set(sources).union(*(node.outputs for node in descendants(sources)))
 
 
@@ -122,7 +123,7 @@ def _input_gradients(node: Node, wanted: set[ir.Value]) -> list[tuple[ir.Value, 
 
 
 def existing(gradient: ir.Value | None, value: ir.Value, loss: ir.Value) -> ir.Value:
-    """The gradient of `value`, or `GradientError` where there is none."""
+    """The gradient of `value`; raises `GradientError` if there is none."""
     if gradient is None:
         raise GradientError(
             f"'{loss.name}' does not depend on '{value.name}' through differentiable operators, so there is no gradient"

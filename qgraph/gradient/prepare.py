@@ -1,7 +1,7 @@
-"""The form in which a model is differentiated: functions inlined, weights as initializers, a recent opset, shapes
-known.
+"""The form in which a model is differentiated: functions inlined, weights as initializers, recent opset, shapes.
 
-Unlike `qgraph.onnxfile.normalise` it folds nothing, so that every tensor of the model can be differentiated for.
+Unlike `qgraph.onnxfile.normalise` it folds nothing, so that every tensor of the model can be differentiated with
+respect to.
 """
 
 from __future__ import annotations

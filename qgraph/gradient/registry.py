@@ -1,14 +1,14 @@
 """Gradient rules: one function per operator, registered by one decorator.
 
-A rule gets the node to differentiate and returns what the loss's derivative is for each of its inputs::
+A rule receives the node to differentiate and returns the derivative of the loss with respect to each of its inputs::
 
     @rule("Sigmoid")
     def sigmoid(n: Node) -> Gradient:
         return n.g * n.y * (1 - n.y)          # dL/dx = g y (1 - y)
 
-It returns one expression (for the first input) or one per input, None where no gradient flows. With
-`broadcasts=True` the operator broadcasts its inputs as NumPy does and each gradient has the shape of the output;
-summing it back to the shape of the input is done for it.
+It returns one expression (for the first input) or one per input, None where no gradient flows. With `broadcasts=True`
+the operator broadcasts its inputs as NumPy does, and each gradient has the shape of the output; it is then summed to
+the shape of the input.
 """
 
 from __future__ import annotations
@@ -29,7 +29,17 @@ Gradient: TypeAlias = "Expr | Sequence[Expr | None] | None"
 
 
 class Node:
-    """A node being differentiated: its inputs `x`, first output `y`, and the loss's derivative `g` for `y`."""
+    """A node being differentiated: its inputs, its first output `y`, and `g`, the derivative of the loss for `y`.
+
+    `x` is the first input, `input(i)` any input, `attribute(name)` an attribute. Gradient rules receive it.
+
+    Example:
+        >>> import onnx_ir
+        >>> from qgraph.gradient import Node, constant
+        >>> scaled = onnx_ir.node("LeakyRelu", [onnx_ir.Value(name="x")], attributes={"alpha": 0.25})
+        >>> Node(scaled, [constant(1.0)], 21).attribute("alpha")
+        0.25
+    """
 
     def __init__(self, node: ir.Node, output_gradients: Sequence[Expr | None], opset: int) -> None:
         self.ir = node
@@ -65,7 +75,7 @@ class Node:
         return index < len(self.inputs) and self.inputs[index] is not None
 
     def shared(self, index: int) -> bool:
-        """Whether input `index` has other consumers than this node."""
+        """Whether input `index` has consumers other than this node."""
         value = self.ir.inputs[index]
         return value is not None and len(value.uses()) > 1
 
@@ -80,7 +90,7 @@ class Node:
         return default if given is None else given.value
 
     def constant(self, index: int) -> NDArray[Any] | None:
-        """The array behind input `index` if it is an initializer that callers cannot replace."""
+        """The array of input `index` if it is an initializer that callers cannot replace."""
         value = self.ir.inputs[index] if index < len(self.ir.inputs) else None
         if value is None or value.const_value is None or value.is_graph_input():
             return None
@@ -91,7 +101,7 @@ class Node:
         return dims(self.input(index))
 
     def forward(self, output: int) -> Expr:
-        """Another output of this node, added to it if the model left it out."""
+        """Another output of this node, added to it if the model omits it."""
         attributes = {name: a.value for name, a in self.ir.attributes.items()}
         return call(self.op, *self.inputs, outputs=output + 1, **attributes)[output]
 
@@ -101,7 +111,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """A registered rule and whether its operator broadcasts."""
+    """A registered rule, and whether its operator broadcasts."""
 
     function: Callable[[Node], Gradient]
     broadcasts: bool
@@ -115,7 +125,19 @@ def rule(
 ) -> Callable[[Callable[[Node], Gradient]], Callable[[Node], Gradient]]:
     """Register the decorated function as the gradient of the named operators.
 
-    Raises ValueError if one of them has a rule already.
+    `broadcasts`: the operator broadcasts its inputs, and the gradients that the function returns have the shape of the
+    output. `domain` is that of the operators.
+
+    Raises:
+        ValueError: When one of them already has a rule.
+
+    Example:
+        >>> from qgraph.gradient import rule, rules
+        >>> @rule("Cube", domain="example")
+        ... def cube(n):
+        ...     return n.g * n.x * n.x * 3.0
+        >>> "example::Cube" in rules()
+        True
     """
 
     def register(function: Callable[[Node], Gradient]) -> Callable[[Node], Gradient]:
@@ -129,7 +151,13 @@ def rule(
 
 
 def rules() -> tuple[str, ...]:
-    """The operators that have a rule, sorted; those of other domains as `domain::operator`."""
+    """Return the operators that have a rule, sorted; those of other domains as `domain::operator`.
+
+    Example:
+        >>> from qgraph.gradient import rules
+        >>> "Conv" in rules()
+        True
+    """
     return tuple(sorted(f"{domain}::{name}" if domain else name for domain, name in _rules))
 
 

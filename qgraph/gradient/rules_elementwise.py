@@ -1,4 +1,4 @@
-"""Gradients of elementwise operators and activations. g is dL/dy; x, a, b are inputs; y is the output."""
+"""Gradients of elementwise operators and activations; g is dL/dy, x, a and b are inputs, y is the output."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def stepwise(n: Node) -> Gradient:
 
 @rule("Relu")
 def relu(n: Node) -> Gradient:
-    """g where y > 0. Where x is needed elsewhere anyway, it tells as much and y can stay in the layout Conv wants."""
+    """g where y > 0; x serves as well if it is needed anyway, so that y can stay in the layout that Conv prefers."""
     judged = n.x if n.shared(0) else n.y
     if n.x.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
         return keep(judged > 0.0, n.g)

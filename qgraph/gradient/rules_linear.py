@@ -30,7 +30,7 @@ def conv_transpose(
 
 
 def _transpose_window(n: Node) -> Window:
-    """The window of the Conv whose transpose this is: `output_shape` and automatic padding turned into pads."""
+    """The window of the Conv whose transpose this is: `output_shape` and automatic padding are converted to pads."""
     w = window(n, dims(n.input(1))[2:])
     if "output_shape" not in n.ir.attributes and n.attribute("auto_pad", "NOTSET") in ("NOTSET", "VALID"):
         return w
@@ -53,7 +53,7 @@ def _channel_sum(n: Node) -> Expr | None:
 
 @rule("Gemm")
 def gemm(n: Node) -> Gradient:
-    """y = alpha A B + beta C, each of A and B as given or transposed."""
+    """y = alpha A B + beta C, where A and B may each be transposed."""
     a, b, alpha = n.input(0), n.input(1), n.attribute("alpha", 1.0)
     swap_a, swap_b = n.attribute("transA", 0), n.attribute("transB", 0)
     ga = _product(b, n.g, alpha, swap_b, 1) if swap_a else _product(n.g, b, alpha, 0, 1 - swap_b)

@@ -1,4 +1,4 @@
-"""Gradients of normalizations. BatchNormalization is taken in inference form: a fixed scale and shift per channel."""
+"""Gradients of normalizations; BatchNormalization is in inference form, a fixed scale and shift per channel."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def _per_channel(parameter: Expr, ndim: int) -> Expr:
 
 
 def _centred(g: Expr, normalised: Expr, r: Expr, axes: Sequence[int], x: Expr) -> Expr:
-    """dL/dx of xhat = (x - mean) r: r (g - mean(g) - xhat mean(g xhat)), the means over `axes`."""
+    """dL/dx of xhat = (x - mean) r: r (g - mean(g) - xhat mean(g xhat)), with means over `axes`."""
     size = count(x, axes)
     return r * (g - total(g, axes) / size - normalised * (total(g * normalised, axes) / size))
 
 
 def _to_parameter(g: Expr, parameter: Expr, ndim: int) -> Expr:
-    """Sum over what the parameter (shaped like the normalised axes, size-1 axes allowed) was broadcast along."""
+    """Sum over the axes along which the parameter, shaped like the normalised axes or 1, was broadcast."""
     ones = [ndim - rank(parameter) + i for i, d in enumerate(dims(parameter)) if d == 1]
     axes = [*range(ndim - rank(parameter)), *ones]
     return reshape_like(total(g, axes), parameter)

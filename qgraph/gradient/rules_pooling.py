@@ -1,4 +1,4 @@
-"""Gradients of poolings over windows."""
+"""Gradients of pooling over windows."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def average_pool(n: Node) -> Gradient:
 
 
 def _covers(n: Node, w: Window) -> bool:
-    """Whether one window covers exactly the whole input."""
+    """Whether a single window covers exactly the whole input."""
     return w.kernel == dims(n.x)[2:] and w.kernel == w.extent and not any((*w.begin, *w.end))
 
 
 def _elements(n: Node, w: Window) -> Expr | float:
-    """How many elements each window averages: those that are not padding (unless it counts) nor beyond it."""
+    """The number of elements that each window averages: no padding (unless it counts), and nothing beyond it."""
     ceil, padding_counts = n.attribute("ceil_mode", 0), n.attribute("count_include_pad", 0)
     if not ceil and (padding_counts or not any((*w.begin, *w.end))):
         return float(np.prod(w.kernel))
@@ -51,7 +51,7 @@ def _elements(n: Node, w: Window) -> Expr | float:
 
 @rule("MaxPool")
 def max_pool(n: Node) -> Gradient:
-    """Each window's gradient goes to the element it took, whose position in the flat input MaxPool can say."""
+    """Each window's gradient goes to the element that it took, whose position in the flat input MaxPool can return."""
     if n.attribute("storage_order", 0):
         attributes = {name: a.value for name, a in n.ir.attributes.items()} | {"storage_order": 0}
         positions = call("MaxPool", n.x, outputs=2, **attributes)[1]

@@ -1,8 +1,8 @@
-"""Straight-through estimators: rounding is taken as the identity, saturation is not.
+"""Straight-through estimators: rounding counts as the identity, saturation does not.
 
-QuantizeLinear and DequantizeLinear have a rule each; the gradient of the integer codes between them is a float
-tensor. For a pair with scale s and zero point z this gives LSQ's gradients, the mask taken before rounding (LSQ+,
-Eq. 3 and 4)::
+QuantizeLinear and DequantizeLinear have a rule each; the gradient of the integer codes between them is a float tensor.
+For a pair with scale s and zero point z this gives LSQ's gradients, with the mask taken before rounding (LSQ+, Eq. 3
+and 4)::
 
     dL/dx = g          where qmin <= x/s + z <= qmax, else 0
     dL/ds = g (q - z - x/s), and g (q - z) where it saturates
@@ -60,7 +60,7 @@ def _per_channel(n: Node) -> bool:
 
 
 def _along_channels(n: Node, parameter: Expr) -> Expr:
-    """A scale or zero point shaped to broadcast with the data: one for all, or one value per channel."""
+    """A scale or zero point shaped to broadcast with the data: one for all, or one per channel."""
     if n.attribute("block_size", 0):
         raise n.error("blocked quantization has no rule; use one scale per tensor or per channel")
     if not _per_channel(n):
@@ -71,6 +71,6 @@ def _along_channels(n: Node, parameter: Expr) -> Expr:
 
 
 def _per_scale(n: Node, gradient: Expr) -> Expr:
-    """Summed over all elements that share a scale."""
+    """The gradient summed over all elements that share a scale."""
     axes = [a for a in range(rank(n.x)) if not _per_channel(n) or a != _axis(n)]
     return reshape_like(total(gradient, axes, keepdims=False), n.input(1))

@@ -9,7 +9,7 @@ from qgraph.gradient.shapes import count, rank, shape, total
 
 
 def reduced_axes(n: Node) -> list[int]:
-    """The axes a reduction runs over, from its attribute (before opset 18) or its input."""
+    """The axes of a reduction, from its attribute (before opset 18) or its input."""
     ndim = rank(n.x)
     axes = n.attribute("axes")
     if n.has(1):
@@ -23,7 +23,7 @@ def reduced_axes(n: Node) -> list[int]:
 
 
 def restored(n: Node, y: Expr) -> Expr:
-    """`y`, a tensor of the output's shape, with the reduced axes back as size 1."""
+    """`y`, a tensor of the output's shape, with the reduced axes restored with size 1."""
     axes = reduced_axes(n)
     if n.attribute("keepdims", 1) or not axes:
         return y

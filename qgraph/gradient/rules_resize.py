@@ -1,6 +1,6 @@
 """Gradient of Resize.
 
-Interpolation is linear and works on one axis at a time, so it is known by what it does to the identity.
+Interpolation is linear and works on one axis at a time, so it is determined by its effect on the identity.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def resize(n: Node) -> Gradient:
 
 
 def _resized_axes(n: Node) -> list[int]:
-    """Axes whose size changes, or may."""
+    """Axes whose size changes, or may change."""
     before, after = dims(n.x), dims(n.y)
     return [a for a in range(rank(n.x)) if before[a] != after[a] or before[a] is None]
 
 
 def _interpolation(n: Node, axis: int) -> Expr:
-    """The matrix (output x input) of one axis: the node's own Resize applied to the columns of an identity."""
+    """The matrix (output x input) of one axis: the node's own Resize applied to the columns of an identity matrix."""
     one = constant([1])
     length = sizes(n.x, [axis])
     blank = op.ConstantOfShape(op.Concat(length, length, axis=0), value=ir.tensor(np.zeros(1, n.x.dtype.numpy())))

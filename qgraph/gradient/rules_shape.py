@@ -78,7 +78,7 @@ def slice_(n: Node) -> Gradient:
 
 
 def _constant_slice(n: Node) -> tuple[list[int], list[int]] | None:
-    """Start and step along every axis, if they are constants and run forward."""
+    """Start and step along every axis, if they are constants and positive."""
     starts, axes = n.constant(1), n.constant(3) if n.has(3) else None
     steps = n.constant(4) if n.has(4) else None
     if starts is None or (n.has(3) and axes is None) or (n.has(4) and steps is None):
@@ -98,7 +98,7 @@ def _constant_slice(n: Node) -> tuple[list[int], list[int]] | None:
 
 
 def _unsliced(n: Node, first: list[int], step: list[int]) -> Expr:
-    """`step - 1` zeros after every element, then zeros before and after."""
+    """Insert `step - 1` zeros after every element, then zeros before and after."""
     g, length = n.g, shape(n.y)
     for axis in reversed([a for a, s in enumerate(step) if s > 1]):
         length = _times(length, [s if a == axis else 1 for a, s in enumerate(step)])
@@ -133,7 +133,7 @@ def blocks(n: Node) -> Gradient:
 
 @rule("Gather")
 def gather(n: Node) -> Gradient:
-    """Rows of the gradient are added to the rows of zeros they came from, the gathered axis brought to the front."""
+    """Add rows of the gradient to the rows of zeros that they came from, with the gathered axis moved to the front."""
     ndim, indices = rank(n.x), n.input(1)
     axis, picked = n.attribute("axis", 0) % ndim, rank(indices)
     to_front = [*range(axis, axis + picked), *range(axis), *range(axis + picked, ndim + picked - 1)]
@@ -158,9 +158,9 @@ def gather_nd(n: Node) -> Gradient:
 
 
 def _scattered(n: Node, *others: Expr | None) -> Expr:
-    """The gradient of any operator that only moves elements: move their positions the same way, add back to those.
+    """The gradient of any operator that only moves elements: move their positions alike, and add back to those.
 
-    `others` are the inputs behind the first, where they are not the node's own.
+    `others` are the inputs after the first, if they are not the node's own.
     """
     everything = op.Size(n.x)
     positions = op.Range(constant(np.array(0)), everything, constant(np.array(1)))

@@ -1,4 +1,4 @@
-"""Shapes of symbolic tensors, and undoing broadcasts: the one place where that is done."""
+"""Shapes of symbolic tensors, and the reversal of broadcasts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Dims: TypeAlias = "tuple[int | str | None, ...]"
 
 
 def dims(x: Expr) -> Dims:
-    """The dimensions of a value of the graph: numbers, names of symbolic dimensions, None where nothing is known."""
+    """The dimensions of a value of the graph: numbers, names of symbolic dimensions, None if unknown."""
     value = x.source
     if isinstance(value, np.ndarray):
         return value.shape
@@ -29,6 +29,16 @@ def dims(x: Expr) -> Dims:
 
 
 def rank(x: Expr) -> int:
+    """Return the number of dimensions of a value of the graph.
+
+    Raises:
+        GradientError: When it is not known.
+
+    Example:
+        >>> from qgraph.gradient import constant, rank
+        >>> rank(constant([[1, 2]]))
+        2
+    """
     return len(dims(x))
 
 
@@ -37,7 +47,7 @@ def is_static(x: Expr) -> bool:
 
 
 def shape(x: Expr) -> Expr:
-    """The shape of `x` as an int64 vector: a constant where it is known."""
+    """The shape of `x` as an int64 vector: a constant if it is known."""
     if isinstance(x.source, ir.Value) and x.source.shape is not None and is_static(x):
         return constant(np.array(dims(x), np.int64))
     return op.Shape(x)
@@ -52,7 +62,7 @@ def sizes(x: Expr, axes: Sequence[int]) -> Expr:
 
 
 def count(x: Expr, axes: Sequence[int]) -> Expr | float:
-    """How many elements `x` has along `axes`, as a number or in the type of `x`."""
+    """The number of elements of `x` along `axes`, as a number or in the type of `x`."""
     known = [dims(x)[a] for a in axes]
     numbers = [d for d in known if isinstance(d, int)]
     if len(numbers) == len(known):
@@ -76,7 +86,7 @@ def total(x: Expr, axes: Sequence[int], *, keepdims: bool = True) -> Expr:
 
 
 def unbroadcast(gradient: Expr, source: Dims, target: Expr) -> Expr:
-    """Sum `gradient`, whose dimensions are `source`, over the axes along which `target` was broadcast to it."""
+    """Sum `gradient`, whose dimensions are `source`, over the axes along which `target` was broadcast."""
     goal = dims(target)
     padded: Dims = (1,) * (len(source) - len(goal)) + goal
     if any(_undecided(d, s) for d, s in zip(padded, source, strict=True)):
@@ -90,7 +100,7 @@ def unbroadcast(gradient: Expr, source: Dims, target: Expr) -> Expr:
 
 
 def _undecided(target: int | str | None, source: int | str | None) -> bool:
-    """Whether only the run can tell if an axis was broadcast; a static size other than 1 never is."""
+    """Whether it is known only at run time if an axis was broadcast; a static size other than 1 never is."""
     return not isinstance(target, int) and (target is None or target != source)
 
 

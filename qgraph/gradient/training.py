@@ -1,8 +1,8 @@
-"""The backward graph that onnxruntime-training's GradientGraphBuilder makes.
+"""The backward graph of onnxruntime-training's GradientGraphBuilder.
 
-The package `onnxruntime-training` (last release 1.19.2, Linux) installs itself in the place of `onnxruntime`, so it
-lives in an environment of its own. The models it returns hold operators of its own domain and run only there. It has
-no gradient for BatchNormalization in inference form, which is rewritten first, and loads opsets up to 21.
+The package `onnxruntime-training` (last release 1.19.2, Linux) takes the place of `onnxruntime`, so it needs an
+environment of its own. The models that it returns contain operators of its own domain and run only there. It has no
+gradient for BatchNormalization in inference form, which is rewritten first, and loads opsets up to 21.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def is_available() -> bool:
 
 
 def with_gradients(net: ir.Model, loss: ir.Value, wrt: Sequence[ir.Value]) -> ir.Model:
-    """`net` with the gradients of `loss` for `wrt` as further outputs `NAME_grad`."""
+    """`net` with the gradients of `loss` with respect to `wrt` as additional outputs `NAME_grad`."""
     builder = _builder()
     if builder is None:
         raise GradientError(

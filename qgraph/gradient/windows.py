@@ -1,4 +1,4 @@
-"""Sliding windows: the geometry that convolutions and poolings share, and the two sums that gradients are made of."""
+"""Sliding windows: the geometry shared by convolution and pooling, and the two sums that make up their gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qgraph.gradient.shapes import dims, reshape_like
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """Kernel size, strides, dilations and padding along each spatial axis; padding is never automatic."""
+    """Kernel size, strides, dilations and padding along each spatial axis; padding is always explicit."""
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
@@ -36,7 +36,7 @@ class Window:
 
 
 def window(n: Node, kernel: Sequence[int | str | None]) -> Window:
-    """The window of a node over an input of known rank, automatic padding resolved."""
+    """The window of a node over an input of known rank, with automatic padding resolved."""
     sizes_ = tuple(n.attribute("kernel_shape", kernel))
     if not all(isinstance(k, int) for k in sizes_):
         raise n.error("its kernel size is not known; give the weight a static shape or the node a kernel_shape")
@@ -70,7 +70,7 @@ def _same_padding(n: Node, w: Window) -> list[int]:
 def transposed(
     g: Expr, weight: Expr, w: Window, *, steps: Sequence[int | str | None], like: Expr, group: int = 1
 ) -> Expr:
-    """dL/dx of the convolution of x (`like`) with `weight`: what every window got, added to where it came from.
+    """dL/dx of the convolution of x (`like`) with `weight`: every window's gradient, added where it came from.
 
     `steps` is the number of window positions along each spatial axis, the spatial size of `g`.
     """
@@ -98,7 +98,7 @@ def _fits(w: Window, lengths: Sequence[int | str | None], steps: Sequence[int | 
 
 
 def _flipped_convolution(g: Expr, weight: Expr, w: Window, group: int) -> Expr:
-    """ConvTranspose of stride 1 as the Conv it equals, which onnxruntime runs several times faster."""
+    """ConvTranspose of stride 1 as the equivalent Conv, which onnxruntime runs several times faster."""
     begin = [extent - 1 - b for extent, b in zip(w.extent, w.begin, strict=True)]
     end = [extent - 1 - e for extent, e in zip(w.extent, w.end, strict=True)]
     spatial = len(w.kernel)
@@ -129,7 +129,7 @@ def swap_channels(weight: Expr, group: int, *, spatial: int) -> Expr:
 
 
 def _transposed_at_run_time(g: Expr, weight: Expr, w: Window, like: Expr, group: int) -> Expr:
-    """The whole transposed convolution, then cut (or filled with zeros) to the size that only the run knows."""
+    """The whole transposed convolution, then cropped (or zero-padded) to a size that is known only at run time."""
     spatial = list(range(2, 2 + len(w.kernel)))
     attributes = w.attributes() | {"pads": [0] * 2 * len(spatial)}
     whole = op.ConvTranspose(g, weight, group=group, kernel_shape=list(w.kernel), **attributes)
@@ -141,7 +141,7 @@ def _transposed_at_run_time(g: Expr, weight: Expr, w: Window, like: Expr, group:
 def correlate(x: Expr, g: Expr, w: Window, *, like: Expr, group: int = 1) -> Expr:
     """dL/dw of the convolution of x with w (`like`): a Conv of x with g, batch and channels swapped.
 
-    dw[o, i, k] = sum over n, t of x[n, i, s t + d k] g[n, o, t]: strides and dilations change places.
+    dw[o, i, k] = sum over n, t of x[n, i, s t + d k] g[n, o, t]: strides and dilations are exchanged.
     """
     spatial = list(range(2, 2 + len(w.kernel)))
     swapped = [1, 0, *spatial]

@@ -1,8 +1,8 @@
-"""The weights of the bodies of If, Loop and Scan, brought out to the main graph.
+"""The weights in the bodies of If, Loop and Scan, moved to the main graph.
 
-A constant does not depend on the branch that is taken, nor does what is computed from constants alone (the gates of a
-LSTM that an exporter cuts and joins anew at every step). In the main graph they are computed once, by `fold_constants`,
-and stored once however many bodies read them.
+A constant does not depend on the branch that is taken, nor does what is computed from constants alone (the gates of an
+LSTM that an exporter splits and joins again at every step). In the main graph they are computed once, by
+`fold_constants`, and stored once, however many bodies read them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LARGE = 1024  # bytes: a smaller constant stays in its body, where shapes are i
 
 
 def lift_weights_out_of_bodies(model: ir.Model) -> Declined:
-    """Move large constants of bodies, and what is computed from them alone, to the main graph; equal ones become one.
+    """Move large constants of bodies, and what is computed from them alone, to the main graph, and merge equal ones.
 
     Returns the moved nodes that are computed at run time, with the reason.
     """
@@ -52,7 +52,7 @@ def _move_initializer(body: ir.Graph, main: ir.Graph, value: ir.Value) -> None:
 
 
 def _move_nodes(main: ir.Graph, bodies: list[ir.Graph]) -> set[ir.Node]:
-    """Move what computes with large constants alone, and what it needs for that, before all nodes of the main graph."""
+    """Move what is computed from large constants alone, and what that needs, to the front of the main graph."""
     known = {v for graph in (main, *bodies) for v in graph.initializers.values() if not v.is_graph_input()}
     large = {value for value in known if _is_large(value)}
     first = next(iter(main), None)
@@ -73,7 +73,7 @@ def _move_nodes(main: ir.Graph, bodies: list[ir.Graph]) -> set[ir.Node]:
 
 
 def _needed(nodes: set[ir.Node]) -> set[ir.Node]:
-    """The nodes, and those of the same graph before them."""
+    """The nodes, and those of the same graph that they depend on."""
     found, pending = set(nodes), list(nodes)
     while pending:
         node = pending.pop()
@@ -99,7 +99,7 @@ def _move_node(main: ir.Graph, node: ir.Node, first: ir.Node | None) -> None:
 
 
 def _merge_twins(main: ir.Graph, before: set[ir.Value]) -> None:
-    """Let one constant take the place of all that are equal to it, if it is new or they are."""
+    """Replace equal constants by one of them, if it is new or they are."""
     known: dict[tuple[object, ...], ir.Value] = {}
     for value in sorted(main.initializers.values(), key=lambda v: v not in before):
         array = constant(value)

@@ -1,7 +1,7 @@
-"""Weights in a file of their own beside the model, which is named by its content.
+"""Weights in a file of their own beside the model, named by its content.
 
-The model names the file that holds its weights. Since another content has another name, whoever reads the model while
-it is written again, or after that was cut off, finds the weights that belong to it.
+The model holds the name of the file of its weights. Since different content has a different name, a reader finds the
+weights that belong to the model, even while it is rewritten or after that was interrupted.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _DIGITS = 12  # of the digest
 
 
 def save_with_external_data(model: ir.Model, target: Path) -> int:
-    """Write the weights one after the other, so that no more than one of them is in memory; return the size in bytes.
+    """Write the weights one after the other, so that only one of them is in memory; return the size in bytes.
 
-    First the weights take their place, in NAME.DIGEST.data, then the model.
+    The weights are put in place first, in NAME.DIGEST.data, then the model.
     """
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         partial, weights = Path(folder) / target.name, Path(folder) / "weights"
@@ -47,7 +47,7 @@ def save_with_external_data(model: ir.Model, target: Path) -> int:
 
 
 def own_data(target: Path) -> frozenset[Path]:
-    """The files with the weights of the model in `target`, where `save_with_external_data` named them."""
+    """The files with the weights of the model in `target`, if `save_with_external_data` named them."""
     name = re.compile(re.escape(target.name) + rf"\.[0-9a-f]{{{_DIGITS}}}\.data")
     if not target.exists() or not any(name.fullmatch(path.name) for path in target.parent.iterdir()):
         return frozenset()
@@ -59,7 +59,7 @@ def own_data(target: Path) -> frozenset[Path]:
 
 
 def remove_unless_read(paths: frozenset[Path], model: ir.Model) -> None:
-    """Remove files of weights, but for those that the values of `model` are still mapped from."""
+    """Remove files of weights, except those that the values of `model` are still mapped from."""
     tensors = (value.const_value for value in model.graph.initializers.values())
     read = {os.path.realpath(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
     for path in paths:

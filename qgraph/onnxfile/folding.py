@@ -175,7 +175,7 @@ def _fuse_bias(graph: ir.Graph, product: ir.Node, add: ir.Node, added: NDArray[A
 
 
 def constant_nodes(graph: ir.Graph, *, also: Iterable[ir.Value] = ()) -> list[ir.Node]:
-    """The nodes that can be computed from initializers alone, and from what is `also` known."""
+    """The nodes that can be computed from initializers alone, and from values that are `also` known."""
     known: set[ir.Value] = {v for v in graph.initializers.values() if not v.is_graph_input()} | set(also)
     nodes = []
     for node in graph:

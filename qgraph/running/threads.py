@@ -1,4 +1,4 @@
-"""One number of threads for all that a job runs: kernels, sessions and pools."""
+"""One number of threads for everything that a job runs: kernels, sessions and pools."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _limit: int | None = None
 
 @contextmanager
 def limited(threads: int | None) -> Iterator[None]:
-    """Let what runs inside use so many threads where it asks for no number itself; None leaves that as it is.
+    """Let everything inside use `threads` threads unless it asks for another number; None changes nothing.
 
-    The number holds for the whole process, and the one before it comes back at the end.
+    The number holds for the whole process; the previous one is restored at the end.
     """
     global _limit
     before = _limit, qmath.get_threads()
@@ -35,12 +35,12 @@ def limited(threads: int | None) -> Iterator[None]:
 
 
 def limit() -> int | None:
-    """The number of threads that a job was given; None where it may use all cores."""
+    """The number of threads that a job was given; None if it may use all cores."""
     return _limit
 
 
 def keeps_threads(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, with its argument `threads` kept by everything that it calls."""
+    """The function, with its argument `threads` applied to everything that it calls."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:

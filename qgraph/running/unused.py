@@ -1,4 +1,4 @@
-"""Nodes that no output needs, removed; what only the bodies of removed nodes read is not needed either."""
+"""Removal of nodes that no output needs, and of what only the bodies of removed nodes read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 
 def remove_unused(model: ir.Model) -> None:
-    """Remove what no output of the graph depends on, in place, inputs of the graph excepted."""
+    """Remove what no output of the graph depends on, in place, except the inputs of the graph."""
     while True:
         before = list(model.graph)
         RemoveUnusedNodesPass()(model)

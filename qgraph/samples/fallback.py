@@ -1,4 +1,4 @@
-"""Models that take one sample at a time, although their batch is open."""
+"""Models that take one sample at a time although their batch size is open."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ _Data = TypeVar("_Data", Dataset, Dataset | None)
 
 
 def falling_back(model: Model, data: _Data, work: Callable[[_Data], _Result]) -> tuple[_Data, _Result]:
-    """What `work` makes of the data, and the data: those given, or one sample at a time where the model runs on no
-    other batch.
+    """Do `work` on the data, one sample at a time if the model runs on no larger batch; return the data and the result.
 
-    Raises the `ModelError` of `work` where a sample alone does not run either.
+    Raises the `ModelError` of `work` if a single sample does not run either.
     """
     try:
         return data, work(data)
@@ -36,7 +35,7 @@ def falling_back(model: Model, data: _Data, work: Callable[[_Data], _Result]) ->
 
 
 def _takes_one(model: Model, data: Dataset) -> bool:
-    """Whether a model that does not run on a batch runs on a sample alone."""
+    """Whether a model that does not run on a batch runs on a single sample."""
     if data.batch is not None or data.count < 2:
         return False
     session = Session(model.ir_model, threads=1)
@@ -44,7 +43,7 @@ def _takes_one(model: Model, data: Dataset) -> bool:
 
 
 def _runs(session: Session, data: Dataset) -> bool:
-    """Whether the first batch goes through."""
+    """Whether the first batch runs."""
     try:
         session.run_list(next(data.batches()).feeds)
     except ModelError:

@@ -1,4 +1,4 @@
-"""Compiles kernels with Numba and keeps what it compiled, wherever that can be kept."""
+"""Compiles kernels with Numba and caches them wherever that is possible."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled(*, nogil: bool = True, fastmath: bool | set[str] = False) -> Callable[[F], F]:
-    """Numba's `njit`, without the interpreter lock by default, and cached on disk.
+    """Numba's `njit`, by default without the interpreter lock, and cached on disk.
 
-    Numba keeps kernels in `NUMBA_CACHE_DIR`, beside their source or in the user's cache folder, and refuses to compile
-    where it may write to none of them. Then they are kept in a temporary folder until the process ends, with a warning.
+    Numba caches kernels in `NUMBA_CACHE_DIR`, beside their source or in the user's cache folder, and refuses to compile
+    if it can write to none of them. They are then kept in a temporary folder until the process ends, with a warning.
     """
 
     def compile_kernel(function: F) -> F:
