@@ -168,8 +168,7 @@ def _scalar(values: dict[str, ir.Value], name: str) -> ir.Value:
     value = _float_tensor(values, name)
     if value.shape is not None and any(d != 1 for d in value.shape):
         raise GradientError(
-            f"the loss '{name}' has shape {value.shape}, and a gradient is that of one number: "
-            f"reduce it first (ReduceSum)"
+            f"the loss '{name}' has shape {value.shape}, but it must be a single number: reduce it first (ReduceSum)"
         )
     return value
 
@@ -177,5 +176,5 @@ def _scalar(values: dict[str, ir.Value], name: str) -> ir.Value:
 def _float_tensor(values: dict[str, ir.Value], name: str) -> ir.Value:
     value = _find(values, name)
     if value.dtype not in _FLOATS:
-        raise GradientError(f"'{name}' is of type {value.dtype}, and only float tensors have gradients")
+        raise GradientError(f"'{name}' is of type {value.dtype}, but only float tensors have gradients")
     return value

@@ -23,9 +23,9 @@ from qgraph.gradient.contraction_kernels import HEIGHT, LANES, WIDTH, contract
 
 Array: TypeAlias = NDArray[Any]
 
-_POSITIONS = 1100  # the length of vectors that fit the first-level cache together
-_SCRATCH = 1 << 18  # values of either operand that fit the second level
-_PARTS = 4  # of the work, whoever takes them: so a sum does not depend on the number of threads
+_POSITIONS = 1100  # length of vectors that together fit in the first-level cache
+_SCRATCH = 1 << 18  # values of each operand that fit in the second-level cache
+_PARTS = 4  # of the work, for any number of threads, so that sums do not depend on it
 _PARTIAL_BYTES = 1 << 22  # of all partial sums
 
 

@@ -10,8 +10,8 @@ from numba.extending import intrinsic
 
 from qmath.kernels.compiled import compiled
 
-LANES = 16  # values that lengths and addresses are whole multiples of: the widest vectors
-HEIGHT, WIDTH = 8, 3  # output channels by taps whose products are summed side by side: as many as registers hold
+LANES = 16  # lengths and addresses are multiples of this many values: the widest vectors
+HEIGHT, WIDTH = 8, 3  # output channels by taps that are summed side by side: as many as registers hold
 _FAST = {"reassoc", "contract", "nsz"}
 
 
@@ -20,7 +20,7 @@ def _widest(typing_context):
     """Ask for the widest vectors of the processor: by default LLVM uses half of AVX-512's."""
 
     def generate(context, builder, signature, arguments):
-        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # past llvmlite's list of known ones
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # bypasses llvmlite's list of known ones
         return context.get_dummy_value()
 
     return types.void(), generate

@@ -80,7 +80,7 @@ class _Sweep:
         if value in self.pending:
             terms = [self._written(t, value) for t in self.pending.pop(value)]
             total = terms[0]
-            for term in terms[1:]:  # one by one: a tensor may have more readers than a stack has room
+            for term in terms[1:]:  # one by one: a tensor may have too many readers for recursion
                 total = tensor(self._emitter.emit(op.Add(total, term), _scope(value)))
             summed = self._emitter.emit(total, _scope(value))
             _shape_like(summed, value)

@@ -26,7 +26,7 @@ def prepared(model: ModelLike) -> ir.Model:
     if net.functions:
         passes.InlinePass()(net)
     passes.RemoveInitializersFromInputsPass()(net)
-    net.ir_version = max(net.ir_version, 4)  # the first version whose initializers need not be inputs
+    net.ir_version = max(net.ir_version, 4)  # the first in which initializers need not be inputs
     if loaded.opset < MIN_OPSET:
         net = raise_opset(replace(loaded, ir_model=net), MIN_OPSET).ir_model
         net.ir_version = max(net.ir_version, 8)

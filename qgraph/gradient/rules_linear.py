@@ -22,7 +22,7 @@ def conv(n: Node) -> Gradient:
 @rule("ConvTranspose")
 def conv_transpose(
     n: Node,
-) -> Gradient:  # the input's gradient is a Conv; x and g change places in the weight's
+) -> Gradient:  # the input's gradient is a Conv; the weight's exchanges x and g
     x, weight, group = n.x, n.input(1), n.attribute("group", 1)
     w = _transpose_window(n)
     gx = op.Conv(n.g, weight, group=group, kernel_shape=list(w.kernel), **w.attributes())

@@ -60,10 +60,10 @@ def tile(n: Node) -> Gradient:  # y seen as repeats x size along every axis, sum
 
 
 @rule("Pad")
-def pad(n: Node) -> Gradient:  # constant: crop what was padded, which is padding by the negated amounts
+def pad(n: Node) -> Gradient:  # constant: crop the padding, which is padding by the negated amounts
     axes = n.inputs[3] if n.has(3) else None
     if n.attribute("mode", "constant") != "constant":
-        return _scattered(n, n.input(1), *([None, axes] if n.has(3) else []))  # a fill may be given, and is not read
+        return _scattered(n, n.input(1), *([None, axes] if n.has(3) else []))  # a fill may be given, but is not read
     g = op.Pad(n.g, -n.input(1), None, axes)
     if not n.has(2):
         return g

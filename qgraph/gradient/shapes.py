@@ -22,7 +22,7 @@ def dims(x: Expr) -> Dims:
     if not isinstance(value, ir.Value) or value.shape is None:
         name = value.name if isinstance(value, ir.Value) else value.op
         raise GradientError(
-            f"the rank of '{name}' is not known, and a gradient needs it; "
+            f"the rank of '{name}' is not known, but a gradient needs it; "
             f"run shape inference, or export the model with shapes"
         )
     return tuple(d if isinstance(d, int) else d.value for d in value.shape)

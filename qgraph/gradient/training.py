@@ -43,7 +43,7 @@ def with_gradients(net: ir.Model, loss: ir.Value, wrt: Sequence[ir.Value]) -> ir
     for value in wrt:
         if value.producer() is not None:
             raise GradientError(
-                f"the gradient builder 'training' differentiates for inputs and initializers, and '{value.name}' "
+                f"the gradient builder 'training' differentiates for inputs and initializers, but '{value.name}' "
                 f"is neither: choose builder='portable'"
             )
     batch_norm_as_mul_add(net)
