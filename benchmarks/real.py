@@ -1,9 +1,11 @@
 """Real networks, quantized with defaults and judged from outside, beside onnxruntime's own tools and onnxsim.
 
 `python -m benchmarks.real FOLDER [--only NAME ...] [--peers] [--again] [--results FILE.json]`: each NAME.onnx in FOLDER
-is calibrated on NAME.calib.npz and judged on NAME.eval.npz. A file FOLDER/real.toml may have a table for a network with
-other needs: `calibration` and `evaluation` (file names), `mean` and `std` of images, `scores` (outputs whose largest
-value is a class, if they do not sum to 1), `options` (further arguments of `qgraph quantize`).
+is calibrated on NAME.calib.npz and judged on NAME.eval.npz. FOLDER/real.toml, and before it benchmarks/real.toml, may
+have a table for a network with other needs: `calibration` and `evaluation` (file names), `mean` and `std` of images,
+`scores` (outputs whose largest value is a class, if they do not sum to 1), `options` (further arguments of `qgraph
+quantize`), `kind` (`--only` takes it like a name), `states` (inputs, and the outputs that become them in the next run:
+`benchmarks.streaming` then runs the files on a stream).
 
 Tools run as whole processes: `CPU s` is user and system time including start-up, and `peak MB` the peak memory. Their
 files run in stock onnxruntime on one thread, one sample at a time. Size, latency (median of thread CPU times, measured
@@ -69,8 +71,9 @@ class Spent:
 
 def networks(folder: Path, only: Sequence[str] = ()) -> list[Network]:
     """The models in `folder` that have samples, by name; exits if a name does not exist."""
-    toml = folder / "real.toml"
-    settings = tomllib.loads(toml.read_text(encoding="utf-8")) if toml.exists() else {}
+    settings: dict[str, dict[str, Any]] = {}
+    for toml in (ROOT / "benchmarks" / "real.toml", folder / "real.toml"):
+        settings |= tomllib.loads(toml.read_text(encoding="utf-8")) if toml.exists() else {}
     found = []
     for model in sorted(folder.glob("*.onnx")):
         given = settings.get(model.stem, {})
@@ -85,12 +88,12 @@ def networks(folder: Path, only: Sequence[str] = ()) -> list[Network]:
             )
         elif model.stem in only:
             sys.exit(f"{model} needs samples in {data[0].name} and {data[1].name}; real.toml can name other files")
-    known = {network.name for network in found}
+    known = {word for network in found for word in (network.name, network.settings.get("kind"))}
     if missing := [name for name in only if name not in known]:
         sys.exit(f"{folder} has no {', '.join(f'{name}.onnx' for name in missing)}")
     if not found:
         sys.exit(f"{folder} has no NAME.onnx with NAME.calib.npz and NAME.eval.npz")
-    return [network for network in found if not only or network.name in only]
+    return [network for network in found if not only or {network.name, network.settings.get("kind")} & {*only}]
 
 
 def spent(command: Sequence[str]) -> Spent:
@@ -156,8 +159,14 @@ def judged(network: Network, target: Path, evaluation: Path, memory: int) -> Row
     if found.problem:
         return {"size": size, "problem": found.problem}
     figures = json.loads(found.output)
+    streamed = None
+    if states := network.settings.get("states"):
+        words = [sys.executable, "-m", "benchmarks.streaming", network.model, target, evaluation, json.dumps(states)]
+        heard = spent([str(word) for word in words])
+        streamed = None if heard.problem else min(json.loads(heard.output)["outputs"].values(), default=None)
     return {
         "worst dB": min(figures["outputs"].values(), default=None),
+        "streamed dB": streamed,
         "same class %": figures["same class"],
         "size": size,
         "latency": figures["latency"],
@@ -171,7 +180,9 @@ def _row(network: Network, tool: str) -> Row:
 
 
 def _nothing() -> Row:
-    return dict.fromkeys(("worst dB", "same class %", "size", "latency", "CPU s", "peak MB", "memory", "outputs dB"))
+    return dict.fromkeys(
+        ("worst dB", "streamed dB", "same class %", "size", "latency", "CPU s", "peak MB", "memory", "outputs dB")
+    )
 
 
 def version(tool: str) -> str:
@@ -227,7 +238,7 @@ def table(rows: Sequence[Row]) -> list[Row]:
     printed = []
     for row in rows:
         other, seconds = static.get(row["network"]), row["CPU s"]
-        numbers = {key: row[key] for key in _nothing() if key != "outputs dB"}
+        numbers = {key: row.get(key) for key in _nothing() if key != "outputs dB"}
         ratio = seconds / other if other and seconds else None
         first = {"network": row["network"], "tool": row["tool"]}
         printed.append({**first, **numbers, "CPU / static": ratio, "problem": row["problem"][:60]})

@@ -8,10 +8,13 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 
 from benchmarks import real
 from benchmarks.real_steps import MOST_DB, Output
+from benchmarks.streaming import stream
 
 DEMO = Path(str(files("qgraph") / "demo_assets"))
 
@@ -83,3 +86,23 @@ def test_noise_and_classes_of_outputs_by_hand():
     assert output.share is None
     output.take(np.array([[1.0]]), np.array([[np.nan]]))
     assert output.db == -MOST_DB
+
+
+def test_a_stream_feeds_each_network_its_own_state(tmp_path):
+    text = """<ir_version: 8, opset_import: ["": 17]> net (float[1] x, float[1] s) => (float[1] y, float[1] n)
+    <float[1] f = {%s}> { t = Mul(s, f) n = Add(t, x) y = Identity(n) }"""
+    paths = [str(tmp_path / name) for name in ("float.onnx", "small.onnx", "samples.npz")]
+    for path, factor in zip(paths, ("0.5", "0.25"), strict=False):
+        onnx.save(onnx.parser.parse_model(text % factor), path)
+    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+    np.savez(paths[2], names=np.array(["x", "s"]), **{"0_0": one, "0_1": zero})
+    found = stream(*paths, '{"s": "n"}', runs="2")  # 1, 1.5 beside 1, 1.25
+    assert found["outputs"]["y"] == pytest.approx(10 * np.log10((1 + 1.5**2) / 0.25**2))
+    assert found["states"]["n"] == found["outputs"]["y"]
+    assert found["same decision"] == 100
+
+
+def test_only_takes_a_kind(folder):
+    with (folder / "real.toml").open("a") as file:
+        file.write('kind = "digits"\n')
+    assert [network.name for network in real.networks(folder, ["digits"])] == ["net"]

@@ -6,6 +6,7 @@ onnxruntime folds these when it loads the file, so that unpacking costs nothing 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -60,6 +61,7 @@ class StoredCodes:
     def __init__(self, nodes: Nodes, *, packed: bool) -> None:
         self.nodes = nodes
         self.packed = packed
+        self.known: dict[tuple[str, WeightQuant], ir.Value] = {}  # of integer kernels and of floats alike
 
     def codes(self, stem: str, codes: Later, grid: WeightQuant, finer: tuple[int, ...], *, shifted: bool) -> ir.Value:
         """The codes times `finer`, less their zero points where `shifted`.
@@ -70,12 +72,12 @@ class StoredCodes:
         zero = np.asarray(grid.zero_point, np.int8) if shifted else np.zeros(1, np.int8)
         zero = grid.granularity.lay(zero, codes.shape) if zero.size > 1 else zero
         if not grid.channel_bits:
-            return self._integers(stem, codes, zero, grid.bits, finer[0])
+            return self._integers(stem, codes, grid, zero, grid.bits, finer[0])
         parts, order = [], np.argsort(widths, kind="stable")
         for bits, factor in sorted(set(zip(grid.channel_bits, finer, strict=True))):
             alike = codes.map(*_chosen(widths == bits, codes.shape, axis), np.int8)
             points = np.compress(widths == bits, zero, axis=axis) if zero.size > 1 else zero
-            parts.append(self._integers(f"{stem}.{bits}", alike, points, bits, factor))
+            parts.append(self._integers(f"{stem}.{bits}", alike, grid, points, bits, factor))
         together = parts[0] if len(parts) == 1 else self.nodes.op("Concat", *parts, axis=axis)
         if (order == np.arange(order.size)).all():
             return together
@@ -83,31 +85,42 @@ class StoredCodes:
         indices = self.nodes.op("Cast", self.nodes.constant(f"{stem}.order", places), to=ir.DataType.INT64)
         return self.nodes.op("Gather", together, indices, axis=axis)
 
-    def _integers(self, stem: str, codes: Later, zero: NDArray[np.int8], bits: int, finer: int) -> ir.Value:
+    def _once(self, stem: str, codes: Later, grid: WeightQuant) -> ir.Value:
+        """The constant that holds these codes of a weight, stored once for its grid."""
+        if (stem, grid) not in self.known:
+            self.known[stem, grid] = self.nodes.constant(f"{stem}.q", codes)
+        return self.known[stem, grid]
+
+    def _integers(
+        self, stem: str, codes: Later, grid: WeightQuant, zero: NDArray[np.int8], bits: int, finer: int
+    ) -> ir.Value:
         """The codes less `zero`, times `finer`; 8-bit codes have neither."""
         if bits == 8:
-            return self.nodes.constant(f"{stem}.q", codes)
+            return self._once(stem, codes, grid)
         if self.packed:
-            return self._unpack(stem, codes, zero, bits, finer)
+            width = -(-codes.size // 8)
+            planes = codes.map(lambda c: pack_bits(c, bits), (bits, width), np.uint8)
+            return self._unpack(stem, self._once(stem, planes, grid), codes.shape, zero, bits, finer)
         return self.nodes.constant(f"{stem}.q", codes.map(lambda c: (c - zero) * np.int8(finer), codes.shape, np.int8))
 
-    def _unpack(self, stem: str, codes: Later, zero: NDArray[np.int8], bits: int, finer: int) -> ir.Value:
+    def _unpack(
+        self, stem: str, planes: ir.Value, shape: tuple[int, ...], zero: NDArray[np.int8], bits: int, finer: int
+    ) -> ir.Value:
         """The codes unpacked from bit planes, less `zero`, times `finer`.
 
         Shifts bit j to the top and then to the bottom, and sums the planes weighted by 1, 2, ..., -2^(bits-1).
         """
-        width = -(-codes.size // 8)
-        planes = self.nodes.constant(f"{stem}.q", codes.map(lambda c: pack_bits(c, bits), (bits, width), np.uint8))
+        size = math.prod(shape)
         lanes = self.nodes.shared(np.arange(7, -1, -1, dtype=np.uint8).reshape(8, 1, 1))
         top = self.nodes.op("BitShift", planes, lanes, direction="LEFT")
         bit = self.nodes.op("BitShift", top, self.nodes.shared(np.uint8(7)), direction="RIGHT")
         worth = finer * np.array([[*(2**i for i in range(bits - 1)), -(2 ** (bits - 1))]], np.int8)
         flat = self.nodes.op("MatMulInteger", self.nodes.shared(worth), bit)
-        if codes.size % 8:
+        if size % 8:
             flat = self.nodes.op("Reshape", flat, self.nodes.shared(np.array([-1], np.int64)))
-            ends = [self.nodes.shared(np.array([end], np.int64)) for end in (0, codes.size)]
+            ends = [self.nodes.shared(np.array([end], np.int64)) for end in (0, size)]
             flat = self.nodes.op("Slice", flat, *ends)
-        shaped = self.nodes.op("Reshape", flat, self.nodes.shared(np.array(codes.shape, np.int64)))
+        shaped = self.nodes.op("Reshape", flat, self.nodes.shared(np.array(shape, np.int64)))
         if zero.any():
             points = self.nodes.constant(f"{stem}.z", zero * np.int8(finer))
             shaped = self.nodes.op("Sub", shaped, self.nodes.op("Cast", points, to=ir.DataType.INT32))

@@ -74,7 +74,8 @@ def _layer_grid(layer: Layer, recipe: Recipe, view: GraphView, runs: Runs) -> La
     granularity = qmath.Granularity(axis=layer.scale_axis if recipe.per_channel else None)
     low, high = (granularity.reduce(end, weight) for end in (np.minimum, np.maximum))
     bits = recipe.bits_of(layer, view.edge_layers)
-    grid = weight_grid(low, high, bits=bits, granularity=granularity, symmetric=recipe.symmetric_at(bits))
+    symmetric = recipe.symmetric_at(bits, floats=runs == "floats" or recipe.activations is None)
+    grid = weight_grid(low, high, bits=bits, granularity=granularity, symmetric=symmetric)
     return LayerQuant(name=layer.name, op=layer.op, weight=grid, runs=runs)
 
 

@@ -172,11 +172,11 @@ class Recipe:
         """Whether every layer gets bits of its own."""
         return self.weights == "mixed"
 
-    def symmetric_at(self, bits: int) -> bool:
-        """Whether a weight grid of this width is symmetric about zero."""
+    def symmetric_at(self, bits: int, *, floats: bool = False) -> bool:
+        """Whether a weight grid of this width is symmetric about zero; zero points cost nothing in `floats`."""
         if self.symmetric is not None:
             return self.symmetric
-        return bits > MAX_SHIFTED_BITS - self.reduce_range or bool(self.ingredients)
+        return (bits > MAX_SHIFTED_BITS - self.reduce_range and not floats) or bool(self.ingredients)
 
     def at(self, bits: int) -> Recipe:
         """The recipe with all weights at `bits`, including the first and last layers unless `edge_bits` is given."""

@@ -53,13 +53,16 @@ def with_shared_weights(plan: QuantPlan, view: GraphView) -> QuantPlan:
     groups: dict[ir.Value, list[LayerQuant]] = {}
     for quant in plan.layers:
         groups.setdefault(view.by_name[quant.name].weight, []).append(quant)
-    common = {quant.name: _common([one.weight for one in group]) for group in groups.values() for quant in group}
+    shared = {quant.name: _shared(group, quant) for group in groups.values() for quant in group}
+    return plan.map_layers(lambda quant: dataclasses.replace(quant, weight=shared[quant.name]))
 
-    def share(quant: LayerQuant) -> LayerQuant:
-        found = common[quant.name]
-        return quant if found is None else dataclasses.replace(quant, weight=found)
 
-    return plan.map_layers(share)
+def _shared(group: list[LayerQuant], quant: LayerQuant) -> WeightQuant:
+    """The grid of one of the layers that read a weight; what runs in floats takes that of integer kernels."""
+    firm = [one.weight for one in group if one.runs != "floats"] or [one.weight for one in group]
+    common = _common(firm) or (firm[0] if len(set(firm)) == 1 else None)
+    plain = common is not None and common.bits >= quant.weight.bits and not common.input_scale
+    return common if common is not None and plain else quant.weight
 
 
 def _common(grids: list[WeightQuant]) -> WeightQuant | None:

@@ -217,3 +217,36 @@ def test_shared_edges_and_tails_look_into_bodies():
     assert view.edge_layers == set(view.by_name)
     view = GraphView(normalise(load(nested_branches()[0])))
     assert view.tail == ()
+
+
+@pytest.mark.filterwarnings("ignore:the else branch")  # no sample takes it
+def test_a_weight_of_integers_and_of_a_body_is_stored_once():
+    """On the grid of the integers."""
+    inner = body([N("MatMul", ["h", "w"], ["t"], name="inside")], ["t"])
+    other = body([N("Identity", ["h"], ["e"])], ["e"])
+    nodes = [
+        N("MatMul", ["x", "w"], ["h"], name="outside"),
+        N("If", ["c"], ["i"], then_branch=inner, else_branch=other),
+    ]
+    nodes += [N("MatMul", ["i", "v"], ["y"], name="last")]
+    inputs = [info("x", ["n", 48]), info("c", [], TensorProto.BOOL)]
+    net = model(nodes, inputs, [info("y", ["n", 48])], {"w": 1 + normal(48, 48), "v": normal(48, 48)})
+    data = {"x": normal(16, 48, scale=1), "c": np.array(True)}
+    for bits in (8, 4):
+        result = qgraph.quantize(net, data, weights=bits, edge_bits=bits, measure=False, method="minmax")
+        grids = {layer.name: (layer.runs, layer.weight) for layer in result.plan.layers}
+        assert grids["outside"][0] == "integers"
+        assert grids["If_i/then_branch/inside"] == ("floats", grids["outside"][1])
+        stored = [v for v in result.model.graph.initializers.values() if v.const_value.nbytes >= 48 * 48 * bits // 8]
+        assert len(stored) == 2
+
+
+def test_weights_of_floats_have_zero_points():
+    """They cost nothing there, and weights of one sign need them."""
+    net, _, _ = nested_branches()
+    one_sign = onnx.ModelProto.FromString(net.SerializeToString())
+    one_sign.graph.initializer[0].CopyFrom(numpy_helper.from_array(1 + np.abs(normal(48, 48)), "w"))
+    grids = [layer.weight for layer in qgraph.quantize(one_sign, activations=None, measure=False).plan.layers]
+    assert {grid.zero_point[0] for grid in grids} == {-128}
+    firm = qgraph.quantize(one_sign, activations=None, symmetric=True, measure=False).plan.layers
+    assert {layer.weight.zero_point for layer in firm} == {(0,)}
