@@ -21,7 +21,7 @@ for name, version in (re.fullmatch(r"([\w-]+)>=([\d.]+)", text).groups() for tex
         version += ".0"
     print(f"{name}=={version}" if version.count(".") > 1 else f"{name}=={version}.*")
 END
-"$environment/bin/pip" install --quiet --disable-pip-version-check --constraint "$environment/oldest.txt" . "pytest>=8"
+"$environment/bin/pip" install --quiet --disable-pip-version-check --constraint "$environment/oldest.txt" . "pytest>=8" "hypothesis>=6.100"
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 assets=qgraph/demo_assets

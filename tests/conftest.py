@@ -23,6 +23,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # the benchmarks are 
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in background jobs, and their children do
 
+if hasattr(os, "sched_setaffinity") and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
+    cores = sorted(os.sched_getaffinity(0))  # each of several workers keeps to one core, and so do its children
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
 settings.register_profile("qgraph", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("qgraph")
 
