@@ -255,7 +255,7 @@ def open_data(
         fewer = source if limit is None else replace(source, limit=min(limit, source.count))
         return fewer if preprocessing is None else replace(fewer, preprocessing=preprocessing)
     inputs = shaped(model.input_values(), shapes or {})
-    parts, description = read_parts(source, inputs, limit)
+    parts, description = read_parts(source, inputs, limit, batch_axes or {})
     parts, layouts = arranged(parts, inputs, description, batch_axes or {})
     labels = [part[LABELS] for part in parts if LABELS in part]
     parts = [{k: v for k, v in part.items() if k != LABELS} for part in parts]
@@ -317,6 +317,8 @@ def _padded(samples: Array, fixed: int | None) -> Array:
 
 
 def _fixed_batch(inputs: tuple[ir.Value, ...], layouts: Mapping[str, int | None]) -> int | None:
+    if all(layouts.get(str(v.name), 0) is None for v in inputs):
+        return 1
     axes = [(v, layouts.get(str(v.name), 0)) for v in inputs if v.shape is not None and len(v.shape) > 0]
     sizes = {v.shape[axis] for v, axis in axes if axis is not None and v.shape is not None}
     fixed = {s for s in sizes if isinstance(s, int) and s > 0}

@@ -111,6 +111,10 @@ def _readings(array: Any, value: ir.Value, axis: int | None) -> list[_Reading]:
     array = np.asarray(array)
     dims = [d if isinstance(d, int) else None for d in value.shape]
     rank, found = len(dims), []
+    if axis is None and rank == 1 and dims[0] not in (None, 1):  # a vector: no batch, every sample is a run of its own
+        whole = array[np.newaxis] if array.ndim == 1 else array
+        found = [_Reading(count=len(whole), axis=None, first=whole)] if _fits(whole.shape[1:], dims) else []
+        return found + [_Reading(count=None, axis=None, first=array) for _ in found if array.ndim == 1]
     axes = [axis] if axis is not None else _order(dims)
     if array.ndim == rank:
         for a in axes:

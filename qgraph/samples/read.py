@@ -22,19 +22,21 @@ Array: TypeAlias = NDArray[Any]
 LABELS = "labels"
 
 
-def read_parts(source: Any, inputs: tuple[ir.Value, ...], limit: int | None) -> tuple[list[dict[str, Any]], str]:
+def read_parts(
+    source: Any, inputs: tuple[ir.Value, ...], limit: int | None, batch_axes: Mapping[str, int]
+) -> tuple[list[dict[str, Any]], str]:
     """The arrays as they are given, by input, batch by batch; and a description of the source."""
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if not path.exists():
             raise DataError(f"no such data file or folder: {path}")
-        return [_read_path(path, inputs, limit)], str(path)
+        return [_read_path(path, inputs, None if batch_axes else limit)], str(path)
     if isinstance(source, np.ndarray):
         return [_assign({"data": source}, inputs, "the given array")], "the given array"
     if isinstance(source, Mapping):
         return [_assign(dict(source), inputs, "the given mapping")], "the given mapping"
     if isinstance(source, Iterable):
-        return _read_batches(source, inputs, limit), "the given batches"
+        return _read_batches(source, inputs, limit, batch_axes), "the given batches"
     raise DataError(f"data must be a path, arrays or an iterable of batches, not {type(source).__name__}")
 
 
@@ -130,15 +132,19 @@ def arranged(
     return parts, {str(v.name): 0 for v in inputs}
 
 
-def _read_batches(source: Iterable[Any], inputs: tuple[ir.Value, ...], limit: int | None) -> list[dict[str, Any]]:
+def _read_batches(
+    source: Iterable[Any], inputs: tuple[ir.Value, ...], limit: int | None, batch_axes: Mapping[str, int]
+) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = []
     seen = 0
     for index, batch in enumerate(source):
         arrays = dict(batch) if isinstance(batch, Mapping) else {"data": np.asarray(batch)}
         part = _assign(arrays, inputs, f"batch {index}")
-        if length(part):
+        found = arrange(part, inputs, batch_axes)
+        count = length(part if found is None else found[0])
+        if count:
             parts.append(part)
-            seen += length(part)
+            seen += count
         if limit is not None and seen >= limit:
             break
     return parts

@@ -113,3 +113,49 @@ def test_open_sizes(model_from_text):
         shaped(net.input_values(), {"x": (1, 3, 4, 4)})
     with pytest.raises(UsageError, match="the model has no such input"):
         shaped(net.input_values(), {"y": (1, 3, 4, 4)})
+
+
+def turned(build):
+    return load(
+        build(
+            """<ir_version: 8, opset_import: ["": 17]>
+            g (float[16, n] x, float[4, 16] w) => (float[4, n] y) { y = MatMul(w, x) }""",
+            w=RNG.normal(size=(4, 16)).astype(np.float32),
+        )
+    )
+
+
+@pytest.mark.parametrize("axes", [None, {"x": 1}], ids=str)
+@pytest.mark.parametrize("form", ["mapping", "npz", "npy", "batches"])
+def test_limit_along_another_axis(model_from_text, tmp_path, form, axes):
+    """Ten of forty samples, and nothing of the sixteen values of each is cut."""
+    net, x = turned(model_from_text), RNG.normal(size=(16, 40)).astype(np.float32)
+    source = {"x": x}
+    if form == "npz":
+        source = tmp_path / "x.npz"
+        np.savez(source, x=x)
+    elif form == "npy":
+        source = tmp_path / "x.npy"
+        np.save(source, x)
+    elif form == "batches":
+        source = iter(np.split(x, 20, axis=1))
+    data = open_data(source, net, limit=10, batch_axes=axes)
+    assert data.count == 10
+    np.testing.assert_array_equal(np.concatenate([b.feeds["x"] for b in data.batches(4)], axis=1), x[:, :10])
+
+
+def test_limit_of_arrays_without_a_batch(model_from_text, tmp_path):
+    """A vector is the input of one run, and is not cut."""
+    net = load(
+        model_from_text(
+            """<ir_version: 8, opset_import: ["": 17]>
+            g (float[16] x, float[16] w) => (float y) { y = MatMul(w, x) }""",
+            w=np.ones(16, np.float32),
+        )
+    )
+    x = RNG.normal(size=16).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    for source, count in (({"x": x}, 1), (tmp_path / "x.npz", 1), (iter([x, x, x]), 2), (np.stack([x, x, x]), 2)):
+        data = open_data(source, net, limit=2)
+        assert [np.array_equal(b.feeds["x"], x) for b in data.batches()] == [True] * count
+        assert data.count == count
