@@ -1,4 +1,4 @@
-"""How long a quantized file takes beside the float model: processor time of one thread, the two in turn."""
+"""Measure the latency of a quantized file relative to the float model: CPU time of one thread, taking turns."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from qgraph.errors import ModelError
 from qgraph.running.sessions import Session
 
 SECONDS, RUNS = 1.0, 30
-CLOSE = (0.99, 1.08)  # ratios about which a decision turns: they are measured for `LONGER` times as long
+CLOSE = (0.99, 1.08)  # ratios close to the threshold of a decision are measured for `LONGER` times as long
 LONGER = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """`ratio` is the median of the file's time over the float model's, pair by pair; `float_seconds` what float takes.
+    """The median `ratio` of the file's time to the float model's over pairs of runs, and the time of the float model.
 
-    Both are None where a run fails.
+    Both are None if a run fails.
     """
 
     ratio: float | None
@@ -30,10 +30,9 @@ class Latency:
 
 
 def latency(before: Session, after: Session, feeds: Mapping[str, NDArray[Any]]) -> Latency:
-    """The latency of `after` relative to `before` on one sample: from 30 pairs, or as many as a second holds.
+    """The latency of `after` relative to `before` on one sample, from 30 pairs or as many as fit into a second.
 
-    A ratio near to 1 takes three times as much. Who goes first changes with every pair: the second finds the sample in
-    the cache.
+    Ratios close to 1 get three times as many. The order alternates, because the second finds the sample in the cache.
     """
     ratios: list[float] = []
     floats: list[float] = []

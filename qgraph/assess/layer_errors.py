@@ -152,7 +152,7 @@ def _predict(layer: Layer, quant: LayerQuant, grids: Mapping[str, ActivationQuan
 
 
 def _widest(layer: Layer, observed: Observations) -> ActivationQuant:
-    """The grid over all that was seen of the operand: no run of a dynamic layer finds a wider one."""
+    """The grid over the whole observed range of the operand; a dynamic layer finds none that is wider."""
     tensor = str(layer.input.name)
     return activation_grid(tensor, *observed.range_of(tensor), bits=DYNAMIC_BITS)
 

@@ -1,4 +1,4 @@
-"""A warning where the outputs of a file are below what is wanted of them, with the layers of the largest errors."""
+"""Warn where outputs of a file are below their target, and name the layers with the largest errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TARGET_DB = 20.0
 
 
 def warn_below(quality: Verdict | None, target: float = TARGET_DB, layers: Sequence[LayerReport] = ()) -> None:
-    """Say which output of a file misses `target`, and by which layers; what was measured on noise says nothing."""
+    """Warn of the output of a file that misses `target`, with its layers; measurements on noise do not count."""
     if quality is None or quality.basis == "noise" or margin(quality.outputs, target) >= 0:
         return
     worst = quality.worst
@@ -34,7 +34,7 @@ def warn_below(quality: Verdict | None, target: float = TARGET_DB, layers: Seque
 
 
 def warn_of_result(result: Result, target: float = TARGET_DB) -> None:
-    """The same of a result, whose layers are only asked for where there is something to say."""
+    """The same for a result, whose layers are only measured if there is something to warn of."""
     if result.quality is not None and margin(result.quality.outputs, target) < 0:
         warn_below(result.quality, target, result.layers)
 

@@ -1,4 +1,4 @@
-"""What every job begins with: a model, and samples for it."""
+"""What every job starts from: a model, and samples for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qgraph.samples.dataset import DataLike, Dataset, Reading, open_data
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Given:
-    """A model as it was loaded, the network in normal form, and samples; None where there are none."""
+    """A model as loaded, the normalised network, and samples if there are any."""
 
     loaded: Model
     net: Model

@@ -1,4 +1,4 @@
-"""Keep a quantized file from being larger than the float one, where grids cost more bytes than weights save."""
+"""Keep a quantized file from getting larger than the float one, where grids cost more bytes than weights save."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from qgraph.graph.sites import GraphView
 from qgraph.jobs.result import Result
 from qgraph.plan.plan import KeptFloat, QuantPlan
 
-SMALL = 2**14  # bytes of a float file below which the names of grids decide how large it gets: it is only warned of
-LARGE = 2**26  # bytes of a float file whose weights outweigh everything else: it is not looked at
-PAYS = 256  # values of a weight: with fewer, its grid takes about as many bytes as it saves
+SMALL = 2**14  # bytes of a float file below which the names of grids decide the size: only warn
+LARGE = 2**26  # bytes of a float file above which weights outweigh everything else: do not check
+PAYS = 256  # values of a weight; below this, its grid takes about as many bytes as it saves
 
 
 def no_larger(result: Result, *, fixed: bool) -> Result:
-    """The result, or one with fewer grids where it is larger than the float file; warns where it stays larger.
+    """The result, with fewer grids if it is larger than the float file; warns if it stays larger.
 
-    First activations go, unless the caller has `fixed` them, then the grids of small weights.
+    Gives up the grids of activations first, unless the caller asked for them (`fixed`), then those of small weights.
     """
     floats = result.net.nbytes
     if result.format != "qdq" or floats > LARGE or result.nbytes <= floats:

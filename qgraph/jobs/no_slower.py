@@ -1,4 +1,4 @@
-"""A result that is no slower than float on this machine, or says that it is."""
+"""Keep a result from being slower than float on this machine, or warn of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from qgraph.errors import QualityWarning
 from qgraph.jobs.result import Result
 
-SLOWER = 1.02  # of float's latency: what takes longer gives its integers up
+SLOWER = 1.02  # times the float latency; beyond this, quantized activations are given up
 TIMED_SECONDS = 5e-4  # per sample in floats; timings below this are too noisy to decide anything
 
 

@@ -1,4 +1,4 @@
-"""By how many dB the outputs of a plan's model hold a target, on a few samples."""
+"""Measure how far the outputs of a plan's model are above a target, on a few samples."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _too_many_changed(output: OutputQuality) -> bool:
 class PlanJudge:
     """Measures the margin of plans on their models with unpacked weights: the same numbers, sooner.
 
-    The samples are at most `MOST` of those that calibrate, evenly spread; fewer where the network is slow.
+    It uses at most `MOST` of the calibration samples, evenly spread, and fewer if the network is slow.
     """
 
     def __init__(self, given: Gathered) -> None:
@@ -77,11 +77,11 @@ class PlanJudge:
         return self.batches[:: -(-len(self.batches) // most)]
 
     def above(self, target: float) -> Callable[[QuantPlan], float]:
-        """What measures how far the outputs of a plan are above a target, in dB."""
+        """A function that measures how far the outputs of a plan are above a target, in dB."""
         return lambda plan: self.margin(plan, target)
 
     def margin(self, plan: QuantPlan, target: float) -> float:
-        """How far the outputs of a plan are above the target, in dB; -1000 where its model does not run."""
+        """How far the outputs of a plan are above the target, in dB; -1000 if its model does not run."""
         if plan not in self._known:
             self._known[plan] = self._outputs(plan)
         outputs = self._known[plan]

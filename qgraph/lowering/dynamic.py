@@ -1,8 +1,8 @@
-"""Products whose operand is quantized by the values at hand, in the operators of which onnxruntime makes one kernel:
+"""Products with a dynamically quantized operand, in operators that onnxruntime fuses into one kernel:
 
     x_q, s_x, z_x = DynamicQuantizeLinear(x)        y = float(MatMulInteger(x_q, w_q, z_x)) (s_x s_w) + bias
 
-It becomes DynamicQuantizeMatMul where one layer reads x, MatMulIntegerToFloat where several share its codes.
+The kernel is DynamicQuantizeMatMul if one layer reads x, or MatMulIntegerToFloat if several share its codes.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from qgraph.onnxfile.edit import append_dynamic, take_place
 
 
 class DynamicProducts:
-    """Puts such products into a graph; layers that read one tensor share its codes."""
+    """Puts such products into a graph; layers that read the same tensor share its codes."""
 
     def __init__(self, nodes: Nodes) -> None:
         self.nodes = nodes
         self.quantizers: dict[ir.Value, ir.Node] = {}
 
     def put(self, layer: Layer, codes: ir.Value, scale: ir.Value, zero_point: ir.Value | None) -> None:
-        """Let a MatMul or Gemm be such a product with the codes of its weight, under the layer's name."""
+        """Replace a MatMul or Gemm by such a product with the codes of its weight, under the layer's name."""
         operand, step, zero = self._operand(layer)
         if layer.op == "Gemm" and attribute(layer.node, "transB", 0):
             codes = self.nodes.op("Transpose", codes, perm=[1, 0])
@@ -39,7 +39,7 @@ class DynamicProducts:
         take_place(self.nodes.graph, layer.output, result, left="float")
 
     def _operand(self, layer: Layer) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Codes, scale and zero point of what the layer multiplies with its weight."""
+        """The codes, scale and zero point of the layer's operand."""
         if layer.input not in self.quantizers:
             self.quantizers[layer.input] = append_dynamic(self.nodes.graph, layer.input)
         codes, scale, zero = self.quantizers[layer.input].outputs

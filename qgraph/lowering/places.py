@@ -97,7 +97,7 @@ def _place_layer(
 
 
 def _place_dynamic(graph: ir.Graph, layer: Layer, quant: LayerQuant, emitter: Emitter) -> None:
-    """Put a layer in place that finds the grid of its operand anew in every run."""
+    """Put a layer in place that finds the grid of its operand in every run."""
     if why := why_not_dynamic(layer):
         raise PlanError(f"layer '{layer.name}' cannot be dynamic: {why}; let it run in floats")
     if quant.bias_shift:

@@ -1,14 +1,14 @@
-"""Which layers can quantize their operand by the values at hand, in every run anew."""
+"""Which layers can quantize their operand dynamically, by its values in each run."""
 
 from __future__ import annotations
 
 from qgraph.graph.layers import Layer
 
-DYNAMIC_BITS = 8  # of an operand that DynamicQuantizeLinear quantizes
+DYNAMIC_BITS = 8  # bits of an operand quantized by DynamicQuantizeLinear
 
 
 def why_not_dynamic(layer: Layer) -> str:
-    """Why a layer cannot run on an operand that is quantized by the values at hand; '' where it can."""
+    """Why the operand of a layer cannot be quantized dynamically; empty if it can."""
     if layer.weight_only:
         return "of recurrent layers and of those in bodies the weight alone is quantized"
     if layer.op not in ("MatMul", "Gemm"):

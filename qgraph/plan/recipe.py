@@ -148,7 +148,7 @@ class Recipe:
 
     @property
     def dynamic(self) -> bool:
-        """Whether layers find the grids of their operands anew in every run."""
+        """Whether layers find the grids of their operands in every run."""
         return self.activations == "dynamic"
 
     @property

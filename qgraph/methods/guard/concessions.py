@@ -1,4 +1,4 @@
-"""What a plan may give up, and the plan that is left: a tensor its clip or its grid, a layer its rounded weight."""
+"""Concessions: give up the clip or grid of a tensor, or the rounded weight of a layer, and make the plan without it."""
 
 from __future__ import annotations
 

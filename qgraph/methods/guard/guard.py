@@ -14,7 +14,8 @@ as expected, more grids are given up.
 A network that only a few grids ruin gets a margin: as long as at most a tenth of its tensors are given up, the guard
 aims `REPAIR_DB` above the target. Beyond that only the target counts, and weights may be given up too.
 
-What holds its target barely may miss it on other samples. `comforted` gives up what hurts most for its little cost.
+Outputs that barely meet their target may miss it on other samples. `comforted` gives up grids that hurt much and cost
+little.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ FEW = 4  # tensors that may be given up for a margin even if they are more than 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comfort:
-    """So many dB above the target are worth this `budget` (see `Costs`), where it gains `gain_db` or leads there."""
+    """A reserve of `spare_db` is worth this `budget` (see `Costs`), if it gains `gain_db` or reaches the reserve."""
 
     spare_db: float
     budget: float
@@ -116,7 +117,7 @@ def comforted(
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Guarded:
-    """The plan that holds its target with the dB to spare that are cheap to have: see `COMFORTS`."""
+    """The plan that meets its target with as much reserve as is cheap to get (see `COMFORTS`)."""
     best = Guarded(plan=plan, concessions=(), margin=judge(plan))
     with progress.stage("finding what is cheap to give up", None) as advance:
         search = Search(plan, view, batches, ranges, threads, lambda: advance(1))

@@ -1,4 +1,4 @@
-"""Which grids of a plan make how much of the noise at the outputs, and what is cheapest to give up."""
+"""Find how much noise each grid of a plan makes at the outputs, and what is cheapest to give up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qgraph.plan.plan import QuantPlan
 from qgraph.samples.dataset import Batch
 
 NEGLIGIBLE = 1 / 16  # of the allowed noise: a set of grids that makes less is not searched
-WORTHWHILE = 0.2  # of all noise: what cheap grids make together, so that giving them up gains a decibel
+WORTHWHILE = 0.2  # of all noise: if cheap grids make this much together, giving them up gains a decibel
 MARGIN = 0.7  # of the allowed noise is used, because users will feed other samples
 
 
@@ -61,9 +61,9 @@ class Search:
         return self.given({g: n for g, n in noises.items() if g.kind in kinds}, allowed, most=tensors)
 
     def cheap(self, allowed: float, *, budget: float) -> tuple[Concession, ...]:
-        """Concessions of at most `budget` together that lead towards noises of less than `allowed`.
+        """Concessions that cost at most `budget` together and bring the noise towards `allowed`.
 
-        None where all grids that are as cheap make too little of the noise together.
+        Empty if all grids that are cheap enough make too little of the noise together.
         """
         grids = grids_of(self.plan)
         affordable = [grid for grid in grids if self.costs[grid, "float"] <= budget]
@@ -84,9 +84,9 @@ class Search:
         most: int | None = None,
         budget: float = np.inf,
     ) -> tuple[Concession, ...]:
-        """What to give up of grids that make these noises beside the `rest`, until all is less than `allowed`.
+        """The grids to give up, of those with these `noises`, until the sum with the `rest` is below `allowed`.
 
-        At most so many concessions, and of at most this `budget` together.
+        Makes at most `most` concessions, which cost at most `budget` together.
         """
         left, given = dict(noises), dict[Grid, Concession]()
         while left and np.any(rest + sum(left.values()) > MARGIN * allowed) and len(given) != most:
