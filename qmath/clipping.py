@@ -6,12 +6,13 @@ equation is solved per bit-width, whatever the number of channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, special
+from scipy import special
 
 from qmath._validation import as_bits, as_parameter, check_choice
 from qmath.distributions import Floats, Gaussian, Laplace, Prior
@@ -106,24 +107,25 @@ def _per_bits(solve, bits: np.ndarray) -> Floats:  # type: ignore[no-untyped-def
 @cache
 def _gauss_unit(bits: int) -> float:
     """Root of u / (3 4^bits) - 2 E[(U - u)_+], which rises through zero exactly once."""
-    return float(
-        optimize.brentq(
-            lambda u: u / (3 * 4.0**bits) - 2 * float(Gaussian.unit_tail(u, 1)), 0.0, 12.0, xtol=1e-15, rtol=1e-15
-        )
-    )
+    return float(_tail_root(Gaussian.unit_tail, np.zeros(1), np.array([1 / (3 * 4.0**bits)]))[0])
 
 
 def _rectified_root(prior: Prior, bits: np.ndarray) -> Floats:
-    """c / scale where p c / (6 4^bits) = 2 E[(Z - c)_+], by Newton's method from zero.
+    """c / scale where p c / (6 4^bits) = 2 E[(Z - c)_+]."""
+    centre, slope = np.broadcast_arrays(np.asarray(prior.loc) / prior.scale, prior.positive_mass / (6 * 4.0**bits))
+    return _tail_root(prior.unit_tail, centre, slope)
+
+
+def _tail_root(unit_tail: Callable[..., Any], centre: Floats, slope: Floats) -> Floats:
+    """c where slope c = 2 E[(U + centre - c)_+], by Newton's method from zero.
 
     The difference of the two sides rises and is concave in c, so every tangent lies above it and the iterates climb
     monotonically to the root; after a step of 1e-9 of c the error is of the order of its square.
     """
-    centre, slope = np.broadcast_arrays(np.asarray(prior.loc) / prior.scale, prior.positive_mass / (6 * 4.0**bits))
     c = np.zeros(slope.shape)
     for _ in range(200):
-        value = slope * c - 2 * prior.unit_tail(c - centre, 1)
-        step = value / (slope + 2 * prior.unit_tail(c - centre, 0))
+        value = slope * c - 2 * unit_tail(c - centre, 1)
+        step = value / (slope + 2 * unit_tail(c - centre, 0))
         c = c - step
         if np.all(np.abs(step) <= 1e-9 * np.abs(c)):
             break
@@ -145,6 +147,8 @@ def _exact_unit(family: type[Prior], cells: int, grid: str) -> float:
     E[(X - c k_i); cell i]. A scan of its sign finds the minima and brentq sharpens each; from 64 cells on, the error
     has a single minimum, close to that of the approximation.
     """
+    from scipy import optimize  # takes a while to import
+
     prior = family(0.0, 1.0, True)
     shape = (np.arange(cells) + 0.5) / cells if grid == "midrise" else np.arange(cells) / (cells - 1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -21,8 +21,8 @@ _PIXELS = (30.0, 255.0)  # the largest value of samples that look like bytes
 _LOUDER = 4.0  # ratio of root mean squares: observed to what BatchNormalization expects
 
 
-def unseen(net: Model, samples: Dataset, known: Mapping[str, Moments]) -> list[str]:
-    """Warnings about the samples that calibrate `net`; `known` are the moments of BatchNormalization, by tensor."""
+def unseen(net: Model, samples: Dataset, moments: Callable[[], Mapping[str, Moments]]) -> list[str]:
+    """Warnings about the samples that calibrate `net`; `moments` gives those of BatchNormalization."""
     few = samples.choose(range(min(samples.count, LOOKED_AT)))
     if few.count < 2:
         return []
@@ -34,7 +34,7 @@ def unseen(net: Model, samples: Dataset, known: Mapping[str, Moments]) -> list[s
         for name in constant
         if name not in _changing(samples, constant)
     ]
-    return [*said, *_branches(net, few), *_unnormalised(net, few, ranges, known)]
+    return [*said, *_branches(net, few), *_unnormalised(net, few, ranges, moments)]
 
 
 def beyond(layers: Iterable[InFile], observed: Observations, samples: Dataset) -> list[str]:
@@ -103,9 +103,13 @@ def _branches(net: Model, samples: Dataset) -> list[str]:
 
 
 def _unnormalised(
-    net: Model, samples: Dataset, ranges: Mapping[str, tuple[float, float, int]], known: Mapping[str, Moments]
+    net: Model,
+    samples: Dataset,
+    ranges: Mapping[str, tuple[float, float, int]],
+    moments: Callable[[], Mapping[str, Moments]],
 ) -> list[str]:
     pixels = [n for n, (low, high, _) in ranges.items() if low >= 0 and _PIXELS[0] < high <= _PIXELS[1]]
+    known = moments() if pixels else {}
     first = next((str(o.name) for node in net.graph for o in node.outputs if o.name in known), None)
     if not pixels or first is None:
         return []

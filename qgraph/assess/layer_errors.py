@@ -32,7 +32,7 @@ from qgraph.methods.aciq.clip import rejected_priors
 from qgraph.observe.channel_laws import channel_errors
 from qgraph.observe.distance import ratio_db
 from qgraph.observe.operand_noise import FINEST, channel_noise, coverage, tap_sums
-from qgraph.observe.statistics import Observations
+from qgraph.observe.statistics import RUN_BYTES, Observations, batch_within
 from qgraph.onnxfile.edit import append_node
 from qgraph.plan import codes as weights
 from qgraph.plan.dynamic import DYNAMIC_BITS
@@ -42,7 +42,8 @@ from qgraph.plan.staircase import on_grid
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import Dataset
 
-SAMPLES = 32
+SAMPLES, LEAST_SAMPLES = 32, 4  # that are simulated
+BYTES = 1 << 28  # of activations in all of them, as far as that leaves enough samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,19 +79,22 @@ def layer_reports(
 ) -> tuple[LayerReport, ...]:
     """One report per layer of the plan; errors are None where there are no statistics or no samples.
 
-    `in_file` are the measured errors of the file, by layer.
+    `in_file` are the measured errors of the file, by layer. Without `data` nothing is simulated, and predicted errors
+    are relative to the power of the float layers that was measured there.
     """
+    nbytes = 0 if observed is None else observed.sample_bytes
     read = dataclasses.replace(plan, layers=tuple(q for q in plan.layers if not view.by_name[q.name].weight_only))
-    power = measured_power(view, read, data, threads=threads) if data is not None and read.layers else {}
+    simulated = data is not None and read.layers
+    power = measured_power(view, read, data, sample_bytes=nbytes, threads=threads) if simulated else {}
     predicted = predicted_noise(view, read, observed) if observed is not None else {}
     grids = plan.operand_grids
     rejected = {} if observed is None else rejected_priors(view, observed, list(grids.values()))
     reports = []
     for quant in plan.layers:
         layer = view.by_name[quant.name]
-        signal, noise = power.get(quant.name, (0.0, 0.0))
         grid = None if quant.runs == "dynamic" or layer.weight_only else nearest(layer.input, grids)
         found = (in_file or {}).get(quant.name)
+        signal, noise = power.get(quant.name, (0.0 if found is None else found.alone, 0.0))
         reports.append(
             LayerReport(
                 name=quant.name,
@@ -109,12 +113,22 @@ def layer_reports(
 
 
 def measured_power(
-    view: GraphView, plan: QuantPlan, data: Dataset, *, samples: int = SAMPLES, threads: int | None = None
+    view: GraphView,
+    plan: QuantPlan,
+    data: Dataset,
+    *,
+    samples: int = SAMPLES,
+    sample_bytes: int = 0,
+    threads: int | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """For each layer, the mean squares of the float output and of the local error over the first `samples` samples."""
+    """For each layer, the mean squares of the float output and of the local error over the first `samples` samples.
+
+    `sample_bytes` is the size of the activations of one sample: if they are large, fewer samples run, and at a time.
+    """
     session = Session(_probe(view, plan), threads=threads)
     total, seen = np.zeros(2 * len(plan.layers)), 0
-    for batch in data.batches(min(samples, data.count)):
+    samples = min(samples, max(LEAST_SAMPLES, BYTES // max(sample_bytes, 1)))
+    for batch in data.batches(min(samples, data.count, batch_within(RUN_BYTES, sample_bytes))):
         total += batch.count * np.array([float(v) for v in session.run_list(batch.feeds)])
         seen += batch.count
         if seen >= samples:

@@ -8,7 +8,7 @@ onnxruntime from fusing it with what follows. Errors are those accumulated over 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qgraph.assess.verify import batch_size
+from qgraph.assess.verify import first_run
 from qgraph.errors import ModelError
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import fused_output
@@ -26,14 +26,18 @@ from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session, fits_one_file, in_parallel
 from qgraph.samples.dataset import Batch, Dataset
 
-SAMPLES, BYTES = 32, 1 << 30  # at most so many samples, and bytes of results, are compared
+SAMPLES, BYTES = 32, 1 << 27  # at most so many samples, and bytes of results, are compared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InFile:
-    """One layer's result: its power in the float model, the power of its error in the file, and its float range."""
+    """One layer's result: its power in the float model, the power of its error in the file, and its float range.
+
+    `alone` is the power of what the float layer computes before the activation that belongs to it.
+    """
 
     tensor: str
+    alone: float
     signal: float
     noise: float
     low: float
@@ -60,36 +64,60 @@ def layers_in_file(
     results = {layer.name: str(fused_output(layer.output).name) for layer in layers}
     probe, seen = _exposed(quantized, set(results.values()))
     factors = {a.tensor: np.asarray(a.channel_scale, np.float64) for a in plan.activations if a.channel_scale}
+    layers = [name for name, tensor in results.items() if tensor in seen]
     try:
-        before = Session(view.model.ir_model, outputs=list(seen), threads=1)
+        before = _with_powers(view, layers, list(seen))
         after = Session(probe, outputs=list(seen.values()), threads=1)
-        size = batch_size(before, samples)
-        few = samples.choose(range(_count(before, samples, size)))
 
-        def run(batch: Batch) -> list[NDArray[np.float64]]:
-            want, have = before.run(batch.feeds), after.run(batch.feeds)
-            return [_compared(batch, want[t], have[name], factors.get(t)) for t, name in seen.items()]
+        def compare(batch: Batch, want: list[NDArray[Any]]) -> list[NDArray[np.float64]]:
+            have = after.run(batch.feeds)
+            pairs = zip(want, seen.items(), strict=False)
+            powers = np.array(want[len(seen) :], np.float64)
+            return [*(_compared(batch, a, have[name], factors.get(t)) for a, (t, name) in pairs), powers]
 
-        rows = []
-        with progress.stage("measuring layers", few.count) as advance:
-            for row in in_parallel(run, few.batches(size), workers=threads):
+        size, first, want = first_run(before, samples)
+        rest = samples.choose(range(first.count, _count(samples, first.count, want)))
+        rows = [compare(first, want)]
+        del want
+        with progress.stage("measuring layers", rest.count) as advance:
+            runs = (lambda batch: compare(batch, before.run_list(batch.feeds)), rest.batches(size))
+            for row in in_parallel(*runs, workers=threads):
                 rows.append(row)
                 advance(size)
     except ModelError:
         return {}
-    found = {}
-    for tensor, parts in zip(seen, np.asarray(rows).transpose(1, 2, 0), strict=True):
-        signal, noise, count, low, high = parts
-        if count.sum() > 0 and np.isfinite(parts).all():
-            total = count.sum()
-            found[tensor] = InFile(
-                tensor=tensor,
-                signal=float(signal.sum() / total),
-                noise=float(noise.sum() / total),
-                low=float(low.min()),
-                high=float(high.max()),
-            )
-    return {layer: found[tensor] for layer, tensor in results.items() if tensor in found}
+    *compared, powers = (np.array(parts) for parts in zip(*rows, strict=True))
+    parts, alone = dict(zip(seen, compared, strict=True)), dict(zip(layers, powers.mean(axis=0).tolist(), strict=True))
+    usable = [name for name in layers if np.isfinite(parts[results[name]]).all()]
+    return {name: _in_file(results[name], parts[results[name]], alone[name]) for name in usable}
+
+
+def _in_file(tensor: str, parts: NDArray[np.float64], alone: float) -> InFile:
+    """The rows of `_compared` summed up."""
+    signal, noise, count, low, high = parts.T
+    return InFile(
+        tensor=tensor,
+        alone=alone,
+        signal=float(signal.sum() / count.sum()),
+        noise=float(noise.sum() / count.sum()),
+        low=float(low.min()),
+        high=float(high.max()),
+    )
+
+
+def _with_powers(view: GraphView, layers: Sequence[str], tensors: Sequence[str]) -> Session:
+    """The float model with `tensors` as outputs, followed by the mean square of what each of `layers` computes."""
+    net = view.model.ir_model.clone()
+    values = ir.convenience.create_value_mapping(net.graph)
+    powers = []
+    for name in layers:
+        value = values[str(view.by_name[name].output.name)]
+        square = append_node(net.graph, "Mul", [value, value], {}).outputs[0]
+        power = append_node(net.graph, "ReduceMean", [square], {"keepdims": 0}).outputs[0]
+        power.type, power.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+        powers.append(str(power.name))
+    net.graph.sort()
+    return Session(net, outputs=[*tensors, *powers], threads=1)
 
 
 def _compared(
@@ -108,9 +136,9 @@ def _compared(
     return np.array([flat @ flat, error @ error, flat.size, flat.min(), flat.max()])
 
 
-def _count(session: Session, samples: Dataset, size: int) -> int:
-    """How many samples keep within `BYTES` of results, judging by the first run."""
-    nbytes = sum(array.nbytes for array in session.run_list(next(samples.batches(size)).feeds))
+def _count(samples: Dataset, size: int, results: list[NDArray[Any]]) -> int:
+    """How many samples keep within `BYTES` of results, judging by those of a first run of `size` samples."""
+    nbytes = sum(array.nbytes for array in results)
     return min(samples.count, SAMPLES, max(size, BYTES * size // max(nbytes, 1)))
 
 

@@ -7,6 +7,7 @@ large and how fast the file is, and how much of it is still in floating point.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import tempfile
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from qgraph.assess.judge import batch_labels
 from qgraph.assess.latency import latency
 from qgraph.assess.metric import Collected, Metric, compare_by
 from qgraph.assess.output_quality import AccuracyTally, Compared, OutputQuality, OutputTally, classified
-from qgraph.assess.verify import batch_size
+from qgraph.assess.verify import first_run
 from qgraph.errors import DataError, ModelError
 from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.noise import TRIED_SIZES, noise
@@ -204,36 +205,37 @@ def measure(
         samples, basis = _noise(reference, float_session), "noise"
     if samples is None:
         return dataclasses.replace(found, notes=("no samples, and noise does not run through the float model",))
-    run = _Run(reference=reference, before=float_session, after=session, metric=metric)
     try:
-        size = batch_size(float_session, samples)
+        size, first, want = first_run(float_session, samples)
     except ModelError as error:
         return dataclasses.replace(found, notes=(f"the float model does not run on the held-out samples: {error}",))
-    return run.judged(dataclasses.replace(found, basis=basis), samples, size, threads=threads, progress=progress)
+    run = _Run(reference=reference, before=float_session, after=session, metric=metric, size=size, known=(first, want))
+    return run.judged(dataclasses.replace(found, basis=basis), samples, threads=threads, progress=progress)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Run:
-    """Two single-threaded sessions, of the float model and of the file."""
+    """Two single-threaded sessions, of the float model and of the file, and the first batch with its float outputs."""
 
     reference: Model
     before: Session
     after: Session
     metric: Metric | None
+    size: int
+    known: tuple[Batch, list[Any]]
 
-    def judged(
-        self, found: Verdict, samples: Dataset, size: int, *, threads: int | None, progress: Progress
-    ) -> Verdict:
+    def judged(self, found: Verdict, samples: Dataset, *, threads: int | None, progress: Progress) -> Verdict:
         names = [str(value.name) for value in self.reference.graph.outputs]
         linear = [is_linear(value) for value in self.reference.graph.outputs]
         total = _Tally.empty(names, linear)
         with progress.stage("measuring the file", samples.count) as advance:
-            for tally in in_parallel(
-                lambda batch: self._one(batch, names, linear), samples.batches(size), workers=threads
-            ):
+            first = self.known[0]
+            rest = ((batch, None) for batch in samples.choose(range(first.count, samples.count)).batches(self.size))
+            runs = itertools.chain([self.known], rest)
+            for tally in in_parallel(lambda run: self._one(*run, names, linear), runs, workers=threads):
                 total.merge(tally)
                 advance(tally.samples)
-        timed = latency(self.before, self.after, next(samples.batches(size)).feeds)
+        timed = latency(self.before, self.after, first.feeds)
         return dataclasses.replace(
             found,
             samples=total.samples,
@@ -245,10 +247,10 @@ class _Run:
             notes=tuple(total.notes()),
         )
 
-    def _one(self, batch: Batch, names: Sequence[str], linear: Sequence[bool]) -> _Tally:
+    def _one(self, batch: Batch, known: list[Any] | None, names: Sequence[str], linear: Sequence[bool]) -> _Tally:
         tally = _Tally.empty(names, linear)
         tally.samples = batch.count
-        want = [_real(batch, output) for output in self.before.run_list(batch.feeds)]
+        want = [_real(batch, output) for output in known or self.before.run_list(batch.feeds)]
         try:
             have = [_real(batch, output) for output in self.after.run_list(batch.feeds)]
         except ModelError as error:

@@ -12,7 +12,7 @@ from qgraph.errors import ModelError
 from qgraph.observe.statistics import MAX_BATCH
 from qgraph.onnxfile.model import Model
 from qgraph.running.sessions import Session, fits_one_file, without_weights
-from qgraph.samples.dataset import Dataset
+from qgraph.samples.dataset import Batch, Dataset
 
 
 def verify(quantized: ir.Model, net: Model, samples: Dataset | None, *, threads: int | None = None) -> None:
@@ -26,7 +26,7 @@ def verify(quantized: ir.Model, net: Model, samples: Dataset | None, *, threads:
     try:
         alone = samples is None and not fits_one_file(quantized)
         session = Session(without_weights(quantized) if alone else quantized, threads=threads)
-        produced = [] if samples is None else _answers(session, samples)
+        produced = [] if samples is None else first_run(session, samples)[2]
     except ModelError as error:
         raise ModelError(
             f"{net.source}: the quantized model does not run: {error}; leave layers in floating point with "
@@ -41,19 +41,14 @@ def verify(quantized: ir.Model, net: Model, samples: Dataset | None, *, threads:
             )
 
 
-def _answers(session: Session, samples: Dataset) -> list[NDArray[Any]]:
-    """The outputs for one sample, or for a batch if the model does not take single samples."""
-    try:
-        return session.run_list(next(samples.batches(1)).feeds)
-    except ModelError:
-        return session.run_list(next(samples.batches(MAX_BATCH)).feeds)
+def first_run(session: Session, samples: Dataset) -> tuple[int, Batch, list[NDArray[Any]]]:
+    """The number of samples to run at a time, the first batch of that size, and its outputs.
 
-
-def batch_size(session: Session, samples: Dataset) -> int:
-    """1, or the size of a batch if the model does not take single samples; raises `ModelError` if neither runs."""
+    That is 1, or the size of a batch if the model does not take single samples; raises `ModelError` if neither runs.
+    """
     try:
-        session.run_list(next(samples.batches(1)).feeds)
+        batch = next(samples.batches(1))
+        return 1, batch, session.run_list(batch.feeds)
     except ModelError:
-        session.run_list(next(samples.batches(MAX_BATCH)).feeds)
-        return MAX_BATCH
-    return 1
+        batch = next(samples.batches(MAX_BATCH))
+        return MAX_BATCH, batch, session.run_list(batch.feeds)

@@ -27,7 +27,6 @@ from qgraph.jobs.quantize import quantize as run
 from qgraph.jobs.result import Result
 from qgraph.onnxfile.write import save
 from qgraph.plan.plan import QuantPlan
-from qgraph.report import render, report_of
 from qgraph.running.files import check_writable, write_atomically
 
 
@@ -95,6 +94,8 @@ def quantize(
     if plan is not None:
         write_atomically(Path(plan), result.plan_file.encode())
     if report is not None:
+        from qgraph.report import render, report_of
+
         write_atomically(Path(report), render(report_of(result, name=output, progress=bars)).encode())
     if as_json:
         show_json(result.to_dict(output=output, nbytes=nbytes))
@@ -169,7 +170,7 @@ def _operand(layer: LayerReport) -> str:
 
 def _show(result: Result, output: str, nbytes: int) -> None:
     layers = table("layers", "layer", "op", "weights", "activations", "predicted dB", "measured dB", left=2)
-    for layer in result.layers:
+    for layer in result.layers_unsimulated:
         layers.add_row(
             layer.name,
             layer.op,
@@ -179,7 +180,7 @@ def _show(result: Result, output: str, nbytes: int) -> None:
             number(layer.measured_sqnr_db, 1),
         )
     show(layers)
-    if any(layer.prior_rejected for layer in result.layers):
+    if any(layer.prior_rejected for layer in result.layers_unsimulated):
         show(PRIOR_REJECTED)
     if result.plan.kept_float:
         largest = sorted(result.plan.kept_float, key=lambda entry: -entry.bytes)

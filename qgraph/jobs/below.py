@@ -36,7 +36,7 @@ def warn_below(quality: Verdict | None, target: float = TARGET_DB, layers: Seque
 def warn_of_result(result: Result, target: float = TARGET_DB) -> None:
     """The same for a result, whose layers are only measured if there is something to warn of."""
     if result.quality is not None and margin(result.quality.outputs, target) < 0:
-        warn_below(result.quality, target, result.layers)
+        warn_below(result.quality, target, result.layers_unsimulated)
 
 
 def _largest_errors(layers: Sequence[LayerReport]) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgraph.jobs.given import Given
-from qgraph.methods.zeroq.distill import DistillConfig, distill
 from qgraph.onnxfile.model import Model
 from qgraph.running.job import Job
 from qgraph.samples.dataset import Dataset, Reading, open_data
@@ -37,6 +36,8 @@ def distilled_inputs(
     shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Mapping[str, NDArray[np.float32]]:
     """Distil inputs from the model (ZeroQ) and report progress; warn where the model has nothing to distil from."""
+    from qgraph.methods.zeroq.distill import DistillConfig, distill  # gradients take a while to import
+
     config = DistillConfig() if steps is None else DistillConfig(steps=steps)
     config = config if batch is None else replace(config, batch=batch)
     open_shapes: dict[str, list[Any]] = {

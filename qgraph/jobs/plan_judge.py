@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from qgraph.assess.float_constants import is_linear
 from qgraph.assess.output_quality import OutputQuality, OutputTally
@@ -46,7 +46,7 @@ def margin(outputs: Sequence[OutputQuality], target: float) -> float:
 
 def _too_many_changed(output: OutputQuality) -> bool:
     changed = round(output.decisions * (1 - (output.same_argmax or 0.0)))
-    return bool(changed and stats.binom.sf(changed - 1, output.decisions, 1 - SAME_CLASS) < DOUBT)
+    return bool(changed and special.bdtrc(changed - 1, output.decisions, 1 - SAME_CLASS) < DOUBT)
 
 
 class PlanJudge:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -19,8 +19,6 @@ from qgraph.jobs.distil import DISTILLED, distilled_samples
 from qgraph.jobs.given import open_given
 from qgraph.jobs.trial import Trial, tell
 from qgraph.lowering.lower import lower
-from qgraph.methods.zeroq.allocate import Drop
-from qgraph.methods.zeroq.mixed_precision import Better, Mixer
 from qgraph.observe.material import Material, check_needs
 from qgraph.observe.propagation import known_moments
 from qgraph.observe.statistics import Observations, observe
@@ -34,6 +32,10 @@ from qgraph.running.job import Job
 from qgraph.samples.dataset import DataLike, Dataset, take_reading
 from qgraph.samples.fallback import falling_back
 from qgraph.samples.split import Split, calibrating, hold_out
+
+if TYPE_CHECKING:
+    from qgraph.methods.zeroq.allocate import Drop
+    from qgraph.methods.zeroq.mixed_precision import Better, Mixer
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,6 +64,8 @@ class Gathered(Material):
 
     def mixer(self, *, on_better: Better | None = None) -> Mixer:
         """The object that chooses the bits of every layer."""
+        from qgraph.methods.zeroq.mixed_precision import Mixer
+
         return Mixer(
             net=self.net,
             recipe=self.recipe,
@@ -77,6 +81,8 @@ class Gathered(Material):
 
     def _judge(self) -> Callable[[ir.Model], Drop | None]:
         """A function that measures a candidate on the task; it opens nothing before its first call."""
+        from qgraph.methods.zeroq.allocate import Drop
+
         samples = self.judging or self.need_samples("--max-drop is measured on samples")
         judge = Judge(
             reference=self.net,
@@ -128,7 +134,7 @@ def gather(
         )
     apart, samples, judging = _parted(samples, recipe)
     if data is not None and samples is not None:
-        tell(unseen(given.net, samples, known_moments(normalise(given.loaded, fold_bn=False))))
+        tell(unseen(given.net, samples, lambda: known_moments(normalise(given.loaded, fold_bn=False))))
     return Gathered(
         loaded=given.loaded,
         view=view,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qgraph.assess.metric import MetricLike
 from qgraph.assess.verify import verify
@@ -15,7 +15,6 @@ from qgraph.jobs.prepare import Gathered, gather
 from qgraph.jobs.result import Result
 from qgraph.jobs.trial import tell
 from qgraph.methods.aciq.corrections import correct_outputs
-from qgraph.methods.zeroq.allocate import Allocation
 from qgraph.onnxfile.model import ModelLike
 from qgraph.plan.grids import sound
 from qgraph.plan.plan import QuantPlan
@@ -27,6 +26,9 @@ from qgraph.running.store import hold
 from qgraph.running.threads import keeps_threads
 from qgraph.samples.dataset import DataLike
 from qgraph.samples.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from qgraph.methods.zeroq.allocate import Allocation
 
 
 @keeps_threads

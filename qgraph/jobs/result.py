@@ -90,10 +90,16 @@ class Result:
     @cached_property
     def layers(self) -> tuple[LayerReport, ...]:
         """A report on every layer with its errors: predicted, simulated alone, and measured in the file."""
+        return self._reports(self.samples)
+
+    @cached_property
+    def layers_unsimulated(self) -> tuple[LayerReport, ...]:
+        """The same without simulated errors, which take longest, if the file was measured."""
+        return self._reports(None if self.layers_in_file else self.samples)
+
+    def _reports(self, samples: Dataset | None) -> tuple[LayerReport, ...]:
         view = GraphView(self.net)
-        return layer_reports(
-            view, self.plan, self.observed, self.samples, in_file=self.layers_in_file, threads=self.threads
-        )
+        return layer_reports(view, self.plan, self.observed, samples, in_file=self.layers_in_file, threads=self.threads)
 
     @cached_property
     def layers_in_file(self) -> Mapping[str, InFile]:

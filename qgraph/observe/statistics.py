@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -28,7 +28,7 @@ from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session, in_parallel
 from qgraph.samples.dataset import Batch, Dataset
 
-BATCH_BYTES = 128 * 2**20  # activations held at once
+RUN_BYTES = 64 * 2**20  # of activations that are held at once, where more than one sample is run
 MAX_BATCH = 32
 _ALONG = " along axis "
 
@@ -71,6 +71,12 @@ class Observations:
         """Observed minimum and maximum; (0, 0) for a tensor that was always empty."""
         statistics = self[tensor]
         return (float(statistics.min), float(statistics.max)) if statistics.count else (0.0, 0.0)
+
+    @property
+    def sample_bytes(self) -> int:
+        """What all tensors take for one sample, in float32."""
+        values = {name.split(_ALONG)[0]: statistics.count for name, statistics in self.tensors.items()}
+        return 4 * sum(values.values()) // max(self.count, 1)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to an .npz file that `load` reads back exactly."""
@@ -140,19 +146,20 @@ def observe(
     session = Session(model.ir_model, outputs=inner, threads=1) if inner else None
     locks = {name: Lock() for name in wanted}
 
-    def take_in(batch: Batch) -> int:
+    def take_in(batch: Batch) -> tuple[int, int]:
         seen = dict(batch.feeds)
         if session is not None:
             seen.update(session.run(batch.feeds))
         for name, accumulator in accumulators.items():
             with locks[name]:
                 _update(accumulator, name, batch.real(seen[sources[name]]))
-        return batch.count
+        return batch.count, sum(array.nbytes for array in seen.values())
 
     workers = threads or qmath.get_threads()
-    batches = data.batches(_batch_size(model, inner, workers))
     with progress.stage("observing", data.count) as advance:
-        for count in in_parallel(take_in, batches, workers=workers):
+        first, rest = _first(data, take_in, RUN_BYTES // (workers + 1))
+        advance(first)
+        for count, _ in in_parallel(take_in, rest, workers=workers):
             advance(count)
     return Observations(
         model=model.digest, count=data.count, tensors={name: a.result() for name, a in accumulators.items()}
@@ -168,11 +175,15 @@ def _update(accumulator: qmath.StatisticsAccumulator, name: str, array: NDArray[
         raise ModelError(f"the float model computes invalid values for '{name}': {error}") from error
 
 
-def _batch_size(model: Model, tensors: list[str], workers: int) -> int:
-    """As many samples at once as keep the observed activations of all workers within `BATCH_BYTES`."""
-    values = GraphView(model).values
-    per_sample = 0
-    for name in tensors:
-        dims = [d if isinstance(d, int) else 1 for d in (values[name].shape or ())][1:]
-        per_sample += 4 * int(np.prod(dims, dtype=np.int64))
-    return int(np.clip(BATCH_BYTES // max(per_sample * (workers + 1), 1), 1, MAX_BATCH))
+def _first(data: Dataset, take_in: Callable[[Batch], tuple[int, int]], limit: int) -> tuple[int, Iterator[Batch]]:
+    """How many samples a first run took in, one if the model takes that; the others in batches of `limit` bytes."""
+    try:
+        count, nbytes = take_in(next(data.batches(1)))
+    except ModelError:
+        return 0, data.batches(MAX_BATCH)
+    return count, data.choose(range(count, data.count)).batches(batch_within(limit, nbytes // count))
+
+
+def batch_within(limit: int, sample_bytes: int) -> int:
+    """How many samples stay within `limit` bytes: from 1 to `MAX_BATCH`."""
+    return int(np.clip(limit // max(sample_bytes, 1), 1, MAX_BATCH))

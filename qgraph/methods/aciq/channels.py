@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from scipy import optimize
 
 import qmath
 from qgraph.graph.layers import Layer
@@ -129,6 +128,8 @@ def _best_scale(
     config: ChannelConfig,
 ) -> float:
     """The common step: the one that spans every channel's range, or the one of least expected error."""
+    from scipy import optimize  # takes a while to import
+
     needed = steps / factors
     if config.clip == "max" or not config.deployable:
         return float(needed.max())

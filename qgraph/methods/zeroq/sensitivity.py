@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from scipy import stats
 
 from qgraph.errors import ModelError
 from qgraph.graph.layers import Layer
@@ -65,6 +64,8 @@ class Sensitivity:
 
     def agreement(self) -> float:
         """Spearman's rank correlation of measured and predicted over all layers and bits; NaN if one is constant."""
+        from scipy import stats  # takes a while to import
+
         pairs = [pair for row in self.layers for pair in zip(row.measured, row.predicted, strict=True)]
         measured, closed = np.array(pairs).T
         constant = np.ptp(measured) == 0 or np.ptp(closed) == 0
