@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,10 +12,11 @@ from scipy import special
 
 from qgraph.assess.float_constants import is_linear
 from qgraph.assess.output_quality import OutputQuality, OutputTally
-from qgraph.assess.verify import batch_size
+from qgraph.assess.verify import first_run
 from qgraph.errors import ModelError
 from qgraph.jobs.prepare import Gathered
 from qgraph.lowering.lower import lower
+from qgraph.observe.statistics import RUN_BYTES, batch_within
 from qgraph.plan.plan import QuantPlan
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import Batch
@@ -24,6 +24,7 @@ from qgraph.samples.dataset import Batch
 SAME_CLASS = 0.98
 DOUBT = 0.05  # too many classes changed if this count has a smaller probability at a true rate of 2 %
 MOST = 64
+TOGETHER = 8
 RUN_SECONDS = 0.5  # a run over all samples may take this long; slower networks get fewer samples
 _HOPELESS = -1000.0
 
@@ -52,7 +53,8 @@ def _too_many_changed(output: OutputQuality) -> bool:
 class PlanJudge:
     """Measures the margin of plans on their models with unpacked weights: the same numbers, sooner.
 
-    It uses at most `MOST` of the calibration samples, evenly spread, and fewer if the network is slow.
+    It uses at most `MOST` of the calibration samples, evenly spread, and fewer if the network is slow. If their
+    activations are small, they run together, so that weights are put on their grids once for `TOGETHER` samples.
     """
 
     def __init__(self, given: Gathered) -> None:
@@ -65,16 +67,18 @@ class PlanJudge:
         self._known: dict[QuantPlan, tuple[OutputQuality, ...] | None] = {}
         samples = given.need_samples("the guard measures on samples")
         began = time.perf_counter()
-        batches = samples.batches(batch_size(session, samples))
-        for batch in itertools.islice(batches, 0, None, -(-samples.count // MOST)):
+        spread = samples.choose(range(0, samples.count, -(-samples.count // MOST)))
+        nbytes = RUN_BYTES if given.observed is None else given.observed.sample_bytes
+        together = min(batch_within(RUN_BYTES, nbytes), TOGETHER)
+        for batch in spread.batches(max(first_run(session, samples)[0], together)):
             self.expected.append(session.run_list(batch.feeds))
             self.batches.append(batch)
             if time.perf_counter() - began > RUN_SECONDS:
                 break
 
     def few(self, most: int) -> list[Batch]:
-        """At most `most` of the samples, evenly spread."""
-        return self.batches[:: -(-len(self.batches) // most)]
+        """About `most` of the samples, evenly spread."""
+        return self.batches[:: -(-sum(batch.count for batch in self.batches) // most)]
 
     def above(self, target: float) -> Callable[[QuantPlan], float]:
         """A function that measures how far the outputs of a plan are above a target, in dB."""

@@ -16,11 +16,12 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 import qmath
 from qgraph.errors import DataError, ModelError
-from qgraph.graph.layers import Layer
+from qgraph.graph.layers import Layer, present
 from qgraph.graph.sites import GraphView
 from qgraph.onnxfile.model import Model
 from qgraph.running.files import write_atomically
@@ -137,22 +138,23 @@ def observe(
     """
     wanted = watched_tensors(GraphView(model)) if tensors is None else dict(tensors)
     bins = qmath.BINS if histograms else 0
+    sources = _sources(model, wanted)
     accumulators = {
-        name: qmath.StatisticsAccumulator(bins=bins, channel_axis=axis, parallel=False) for name, axis in wanted.items()
+        source: qmath.StatisticsAccumulator(bins=bins, channel_axis=source[1], parallel=False)
+        for source in dict.fromkeys(sources.values())
     }
     fed = {str(v.name) for v in model.input_values()}
-    sources = {name: name.split(_ALONG)[0] if name.endswith(_suffix(axis)) else name for name, axis in wanted.items()}
-    inner = [name for name in dict.fromkeys(sources.values()) if name not in fed]
+    inner = [name for name in dict.fromkeys(name for name, _ in accumulators) if name not in fed]
     session = Session(model.ir_model, outputs=inner, threads=1) if inner else None
-    locks = {name: Lock() for name in wanted}
+    locks = {source: Lock() for source in accumulators}
 
     def take_in(batch: Batch) -> tuple[int, int]:
         seen = dict(batch.feeds)
         if session is not None:
             seen.update(session.run(batch.feeds))
-        for name, accumulator in accumulators.items():
-            with locks[name]:
-                _update(accumulator, name, batch.real(seen[sources[name]]))
+        for source, accumulator in accumulators.items():
+            with locks[source]:
+                _update(accumulator, source[0], batch.real(seen[source[0]]))
         return batch.count, sum(array.nbytes for array in seen.values())
 
     workers = threads or qmath.get_threads()
@@ -161,9 +163,29 @@ def observe(
         advance(first)
         for count, _ in in_parallel(take_in, rest, workers=workers):
             advance(count)
-    return Observations(
-        model=model.digest, count=data.count, tensors={name: a.result() for name, a in accumulators.items()}
-    )
+    found = {source: accumulator.result() for source, accumulator in accumulators.items()}
+    tensors = {name: found[source] for name, source in sources.items()}
+    return Observations(model=model.digest, count=data.count, tensors=tensors)
+
+
+def _sources(model: Model, wanted: Mapping[str, int | None]) -> dict[str, tuple[str, int | None]]:
+    """The tensor, and the axis of its channels, whose statistics are those of each wanted one.
+
+    What Transpose moved has the same values along another axis, and a tensor whose channels are read serves those who
+    ask for the whole of it.
+    """
+    values = ir.convenience.create_value_mapping(model.graph)
+    sources = {}
+    for name, axis in wanted.items():
+        value, along = values[name.split(_ALONG)[0] if name.endswith(_suffix(axis)) else name], axis
+        while (node := value.producer()) is not None and node.op_type == "Transpose" and "perm" in node.attributes:
+            order = node.attributes["perm"].as_ints()
+            if order[0] != 0 or (along is not None and not -len(order) <= along < len(order)):
+                break
+            value, along = present(node.inputs[0]), None if along is None else order[along]
+        sources[name] = str(value.name), along
+    axes = {tensor: along for tensor, along in sources.values() if along is not None}
+    return {name: (tensor, axes.get(tensor) if along is None else along) for name, (tensor, along) in sources.items()}
 
 
 def _update(accumulator: qmath.StatisticsAccumulator, name: str, array: NDArray[Any]) -> None:
