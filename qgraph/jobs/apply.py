@@ -46,7 +46,7 @@ def apply(
     Args:
         model: a path, `onnx.ModelProto` or onnx-ir model; it must be the one the plan was made for.
         plan: what to quantize, and how.
-        data: samples to judge the result on; they do not change it; outputs below 20 dB on them are warned of. Without
+        data: samples to judge the result on, with a warning for outputs below 20 dB; they do not change it. Without
             data it is judged on noise.
         format: `qdq` to deploy, or `float` for a simulation in plain float operators.
         opset, preprocessing, limit, batch, shapes, batch_axes, metric, threads: as in `quantize`.
