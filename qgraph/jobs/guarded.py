@@ -17,6 +17,7 @@ from qgraph.plan.plan import MAX_BITS, QuantPlan
 
 SPARE_DB = max(comfort.spare_db for comfort in COMFORTS)  # outputs this far above the target are left alone
 WORTH_DB = 0.5  # a variant must beat the plan by this much
+TIE_DB = 1.0  # full ranges that are this close to clips measure no worse
 SAMPLES = 16  # the most samples on which errors are injected
 ENOUGH = 16  # held-out samples; with fewer, those that calibrate are looked at as well
 
@@ -70,19 +71,22 @@ def _spare(result: Result, judge: PlanJudge | None, target: float) -> float:
 
 
 def _best_variant(given: Gathered, result: Result, judge: Judge) -> Result:
-    """The result with full ranges, or without bias shifts, where that measures better."""
+    """The result with full ranges, unless it measures worse, or without bias shifts where that measures better.
+
+    Samples beyond a clip may lose any amount and those that calibrate show few of them, so a tie goes to full ranges.
+    """
     plan, ranges = result.plan, _ranges(given, result.plan)
     plain = plan.map_layers(lambda layer: dataclasses.replace(layer, bias_shift=()))
     variants = {
-        "": plan,
-        "whole ranges measured better than clips": plan.map_activations(lambda a: widened(a, ranges)),
-        "shifts of biases measured worse than none": plain,
+        "": (plan, 0.0),
+        "whole ranges measured no worse than clips": (plan.map_activations(lambda a: widened(a, ranges)), TIE_DB),
+        "shifts of biases measured worse than none": (plain, -WORTH_DB),
     }
-    margins = {why: judge(variant) for why, variant in variants.items() if not why or variant != plan}
+    margins = {why: judge(other) + bonus for why, (other, bonus) in variants.items() if not why or other != plan}
     best = max(margins, key=lambda why: margins[why])
-    if margins[best] < margins[""] + WORTH_DB:
+    if not best:
         return result
-    chosen = variants[best]
+    chosen = variants[best][0]
     return dataclasses.replace(result, plan=dataclasses.replace(chosen, notes=(*chosen.notes, best)))
 
 

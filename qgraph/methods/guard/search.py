@@ -66,7 +66,7 @@ class Search:
         Empty if all grids that are cheap enough make too little of the noise together.
         """
         grids = grids_of(self.plan)
-        affordable = [grid for grid in grids if self.costs[grid, "float"] <= budget]
+        affordable = [grid for grid in grids if self.costs[grid, "float"] <= budget or self.is_clipped(grid)]
         total, theirs = self.noise(frozenset(grids)), self.noise(frozenset(affordable))
         over = total > MARGIN * allowed
         if not np.any(theirs[over] > WORTHWHILE * total[over]):
