@@ -19,6 +19,7 @@ SPARE_DB = max(comfort.spare_db for comfort in COMFORTS)  # outputs this far abo
 WORTH_DB = 0.5  # a variant must beat the plan by this much
 TIE_DB = 1.0  # full ranges that are this close to clips measure no worse
 SAMPLES = 16  # the most samples on which errors are injected
+FEW_SAMPLES = 4  # where it is only for dB to spare
 ENOUGH = 16  # held-out samples; with fewer, those that calibrate are looked at as well
 
 
@@ -121,7 +122,7 @@ def _comforted(given: Gathered, result: Result, judge: PlanJudge, target: float)
     found = comforted(
         result.plan,
         given.view,
-        judge.few(SAMPLES),
+        judge.few(FEW_SAMPLES),
         judge.above(wanted),
         target_db=wanted,
         ranges=_ranges(given, result.plan),

@@ -71,7 +71,7 @@ class Search:
         over = total > MARGIN * allowed
         if not np.any(theirs[over] > WORTHWHILE * total[over]):
             return ()
-        noises = dict(self.culprits(affordable, np.where(over, NEGLIGIBLE * total, np.inf)))
+        noises = dict(self.culprits(affordable, np.where(over, WORTHWHILE / 2 * total, np.inf)))
         rest = np.maximum(total - sum(noises.values(), np.zeros_like(total)), 0.0)
         return self.given(noises, allowed, rest=rest, budget=budget)
 
