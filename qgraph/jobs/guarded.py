@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from qgraph.assess.verdict import Verdict
 from qgraph.errors import UsageError
 from qgraph.jobs.below import TARGET_DB, warn_of_result
 from qgraph.jobs.plan_judge import PlanJudge, margin
@@ -60,9 +61,9 @@ def guarded(given: Gathered, result: Result, *, guard_db: float | str | None) ->
     judge = judge or PlanJudge(given)
     result = _best_variant(given, result, judge.above(target))
     if _spare(result, judge, target) < 0:
-        result = _repaired(given, result, judge, target)
+        result = _repaired(given, result, quality, judge, target)
     spare = _spare(result, judge, target)
-    return _comforted(given, result, judge, target) if 0 <= spare < SPARE_DB else result
+    return _comforted(given, result, quality, judge, target) if 0 <= spare < SPARE_DB else result
 
 
 def _spare(result: Result, judge: PlanJudge | None, target: float) -> float:
@@ -91,9 +92,9 @@ def _best_variant(given: Gathered, result: Result, judge: Judge) -> Result:
     return dataclasses.replace(result, plan=dataclasses.replace(chosen, notes=(*chosen.notes, best)))
 
 
-def _repaired(given: Gathered, result: Result, judge: PlanJudge, target: float) -> Result:
+def _repaired(given: Gathered, result: Result, before: Verdict, judge: PlanJudge, target: float) -> Result:
     """The result after the guard, checked on held-out samples as well; warns where it is no better there."""
-    before, wanted, better = result.quality, target, result
+    wanted, better = target, result
     for _ in range(2):  # a target met on calibration samples may be missed on held-out ones
         found = guard(
             result.plan,
@@ -105,7 +106,7 @@ def _repaired(given: Gathered, result: Result, judge: PlanJudge, target: float) 
             threads=given.job.threads,
             progress=given.job.progress,
         )
-        given_up = None if before is None else GivenUp(target, found.concessions, before)
+        given_up = GivenUp(target, found.concessions, before)
         better = dataclasses.replace(result, plan=found.plan, given_up=given_up)
         missed = _spare(better, judge, target)
         if missed >= 0:
@@ -115,7 +116,7 @@ def _repaired(given: Gathered, result: Result, judge: PlanJudge, target: float) 
     return better
 
 
-def _comforted(given: Gathered, result: Result, judge: PlanJudge, target: float) -> Result:
+def _comforted(given: Gathered, result: Result, before: Verdict, judge: PlanJudge, target: float) -> Result:
     """The result further above the target, where that is cheap and no worse on held-out samples."""
     easier = max(judge.margin(result.plan, target) - _margin(result, target), 0.0)  # than held-out samples
     wanted = target + easier
@@ -129,9 +130,9 @@ def _comforted(given: Gathered, result: Result, judge: PlanJudge, target: float)
         threads=given.job.threads,
         progress=given.job.progress,
     )
-    if result.quality is None or not found.concessions:
+    if not found.concessions:
         return result
-    gone = result.given_up or GivenUp(target, (), result.quality)
+    gone = result.given_up or GivenUp(target, (), before)
     given_up = dataclasses.replace(gone, concessions=(*gone.concessions, *found.concessions))
     better = dataclasses.replace(result, plan=found.plan, given_up=given_up)
     return better if _margin(better, target) >= min(_margin(result, target) - WORTH_DB, SPARE_DB) else result
