@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import inspect
 import re
@@ -75,3 +76,17 @@ def test_code_on_the_pages_runs(block, digits, digits_calibration):
 def with_loss() -> onnx.ModelProto:
     text = '<ir_version: 10, opset_import: ["": 21]> g (float[4] input) => (float loss) {\n'
     return onnx.parser.parse_model(text + "square = Mul(input, input)\nloss = ReduceSum<keepdims = 0>(square)\n}")
+
+
+def documented():
+    """Where each docstring of the packages stands, with its lines."""
+    for path in (p for top in ("qmath", "qgraph") for p in sorted((ROOT / top).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+                yield f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}", text.splitlines()
+
+
+def test_every_summary_fits_a_line():
+    found = dict(documented())
+    assert len(found) > 1500
+    assert [where for where, (summary, *rest) in found.items() if summary[-1] not in ".:" or any(rest[:1])] == []
