@@ -19,6 +19,7 @@ from typing import Any
 
 _HOMES = {
     "allocation": ("allocate_bits", "allocate_bits_rounded", "optimal_bins"),
+    "balancing": ("Balance", "balance_channels"),
     "bias": ("BiasCorrection", "bias_correction", "output_shift"),
     "clipping": ("gauss_clip", "laplace_clip", "prior_clip"),
     "distributions": (

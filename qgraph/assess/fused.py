@@ -71,6 +71,8 @@ def read_fused(model: Model, optimised: Path) -> FusedGraph:
     for node in model.graph:
         if node.domain != "" or not (node.op_type in LAYER_OPS or is_dynamic_product(node, varying)):
             continue
+        if _is_part(node):
+            continue
         results = scaled(node.outputs[0]) if node.op_type == "MatMulInteger" else [node.outputs[0]]
         names = (str(node.name), *(str(value.name) for value in results))
         kernel = next((kernels[name] for name in names if name in kernels), "(folded away)")
@@ -84,6 +86,18 @@ def read_fused(model: Model, optimised: Path) -> FusedGraph:
 def is_dynamic_product(node: ir.Node, varying: Container[ir.Node]) -> bool:
     """Whether the node multiplies what is fed with integers, and is not what unpacks a weight."""
     return node.op_type == "MatMulInteger" and node.domain == "" and node in varying
+
+
+def _is_part(node: ir.Node) -> bool:
+    """Whether the node multiplies the few channels that a dynamic product leaves out, and adds them to its result."""
+    readers = [use.node for use in node.outputs[0].uses()]
+    if node.op_type != "MatMul" or node.name or len(readers) != 1 or readers[0].op_type != "Add":
+        return False
+    other = next((v for v in readers[0].inputs if v is not node.outputs[0]), None)
+    product = None if other is None else other.producer()
+    cast = None if product is None or product.op_type != "Mul" else product.inputs[0].producer()
+    sums = None if cast is None or cast.op_type != "Cast" else cast.inputs[0].producer()
+    return sums is not None and sums.op_type == "MatMulInteger"
 
 
 def scaled(value: ir.Value) -> Iterator[ir.Value]:

@@ -36,7 +36,6 @@ from qgraph.observe.statistics import RUN_BYTES, Observations, batch_within
 from qgraph.onnxfile.edit import append_node
 from qgraph.plan import codes as weights
 from qgraph.plan.dynamic import DYNAMIC_BITS
-from qgraph.plan.grids import activation_grid
 from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan, Runs
 from qgraph.plan.staircase import on_grid
 from qgraph.running.sessions import Session
@@ -147,12 +146,14 @@ def _predict(layer: Layer, quant: LayerQuant, grids: Mapping[str, ActivationQuan
     weight = layer.weight_array()
     rounded = weights.quantized(weight, quant.weight).astype(np.float64)
     difference = rounded - weight
-    grid = _widest(layer, observed) if quant.runs == "dynamic" else nearest(layer.input, grids)
+    grid = None if quant.runs == "dynamic" else nearest(layer.input, grids)
     channels = observed.operand(layer).channels
     if channels is None:
         return float("nan")
     mean, variance = np.asarray(channels.mean), np.asarray(channels.variance)
     error, square = np.zeros(mean.size), np.zeros(mean.size)
+    if quant.runs == "dynamic":
+        square = _dynamic_error(quant, channels)
     if grid is not None:
         error, square = _operand_error(grid, observed[grid.tensor], channels)
     shared = tap_sums(layer, rounded, error) + tap_sums(layer, difference, mean)
@@ -165,10 +166,16 @@ def _predict(layer: Layer, quant: LayerQuant, grids: Mapping[str, ActivationQuan
     return float(np.mean(noise))
 
 
-def _widest(layer: Layer, observed: Observations) -> ActivationQuant:
-    """The grid over the whole observed range of the operand; a dynamic layer finds none that is wider."""
-    tensor = str(layer.input.name)
-    return activation_grid(tensor, *observed.range_of(tensor), bits=DYNAMIC_BITS)
+def _dynamic_error(quant: LayerQuant, channels: qmath.Statistics) -> NDArray[np.float64]:
+    """Mean square of every channel's error on the grid over all that was seen of the operand, divided by its factors.
+
+    No run of a dynamic layer computes a wider grid.
+    """
+    factors = np.asarray(quant.weight.input_scale or np.ones(np.size(channels.mean)))
+    inverse = np.divide(1.0, factors, out=np.zeros_like(factors), where=factors > 0)
+    low, high = np.min(channels.min * inverse, initial=0.0), np.max(channels.max * inverse, initial=0.0)
+    step = (high - low) / (2**DYNAMIC_BITS - 1)
+    return np.asarray((step * factors) ** 2 / 12)
 
 
 def _operand_error(
@@ -218,7 +225,7 @@ def _probe(view: GraphView, plan: QuantPlan) -> ir.Model:
     for layer, quant in zip(layers, plan.layers, strict=True):
         operand, grid = layer.input, nearest(layer.input, grids)
         if quant.runs == "dynamic":
-            read = emitter.operand_at_hand(layer)
+            read = emitter.operand_at_hand(layer, quant)
         else:
             if grid is not None and operand not in on_grid:
                 on_grid[operand] = emitter.activation(operand, grid)

@@ -20,6 +20,7 @@ from qgraph.onnxfile.folding import output_axis
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 INTEGER_OPS = ("Conv", "Gemm", "MatMul")  # onnxruntime has integer kernels for these on the CPU
 RECURRENT_OPS = ("LSTM", "GRU", "RNN")
+TABLE_OP = "Gather"  # of rows of a constant matrix
 RECURRENT_WEIGHTS = {1: "W", 2: "R"}  # by their place among the inputs
 
 
@@ -27,7 +28,7 @@ RECURRENT_WEIGHTS = {1: "W", 2: "R"}  # by their place among the inputs
 class Layer:
     """One quantizable layer: its node, its weight and the axes of its channels.
 
-    Only the weight of a `weight_only` layer can be quantized: it is recurrent, or inside a body of control flow.
+    Only the weight of a `weight_only` layer can be quantized: it is recurrent, a table, or in a body of control flow.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Layer:
     @property
     def bias(self) -> ir.Value | None:
         """The bias of a Conv, ConvTranspose or Gemm; None if there is none."""
-        has_one = len(self.node.inputs) > 2 and self.op not in RECURRENT_OPS
+        has_one = len(self.node.inputs) > 2 and self.op not in (*RECURRENT_OPS, TABLE_OP)
         return self.node.inputs[2] if has_one else None
 
     @property
@@ -71,6 +72,8 @@ class Layer:
         rank = len(present(self.weight.shape))
         if self.op == "MatMul" and self.weight_index == 0:
             return rank - 2
+        if self.op == TABLE_OP:
+            return 0  # every row is looked up by itself
         return 1 if self.op in RECURRENT_OPS else output_axis(self.node) % rank  # W, R: directions x rows x columns
 
     @property

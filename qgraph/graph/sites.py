@@ -274,7 +274,9 @@ def choose_layers(
         for layer in matched:
             kept[layer.name] = f"--keep {pattern}"
     if not weight_only:
-        kept |= {layer.name: "recurrent layers and those in bodies are not trained" for layer in view.weight_only}
+        kept |= {
+            layer.name: "recurrent layers, tables and layers in bodies are not trained" for layer in view.weight_only
+        }
     chosen = [layer for layer in layers if layer.name not in kept]
     _check_not_quantized(view, chosen)
     if not chosen:

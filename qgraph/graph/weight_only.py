@@ -1,15 +1,27 @@
-"""Layers of which only the weight can be quantized: recurrent ones, and those in the bodies of If, Loop and Scan.
+"""Layers of which only the weight can be quantized: recurrent ones, tables, and those in bodies of If, Loop and Scan.
 
 Their weights are stored in few bits and converted to floats once, when the file is loaded, so that no step costs more.
+A table, of which a Gather takes rows, stays int8 in memory, and the rows become floats when they are taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx_ir as ir
 
-from qgraph.graph.layers import LAYER_OPS, RECURRENT_OPS, RECURRENT_WEIGHTS, Layer, weight_index, why_not_quantized
+from qgraph.graph.layers import (
+    LAYER_OPS,
+    RECURRENT_OPS,
+    RECURRENT_WEIGHTS,
+    TABLE_OP,
+    Layer,
+    attribute,
+    weight_index,
+    why_not_quantized,
+)
+from qgraph.onnxfile.edit import constant
 
 _OVERHEAD = 256  # bytes of the operators that make floats of a weight
 
@@ -34,6 +46,9 @@ def _candidates(node: ir.Node, path: str, main: ir.Graph) -> list[tuple[Layer, s
     if node.op_type in LAYER_OPS and node.graph is not main:
         index, why = weight_index(node)
         return [(Layer(name=path, op=node.op_type, node=node, weight_index=index, weight_only=True), why)]
+    if node.op_type == TABLE_OP and node.graph is main:
+        table = Layer(name=path, op=node.op_type, node=node, weight_index=0, weight_only=True)
+        return [(table, _why_no_table(table))] if _is_table(node) else []
     if node.op_type in RECURRENT_OPS:
         return [
             (
@@ -43,6 +58,17 @@ def _candidates(node: ir.Node, path: str, main: ir.Graph) -> list[tuple[Layer, s
             for index, letter in RECURRENT_WEIGHTS.items()
         ]
     return []
+
+
+def _is_table(node: ir.Node) -> bool:
+    """Whether a Gather looks up rows of a constant matrix of floats."""
+    rows = constant(node.inputs[0])
+    return rows is not None and rows.ndim == 2 and rows.dtype == np.float32 and not attribute(node, "axis", 0)
+
+
+def _why_no_table(table: Layer) -> str:
+    others = {use.node.op_type for use in table.weight.uses()} - {TABLE_OP, "Gemm"}
+    return f"{', '.join(sorted(others))} reads it too" if others else why_not_quantized(table.weight)
 
 
 def _why_not_worth_it(layer: Layer) -> str:

@@ -25,6 +25,7 @@ from qgraph.observe.statistics import Observations, observe
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan import registry
+from qgraph.plan.dynamic import mostly_products
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import Recipe
@@ -50,7 +51,12 @@ class Gathered(Material):
 
     def plan(self) -> QuantPlan:
         """The plan of the recipe's method; for mixed bits, with 8 bits everywhere."""
-        return registry.run(self.recipe.method, initial_plan(self.view, self.recipe, self.observed), self)
+        plan = initial_plan(self.view, self.recipe, self.observed)
+        if self.recipe.balance and self.observed is not None:
+            from qgraph.methods.balance.balanced import balanced
+
+            plan = balanced(plan, self.view, self.observed)
+        return registry.run(self.recipe.method, plan, self)
 
     def _at(self, plan: QuantPlan, recipe: Recipe) -> QuantPlan:
         """The plan that the method makes for the bits of another recipe."""
@@ -120,6 +126,8 @@ def gather(
         given = open_given(model, data, opset=opset, **reading)
         view = GraphView(given.net)
         choose_layers(view, recipe.keep)  # fail before the work begins
+    if given.samples is None and not measured and method is None and "activations" not in overrides:
+        recipe = _without_data(recipe, view, given.loaded)
     check_needs(recipe.method, given.loaded, given.samples)
     _check_task(recipe, given.samples, by)
     samples = given.samples
@@ -148,6 +156,14 @@ def gather(
         variants=calibration is None,  # with a file of statistics, the statistics alone decide
         job=job,
     )
+
+
+def _without_data(recipe: Recipe, view: GraphView, loaded: Model) -> Recipe:
+    """The recipe, with dynamic products where there is nothing to distil samples from: in transformers."""
+    layers, _ = choose_layers(view, recipe.keep)
+    distillable = not mostly_products(layers) or known_moments(normalise(loaded, fold_bn=False))
+    keeps = recipe.mixed or recipe.ingredients or recipe.correct_outputs or distillable
+    return recipe if keeps else dataclasses.replace(recipe, activations="dynamic")
 
 
 def _check_task(recipe: Recipe, samples: Dataset | None, metric: Metric | None) -> None:

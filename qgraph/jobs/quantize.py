@@ -12,6 +12,7 @@ from qgraph.jobs.guarded import guarded
 from qgraph.jobs.no_larger import no_larger
 from qgraph.jobs.no_slower import no_slower
 from qgraph.jobs.prepare import Gathered, gather
+from qgraph.jobs.products import best_products
 from qgraph.jobs.result import Result
 from qgraph.jobs.trial import tell
 from qgraph.methods.aciq.corrections import correct_outputs
@@ -119,7 +120,7 @@ def _quantized(
     """The result for everything gathered; `fixed`: the caller asked for quantized activations."""
     job, allocation = given.job, None
     with job.stage("plan"):
-        plan = given.plan()
+        plan = best_products(given, given.plan(), fixed=fixed)
     if given.recipe.mixed:
         better = None if on_better is None else lambda mixed: on_better(_result(given, mixed))
         plan, allocation = given.mixer(on_better=better).mix(plan)

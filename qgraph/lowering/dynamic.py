@@ -2,17 +2,26 @@
 
     x_q, s_x, z_x = DynamicQuantizeLinear(x)        y = float(MatMulInteger(x_q, w_q, z_x)) (s_x s_w) + bias
 
-The kernel is DynamicQuantizeMatMul if one layer reads x, or MatMulIntegerToFloat if several share its codes.
+It becomes DynamicQuantizeMatMul where one layer reads x, MatMulIntegerToFloat where several share its codes.
+
+Where the rows of the weight carry factors, x is divided by them first. Channels with factor 0 are multiplied apart, in
+floats: Gather(x) W[channels] is added to y.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from qgraph.graph.layers import Layer, attribute
 from qgraph.lowering.nodes import Nodes
 from qgraph.onnxfile.edit import append_dynamic, take_place
+
+
+def inverse(factors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """1 / factors, 0 where there is none."""
+    return np.divide(1.0, factors, out=np.zeros_like(factors), where=factors > 0)
 
 
 class DynamicProducts:
@@ -20,11 +29,19 @@ class DynamicProducts:
 
     def __init__(self, nodes: Nodes) -> None:
         self.nodes = nodes
-        self.quantizers: dict[ir.Value, ir.Node] = {}
+        self.quantizers: dict[tuple[ir.Value, tuple[float, ...]], ir.Node] = {}
+        self.apart: dict[tuple[ir.Value, tuple[int, ...]], ir.Value] = {}
 
-    def put(self, layer: Layer, codes: ir.Value, scale: ir.Value, zero_point: ir.Value | None) -> None:
-        """Replace a MatMul or Gemm by such a product with the codes of its weight, under the layer's name."""
-        operand, step, zero = self._operand(layer)
+    def put(
+        self,
+        layer: Layer,
+        codes: ir.Value,
+        scale: ir.Value,
+        zero_point: ir.Value | None,
+        factors: tuple[float, ...] = (),
+    ) -> None:
+        """Let a MatMul or Gemm be such a product with the codes of its weight, under the layer's name."""
+        operand, step, zero = self._operand(layer, factors)
         if layer.op == "Gemm" and attribute(layer.node, "transB", 0):
             codes = self.nodes.op("Transpose", codes, perm=[1, 0])
         zeros = [zero] if zero_point is None else [zero, zero_point]
@@ -32,20 +49,40 @@ class DynamicProducts:
         real = self.nodes.op("Cast", sums, to=ir.DataType.FLOAT)
         alpha = float(attribute(layer.node, "alpha", 1.0)) if layer.op == "Gemm" else 1.0
         result = self.nodes.op("Mul", real, self.nodes.op("Mul", step, self._times(scale, alpha)))
+        if 0 in factors:
+            result = self.nodes.op("Add", result, self._products_apart(layer, factors, alpha))
         if layer.bias is not None and layer.bias_factor:
             result = self.nodes.op("Add", result, self._times(layer.bias, layer.bias_factor))
         name, layer.node.name = layer.node.name, None
         sums.producer().name = name  # type: ignore[union-attr]
         take_place(self.nodes.graph, layer.output, result, left="float")
 
-    def _operand(self, layer: Layer) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """The codes, scale and zero point of the layer's operand."""
-        if layer.input not in self.quantizers:
-            self.quantizers[layer.input] = append_dynamic(self.nodes.graph, layer.input)
-        codes, scale, zero = self.quantizers[layer.input].outputs
+    def _operand(self, layer: Layer, factors: tuple[float, ...]) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Codes, scale and zero point of what the layer multiplies with its weight."""
+        value, key = layer.input, (layer.input, factors)
+        if key not in self.quantizers:
+            if factors:
+                shape = (-1, 1) if layer.input_axis == 0 else (-1,)
+                amounts = inverse(np.asarray(factors, np.float32)).reshape(shape)
+                value = self.nodes.op("Mul", value, self.nodes.constant(f"{value.name}/factors", amounts))
+                value.shape, value.type = layer.input.shape, layer.input.type
+            self.quantizers[key] = append_dynamic(self.nodes.graph, value)
+        codes, scale, zero = self.quantizers[key].outputs
         if layer.op == "Gemm" and attribute(layer.node, "transA", 0):
             codes = self.nodes.op("Transpose", codes, perm=[1, 0])
         return codes, scale, zero
+
+    def _products_apart(self, layer: Layer, factors: tuple[float, ...], alpha: float) -> ir.Value:
+        """What the channels with factor 0 add to the result."""
+        channels = np.flatnonzero(np.asarray(factors) == 0)
+        key = layer.input, tuple(channels.tolist())
+        if key not in self.apart:
+            axis = layer.input_axis
+            found = self.nodes.op("Gather", layer.input, self.nodes.shared(channels), axis=axis)
+            self.apart[key] = found if axis else self.nodes.op("Transpose", found, perm=[1, 0])
+        rows = np.take(layer.weight_array(), channels, axis=1 - layer.output_axis)
+        rows = np.float32(alpha) * (rows.T if layer.output_axis == 0 else rows)
+        return self.nodes.op("MatMul", self.apart[key], self.nodes.constant(f"{layer.weight.name}.apart", rows))
 
     def _times(self, value: ir.Value, factor: float) -> ir.Value:
         return value if factor == 1 else self.nodes.op("Mul", value, self.nodes.shared(np.float32(factor)))

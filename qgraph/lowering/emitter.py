@@ -27,7 +27,7 @@ from qgraph.lowering.dynamic import DynamicProducts
 from qgraph.lowering.nodes import Nodes
 from qgraph.lowering.packing import StoredCodes
 from qgraph.lowering.places import offset_sums
-from qgraph.onnxfile.edit import constant
+from qgraph.onnxfile.edit import constant, take_place
 from qgraph.onnxfile.lazy_array import Later
 from qgraph.plan import codes as weights
 from qgraph.plan.plan import ActivationQuant, LayerQuant, Rounding, WeightQuant
@@ -90,7 +90,26 @@ class QdqEmitter:
     def dynamic(self, layer: Layer, quant: LayerQuant) -> None:
         codes, scale, point = self._integers_of(layer, quant)
         shifted = weights.is_shifted(quant.weight) or not any(quant.weight.zero_point)
-        self.products.put(layer, codes, scale, None if shifted else point)
+        self.products.put(layer, codes, scale, None if shifted else point, quant.weight.input_scale)
+
+    def table(self, layer: Layer, quant: LayerQuant) -> None:
+        """Gather(int8 codes) -> Cast -> Mul(Gather(scales)): a byte a value in memory, and floats of few rows.
+
+        A table that a layer reads in floats too is stored for that one, and so is one with zero points in the file.
+        """
+        floats = (layer.weight, quant.weight, True, 1.0, ())
+        if floats in self.weights or not (quant.weight.symmetric or weights.is_shifted(quant.weight)):
+            layer.node.replace_input_with(layer.weight_index, self.weight(layer, quant, None))
+            return
+        codes, scale, _ = self._integers_of(layer, quant)
+        if len(quant.weight.scale) > 1:
+            column = self.nodes.op("Unsqueeze", scale, self.nodes.shared(np.array([1], np.int64)))
+            scale = self.nodes.op("Gather", column, layer.input)
+        rows = self.nodes.op("Gather", codes, layer.input)
+        name, layer.node.name = layer.node.name, None
+        rows.producer().name = name  # type: ignore[union-attr]
+        result = self.nodes.op("Mul", self.nodes.op("Cast", rows, to=ir.DataType.FLOAT), scale)
+        take_place(self.nodes.graph, layer.output, result, left="float")
 
     @staticmethod
     def _codes_of(layer: Layer, grid: WeightQuant) -> Later:

@@ -64,7 +64,7 @@ def _check_factors(plan: QuantPlan, view: GraphView) -> None:
     factors = {a.tensor: a.channel_scale for a in plan.activations if a.channel_scale}
     written = {a.tensor for a in producers(plan, view).values()}
     read: set[str] = set()
-    for quant in plan.layers:
+    for quant in (quant for quant in plan.layers if quant.runs != "dynamic"):
         tensor = str(view.by_name[quant.name].input.name) if quant.name in view.by_name else ""
         read.add(tensor)
         if quant.weight.input_scale != factors.get(tensor, ()):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qgraph.errors import PlanError
-from qgraph.graph.layers import LAYER_OPS, Layer
+from qgraph.graph.layers import LAYER_OPS, TABLE_OP, Layer
 from qgraph.graph.sites import GLUE_OPS, GraphView
 from qgraph.graph.sums import output_sums
 from qgraph.graph.tensors import is_transparent, nearest
@@ -39,6 +39,9 @@ class Emitter(Protocol):
 
     def dynamic(self, layer: Layer, quant: LayerQuant) -> None:
         """Let the layer quantize its operand by the values at hand, and multiply it with its weight from the codes."""
+
+    def table(self, layer: Layer, quant: LayerQuant) -> None:
+        """Let a layer that looks up rows of its weight look them up on the grid."""
 
     def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
         """`value` rounded to the grid."""
@@ -69,7 +72,9 @@ def put_in_place(model: Model, plan: QuantPlan, make_emitter: Callable[[ir.Graph
     operands = _operands(plan, layers)
     _place_activations(view, plan, dict(zip(layers, operands, strict=True)), emitter)
     for layer, quant, operand in zip(layers, plan.layers, operands, strict=True):
-        if quant.runs == "dynamic":
+        if layer.op == TABLE_OP:
+            emitter.table(layer, quant)
+        elif quant.runs == "dynamic":
             _place_dynamic(net.graph, layer, quant, emitter)
         else:
             _place_layer(net.graph, layer, quant, operand, emitter)

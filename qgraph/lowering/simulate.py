@@ -13,10 +13,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from qgraph.errors import PlanError
 from qgraph.graph.layers import Layer
 from qgraph.graph.tensors import is_non_negative
+from qgraph.lowering.dynamic import inverse
 from qgraph.lowering.places import put_in_place
 from qgraph.onnxfile.edit import add_initializer, append_dynamic, append_node
 from qgraph.onnxfile.lazy_array import Later
@@ -39,26 +41,44 @@ class FloatEmitter:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.scalars: dict[str, ir.Value] = {}
-        self.at_hand: dict[ir.Value, ir.Value] = {}
+        self.at_hand: dict[tuple[ir.Value, tuple[float, ...]], ir.Value] = {}
 
     def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
         weight = layer.weight_array()
         array = Later.of(layer.weight, lambda: weights.quantized(weight, quant.weight), np.float32)
         return add_initializer(self.graph, f"{layer.weight.name}/quantized", array)
 
-    def dynamic(self, layer: Layer, quant: LayerQuant) -> None:
-        layer.node.replace_input_with(1 - layer.weight_index, self.operand_at_hand(layer))
+    def table(self, layer: Layer, quant: LayerQuant) -> None:
         layer.node.replace_input_with(layer.weight_index, self.weight(layer, quant, None))
 
-    def operand_at_hand(self, layer: Layer) -> ir.Value:
-        """The layer's operand on the 8-bit grid from its least to its largest number, as every run finds it."""
-        value = layer.input
-        if value not in self.at_hand:
-            node = append_dynamic(self.graph, value)
-            result = self.op("DequantizeLinear", *node.outputs)
+    def dynamic(self, layer: Layer, quant: LayerQuant) -> None:
+        layer.node.replace_input_with(1 - layer.weight_index, self.operand_at_hand(layer, quant))
+        layer.node.replace_input_with(layer.weight_index, self.weight(layer, quant, None))
+
+    def operand_at_hand(self, layer: Layer, quant: LayerQuant) -> ir.Value:
+        """The layer's operand on the 8-bit grid from its smallest to its largest value, as every run finds it: divided
+        by the factors of its channels, and multiplied again; channels without a factor as they are.
+        """
+        value, factors = layer.input, np.asarray(quant.weight.input_scale, np.float32)
+        key = value, quant.weight.input_scale
+        if key not in self.at_hand:
+            evened = self._times(value, inverse(factors), layer)
+            result = self.op("DequantizeLinear", *append_dynamic(self.graph, evened).outputs)
+            result = self._times(result, factors, layer)
+            if (factors == 0).any():
+                result = self.op("Add", result, self._times(value, (factors == 0).astype(np.float32), layer))
             result.shape, result.type = value.shape, value.type
-            self.at_hand[value] = result
-        return self.at_hand[value]
+            self.at_hand[key] = result
+        return self.at_hand[key]
+
+    def _times(self, value: ir.Value, factors: NDArray[np.float32], layer: Layer) -> ir.Value:
+        """`value` with every channel that the layer sums over times its factor; itself where there are none."""
+        if not factors.size:
+            return value
+        shape = (-1, 1) if layer.input_axis == 0 else (-1,)
+        result = self.op("Mul", value, add_initializer(self.graph, "factors", factors.reshape(shape)))
+        result.shape, result.type = value.shape, value.type
+        return result
 
     def bias(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> None:
         return None  # biases stay in floating point

@@ -60,7 +60,10 @@ def quantized(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.fl
     if quant.rounding is None and not quant.input_scale and set(quant.gain) == {1.0}:
         return np.asarray(qmath.fake_quantize(weight, rounding_grid(quant, weight.shape)), np.float32)
     result = values(codes(weight, quant), quant)
-    return result / _over_inputs(quant, weight.shape) if quant.input_scale else result
+    if not quant.input_scale:
+        return result
+    factors = _over_inputs(quant, weight.shape)
+    return np.where(factors > 0, result / np.where(factors > 0, factors, 1.0), weight).astype(np.float32, copy=False)
 
 
 def rounding_grid(quant: WeightQuant, shape: tuple[int, ...], scale: ArrayLike | None = None) -> qmath.Grid:
@@ -148,8 +151,12 @@ def _blocks(shape: Sequence[int]) -> Iterator[slice]:
 
 
 def _over_inputs(quant: WeightQuant, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """`input_scale` laid along the inputs of a Conv weight (outputs x inputs per group x ...), group after group."""
+    """`input_scale` laid along the inputs of a Conv weight (outputs x inputs per group x ...), group after group, or
+    along the rows of a matrix with a scale per column.
+    """
     factors = np.asarray(quant.input_scale, np.float32)
+    if len(shape) == 2 and quant.granularity.axis == 1 and factors.size == shape[0]:
+        return factors[:, None]
     outputs, inputs = shape[:2]
     groups = factors.size // inputs
     if groups * inputs != factors.size or outputs % groups:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qgraph.graph.layers import Layer
 
 DYNAMIC_BITS = 8  # bits of an operand quantized by DynamicQuantizeLinear
@@ -13,6 +15,15 @@ def why_not_dynamic(layer: Layer) -> str:
         return "of recurrent layers and of those in bodies the weight alone is quantized"
     if layer.op not in ("MatMul", "Gemm"):
         return f"onnxruntime's {layer.op} on such integers is slower than in floats"
+    if layer.weight_only:
+        return "it lies in the body of a control-flow operator"
     if layer.weight_index == 0:
         return "its weight is the left factor, which no kernel takes in int8 beside bytes on the right"
     return ""
+
+
+def mostly_products(layers: Sequence[Layer]) -> bool:
+    """Whether more than half of the layers can be dynamic, as in transformers."""
+    return 2 * sum(not why_not_dynamic(layer) for layer in layers if not layer.weight_only) > sum(
+        not layer.weight_only for layer in layers
+    )

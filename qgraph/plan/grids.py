@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+import dataclasses
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,18 +34,20 @@ def initial_plan(view: GraphView, recipe: Recipe, observed: Ranges | None) -> Qu
     layers, kept = choose_layers(view, recipe.keep, weight_only=not find(recipe.method).trains)
     activations: list[ActivationQuant] = []
     floats: dict[str, str] = {}
+    dynamic = _dynamic_layers(layers, recipe, view)
     if recipe.static_bits is not None and observed is not None:
-        sites, floats = place(view, layers, observed)
+        sites, floats = place(view, [layer for layer in layers if layer.name not in dynamic], observed)
         edges = {
             v.name for name in view.edge_layers for v in (view.by_name[name].input, root(view.by_name[name].input))
         }
         for site in sites:
             bits = recipe.edge_bits or STORAGE_BITS if site.tensor in edges else recipe.static_bits
             activations += _activation_grids(site, bits, observed)
+    in_floats = {layer.name for layer in layers} - dynamic if recipe.dynamic else set(floats)
     plan = QuantPlan(
         model=view.model.digest,
         recipe=recipe.method,
-        layers=tuple(_layer_grid(layer, recipe, view, _runs(layer, recipe, floats)) for layer in layers),
+        layers=tuple(_layer_grid(layer, recipe, view, _runs(layer, dynamic, in_floats)) for layer in layers),
         activations=tuple(activations),
         kept_float=kept_in_float(view, kept | floats | _unfolded(view), {layer.name for layer in layers}),
     )
@@ -63,9 +66,21 @@ def _unfolded(view: GraphView) -> dict[str, str]:
     return {name: f"not folded: {why}" for name, why in view.unfolded.items() if name not in behind}
 
 
-def _runs(layer: Layer, recipe: Recipe, floats: Container[str]) -> Runs:
-    if recipe.dynamic:
-        return "floats" if why_not_dynamic(layer) else "dynamic"
+def _dynamic_layers(layers: Sequence[Layer], recipe: Recipe, view: GraphView) -> frozenset[str]:
+    """The layers that compute the grids of their operands: all that can, or beside static grids those whose operand
+    other layers do not keep in integers.
+    """
+    able = [layer for layer in layers if not why_not_dynamic(layer)]
+    if recipe.dynamic or not recipe.dynamic_products:
+        return frozenset(layer.name for layer in able if recipe.dynamic)
+    others = [layer for layer in layers if layer not in able and not layer.weight_only]
+    kept = {site.tensor for site in view.activation_sites(others)}
+    return frozenset(layer.name for layer in able if view.root(layer.input).name not in kept)
+
+
+def _runs(layer: Layer, dynamic: Container[str], floats: Container[str]) -> Runs:
+    if layer.name in dynamic:
+        return "dynamic"
     return "floats" if layer.weight_only or layer.name in floats else "integers"
 
 
@@ -109,6 +124,22 @@ def weight_grid(
         symmetric=False,
         channel_bits=channel_bits,
     )
+
+
+def spanned(weight: NDArray[np.floating], grid: WeightQuant) -> WeightQuant:
+    """The grid of the same bits and form over the whole range of the weight, with the same `input_scale`."""
+    scaled = weights.scaled(weight, grid)
+    low, high = (grid.granularity.reduce(end, scaled) for end in (np.minimum, np.maximum))
+    fresh = weight_grid(low, high, bits=grid.bits, granularity=grid.granularity, symmetric=grid.symmetric)
+    return dataclasses.replace(fresh, input_scale=grid.input_scale)
+
+
+def weights_alone(quant: LayerQuant, layer: Layer) -> LayerQuant:
+    """A dynamic layer as one that runs in floats: nothing divides its operand any more."""
+    if not quant.weight.input_scale:
+        return dataclasses.replace(quant, runs="floats")
+    weight = spanned(layer.weight_array(), dataclasses.replace(quant.weight, input_scale=(), gain=(1.0,)))
+    return dataclasses.replace(quant, runs="floats", weight=weight, bias_shift=())
 
 
 def activation_grid(tensor: str, low: float, high: float, *, bits: int, role: str = "tensor") -> ActivationQuant:

@@ -70,7 +70,8 @@ class WeightQuant:
 
     `channel_bits` are the widths of the channels where they differ; the channels share the quota of bins that `bits`
     for each would give. `input_scale` multiplies the weight before it is rounded, one factor per input channel: the
-    `channel_scale` of the operand, which the stored codes then contain.
+    `channel_scale` of the operand, which the stored codes then contain. A dynamic layer divides its operand by these
+    factors itself; a channel with factor 0 it multiplies in floats, and its codes are zero.
     """
 
     bits: int
@@ -87,7 +88,7 @@ class WeightQuant:
         _check_bits(self.bits)
         _check_scale(self.scale)
         _check_scale(self.gain)
-        _check_scale(self.input_scale or (1.0,))
+        _check_scale(tuple(factor for factor in self.input_scale if factor) or (1.0,))
         if self.rounding is not None and (not self.symmetric or self.rounding.subdivision):
             raise PlanError("a weight grid with a rounding is symmetric, and its rounding has no subdivision")
         if self.rounding is not None and self.channel_bits:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import qmath
 from qgraph.errors import UsageError, hint
-from qgraph.graph.layers import Layer
+from qgraph.graph.layers import TABLE_OP, Layer
 from qgraph.plan import registry
 from qgraph.plan.plan import MAX_SHIFTED_BITS
 
@@ -60,6 +60,10 @@ class Recipe:
     reduce_range: bool = False
     target_cpu: TargetCpu = "any"
     """`any`: weights are kept small enough for CPUs without VNNI not to saturate; `vnni`: they use all of int8."""
+    balance: bool = True
+    """Whether outlier channels of what dynamic layers read are moved into weights, where that measures better."""
+    dynamic_products: bool = False
+    """Whether every MatMul and Gemm is dynamic although other layers have static grids."""
     keep: tuple[str, ...] = ()
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     size_mb: float | None = None
@@ -202,7 +206,8 @@ class Recipe:
     def bits_of(self, layer: Layer, edges: frozenset[str]) -> int:
         """The weight bits of a layer; `reduce_range` leaves one bit of headroom for CPUs without VNNI."""
         weights = self.weights if isinstance(self.weights, int) else 8
-        bits = (self.edge_bits or 8) if layer.name in edges else weights
+        edge = layer.name in edges and layer.op != TABLE_OP
+        bits = (self.edge_bits or 8) if edge else weights
         return min(bits, 7) if self.reduce_range else bits
 
 

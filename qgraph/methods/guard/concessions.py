@@ -14,7 +14,7 @@ from qgraph.graph.sites import GLUE_OPS, GraphView
 from qgraph.graph.tensors import CLIPPING_OPS, fused_output, nearest
 from qgraph.methods.guard.switches import Grid
 from qgraph.onnxfile.edit import constant
-from qgraph.plan.grids import activation_grid
+from qgraph.plan.grids import activation_grid, weights_alone
 from qgraph.plan.plan import ActivationQuant, KeptFloat, QuantPlan
 
 How = Literal["whole range", "weights alone", "float"]
@@ -69,7 +69,7 @@ def apply_concessions(
         elif given.how == "whole range":
             activations.append(widened(quant, ranges))
     layers = tuple(
-        dataclasses.replace(layer, runs="floats") if Grid("operand", layer.name) in how else layer
+        weights_alone(layer, view.by_name[layer.name]) if Grid("operand", layer.name) in how else layer
         for layer in plan.layers
         if Grid("weight", layer.name) not in how
     )

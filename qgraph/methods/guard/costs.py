@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qgraph.graph.layers import Layer
+from qgraph.graph.layers import TABLE_OP, Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import fused_output, nearest
 from qgraph.methods.guard.switches import Grid
@@ -51,6 +51,8 @@ class Costs:
 
 def products(layer: Layer) -> int:
     """The multiplications that a layer does per sample; unknown dimensions count as one."""
+    if layer.op == TABLE_OP:
+        return 0
     shape = layer.output.shape
     dims = [d if isinstance(d, int) and d > 0 else 1 for d in (shape or ())]
     places = dims[2:] if layer.op in ("Conv", "ConvTranspose") else dims[1:-1]

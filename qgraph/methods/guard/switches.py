@@ -109,9 +109,9 @@ class _SwitchedEmitter(FloatEmitter):
         result.shape, result.type = value.shape, value.type
         return result
 
-    def operand_at_hand(self, layer: Layer) -> ir.Value:
+    def operand_at_hand(self, layer: Layer, quant: LayerQuant) -> ir.Value:
         value = layer.input
-        result = self._either(Grid("operand", layer.name), super().operand_at_hand(layer), value)
+        result = self._either(Grid("operand", layer.name), super().operand_at_hand(layer, quant), value)
         result.shape, result.type = value.shape, value.type
         return result
 

@@ -1,0 +1,1 @@
+"""Outlier channels of dynamic layers: moved from operands into weights, or multiplied apart."""
