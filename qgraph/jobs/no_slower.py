@@ -6,7 +6,9 @@ import dataclasses
 import warnings
 
 from qgraph.errors import QualityWarning
+from qgraph.graph.sites import GraphView
 from qgraph.jobs.result import Result
+from qgraph.plan.grids import weights_alone
 
 SLOWER = 1.02  # times the float latency; beyond this, quantized activations are given up
 TIMED_SECONDS = 5e-4  # per sample in floats; timings below this are too noisy to decide anything
@@ -19,13 +21,17 @@ def no_slower(result: Result, *, fixed: bool) -> Result:
     """
     quality = result.quality
     slow = quality is not None and (quality.latency or 0.0) > SLOWER and (quality.float_seconds or 0.0) > TIMED_SECONDS
-    if quality is None or not slow or not result.plan.activations or result.format != "qdq":
+    plan = result.plan
+    integers = plan.activations or any(quant.runs == "dynamic" for quant in plan.layers)
+    if quality is None or not slow or not integers or result.format != "qdq":
         return result
     said = f"integers take {quality.latency:.2f} of the float model's time on this machine"
     if fixed:
         warnings.warn(f"{said}: --activations none keeps the weights small alone", QualityWarning, stacklevel=4)
         return result
-    notes = (*result.plan.notes, f"activations stay floating point: {said}")
-    plain = dataclasses.replace(result, plan=dataclasses.replace(result.plan, activations=(), notes=notes))
+    notes = (*plan.notes, f"activations stay floating point: {said}")
+    view = GraphView(result.net)
+    alone = plan.map_layers(lambda q: weights_alone(q, view.by_name[q.name]) if q.runs == "dynamic" else q)
+    plain = dataclasses.replace(result, plan=dataclasses.replace(alone, activations=(), notes=notes))
     other = None if plain.quality is None else plain.quality.latency
     return plain if other is not None and other < (quality.latency or 0.0) else result

@@ -2,7 +2,8 @@
 
 A static grid spans what calibration saw; a dynamic one what the run at hand has, and outlier channels of its operand
 may be moved into the weight (`qgraph.methods.balance`). All cost about the same, so that what measures best on
-calibration samples is taken; static grids unless another is better by `WORTH_DB`.
+calibration samples is taken: static grids where they hold 30 dB, or no other is better by `WORTH_DB`. Samples are run
+one by one, and in a batch: where a loud one drowns the others, dynamic grids are not taken.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from qgraph.plan.registry import find
 
 WORTH_DB = 0.5
 SAMPLES = 16
-_TARGET_DB = 20.0  # margins are compared, so that any target does
+_TARGET_DB = 20.0
+_DROWNED_DB = 6.0  # lost in a batch at most
+_TOGETHER = 32
+_COMFORT_DB = 10.0  # above the target: static grids that hold as much stay
 
 
 def best_products(given: Gathered, plan: QuantPlan, *, fixed: bool) -> QuantPlan:
@@ -41,18 +45,31 @@ def best_products(given: Gathered, plan: QuantPlan, *, fixed: bool) -> QuantPlan
 
 
 def _best(given: Gathered, plan: QuantPlan, rivals: dict[str, Gathered]) -> QuantPlan:
-    judge = PlanJudge(given, few_samples(given, SAMPLES), _TARGET_DB)
-    best, most = plan, judge(plan) + WORTH_DB
+    alone, together = _judges(given)
+    best, most = plan, alone(plan)
+    if most >= _COMFORT_DB and not given.recipe.dynamic:
+        return plan
+    most += WORTH_DB
     seen = [plan]
     for why, rival in rivals.items():
         other = rival.plan()
         if other in seen or not any(quant.runs == "dynamic" for quant in other.layers):
             continue
         seen.append(other)
-        margin = judge(other)
-        if margin > most:
+        margin = alone(other)
+        if margin > most and (given.recipe.dynamic or together(other) > margin - _DROWNED_DB):
             best, most = dataclasses.replace(other, notes=(*other.notes, why)), margin
     return best
+
+
+def _judges(given: Gathered) -> tuple[PlanJudge, PlanJudge]:
+    """What measures plans on samples one by one, and on the same ones together where the model takes several."""
+    samples = given.need_samples("the choice is measured on samples")
+    alone = few_samples(given, SAMPLES)
+    judge = PlanJudge(given, alone, _TARGET_DB)
+    if samples.batch is not None or len(alone) < 2:
+        return judge, judge
+    return judge, PlanJudge(given, [next(samples.batches(max(len(alone), _TOGETHER)))], _TARGET_DB)
 
 
 def _with(given: Gathered, **changes: bool) -> Gathered:

@@ -24,8 +24,9 @@ TEXTS = {
         {"w": (64, 64)},
     ),
     "Gather": (
-        "int64[N,6] x, float[100,64] w, float[64,4] v) => (float[N,6,4] y) { e = Gather(w, x) y = MatMul(e, v) }",
-        {"w": (100, 64)},
+        "int64[N,6] x, float[64,100] w, float[64,4] v) => (float[N,6,4] y) {"
+        " e = Gather<axis=1>(w, x) t = Transpose<perm=[1,2,0]>(e) y = MatMul(t, v) }",
+        {"w": (64, 100)},
     ),
     "If": (
         "float[N,64] x, bool c, float[64,64] w, float[64,4] v) => (float[N,4] y) {"
@@ -34,7 +35,7 @@ TEXTS = {
         {"w": (64, 64)},
     ),
 }
-WHY = {"LSTM": "recurrent", "Einsum": "Einsum", "Gather": "looked up", "If": "Einsum"}
+WHY = {"LSTM": "recurrent", "Einsum": "Einsum", "Gather": "lookup", "If": "Einsum"}
 
 
 @pytest.fixture(params=TEXTS)
