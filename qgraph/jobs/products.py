@@ -2,7 +2,7 @@
 
 A static grid spans what calibration saw; a dynamic one what the run at hand has, and outlier channels of its operand
 may be moved into the weight (`qgraph.methods.balance`). All cost about the same, so that what measures best on
-calibration samples is taken: static grids where they hold 30 dB, or no other is better by `WORTH_DB`. Samples are run
+calibration samples is taken: static grids where they hold 40 dB, or no other is better by `WORTH_DB`. Samples are run
 one by one, and in a batch: where a loud one drowns the others, dynamic grids are not taken.
 """
 
@@ -22,7 +22,7 @@ SAMPLES = 16
 _TARGET_DB = 20.0
 _DROWNED_DB = 6.0  # lost in a batch at most
 _TOGETHER = 32
-_COMFORT_DB = 10.0  # above the target: static grids that hold as much stay
+_COMFORT_DB = 20.0  # above the target: static grids that hold as much stay
 
 
 def best_products(given: Gathered, plan: QuantPlan, *, fixed: bool) -> QuantPlan:

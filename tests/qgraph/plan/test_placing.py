@@ -34,10 +34,10 @@ def test_what_a_slice_drops_is_not_spanned(model_from_text):
     ends = {"one": np.array([1]), "nine": np.array([9])}
     model = model_from_text(HEAD + text, w=normal(rng, 8, 16), v=normal(rng, 16, 4), **ends)
     x = rng.normal(size=(64, 9)).astype(np.float32)
-    plain = qgraph.quantize(model, x)
+    plain = qgraph.quantize(model, x, activations=8)
     assert grids(plain) == {"x", "r"}  # as wide: the codes are sliced
     x[:, 0] = rng.uniform(1e6, 2e6, 64)
-    apart = qgraph.quantize(model, x)
+    apart = qgraph.quantize(model, x, activations=8)
     assert grids(apart) == {"f", "r"}
     assert min(sqnr(model, apart, {"x": x})) > 30
 
