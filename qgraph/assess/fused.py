@@ -95,9 +95,10 @@ def _is_part(node: ir.Node) -> bool:
         return False
     other = next((v for v in readers[0].inputs if v is not node.outputs[0]), None)
     product = None if other is None else other.producer()
-    cast = None if product is None or product.op_type != "Mul" else product.inputs[0].producer()
-    sums = None if cast is None or cast.op_type != "Cast" else cast.inputs[0].producer()
-    return sums is not None and sums.op_type == "MatMulInteger"
+    for op in ("Mul", "Cast"):
+        first = product.inputs[0] if product is not None and product.op_type == op else None
+        product = None if first is None else first.producer()
+    return product is not None and product.op_type == "MatMulInteger"
 
 
 def scaled(value: ir.Value) -> Iterator[ir.Value]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -79,6 +80,19 @@ class PlanJudge:
     def few(self, most: int) -> list[Batch]:
         """About `most` of the samples, evenly spread."""
         return self.batches[:: -(-sum(batch.count for batch in self.batches) // most)]
+
+    def in_a_batch(self, count: int) -> PlanJudge | None:
+        """The same on up to `count` samples in one batch; None where the model does not take several at a time."""
+        samples = self.given.need_samples("plans are measured on samples")
+        if samples.batch is not None or samples.count < 2:
+            return None
+        other = copy.copy(self)
+        other.batches, other._known = [next(samples.batches(count))], {}
+        other.expected = [
+            Session(self.given.net.ir_model, threads=self.given.job.threads).run_list(batch.feeds)
+            for batch in other.batches
+        ]
+        return other
 
     def above(self, target: float) -> Callable[[QuantPlan], float]:
         """A function that measures how far the outputs of a plan are above a target, in dB."""

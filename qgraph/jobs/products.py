@@ -11,14 +11,13 @@ from __future__ import annotations
 import dataclasses
 
 from qgraph.graph.sites import GraphView, choose_layers
-from qgraph.jobs.plan_judge import PlanJudge, few_samples
+from qgraph.jobs.plan_judge import PlanJudge
 from qgraph.jobs.prepare import Gathered
 from qgraph.plan.dynamic import why_not_dynamic
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.registry import find
 
 WORTH_DB = 0.5
-SAMPLES = 16
 _TARGET_DB = 20.0
 _DROWNED_DB = 6.0  # lost in a batch at most
 _TOGETHER = 32
@@ -34,19 +33,23 @@ def best_products(given: Gathered, plan: QuantPlan, *, fixed: bool) -> QuantPlan
     rivals: dict[str, Gathered] = {}
     if recipe.dynamic:
         if any(quant.weight.input_scale for quant in plan.layers if quant.runs == "dynamic"):
-            rivals["outlier channels stay: moving them measured worse"] = _with(given, balance=False)
+            rivals["outlier channels stay: moving them measured worse"] = _with(
+                given, balance=False, dynamic_products=False
+            )
     elif not fixed and recipe.static_bits == 8 and _has_products(given.view, recipe.keep):
-        rivals["dynamic products measured better than static grids"] = _with(given, dynamic_products=True)
+        rivals["dynamic products measured better than static grids"] = _with(
+            given, balance=recipe.balance, dynamic_products=True
+        )
         if recipe.balance:
             rivals["dynamic products, without moving outlier channels, measured better than static grids"] = _with(
-                given, dynamic_products=True, balance=False
+                given, balance=False, dynamic_products=True
             )
     return _best(given, plan, rivals) if rivals else plan
 
 
 def _best(given: Gathered, plan: QuantPlan, rivals: dict[str, Gathered]) -> QuantPlan:
-    alone, together = _judges(given)
-    best, most = plan, alone(plan)
+    judge = PlanJudge(given)
+    best, most = plan, judge.margin(plan, _TARGET_DB)
     if most >= _COMFORT_DB and not given.recipe.dynamic:
         return plan
     most += WORTH_DB
@@ -56,24 +59,21 @@ def _best(given: Gathered, plan: QuantPlan, rivals: dict[str, Gathered]) -> Quan
         if other in seen or not any(quant.runs == "dynamic" for quant in other.layers):
             continue
         seen.append(other)
-        margin = alone(other)
-        if margin > most and (given.recipe.dynamic or together(other) > margin - _DROWNED_DB):
+        margin = judge.margin(other, _TARGET_DB)
+        if margin > most and (given.recipe.dynamic or _holds_in_a_batch(other, judge, margin)):
             best, most = dataclasses.replace(other, notes=(*other.notes, why)), margin
     return best
 
 
-def _judges(given: Gathered) -> tuple[PlanJudge, PlanJudge]:
-    """What measures plans on samples one by one, and on the same ones together where the model takes several."""
-    samples = given.need_samples("the choice is measured on samples")
-    alone = few_samples(given, SAMPLES)
-    judge = PlanJudge(given, alone, _TARGET_DB)
-    if samples.batch is not None or len(alone) < 2:
-        return judge, judge
-    return judge, PlanJudge(given, [next(samples.batches(max(len(alone), _TOGETHER)))], _TARGET_DB)
+def _holds_in_a_batch(plan: QuantPlan, judge: PlanJudge, margin: float) -> bool:
+    """Whether samples together are about as good as one by one, where the model takes several."""
+    together = judge.in_a_batch(_TOGETHER)
+    return together is None or together.margin(plan, _TARGET_DB) > margin - _DROWNED_DB
 
 
-def _with(given: Gathered, **changes: bool) -> Gathered:
-    return dataclasses.replace(given, recipe=dataclasses.replace(given.recipe, **changes))
+def _with(given: Gathered, *, balance: bool, dynamic_products: bool) -> Gathered:
+    recipe = dataclasses.replace(given.recipe, balance=balance, dynamic_products=dynamic_products)
+    return dataclasses.replace(given, recipe=recipe)
 
 
 def _has_products(view: GraphView, keep: tuple[str, ...]) -> bool:

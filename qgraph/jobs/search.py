@@ -120,7 +120,7 @@ def starting_plan(
         view,
         observed,
         weights=recipe.weights,
-        activations=recipe.activations,
+        activations=recipe.static_bits,
         clip="mse" if recipe.clip == SEARCHED else recipe.clip,
         first_layer_bits=first_layer_bits,
         keep=choose_layers(view, recipe.keep)[1],

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qgraph.errors import PlanError
 from qgraph.gradient import Deferred, GradientError, deferred_gradients, gradient_name, weight_gradients
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
@@ -161,6 +162,12 @@ class _Emitter:
         if layer.bias is None or layer.bias.const_value is None or layer.name in self.constant_biases:
             return None
         return self._input(f"bias:{layer.name}", tuple(layer.bias.const_value.shape.numpy()))
+
+    def dynamic(self, layer: Layer, quant: LayerQuant) -> None:
+        raise PlanError(f"'{layer.name}' is dynamic, and has no grid of its operand to train: let it run in integers")
+
+    def table(self, layer: Layer, quant: LayerQuant) -> None:
+        raise PlanError(f"'{layer.name}' looks up rows of a table, which is not trained: leave it out of the plan")
 
     def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
         grid = self.grids[quant.tensor, quant.role]
