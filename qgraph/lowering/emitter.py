@@ -95,21 +95,28 @@ class QdqEmitter:
     def table(self, layer: Layer, quant: LayerQuant) -> None:
         """Gather(int8 codes) -> Cast -> Mul(Gather(scales)): a byte a value in memory, and floats of few rows.
 
-        A table that a layer reads in floats too is stored for that one, and so is one with zero points in the file.
+        Where another layer reads the table in floats, so does this one: it is stored once.
         """
-        floats = (layer.weight, quant.weight, True, 1.0, ())
-        if floats in self.weights or not (quant.weight.symmetric or weights.is_shifted(quant.weight)):
+        if (layer.weight, quant.weight, True, 1.0, ()) in self.weights:
             layer.node.replace_input_with(layer.weight_index, self.weight(layer, quant, None))
             return
-        codes, scale, _ = self._integers_of(layer, quant)
-        if len(quant.weight.scale) > 1:
-            column = self.nodes.op("Unsqueeze", scale, self.nodes.shared(np.array([1], np.int64)))
-            scale = self.nodes.op("Gather", column, layer.input)
+        codes, scale, point = self._integers_of(layer, quant)
         rows = self.nodes.op("Gather", codes, layer.input)
         name, layer.node.name = layer.node.name, None
         rows.producer().name = name  # type: ignore[union-attr]
-        result = self.nodes.op("Mul", self.nodes.op("Cast", rows, to=ir.DataType.FLOAT), scale)
+        real = self.nodes.op("Cast", rows, to=ir.DataType.FLOAT)
+        if not weights.is_shifted(quant.weight) and any(quant.weight.zero_point):
+            zeros = self.nodes.op("Cast", self._of_rows(point, layer), to=ir.DataType.FLOAT)
+            real = self.nodes.op("Sub", real, zeros)
+        result = self.nodes.op("Mul", real, self._of_rows(scale, layer))
         take_place(self.nodes.graph, layer.output, result, left="float")
+
+    def _of_rows(self, numbers: ir.Value, table: Layer) -> ir.Value:
+        """Those of the rows that are looked up; one for all as it is."""
+        if not numbers.shape:
+            return numbers
+        column = self.nodes.op("Unsqueeze", numbers, self.nodes.shared(np.array([1], np.int64)))
+        return self.nodes.op("Gather", column, table.input)
 
     @staticmethod
     def _codes_of(layer: Layer, grid: WeightQuant) -> Later:

@@ -76,17 +76,19 @@ class Builder:
 
 
 def encoder(outlier: float = 12.0, layers: int = 2, seed: int = 1) -> onnx.ModelProto:
-    """A sentence encoder: three tables, a mask, normalization behind every block."""
+    """A sentence encoder: two tables, a mask, normalization before every block."""
     b = Builder(seed)
     words = b.op("Gather", b.random("words.table", WORDS, WIDTH), "ids", name="words")
     kinds = b.op("Gather", b.random("kinds.table", 20, WIDTH, scale=0.3), "kinds", name="kinds_of")
-    x = b.norm(b.op("Add", words, kinds), "norm", outlier)
+    x = b.norm(b.op("Add", words, kinds), "norm", 1.0)
     far = b.constant("far", np.float32(-1e4))
     missing = b.op("Sub", b.constant("one", np.float32(1)), b.op("Cast", "mask", to=TensorProto.FLOAT))
     mask = b.op("Mul", b.op("Unsqueeze", missing, b.constant("axes", np.array([1, 2]))), far)
     for layer in range(layers):
-        x = b.norm(b.op("Add", x, b.attention(x, f"{layer}.attention", outlier, mask=mask)), f"{layer}.norm", outlier)
-        x = b.norm(b.op("Add", x, b.feed_forward(x, f"{layer}.ff", outlier)), f"{layer}.norm2", outlier)
+        loud = b.norm(x, f"{layer}.norm", outlier)
+        x = b.op("Add", x, b.attention(loud, f"{layer}.attention", outlier, mask=mask))
+        x = b.op("Add", x, b.feed_forward(b.norm(x, f"{layer}.norm2", outlier), f"{layer}.ff", outlier))
+    b.norm(x, "last", 1.0)
     b.nodes[-1].output[0] = "hidden"
     fed = [helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "length"]) for n in ("ids", "kinds", "mask")]
     return b.model(fed, [helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["batch", "length", WIDTH])])
