@@ -21,7 +21,7 @@ from qmath.granularity import Granularity
 from qmath.kernels.rows import output_like, run_rows, slices_shape
 
 Rounding = Literal["half_even", "half_up"]
-"""Where ties go: to the even neighbour (ONNX QuantizeLinear), or upwards (the papers' floor(v + 0.5))."""
+"""Rounding of ties: to the even neighbour (ONNX QuantizeLinear), or upwards (the papers' floor(v + 0.5))."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -30,7 +30,7 @@ class Adam:
     epsilon: float = 1e-8
     epsilon_hat: bool = False
     state: dict[str, Floats] = field(default_factory=dict)
-    """All that it remembers: the arrays `mean` and `square`."""
+    """The running means, as arrays `mean` and `square`."""
 
     def __post_init__(self) -> None:
         self.state = self.state or {name: np.zeros(self.shape, np.float32) for name in ("mean", "square")}

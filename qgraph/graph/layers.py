@@ -165,7 +165,7 @@ def weight_index(node: ir.Node) -> tuple[int, str]:
 
 
 def why_not_quantized(value: ir.Value | None) -> str:
-    """Why a weight cannot be brought to a grid ('' if it can)."""
+    """Why a weight cannot be quantized ('' if it can)."""
     weight = constant(value)
     if weight is None:
         return "its weight is not a constant"

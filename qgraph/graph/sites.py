@@ -50,7 +50,7 @@ class GraphView:
 
     @cached_property
     def paths(self) -> dict[ir.Node, str]:
-        """The name of every node, in bodies behind those of what it lies in."""
+        """The name of every node; inside a body, after the names of what contains it."""
         return paths(self.model.graph)
 
     @cached_property
@@ -97,7 +97,7 @@ class GraphView:
         return frozenset(first | last)
 
     def around(self, layer: Layer) -> list[ir.Node]:
-        """The node of a layer, and those in whose bodies it lies, from the inside out."""
+        """The node of a layer, followed by those whose bodies contain it, innermost first."""
         found = [layer.node]
         while (owner := self._owners.get(found[-1].graph)) is not None:  # type: ignore[arg-type]
             found.append(owner[0])
@@ -289,5 +289,5 @@ def choose_layers(
 
 
 def _names(view: GraphView, layer: Layer) -> tuple[str, ...]:
-    """The name of a layer; for a weight of a recurrent one that of its node too."""
+    """The name of a layer; for a weight of a recurrent layer, also that of its node."""
     return (layer.name, view.paths[layer.node]) if layer.op in RECURRENT_OPS else (layer.name,)

@@ -61,7 +61,7 @@ def is_distribution(scores: NDArray[Any], axis: int = 1) -> bool:
 def are_probabilities(scores: Iterable[NDArray[Any]], *, axis: int = 1) -> bool:
     """Whether scores are probabilities along an axis, rather than logits.
 
-    Decide once for a network, from what its float model computes: quantized probabilities need not sum to 1.
+    Decide this once per network, from its float model: quantized probabilities need not sum to 1.
     """
     return all((s >= 0).all() and np.allclose(s.sum(axis=axis, dtype=np.float64), 1.0, atol=1e-3) for s in scores)
 
@@ -73,7 +73,7 @@ def as_logits(scores: NDArray[Any], *, probabilities: bool) -> NDArray[np.float6
 
 
 def divergence(expected: NDArray[Any], produced: NDArray[Any], *, probabilities: bool = False) -> NDArray[np.float64]:
-    """KL(expected || produced) per sample, of logits or of `probabilities`."""
+    """KL(expected || produced) per sample, for logits or `probabilities`."""
     pair = (as_logits(scores, probabilities=probabilities) for scores in (expected, produced))
     return np.asarray(qmath.kl_divergence(*pair, axis=-1))
 

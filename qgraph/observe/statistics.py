@@ -75,7 +75,7 @@ class Observations:
 
     @property
     def sample_bytes(self) -> int:
-        """What all tensors take for one sample, in float32."""
+        """Bytes of all tensors for one sample, in float32."""
         values = {name.split(_ALONG)[0]: statistics.count for name, statistics in self.tensors.items()}
         return 4 * sum(values.values()) // max(self.count, 1)
 
@@ -169,10 +169,10 @@ def observe(
 
 
 def _sources(model: Model, wanted: Mapping[str, int | None]) -> dict[str, tuple[str, int | None]]:
-    """The tensor, and the axis of its channels, whose statistics are those of each wanted one.
+    """For each wanted name, the tensor and the channel axis whose statistics serve for it.
 
-    What Transpose moved has the same values along another axis, and a tensor whose channels are read serves those who
-    ask for the whole of it.
+    The result of a Transpose has the same values along another axis, and a tensor whose statistics are taken per
+    channel also provides those of the whole.
     """
     values = ir.convenience.create_value_mapping(model.graph)
     sources = {}
@@ -198,7 +198,10 @@ def _update(accumulator: qmath.StatisticsAccumulator, name: str, array: NDArray[
 
 
 def _first(data: Dataset, take_in: Callable[[Batch], tuple[int, int]], limit: int) -> tuple[int, Iterator[Batch]]:
-    """How many samples a first run took in, one if the model takes that; the others in batches of `limit` bytes."""
+    """Take in a single sample first, if the model runs on one; return its count, and batches of the others.
+
+    The batches stay within `limit` bytes, by what the first sample took.
+    """
     try:
         count, nbytes = take_in(next(data.batches(1)))
     except ModelError:
@@ -207,5 +210,5 @@ def _first(data: Dataset, take_in: Callable[[Batch], tuple[int, int]], limit: in
 
 
 def batch_within(limit: int, sample_bytes: int) -> int:
-    """How many samples stay within `limit` bytes: from 1 to `MAX_BATCH`."""
+    """The number of samples within `limit` bytes: from 1 to `MAX_BATCH`."""
     return int(np.clip(limit // max(sample_bytes, 1), 1, MAX_BATCH))

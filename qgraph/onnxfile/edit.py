@@ -53,7 +53,7 @@ def append_dynamic(graph: ir.Graph, value: ir.Value) -> ir.Node:
 
 
 def take_place(graph: ir.Graph, old: ir.Value, new: ir.Value, *, left: str) -> None:
-    """Let `new` take over the name and all readers of `old`, which is called by its name and `left` from now on."""
+    """Give the name and all readers of `old` to `new`; `old` is renamed, with `left` appended to its name."""
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     name = old.name
     old.name, new.name = unique_name(graph, f"{name}/{left}"), name

@@ -33,7 +33,7 @@ class Model:
     digest: str = ""
     """SHA-256 of what a normalised model computes: nodes, attributes, weights and interface."""
     unchanged: tuple[Unchanged, ...] = ()
-    """What the rewrites of `normalise` did not apply to."""
+    """Nodes that the rewrites of `normalise` left unchanged."""
 
     def __reduce__(self) -> tuple[Callable[..., Model], tuple[bytes, str, int, str, tuple[Unchanged, ...]]]:
         """Pickle as ONNX; the digest is kept, since nothing is recomputed."""

@@ -29,7 +29,7 @@ DataLike: TypeAlias = "str | os.PathLike[str] | Array | Mapping[str, Array] | It
 
 
 class Reading(TypedDict, total=False):
-    """How samples are read: the options of `open_data`, which whatever opens data takes and hands on."""
+    """How samples are read: the options of `open_data`, for every function that opens data."""
 
     preprocessing: Preprocessing | None
     limit: int | None
@@ -93,7 +93,7 @@ class Dataset:
     batch: int | None = None
     """Samples per run, if the model takes no other number."""
     rows: tuple[int, ...] | None = None
-    """Positions in `parts` of the samples that belong to these data, ascending; None: all of them."""
+    """Positions in `parts` of the samples of this dataset, ascending; None: all of them."""
 
     @property
     def count(self) -> int:
