@@ -138,8 +138,7 @@ def test_what_holds_is_left_alone(digits, digits_calibration):
 def test_a_plan_that_ruins_an_output_is_applied_with_a_warning(spectrum, recwarn):
     model, data = spectrum
     plan = qgraph.quantize(model, data, guard="off").plan
-    said = r"output 'y' is at .* dB.*, below the target of 20 dB.* qgraph quantize --guard 20"
-    with pytest.warns(QualityWarning, match=said):
+    with pytest.warns(QualityWarning, match="below the target of 20 dB.* qgraph quantize --guard 20"):
         applied = qgraph.apply(model, plan, data)
     assert applied.quality.worst.sqnr_db < 15
     recwarn.clear()
