@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -81,17 +82,14 @@ class PlanJudge:
         """About `most` of the samples, evenly spread."""
         return self.batches[:: -(-sum(batch.count for batch in self.batches) // most)]
 
-    def in_a_batch(self, count: int) -> PlanJudge | None:
-        """The same on up to `count` samples in one batch; None where the model does not take several at a time."""
+    def in_batches(self, size: int, *, most: int) -> PlanJudge | None:
+        """The same on `most` batches of up to `size` samples; None where the model takes another size alone."""
         samples = self.given.need_samples("plans are measured on samples")
         if samples.batch is not None or samples.count < 2:
             return None
-        other = copy.copy(self)
-        other.batches, other._known = [next(samples.batches(count))], {}
-        other.expected = [
-            Session(self.given.net.ir_model, threads=self.given.job.threads).run_list(batch.feeds)
-            for batch in other.batches
-        ]
+        other, session = copy.copy(self), Session(self.given.net.ir_model, threads=self.given.job.threads)
+        other.batches, other._known = list(itertools.islice(samples.batches(size), most)), {}
+        other.expected = [session.run_list(batch.feeds) for batch in other.batches]
         return other
 
     def above(self, target: float) -> Callable[[QuantPlan], float]:

@@ -60,15 +60,17 @@ def _best(given: Gathered, plan: QuantPlan, rivals: dict[str, Gathered]) -> Quan
             continue
         seen.append(other)
         margin = judge.margin(other, _TARGET_DB)
-        if margin > most and (given.recipe.dynamic or _holds_in_a_batch(other, judge, margin)):
+        if margin > most and (given.recipe.dynamic or _holds_in_a_batch(other, judge)):
             best, most = dataclasses.replace(other, notes=(*other.notes, why)), margin
     return best
 
 
-def _holds_in_a_batch(plan: QuantPlan, judge: PlanJudge, margin: float) -> bool:
+def _holds_in_a_batch(plan: QuantPlan, judge: PlanJudge) -> bool:
     """Whether samples together are about as good as one by one, where the model takes several."""
-    together = judge.in_a_batch(_TOGETHER)
-    return together is None or together.margin(plan, _TARGET_DB) > margin - _DROWNED_DB
+    alone, together = judge.in_batches(1, most=_TOGETHER), judge.in_batches(_TOGETHER, most=1)
+    if alone is None or together is None:
+        return True
+    return together.margin(plan, _TARGET_DB) > alone.margin(plan, _TARGET_DB) - _DROWNED_DB
 
 
 def _with(given: Gathered, *, balance: bool, dynamic_products: bool) -> Gathered:
