@@ -198,6 +198,9 @@ def measure(
         session, fused = _load(quantized, data, large)
     except ModelError as error:
         return dataclasses.replace(found, notes=(f"the file does not run: {error}",))
+    names = zip(session.output_names, float_session.output_types, session.output_types, strict=True)
+    if changed := [f"output '{name}' is {now}, not {before}" for name, before, now in names if now != before]:
+        found = dataclasses.replace(found, notes=tuple(changed))
     layers = None if fused is None else len(fused.layers)
     integers = None if fused is None else sum(layer.integer for layer in fused.layers)
     found = dataclasses.replace(found, layers=layers, integer_layers=integers)
@@ -244,7 +247,7 @@ class _Run:
             metric=self._metric(total, names),
             latency=timed.ratio,
             float_seconds=timed.float_seconds,
-            notes=tuple(total.notes()),
+            notes=(*found.notes, *total.notes()),
         )
 
     def _one(self, batch: Batch, known: list[Any] | None, names: Sequence[str], linear: Sequence[bool]) -> _Tally:

@@ -22,6 +22,7 @@ TIE_DB = 1.0  # full ranges that are this close to clips measure no worse
 SAMPLES = 16  # the most samples on which errors are injected
 FEW_SAMPLES = 4  # where it is only for dB to spare
 ENOUGH = 16  # held-out samples; with fewer, those that calibrate are looked at as well
+SURE_DB = 30.0  # unless the outputs are this far above the target: few samples are enough to see that
 
 
 def parse_target(guard: float | str | None) -> float | None:
@@ -54,7 +55,8 @@ def guarded(given: Gathered, result: Result, *, guard_db: float | str | None) ->
     if guard_db is None and below_eight_bits(result.plan):
         warn_of_result(result, target)
         return result
-    judge = PlanJudge(given) if quality.samples < ENOUGH else None
+    sure = quality.samples >= ENOUGH or _margin(result, target) >= SURE_DB
+    judge = None if sure else PlanJudge(given)
     spare = _spare(result, judge, target)
     if spare >= SPARE_DB:
         return result

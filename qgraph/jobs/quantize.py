@@ -135,11 +135,13 @@ def _quantized(
     with job.stage("export"):
         result = no_larger(_result(given, plan, allocation, measure=measure), fixed=fixed)
         _ = result.model
-    with job.stage("verify"):
-        verify(result.model, given.net, result.samples, threads=job.threads)
     if measure:
         with job.stage("measure"):
             _ = result.quality
+    if result.quality is None or result.quality.notes:  # else the file has run already
+        with job.stage("verify"):
+            verify(result.model, given.net, result.samples, threads=job.threads)
+    if measure:
         with job.stage("guard"):
             quick = no_slower(result, fixed=fixed)
             result = guarded(given, quick, guard_db=guard)

@@ -107,6 +107,8 @@ class Session:
             options.optimized_model_filepath = str(optimized_path)
         self._session = _create(_with_outputs(model, outputs), options)
         self.output_names = [o.name for o in self._session.get_outputs()]
+        self.output_types = [o.type for o in self._session.get_outputs()]
+        """As onnxruntime writes them, such as `tensor(float)`."""
         self.input_names = [i.name for i in self._session.get_inputs()]
 
     def run(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
