@@ -51,6 +51,13 @@ def test_the_last_layer_is_as_far_off_as_the_output(result):
     assert last.simulated_sqnr_db > last.measured_sqnr_db + 3, "alone it is better than behind all others"
 
 
+def test_predictions_without_simulation_are_relative_to_the_float_layers_of_the_file(result):
+    for with_it, without in zip(result.layers, result.layers_unsimulated, strict=True):
+        assert without.simulated_sqnr_db is None
+        assert without.measured_sqnr_db == with_it.measured_sqnr_db
+        assert without.predicted_sqnr_db == pytest.approx(with_it.predicted_sqnr_db, abs=1.0)
+
+
 def test_looking_leaves_the_integer_kernels(result):
     tensors = {found.tensor for found in result.layers_in_file.values()}
     probe, seen = _exposed(result.model, tensors)

@@ -11,7 +11,8 @@ import pytest
 
 from qgraph.errors import DataError, ModelError
 from qgraph.graph.sites import GraphView
-from qgraph.observe.statistics import Observations, observe, watched_tensors
+from qgraph.observe import statistics
+from qgraph.observe.statistics import Observations, _sources, observe, watched_tensors
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
 from qgraph.running.sessions import Session
@@ -115,3 +116,42 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True)
     assert int(done.stdout) < 1024, f"{done.stdout} MiB"
+
+
+def test_what_transpose_moved_is_observed_where_it_came_from(model_from_text):
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    net (float[N, 3, 4] x) => (float[N, 4, 2] y) <float[3, 2] w> {
+      a = Relu(x)
+      t = Transpose<perm = [0, 2, 1]>(a)
+      y = MatMul(t, w)
+    }
+    """
+    net = normalise(load(model_from_text(text, w=RNG.normal(size=(3, 2)).astype(np.float32))))
+    x = RNG.normal(size=(20, 3, 4)).astype(np.float32)
+    assert set(_sources(net, watched_tensors(GraphView(net))).values()) == {("a", 1)}
+    observed = observe(net, open_data(x, net))
+    (layer,) = GraphView(net).layers
+    seen = np.maximum(x, 0).astype(np.float64)
+    np.testing.assert_allclose(observed.operand(layer).channels.mean, seen.mean(axis=(0, 2)), rtol=1e-6)
+    assert observed["a"] == observed["t"]
+    assert observed["a"].max == seen.max()
+
+
+def test_batches_fit_what_samples_really_take(model_from_text, monkeypatch):
+    """The model leaves all sizes open; the first sample tells them."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    net (float[N, C] x) => (float[N, 2] y) <float[8, 2] w> { h = Relu(x) y = MatMul(h, w) }
+    """
+    net = normalise(load(model_from_text(text, w=np.ones((8, 2), np.float32))))
+    data = open_data(RNG.normal(size=(9, 8)).astype(np.float32), net)
+    sizes = []
+    monkeypatch.setattr(
+        Session, "run", lambda self, feeds, run=Session.run: sizes.append(len(feeds["x"])) or run(self, feeds)
+    )
+    monkeypatch.setattr(
+        statistics, "RUN_BYTES", 2 * 4 * (2 * 8 * 4)
+    )  # two samples of x and h for each of 3 + 1 threads
+    observe(net, data, threads=3)
+    assert sorted(sizes) == [1, 2, 2, 2, 2]
