@@ -6,6 +6,7 @@ Tools import only what a user's own script would, so that time and memory are th
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -65,6 +66,8 @@ def static(model: str, target: str, data: str) -> None:
         def get_next(self) -> Any:
             return next(self.feeds, None)
 
+    model, target, data = (str(Path(path).resolve()) for path in (model, target, data))
+    os.chdir(Path(target).parent)  # its preparation leaves files where it runs
     prepared = str(Path(target).with_suffix(".pre.onnx"))
     try:
         quant_pre_process(model, prepared)
