@@ -36,6 +36,7 @@ BLOCKS = {
 def folder_of_its_own(tmp_path, monkeypatch):
     """What an example writes or registers is gone after it."""
     monkeypatch.chdir(tmp_path)
+    qgraph.plan.registry.method_names()  # our own methods register for good, whichever example imports them first
     for registry in (qmath.empirical_clipping, qgraph.plan.registry):
         monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
     monkeypatch.setattr(qgraph.gradient.registry, "_rules", dict(qgraph.gradient.registry._rules))
