@@ -22,6 +22,7 @@ INTEGER_OPS = ("Conv", "Gemm", "MatMul")  # onnxruntime has integer kernels for 
 RECURRENT_OPS = ("LSTM", "GRU", "RNN")
 TABLE_OP = "Gather"  # of rows of a constant matrix
 RECURRENT_WEIGHTS = {1: "W", 2: "R"}  # by their place among the inputs
+HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -132,6 +133,11 @@ class Layer:
         return int(attribute(self.node, "group", 1)) if self.op in ("Conv", "ConvTranspose") else 1
 
     @property
+    def is_half(self) -> bool:
+        """Whether the layer computes in 16-bit floats."""
+        return self.weight.dtype in HALF
+
+    @property
     def has_integer_kernel(self) -> bool:
         return self.op in INTEGER_OPS and not self.weight_only
 
@@ -169,10 +175,11 @@ def why_not_quantized(value: ir.Value | None) -> str:
     weight = constant(value)
     if weight is None:
         return "its weight is not a constant"
-    if weight.dtype != np.float32:
-        return f"its weight is {weight.dtype}, not float32"
+    if weight.dtype != np.float32 and value.dtype not in HALF:  # type: ignore[union-attr]
+        return f"its weight is {weight.dtype}, not float32, float16 or bfloat16"
     if weight.ndim < 2 or weight.size == 0:
         return f"its weight has shape {list(weight.shape)}; at least two dimensions are needed"
+    weight = weight.astype(np.float32, copy=False)
     if not np.isfinite([weight.min(), weight.max()]).all():
         return "its weight contains NaN or infinite values"
     return ""

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from qgraph.errors import ModelError, UsageError, hint
 from qgraph.graph.already import likely_tool, quantized_operators
-from qgraph.graph.layers import LAYER_OPS, RECURRENT_OPS, Layer, present, weight_index
+from qgraph.graph.layers import HALF, LAYER_OPS, RECURRENT_OPS, Layer, present, weight_index
 from qgraph.graph.tensors import CLIPPING_OPS, fused_output, is_transparent, sign_sources
 from qgraph.graph.walk import ancestors, descendants, owners, paths, sources, walk
 from qgraph.graph.weight_only import weight_only_layers
@@ -61,7 +61,7 @@ class GraphView:
                 index, why = weight_index(node)
                 if why:
                     skipped[str(node.name)] = why
-                else:
+                elif node.inputs[index].dtype not in HALF:  # type: ignore[union-attr]
                     found.append(Layer(name=str(node.name), op=node.op_type, node=node, weight_index=index))
         return tuple(found), skipped
 

@@ -1,4 +1,5 @@
-"""Layers of which only the weight can be quantized: recurrent ones, tables, and those in bodies of If, Loop and Scan.
+"""Layers of which only the weight can be quantized: recurrent ones, tables, those that compute in 16-bit floats, and
+those in bodies of If, Loop and Scan.
 
 Their weights are stored in few bits and converted to floats once, when the file is loaded, so that no step costs more.
 A table, of which a Gather takes rows, stays int8 in memory, and the rows become floats when they are taken.
@@ -43,9 +44,11 @@ def _candidates(node: ir.Node, path: str, main: ir.Graph) -> list[tuple[Layer, s
     """The layers that a node would make, each with the reason why its weight has no grid ('' if it can have one)."""
     if node.domain != "":
         return []
-    if node.op_type in LAYER_OPS and node.graph is not main:
+    if node.op_type in LAYER_OPS:
         index, why = weight_index(node)
-        return [(Layer(name=path, op=node.op_type, node=node, weight_index=index, weight_only=True), why)]
+        layer = Layer(name=path, op=node.op_type, node=node, weight_index=index, weight_only=True)
+        inside = node.graph is not main
+        return [(layer, why)] if inside or (not why and layer.is_half) else []
     if node.op_type == TABLE_OP and node.graph is main:
         table = Layer(name=path, op=node.op_type, node=node, weight_index=0, weight_only=True)
         return [(table, _why_no_table(table))] if _is_table(node) else []
@@ -72,6 +75,6 @@ def _why_no_table(table: Layer) -> str:
 
 
 def _why_not_worth_it(layer: Layer) -> str:
-    weight = layer.weight_array()
-    saved = weight.nbytes * 3 // 4 - 4 * weight.shape[layer.output_axis] - _OVERHEAD
+    weight, held = layer.weight_array(), layer.weight.const_value
+    saved = held.nbytes - weight.size - 4 * weight.shape[layer.output_axis] - _OVERHEAD if held is not None else 0
     return "" if saved > 0 else "its weight is so small that scales and operators would take more than it saves"

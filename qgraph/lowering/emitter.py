@@ -133,7 +133,8 @@ class QdqEmitter:
             zero = np.asarray(grid.zero_point, np.float32).reshape(shape)
             real = self.nodes.op("Sub", real, self.nodes.constant(f"{stem}.z", zero))
         scale = (self._scale(layer, grid) * step).astype(np.float32).reshape(shape)
-        return self.nodes.op("Mul", real, self.nodes.constant(f"{stem}.s", scale))
+        weight = self.nodes.op("Mul", real, self.nodes.constant(f"{stem}.s", scale))
+        return self.nodes.op("Cast", weight, to=layer.weight.dtype) if layer.is_half else weight
 
     def _take_codes(self, layer: Layer) -> np.float32:
         """Make a layer that runs in floats read codes less zero point, and return the step for its weight to include.

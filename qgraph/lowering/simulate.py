@@ -46,7 +46,12 @@ class FloatEmitter:
     def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
         weight = layer.weight_array()
         array = Later.of(layer.weight, lambda: weights.quantized(weight, quant.weight), np.float32)
-        return add_initializer(self.graph, f"{layer.weight.name}/quantized", array)
+        stored = add_initializer(self.graph, f"{layer.weight.name}/quantized", array)
+        return (
+            append_node(self.graph, "Cast", [stored], {"to": layer.weight.dtype}).outputs[0]
+            if layer.is_half
+            else stored
+        )
 
     def table(self, layer: Layer, quant: LayerQuant) -> None:
         layer.node.replace_input_with(layer.weight_index, self.weight(layer, quant, None))

@@ -14,6 +14,7 @@ from qgraph.onnxfile.axes import name_all_axes, pad_in_pools
 from qgraph.onnxfile.bodies import lift_weights_out_of_bodies
 from qgraph.onnxfile.cost_limits import GROWING_OPS, check_bounds
 from qgraph.onnxfile.edit import numbered
+from qgraph.onnxfile.einsum import einsums_to_products
 from qgraph.onnxfile.folding import (
     Declined,
     bypass_identities,
@@ -52,6 +53,7 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
         ours(bypass_identities, "bypass"),
         _check_constants,
         ours(fold_constants, "compute in advance"),
+        einsums_to_products,
         *([ours(fold_batch_normalization, "fold into the layer before it")] if fold_bn else []),
         passes.RemoveUnusedNodesPass(),
         passes.TopologicalSortPass(),

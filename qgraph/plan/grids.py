@@ -81,7 +81,7 @@ def _dynamic_layers(layers: Sequence[Layer], recipe: Recipe, view: GraphView) ->
 def _runs(layer: Layer, dynamic: Container[str], floats: Container[str]) -> Runs:
     if layer.name in dynamic:
         return "dynamic"
-    return "floats" if layer.weight_only or layer.name in floats else "integers"
+    return "integers" if layer.has_integer_kernel and layer.name not in floats else "floats"
 
 
 def _layer_grid(layer: Layer, recipe: Recipe, view: GraphView, runs: Runs) -> LayerQuant:

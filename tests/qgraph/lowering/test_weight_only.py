@@ -250,3 +250,47 @@ def test_weights_of_floats_have_zero_points():
     assert {grid.zero_point[0] for grid in grids} == {-128}
     firm = qgraph.quantize(one_sign, activations=None, symmetric=True, measure=False).plan.layers
     assert {layer.weight.zero_point for layer in firm} == {(0,)}
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_weights_of_16_bit_floats_keep_the_type(bits):
+    w, v, x = (
+        array.astype(np.float16) for array in (normal(32, 16, 3, 3), normal(32, 48), normal(4, 16, 8, 8, scale=1))
+    )
+    nodes = [
+        N("Conv", ["x", "w"], ["c"], name="conv", pads=[1, 1, 1, 1]),
+        N("GlobalAveragePool", ["c"], ["p"]),
+        N("Flatten", ["p"], ["f"]),
+        N("Gemm", ["f", "v"], ["y"], name="out"),
+    ]
+    half = TensorProto.FLOAT16
+    inputs, outputs = [info("x", ["n", 16, 8, 8], half)], [info("y", ["n", 48], half)]
+    net = model(nodes, inputs, outputs, {"w": w, "v": v})
+    for data in (None, {"x": x}):
+        activations = None if data is None else 8
+        result = qgraph.quantize(net, data, activations=activations, weights=bits, edge_bits=bits, measure=False)
+        assert {layer.name: layer.runs for layer in result.plan.layers} == {"conv": "floats", "out": "floats"}
+        assert result.nbytes < (0.8 if bits == 8 else 0.55) * net.ByteSize()
+        assert decibels(net, result, {"x": x}) > 6 * bits - 11
+
+
+def test_a_transposed_convolution_runs_on_floats_alone(tmp_path):
+    """Also where it reads what an integer convolution wrote."""
+    nodes = [
+        N("Conv", ["x", "w"], ["c"], name="conv", pads=[1, 1, 1, 1]),
+        N("Relu", ["c"], ["r"]),
+        N("ConvTranspose", ["r", "v"], ["t"], name="up", strides=[2, 2]),
+        N("Relu", ["t"], ["u"]),
+        N("Conv", ["u", "z"], ["y"], name="last"),
+    ]
+    weights = {"w": normal(32, 16, 3, 3), "v": normal(32, 16, 2, 2), "z": normal(16, 16, 1, 1)}
+    net = model(nodes, [info("x", ["n", 16, 8, 8])], [info("y", ["n", 16, 16, 16])], weights)
+    x = normal(8, 16, 8, 8, scale=1)
+    result = qgraph.quantize(net, {"x": x}, weights=8, activations=8, measure=False)
+    assert [layer.runs for layer in result.plan.layers] == ["integers", "floats", "integers"]
+    path = tmp_path / "optimised.onnx"
+    Session(result.model, optimized_path=path)
+    graph = onnx.load(path).graph
+    (up,) = [node for node in graph.node if node.op_type == "ConvTranspose"]
+    assert up.input[1] in {tensor.name for tensor in graph.initializer}, "floats, once the file is loaded"
+    assert decibels(net, result, {"x": x}) > 30

@@ -19,8 +19,8 @@ TEXTS = {
         {"b": (1, 512)},
     ),
     "Einsum": (
-        "float[N,64] x, float[64,64] w, float[64,4] v) => (float[N,4] y) {"
-        ' h = Einsum<equation="bi,ij->bj">(x, w) r = Relu(h) y = MatMul(r, v) }',
+        "float[N,64] x, float[64,64] w, float[64,4] v) => (float[N,64,4] y) {"
+        ' h = Einsum<equation="bi,ij->bij">(x, w) r = Relu(h) y = MatMul(r, v) }',
         {"w": (64, 64)},
     ),
     "Gather": (
@@ -30,7 +30,7 @@ TEXTS = {
     ),
     "If": (
         "float[N,64] x, bool c, float[64,64] w, float[64,4] v) => (float[N,4] y) {"
-        ' h = If(c) <then_branch = a () => (float[N,64] t) { t = Einsum<equation="bi,ij->bj">(x, w) },'
+        ' h = If(c) <then_branch = a () => (float[N,64] t) { u = Einsum<equation="bi,ii->bi">(x, w) t = Relu(u) },'
         " else_branch = b () => (float[N,64] e) { e = Identity(x) }> r = Relu(h) y = MatMul(r, v) }",
         {"w": (64, 64)},
     ),
