@@ -233,7 +233,7 @@ def test_a_weight_of_integers_and_of_a_body_is_stored_once():
     net = model(nodes, inputs, [info("y", ["n", 48])], {"w": 1 + normal(48, 48), "v": normal(48, 48)})
     data = {"x": normal(16, 48, scale=1), "c": np.array(True)}
     for bits in (8, 4):
-        result = qgraph.quantize(net, data, weights=bits, edge_bits=bits, measure=False, method="minmax")
+        result = qgraph.quantize(net, data, weights=bits, activations=8, edge_bits=bits, measure=False, method="minmax")
         grids = {layer.name: (layer.runs, layer.weight) for layer in result.plan.layers}
         assert grids["outside"][0] == "integers"
         assert grids["If_i/then_branch/inside"] == ("floats", grids["outside"][1])
