@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
-from qgraph.cli.options import data_options, format_options, preprocessing, quality_options, recipe_options, run_options
+from qgraph.cli.options import (
+    data_options,
+    format_options,
+    method_option,
+    preprocessing,
+    quality_options,
+    recipe_options,
+    run_options,
+)
 from qgraph.cli.quality import Threshold, check_threshold, hold_against, show_quality
 from qgraph.errors import UsageError
 from qgraph.jobs.finetune import Finetuned
@@ -34,6 +42,7 @@ def _setting(name: str, kind: Any, text: str) -> Any:
 @click.argument("model")
 @click.option("-o", "--output", required=True, metavar="OUT.onnx", help="Where to write the trained, quantized model.")
 @data_options(own_batch=True)
+@method_option("What the training starts from: NAMES.  [default: lsqplus]", trains=True)
 @recipe_options
 @_setting("epochs", int, "Passes over the data (default: 14, 10, 6 or 4 for 2, 3, 4 or more bits; more for few data).")
 @_setting("batch", int, "Samples per step.")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from qgraph.plan.registry import method_names
+from qgraph.plan.registry import method_names, training_methods
 from qgraph.samples.preprocessing import Preprocessing
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -67,17 +67,26 @@ class Numbers(click.ParamType):
 class _MethodOption(click.Option):
     """`--method`, which looks up the names of methods only to show them."""
 
+    names = staticmethod(method_names)
+
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         record = super().get_help_record(ctx)
-        return record and (record[0], record[1].replace("NAMES", ", ".join(method_names())))
+        return record and (record[0], record[1].replace("NAMES", ", ".join(self.names())))
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(name) for name in method_names() if name.startswith(incomplete)]
+        return [CompletionItem(name) for name in self.names() if name.startswith(incomplete)]
 
 
-def method_option(text: str) -> Callable[[F], F]:
-    """The option `--method`; in its help text, NAMES stands for the names of all methods."""
-    return click.option("--method", cls=_MethodOption, metavar="NAME", help=text)
+class _TrainingMethodOption(_MethodOption):
+    """The same for methods that train."""
+
+    names = staticmethod(training_methods)
+
+
+def method_option(text: str, *, trains: bool = False, default: str | None = None) -> Callable[[F], F]:
+    """The option `--method`; in its help text, NAMES stands for the names of all methods, or of those that train."""
+    kind = _TrainingMethodOption if trains else _MethodOption
+    return click.option("--method", cls=kind, metavar="NAME", default=default, help=text)
 
 
 class Threshold(click.ParamType):

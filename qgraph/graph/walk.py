@@ -91,6 +91,11 @@ def _producers(values: Iterable[ir.Value]) -> Iterable[ir.Node]:
     return (node for value in values if (node := value.producer()) is not None)
 
 
+def has_bodies(node: ir.Node) -> bool:
+    """Whether a node runs graphs of its own, as If, Loop and Scan do."""
+    return any(True for _ in _bodies(node))
+
+
 def _bodies(node: ir.Node) -> Iterable[ir.Graph]:
     return (body for _, body in _named_bodies(node))
 

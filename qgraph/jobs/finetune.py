@@ -143,6 +143,7 @@ def finetune(
 class _Begun:
     """Where a training starts: the plan, its samples and those held out, and the first of them for statistics."""
 
+    method: str
     plan: QuantPlan
     apart: Split
     calibration: Dataset
@@ -172,7 +173,7 @@ def _begin(
     apart, view = hold_out(samples), GraphView(net)
     material = Material(view=view, recipe=recipe, observed=observed, samples=apart.used, format=format, job=job)
     plan = plan or registry.run(recipe.method, initial_plan(view, recipe, observed), material, config=config)
-    return _Begun(plan=plan, apart=apart, calibration=first(apart.used))
+    return _Begun(method=recipe.method, plan=plan, apart=apart, calibration=first(apart.used))
 
 
 def _recipe(method: str, has_data: bool, **overrides: Any) -> Recipe:
@@ -205,7 +206,9 @@ def _trained(
     training: Training, begun: _Begun, job: Job, *, format: str, source: str, trial: Trial | None
 ) -> Finetuned:
     """The result of training that started from a plan."""
-    net, plan = settle_biases(training.net, _complete(training, begun.plan, begun.calibration, job.threads))
+    net, plan = settle_biases(
+        training.net, _complete(training, begun.plan, begun.method, begun.calibration, job.threads)
+    )
     return Finetuned(
         net=net,
         plan=plan,
@@ -230,7 +233,9 @@ def _given_plan(start: QuantPlan | str | Path | None, net: Model) -> QuantPlan |
     return plan
 
 
-def _complete(training: Training, before: QuantPlan, calibration: Dataset, threads: int | None) -> QuantPlan:
+def _complete(
+    training: Training, before: QuantPlan, method: str, calibration: Dataset, threads: int | None
+) -> QuantPlan:
     """The learned plan, plus the grids that no layer reads, fitted to what the trained network computes there."""
     net, learned = training.net, training.plan
     trained: Mapping[tuple[str, str], ActivationQuant] = {(a.tensor, a.role): a for a in learned.activations}
@@ -245,5 +250,5 @@ def _complete(training: Training, before: QuantPlan, calibration: Dataset, threa
         low, high = observed.range_of(a.tensor)
         return activation_grid(a.tensor, low, high, bits=a.bits, role=a.role)
 
-    kept = dataclasses.replace(learned, kept_float=before.kept_float)
+    kept = dataclasses.replace(learned, kept_float=before.kept_float, recipe=method)
     return dataclasses.replace(kept, activations=tuple(map(grid, before.activations)))

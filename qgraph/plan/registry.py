@@ -140,6 +140,11 @@ def method_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*_METHODS, *(entry.name for entry in _entry_points()))))
 
 
+def training_methods() -> tuple[str, ...]:
+    """The names of methods that training starts from; asks every method, those of other packages too."""
+    return tuple(name for name in method_names() if find(name).trains)
+
+
 def chain(name: str) -> tuple[Method, ...]:
     """The methods that make a plan in turn: those that `name` builds on, then itself."""
     steps = [find(name)]

@@ -10,6 +10,7 @@ import pytest
 from qgraph.cli import main
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.opset import prepare
+from qgraph.plan import registry
 from qgraph.plan.plan import QuantPlan
 
 
@@ -53,6 +54,8 @@ def test_json_tells_the_history(digits, digits_calibration, tmp_path, capsys) ->
         (["--plan", "OUT"], 2, "different files"),
         (["--start", "missing.json"], 1, "cannot read the plan missing.json"),
         (["--weights", "mixed"], 2, "mixed"),
+        (["--method", "aciq"], 2, "method 'aciq' does not train: use qgraph quantize --method aciq"),
+        (["--method", "lsq"], 2, "unknown method 'lsq'"),
         (["--asymmetric", "--init", "minmax", "--edge-bits", "8"], 2, "--symmetric"),
     ],
 )
@@ -62,3 +65,31 @@ def test_bad_command_lines(digits, digits_calibration, tmp_path, capsys, options
     assert main(["finetune", str(digits), "-o", out, "--data", str(digits_calibration), *words]) == status
     assert message in capsys.readouterr().err.replace("\n", " ")
     assert not Path(out).exists()
+
+
+def test_method_is_one_that_trains(digits, digits_calibration, tmp_path, capsys, monkeypatch) -> None:
+    def coarse(plan, given, *, config=None):
+        """Full ranges, trained."""
+        return plan
+
+    toy = registry.Method(
+        name="toy",
+        function=coarse,
+        defaults={"weights": 3, "activations": 4, "clip": "max", "symmetric": True},
+        needs=frozenset(),
+        after=None,
+        once=False,
+        trains=True,
+    )
+    registry.method_names()
+    monkeypatch.setitem(registry._METHODS, "toy", toy)
+    assert main(["finetune", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "lsqplus, toy" in shown
+    assert "aciq" not in shown.split("--method")[1].split("--")[0]
+    words = ["finetune", digits, "-o", tmp_path / "out.onnx", "--data", digits_calibration, "--limit", 64]
+    words += ["--method", "toy", "--epochs", 1, "--batch", 16, "--plan", tmp_path / "plan.json", "--no-measure"]
+    assert main([str(word) for word in [*words, "--quiet"]]) == 0
+    plan = QuantPlan.load(tmp_path / "plan.json")
+    assert plan.recipe == "toy"
+    assert {layer.weight.bits for layer in plan.layers} == {3, 8}

@@ -16,11 +16,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qgraph.errors import PlanError
+from qgraph.errors import ModelError, PlanError
 from qgraph.gradient import Deferred, GradientError, deferred_gradients, gradient_name, weight_gradients
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
-from qgraph.graph.walk import descendants
+from qgraph.graph.walk import ancestors, descendants, has_bodies
 from qgraph.lowering.places import put_in_place
 from qgraph.methods.lsqplus.batch_norm import normalise_results
 from qgraph.methods.lsqplus.config import LsqPlusConfig
@@ -29,6 +29,7 @@ from qgraph.methods.lsqplus.loss import LOSS, Targets, append_loss, targets_of
 from qgraph.methods.lsqplus.quantizer import DOMAIN, expand, learned_quantize
 from qgraph.methods.lsqplus.trained import Trained, TrainedGrid
 from qgraph.onnxfile.model import Model
+from qgraph.onnxfile.noise import noise
 from qgraph.onnxfile.opset import raise_opset
 from qgraph.onnxfile.shapes import infer_shapes
 from qgraph.plan.plan import ActivationQuant, LayerQuant
@@ -57,7 +58,7 @@ def training_graph(
 
     Raises `GradientError` for an operator that cannot be differentiated.
     """
-    _check_bodies(trained)
+    _check_bodies(trained, targets)
     graph = trainable_graph(trained, batch=batch)
     values = ir.convenience.create_value_mapping(graph.graph)
     append_loss(graph, targets, config, batch=batch, labelled=labelled)
@@ -67,11 +68,14 @@ def training_graph(
     return step
 
 
-def _check_bodies(trained: Trained) -> None:
-    """Raise `GradientError` for a Loop, Scan or If through which gradients would have to pass to reach a layer."""
+def _check_bodies(trained: Trained, targets: Targets) -> None:
+    """Raise `GradientError` for a Loop, Scan or If between a layer and what is learned from, which gradients would have
+    to pass; anywhere else such nodes are run and no more.
+    """
     view = GraphView(trained.net)
+    before = ancestors(view.values[name] for name in targets.watched)
     for node in descendants([view.by_name[layer.name].output for layer in trained.plan.layers]):
-        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+        if node in before and has_bodies(node):
             raise GradientError(
                 f"operator {node.op_type} of node '{node.name}' has no gradient rule, since it runs a subgraph: the "
                 f"layers before it cannot be trained; qgraph quantize takes the model as it is"
@@ -209,5 +213,26 @@ def _fix_batch(net: ir.Model, batch: int) -> None:
         for output in node.outputs:
             output.shape = None
     infer_shapes(net)
+    _measure_bodies(net)
     for output, shape in zip(net.graph.outputs, declared, strict=True):
         output.shape = output.shape if output.shape is not None else shape  # shapes are not inferred after a Loop
+
+
+def _measure_bodies(net: ir.Model) -> None:
+    """Give the results of a Loop or Scan, which shape inference knows nothing of, the sizes that they have when run;
+    those that differ between two runs stay open.
+    """
+    values = [v for node in net.graph if has_bodies(node) for v in node.outputs if v.shape is None and v.uses()]
+    if not values:
+        return
+    feeds = noise(Model(ir_model=net, source="the training graph", nbytes=0), 8)
+    try:
+        session = Session(net, outputs=[str(v.name) for v in values], threads=1)
+        runs = [session.run({name: x * factor for name, x in feeds.items()}) for factor in (1, 0)]
+    except ModelError:
+        return  # where a gradient needs the shape, it says so
+    for value in values:
+        first, second = (run[str(value.name)].shape for run in runs)
+        if len(first) == len(second):
+            value.shape = ir.Shape([a if a == b else None for a, b in zip(first, second, strict=True)])
+    infer_shapes(net)

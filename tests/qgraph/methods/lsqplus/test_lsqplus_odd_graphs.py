@@ -9,8 +9,10 @@ from onnx import TensorProto, helper, numpy_helper
 import qgraph
 from qgraph.gradient import GradientError
 from qgraph.methods.lsqplus.config import LsqPlusConfig
+from qgraph.onnxfile.load import load
+from qgraph.running.sessions import Session
 
-pytestmark = pytest.mark.filterwarnings("ignore:training did not improve")
+pytestmark = pytest.mark.filterwarnings("ignore:.*training did not improve")
 CONFIG = LsqPlusConfig(epochs=1, batch=8)
 N = helper.make_node
 RNG = np.random.default_rng(0)
@@ -58,6 +60,36 @@ def test_a_weight_that_is_an_output():
     )
     result = qgraph.finetune(net, RNG.normal(size=(24, 16)).astype(np.float32), config=CONFIG, measure=False)
     assert [v.name for v in result.model.graph.outputs] == ["y", "w", "b"]
+
+
+def loop(source, result, kind=TensorProto.FLOAT):
+    """Three times Abs, which the kinds of numbers share."""
+    body = helper.make_graph(
+        [N("Abs", ["s"], ["t"]), N("Identity", ["c"], ["d"])],
+        "body",
+        [info("i", [], TensorProto.INT64), info("c", [], TensorProto.BOOL), info("s", None, kind)],
+        [info("d", [], TensorProto.BOOL), info("t", None, kind)],
+    )
+    return N("Loop", ["k", "yes", source], [result], body=body)
+
+
+@pytest.mark.parametrize("place", ["before", "beside", "behind", "constant"])
+def test_a_loop_that_no_gradient_passes(place):
+    nodes = {
+        "before": [loop("x", "o"), N("MatMul", ["o", "w"], ["y"])],
+        "beside": [N("MatMul", ["x", "w"], ["y"]), loop("x", "z")],
+        "behind": [N("MatMul", ["x", "w"], ["y"]), N("ArgMax", ["y"], ["a"]), loop("a", "z", TensorProto.INT64)],
+        "constant": [loop("u", "o"), N("Mul", ["x", "o"], ["m"]), N("MatMul", ["m", "w"], ["y"])],
+    }[place]
+    more = {"beside": [info("z", ["n", 16])], "behind": [info("z", [1, 4], TensorProto.INT64)]}.get(place, [])
+    constants = {"w": weight(16, 4), "k": np.array(3), "yes": np.array(True), "u": weight(16)}
+    net = model(nodes, [info("x", ["n", 16])], [info("y", ["n", 4]), *more], constants)
+    data = RNG.normal(size=(24, 16)).astype(np.float32)
+    trained = qgraph.finetune(net, data, config=CONFIG, measure=False)
+    assert trained.plan.layers
+    outputs = [Session(m).run({"x": data[:4]}) for m in (load(net).ir_model, trained.model)]
+    assert list(outputs[0]) == list(outputs[1])
+    assert np.abs(outputs[0]["y"] - outputs[1]["y"]).max() < 0.3 * np.abs(outputs[0]["y"]).max()
 
 
 def test_a_loop_is_named():
