@@ -61,8 +61,9 @@ class FloatEmitter:
         layer.node.replace_input_with(layer.weight_index, self.weight(layer, quant, None))
 
     def operand_at_hand(self, layer: Layer, quant: LayerQuant) -> ir.Value:
-        """The layer's operand on the 8-bit grid from its smallest to its largest value, as every run finds it: divided
-        by the factors of its channels, and multiplied again; channels without a factor as they are.
+        """The layer's operand on the 8-bit grid from its smallest to its largest value, as every run finds it.
+
+        It is divided by the factors of its channels, and multiplied again; channels without a factor stay as they are.
         """
         value, factors = layer.input, np.asarray(quant.weight.input_scale, np.float32)
         key = value, quant.weight.input_scale

@@ -151,8 +151,10 @@ def _blocks(shape: Sequence[int]) -> Iterator[slice]:
 
 
 def _over_inputs(quant: WeightQuant, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """`input_scale` laid along the inputs of a Conv weight (outputs x inputs per group x ...), group after group, or
-    along the rows of a matrix with a scale per column.
+    """`input_scale` laid along the inputs of a weight.
+
+    Those are the inputs of a Conv weight (outputs x inputs per group x ...), group after group, or the rows of a matrix
+    with a scale per column.
     """
     factors = np.asarray(quant.input_scale, np.float32)
     if len(shape) == 2 and quant.granularity.axis == 1 and factors.size == shape[0]:

@@ -67,8 +67,9 @@ def _unfolded(view: GraphView) -> dict[str, str]:
 
 
 def _dynamic_layers(layers: Sequence[Layer], recipe: Recipe, view: GraphView) -> frozenset[str]:
-    """The layers that compute the grids of their operands: all that can, or beside static grids those whose operand
-    other layers do not keep in integers.
+    """The layers that compute the grids of their operands.
+
+    All that can; or, beside static grids, those whose operand other layers do not keep in integers.
     """
     able = [layer for layer in layers if not why_not_dynamic(layer)]
     if recipe.dynamic or not recipe.dynamic_products:
