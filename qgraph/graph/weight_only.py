@@ -1,8 +1,9 @@
-"""Layers of which only the weight can be quantized: recurrent ones, tables, those that compute in 16-bit floats, and
-those in bodies of If, Loop and Scan.
+"""Layers of which only the weight can be quantized.
+
+They are recurrent layers, tables, layers that compute in 16-bit floats, and those in the bodies of If, Loop and Scan.
 
 Their weights are stored in few bits and converted to floats once, when the file is loaded, so that no step costs more.
-A table, of which a Gather takes rows, stays int8 in memory, and the rows become floats when they are taken.
+A table, of which a Gather takes rows, stays int8 in memory, and its rows become floats when they are taken.
 """
 
 from __future__ import annotations

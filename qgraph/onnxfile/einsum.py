@@ -1,5 +1,6 @@
-"""Einsum with a constant that is a matrix product, written as one: MatMul, between Reshapes where it sums or makes
-several axes.
+"""An Einsum with a constant that is a matrix product, rewritten as a MatMul.
+
+Reshapes stand around it where it sums over several axes, or makes several.
 
 Pattern: Einsum "B K, K N -> B N" of a tensor and a constant, for letters B that both the tensor and the result begin
 with, K that are summed over, and N that the constant alone has; those of the constant may stand in any order.
