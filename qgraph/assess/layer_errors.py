@@ -83,8 +83,9 @@ def layer_reports(
     """
     nbytes = 0 if observed is None else observed.sample_bytes
     read = dataclasses.replace(plan, layers=tuple(q for q in plan.layers if not view.by_name[q.name].weight_only))
-    simulated = data is not None and read.layers
-    power = measured_power(view, read, data, sample_bytes=nbytes, threads=threads) if simulated else {}
+    power: dict[str, tuple[float, float]] = {}
+    if data is not None and read.layers:
+        power = measured_power(view, read, data, sample_bytes=nbytes, threads=threads)
     predicted = predicted_noise(view, read, observed) if observed is not None else {}
     grids = plan.operand_grids
     rejected = {} if observed is None else rejected_priors(view, observed, list(grids.values()))

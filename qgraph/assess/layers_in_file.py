@@ -60,8 +60,8 @@ def layers_in_file(
     """
     if not fits_one_file(quantized):
         return {}
-    layers = (layer for quant in plan.layers if not (layer := view.by_name[quant.name]).weight_only)
-    results = {layer.name: str(fused_output(layer.output).name) for layer in layers}
+    read = (layer for quant in plan.layers if not (layer := view.by_name[quant.name]).weight_only)
+    results = {layer.name: str(fused_output(layer.output).name) for layer in read}
     probe, seen = _exposed(quantized, set(results.values()))
     factors = {a.tensor: np.asarray(a.channel_scale, np.float64) for a in plan.activations if a.channel_scale}
     layers = [name for name, tensor in results.items() if tensor in seen]

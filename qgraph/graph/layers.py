@@ -22,7 +22,7 @@ INTEGER_OPS = ("Conv", "Gemm", "MatMul")  # onnxruntime has integer kernels for 
 RECURRENT_OPS = ("LSTM", "GRU", "RNN")
 TABLE_OP = "Gather"  # of rows of a constant matrix
 RECURRENT_WEIGHTS = {1: "W", 2: "R"}  # by their place among the inputs
-HALF = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+HALF: frozenset[ir.DataType | None] = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
