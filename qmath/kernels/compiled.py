@@ -22,7 +22,7 @@ def compiled(*, nogil: bool = True, fastmath: bool | set[str] = False) -> Callab
     """
 
     def compile_kernel(function: F) -> F:
-        options = {"cache": True, "nogil": nogil, "fastmath": fastmath}
+        options: dict[str, Any] = {"cache": True, "nogil": nogil, "fastmath": fastmath}
         try:
             kernel: F = numba.njit(**options)(function)
         except RuntimeError:  # no place for the cache
@@ -37,7 +37,7 @@ def _keep_for_this_process() -> None:
     """Let Numba cache in a new temporary folder."""
     folder = tempfile.mkdtemp(prefix="qmath-")  # of this user alone: what is cached is code that will be run
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    numba.config.CACHE_DIR = folder
+    numba.config.CACHE_DIR = folder  # type: ignore[attr-defined]
     warnings.warn(
         "compiled kernels cannot be kept, neither beside the package nor in the user's cache folder: every process "
         "compiles them anew; set NUMBA_CACHE_DIR to a folder that may be written",
