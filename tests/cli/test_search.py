@@ -59,7 +59,7 @@ def test_interrupted_says_how_to_go_on(digits, digits_calibration, tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "the same command goes on" in err
+    assert "the same command continues" in err
     assert "best plan so far" in err
     assert not (tmp_path / "plan.json").exists()
     assert out == ""

@@ -32,7 +32,7 @@ RNG = np.random.default_rng(5)
 NET = """
 <ir_version: 8, opset_import: ["": 17]>
 net (float[N,3,10,10] x, float[8,3,3,3] w1, float[8] b1, float[8,1,3,3] w2, float[8] b2, float[64,4,3,3] w3,
-  float[64,64,1,1] w4, float six, float zero) => (float[N,64,6,6] y) {{
+  float[64,64,1,1] w4, float six, float zero, float one) => (float[N,64,6,6] y) {{
   c1 = Conv(x, w1, b1)
   a1 = Relu(c1)
   c2 = Conv<group=8, pads=[1,1,1,1]>(a1, w2, b2)
@@ -55,7 +55,7 @@ def network(model_from_text, bounded):
     spreads = {name: np.geomspace(0.1, 2.0, shape[0]).reshape(-1, 1, 1, 1) for name, shape in shapes.items()}
     arrays = {n: (RNG.standard_normal(shape) * spreads[n]).astype(np.float32) for n, shape in shapes.items()}
     arrays |= {"b1": RNG.standard_normal(8).astype(np.float32), "b2": RNG.standard_normal(8).astype(np.float32)}
-    arrays |= {"six": np.float32(6), "zero": np.float32(0)}
+    arrays |= {"six": np.float32(6), "zero": np.float32(0), "one": np.float32(1)}
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     return normalise(load(model_from_text(NET.format(bounded=bounded), **arrays)))
 
@@ -122,7 +122,7 @@ def test_what_keeps_one_step_is_noted_and_a_simulation_may_have_more(net):
 
 
 def test_a_clip_from_above_zero_lets_no_factor_through(model_from_text):
-    net = network(model_from_text, "Clip(c2, six, six)")
+    net = network(model_from_text, "Clip(c2, one, six)")
     view, observed, plan, _ = start(net, weights=8, activations=4)
     scaled = scale_channels(plan, view, observed)
     assert not next(a for a in scaled.activations if a.tensor == "a2").channel_scale
