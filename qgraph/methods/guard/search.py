@@ -90,7 +90,7 @@ class Search:
         """
         left, given = dict(noises), dict[Grid, Concession]()
         while left and np.any(rest + sum(left.values()) > MARGIN * allowed) and len(given) != most:
-            hurts = rest + sum(left.values()) > MARGIN * allowed
+            hurts = np.asarray(rest + sum(left.values()) > MARGIN * allowed)
             spent = sum(self.costs[c.grid, c.how] for c in given.values())
             options = [
                 (concession, less)
