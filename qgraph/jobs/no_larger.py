@@ -13,6 +13,7 @@ from qgraph.plan.plan import KeptFloat, QuantPlan
 
 SMALL = 2**14  # bytes of a float file below which the names of grids decide the size: only warn
 LARGE = 2**26  # bytes of a float file above which weights outweigh everything else: do not check
+NODE = 1024  # bytes that a node takes at most, with the names of its values
 PAYS = 256  # values of a weight; below this, its grid takes about as many bytes as it saves
 
 
@@ -22,7 +23,7 @@ def no_larger(result: Result, *, fixed: bool) -> Result:
     Gives up the grids of activations first, unless the caller asked for them (`fixed`), then those of small weights.
     """
     floats = result.net.nbytes
-    if result.format != "qdq" or floats > LARGE or result.nbytes <= floats:
+    if result.format != "qdq" or floats > LARGE or _surely_smaller(result) or result.nbytes <= floats:
         return result
     plan, candidates = result.plan, list[QuantPlan]()
     if floats >= SMALL and not fixed:
@@ -42,6 +43,13 @@ def no_larger(result: Result, *, fixed: bool) -> Result:
         stacklevel=4,
     )
     return result
+
+
+def _surely_smaller(result: Result) -> bool:
+    """Whether the file is smaller even with a generous allowance for its nodes; constants need not be computed for it."""
+    graph = result.model.graph
+    constants = sum(tensor.nbytes for v in graph.initializers.values() if (tensor := v.const_value) is not None)
+    return constants + NODE * len(graph) < result.net.nbytes
 
 
 def _without_small_weights(plan: QuantPlan, view: GraphView) -> QuantPlan:

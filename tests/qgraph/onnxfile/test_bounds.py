@@ -64,7 +64,7 @@ def with_constants(text):
     ],
 )
 def test_a_tensor_out_of_all_proportion(model_from_text, node):
-    with pytest.raises(ModelError, match=r"makes a tensor of [\d,]+ bytes, out of"):
+    with pytest.raises(ModelError, match=r"makes a tensor of [\d,]+ bytes from [\d,]+ bytes of"):
         build(model_from_text, GROWS % node, shape=np.array([2**16, 2**16]))
     build(model_from_text, GROWS % node, shape=np.array([16, 16]))
 

@@ -72,12 +72,14 @@ def test_one_layer_in_memory_at_a_time(tmp_path, monkeypatch):
     width = 1024
     layer = 4 * width**2
     write_chain(tmp_path / "model.onnx", layers=6, width=width)
-    qgraph.quantize(tmp_path / "model.onnx", method="aciq", activations=None, weights=4)  # compiles and imports
+    requests = (("minmax", 8), ("minmax", 4), ("aciq", 4))
+    for method, bits in requests:  # compiles and imports
+        qgraph.quantize(tmp_path / "model.onnx", method=method, activations=None, weights=bits)
     monkeypatch.setattr(runtime, "PROTOBUF_LIMIT", layer)
     monkeypatch.setattr(weights, "_BLOCK", 2**13)
     tracemalloc.start()
     try:
-        for method, bits in (("minmax", 8), ("minmax", 4), ("aciq", 4)):
+        for method, bits in requests:
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
             result = qgraph.quantize(tmp_path / "model.onnx", method=method, activations=None, weights=bits)

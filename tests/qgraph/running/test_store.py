@@ -218,5 +218,5 @@ def test_identity_is_equal_where_all_is_equal():
     others = {"settings": Settings(0.1 + 1e-17 + 1e-16), "x": changed, "menu": {"layer": [Settings(1.0, ())]}}
     for name, value in others.items():
         assert identity(**(of | {name: value}))[name] != same[name]
-    with pytest.raises(TypeError, match="does not say what it holds"):
+    with pytest.raises(TypeError, match="a lock has no description of its content"):
         identity(model=threading.Lock())
