@@ -30,6 +30,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize
 
+from qmath._validation import as_bit_count, as_parameter
+
 _LEAST = 1e-3  # of the widest channel: narrower ones are taken for as wide
 _MOST_LEFT_OUT = 4
 _WORTH = 0.8  # of the noise: a channel is left out where no more is left without it
@@ -65,7 +67,8 @@ def balance_channels(
     fifth of the noise. The factors have a geometric mean of 1. Source: after SmoothQuant (Xiao et al., 2023).
 
     Raises:
-        ValueError: For shapes that do not fit.
+        ValueError: For shapes that do not fit, NaN, infinities, and negative variances.
+        TypeError: For anything but real numbers.
 
     Example:
         >>> import numpy as np
@@ -75,14 +78,16 @@ def balance_channels(
         >>> round(found.noise / found.plain_noise, 2)
         0.3
     """
-    rows = np.asarray(weight, np.float64)
-    below, above, spread = (np.asarray(part, np.float64).reshape(-1) for part in (low, high, variance))
-    if rows.ndim != 2 or not below.shape == above.shape == spread.shape == rows.shape[:1]:
+    rows = as_parameter(weight, "weight")
+    operand = {"low": low, "high": high, "variance": variance}
+    below, above, spread = (as_parameter(part, name, non_negative=name == "variance") for name, part in operand.items())
+    if rows.ndim != 2 or below.ndim != 1 or not below.shape == above.shape == spread.shape == rows.shape[:1]:
         raise ValueError(
             f"weight: expected a weight of {below.size} x C and as many low, high and variance, found a weight of "
             f"shape {list(rows.shape)}, {above.size} high and {spread.size} variance"
         )
-    side = _Sides(np.maximum(-below, 0.0), np.maximum(above, 0.0), spread, rows, 2.0**bits - 1, 2.0**weight_bits - 1)
+    steps, weight_steps = (2.0 ** as_bit_count(count) - 1 for count in (bits, weight_bits))
+    side = _Sides(np.maximum(-below, 0.0), np.maximum(above, 0.0), spread, rows, steps, weight_steps)
     reach = np.maximum(side.below, side.above)
     largest = np.abs(rows).max(axis=1, initial=0.0)
     suspects = np.argsort(-reach * largest, kind="stable")[: min(_MOST_LEFT_OUT, len(rows) // 16)]

@@ -46,7 +46,7 @@ def no_larger(result: Result, *, fixed: bool) -> Result:
 
 
 def _surely_smaller(result: Result) -> bool:
-    """Whether the file is smaller even with a generous allowance for its nodes; constants need not be computed for it."""
+    """Whether the file is smaller even with a generous allowance for its nodes: no constant is computed to tell."""
     graph = result.model.graph
     constants = sum(tensor.nbytes for v in graph.initializers.values() if (tensor := v.const_value) is not None)
     return constants + NODE * len(graph) < result.net.nbytes

@@ -19,6 +19,7 @@ import qmath
 NOT_CALLED = {
     "constants and types": {"BINS", "Exponent", "Prior", "Rounding"},
     "results that functions hand out": {
+        "Balance",
         "BiasCorrection",
         "ClipRange",
         "Frontier",
@@ -81,6 +82,7 @@ CALLS = {
     "StatisticsAccumulator": Call(accumulate, WEIGHTS, frozenset({"empty"})),
     "allocate_bits": Call(lambda x: qmath.allocate_bits(x, bits=4), POSITIVE[0]),
     "allocate_bits_rounded": Call(lambda x: qmath.allocate_bits_rounded(x, bits=4), POSITIVE[0]),
+    "balance_channels": Call(lambda x: qmath.balance_channels([-1, 0, -2], [2, 1, 9], [1, 1, 4], x), WEIGHTS),
     "bias_correction": Call(lambda x: qmath.bias_correction(x, CODES / 2), WEIGHTS),
     "clip_range": Call(lambda x: qmath.clip_range(x, method="mse", bits=4), WEIGHTS),
     "cosine_similarity": Call(lambda x: qmath.cosine_similarity(x, CODES), WEIGHTS),

@@ -69,8 +69,9 @@ def training_graph(
 
 
 def _check_bodies(trained: Trained, targets: Targets) -> None:
-    """Raise `GradientError` for a Loop, Scan or If between a layer and what is learned from, which gradients would have
-    to pass; anywhere else such nodes are run and no more.
+    """Raise `GradientError` for a Loop, Scan or If between a layer and what is learned from.
+
+    Gradients would have to pass it; anywhere else such nodes are only run.
     """
     view = GraphView(trained.net)
     before = ancestors(view.values[name] for name in targets.watched)
@@ -168,10 +169,12 @@ class _Emitter:
         return self._input(f"bias:{layer.name}", tuple(layer.bias.const_value.shape.numpy()))
 
     def dynamic(self, layer: Layer, quant: LayerQuant) -> None:
-        raise PlanError(f"'{layer.name}' is dynamic, and has no grid of its operand to train: let it run in integers")
+        raise PlanError(
+            f"layer '{layer.name}' is dynamic and has no grid of its operand to train: let it run on integers"
+        )
 
     def table(self, layer: Layer, quant: LayerQuant) -> None:
-        raise PlanError(f"'{layer.name}' looks up rows of a table, which is not trained: leave it out of the plan")
+        raise PlanError(f"layer '{layer.name}' is a table, whose rows are not trained: leave it out of the plan")
 
     def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
         grid = self.grids[quant.tensor, quant.role]
@@ -219,8 +222,9 @@ def _fix_batch(net: ir.Model, batch: int) -> None:
 
 
 def _measure_bodies(net: ir.Model) -> None:
-    """Give the results of a Loop or Scan, which shape inference knows nothing of, the sizes that they have when run;
-    those that differ between two runs stay open.
+    """Give the results of a Loop or Scan the sizes that they have when run.
+
+    Shape inference loses them. Those that differ between two runs stay open.
     """
     values = [v for node in net.graph if has_bodies(node) for v in node.outputs if v.shape is None and v.uses()]
     if not values:

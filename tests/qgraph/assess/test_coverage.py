@@ -48,7 +48,7 @@ def said(*arguments, **options):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         qgraph.quantize(*arguments, **options)
-    return [str(w.message) for w in caught]
+    return [message for w in caught if "which holds few weights" not in (message := str(w.message))]  # of so few bytes
 
 
 def test_an_input_that_never_changes(model_from_text):

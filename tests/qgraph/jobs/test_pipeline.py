@@ -185,6 +185,7 @@ def test_json_follows_the_contract(w4a8):
         "predicted_sqnr_db",
         "simulated_sqnr_db",
         "measured_sqnr_db",
+        "runs",
         "prior_rejected",
     }
     shapes = {layer.name: layer.weight_array().shape for layer in qgraph_layers(w4a8)}

@@ -234,6 +234,23 @@ def test_a_plan_of_other_layers_is_refused(digits, few, start) -> None:
         qgraph.finetune(digits, few, start=other, config=QUICK)
 
 
+def test_layers_without_a_grid_to_train_are_refused(model_from_text) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> m (int64[N] i, float[N, 8] x) => (float[N, 3] y)
+        <float[400, 8] t, float[8, 3] w> { [rows] r = Gather(t, i) s = Add(r, x) [product] y = MatMul(s, w) }"""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in {"t": (400, 8), "w": (8, 3)}.items()}
+    model = model_from_text(text, **weights)
+    data = {"i": rng.integers(0, 400, 64), "x": rng.normal(size=(64, 8)).astype(np.float32)}
+    plan = qgraph.quantize(model, data, activations="dynamic").plan
+    assert {layer.name: layer.runs for layer in plan.layers} == {"rows": "floats", "product": "dynamic"}
+    only = dataclasses.replace(plan, layers=tuple(layer for layer in plan.layers if layer.name == "product"))
+    with pytest.raises(PlanError, match="'product' is dynamic and has no grid of its operand to train"):
+        qgraph.finetune(model, data, start=only, config=QUICK)
+    static = qgraph.quantize(model, data, activations=8).plan
+    with pytest.raises(PlanError, match="'rows' is a table, whose rows are not trained"):
+        qgraph.finetune(model, data, start=static, config=QUICK)
+
+
 def test_no_gradient_is_said_before_the_first_step(model_from_text) -> None:
     text = """<ir_version: 8, opset_import: ["": 17]> m (float[N, 4] x) => (float[N, 3] y)
         <float[4, 5] w, float[5, 3] v> { [layer] a = Gemm(x, w) h = Hardmax(a) [last] y = Gemm(h, v) }"""
