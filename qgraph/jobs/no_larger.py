@@ -18,7 +18,7 @@ PAYS = 256  # values of a weight; below this, its grid takes about as many bytes
 
 
 def no_larger(result: Result, *, fixed: bool) -> Result:
-    """The result, with fewer grids if it is larger than the float file; warns if it stays larger.
+    """The result, with fewer grids if it is larger than the float file and they make it smaller.
 
     Gives up the grids of activations first, unless the caller asked for them (`fixed`), then those of small weights.
     """
@@ -36,13 +36,19 @@ def no_larger(result: Result, *, fixed: bool) -> Result:
         smaller = dataclasses.replace(result, plan=candidate)
         if candidate.layers and smaller.nbytes <= floats:
             return smaller
-    warnings.warn(
-        f"the file has {result.nbytes:,} bytes, more than the {floats:,} of the float model, which holds few weights "
-        f"that can be quantized",
-        QualityWarning,
-        stacklevel=4,
-    )
     return result
+
+
+def warn_if_larger(result: Result) -> None:
+    """Warn of a file that is larger than the float one after all."""
+    floats = result.net.nbytes
+    if result.format == "qdq" and floats <= LARGE and not _surely_smaller(result) and result.nbytes > floats:
+        warnings.warn(
+            f"the file has {result.nbytes:,} bytes, more than the {floats:,} of the float model, which holds few "
+            f"weights that can be quantized",
+            QualityWarning,
+            stacklevel=4,
+        )
 
 
 def _surely_smaller(result: Result) -> bool:

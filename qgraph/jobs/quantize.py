@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qgraph.assess.metric import MetricLike
 from qgraph.assess.verify import verify
 from qgraph.jobs.guarded import guarded
-from qgraph.jobs.no_larger import no_larger
+from qgraph.jobs.no_larger import no_larger, warn_if_larger
 from qgraph.jobs.no_slower import no_slower
 from qgraph.jobs.prepare import Gathered, gather
 from qgraph.jobs.products import best_products
@@ -149,6 +149,7 @@ def _quantized(
         with job.stage("layers"):
             _ = result.layers_in_file
         tell(result.warnings())
+    warn_if_larger(result)
     job.finish()
     return result
 
