@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from qgraph.jobs.plan_judge import PlanJudge, margin
 from qgraph.jobs.prepare import Gathered
 from qgraph.jobs.result import GivenUp, Result
 from qgraph.methods.guard.concessions import widened
-from qgraph.methods.guard.guard import COMFORTS, Judge, comforted, guard
+from qgraph.methods.guard.guard import COMFORTS, Guarded, Judge, comforted, guard
 from qgraph.plan.plan import MAX_BITS, QuantPlan
 
 SPARE_DB = max(comfort.spare_db for comfort in COMFORTS)  # outputs this far above the target are left alone
@@ -98,16 +99,7 @@ def _repaired(given: Gathered, result: Result, before: Verdict, judge: PlanJudge
     """The result after the guard, checked on held-out samples as well; warns where it is no better there."""
     wanted, better = target, result
     for _ in range(2):  # a target met on calibration samples may be missed on held-out ones
-        found = guard(
-            result.plan,
-            given.view,
-            judge.few(SAMPLES),
-            judge.above(wanted),
-            target_db=wanted,
-            ranges=_ranges(given, result.plan),
-            threads=given.job.threads,
-            progress=given.job.progress,
-        )
+        found = _give_up(guard, given, result.plan, judge, wanted, samples=SAMPLES)
         given_up = GivenUp(target, found.concessions, before)
         better = dataclasses.replace(result, plan=found.plan, given_up=given_up)
         missed = _spare(better, judge, target)
@@ -122,22 +114,29 @@ def _comforted(given: Gathered, result: Result, before: Verdict, judge: PlanJudg
     """The result further above the target, where that is cheap and no worse on held-out samples."""
     easier = max(judge.margin(result.plan, target) - _margin(result, target), 0.0)  # than held-out samples
     wanted = target + easier
-    found = comforted(
-        result.plan,
-        given.view,
-        judge.few(FEW_SAMPLES),
-        judge.above(wanted),
-        target_db=wanted,
-        ranges=_ranges(given, result.plan),
-        threads=given.job.threads,
-        progress=given.job.progress,
-    )
+    found = _give_up(comforted, given, result.plan, judge, wanted, samples=FEW_SAMPLES)
     if not found.concessions:
         return result
     gone = result.given_up or GivenUp(target, (), before)
     given_up = dataclasses.replace(gone, concessions=(*gone.concessions, *found.concessions))
     better = dataclasses.replace(result, plan=found.plan, given_up=given_up)
     return better if _margin(better, target) >= min(_margin(result, target) - WORTH_DB, SPARE_DB) else result
+
+
+def _give_up(
+    how: Callable[..., Guarded], given: Gathered, plan: QuantPlan, judge: PlanJudge, wanted: float, *, samples: int
+) -> Guarded:
+    """What `guard` or `comforted` makes of the plan, with errors injected on about so many samples."""
+    return how(
+        plan,
+        given.view,
+        judge.few(samples),
+        judge.above(wanted),
+        target_db=wanted,
+        ranges=_ranges(given, plan),
+        threads=given.job.threads,
+        progress=given.job.progress,
+    )
 
 
 def _margin(result: Result, target: float) -> float:

@@ -22,9 +22,9 @@ def no_larger(result: Result, *, fixed: bool) -> Result:
 
     Gives up the grids of activations first, unless the caller asked for them (`fixed`), then those of small weights.
     """
-    floats = result.net.nbytes
-    if result.format != "qdq" or floats > LARGE or _surely_smaller(result) or result.nbytes <= floats:
+    if not _is_larger(result):
         return result
+    floats = result.net.nbytes
     plan, candidates = result.plan, list[QuantPlan]()
     if floats >= SMALL and not fixed:
         note = (
@@ -41,14 +41,19 @@ def no_larger(result: Result, *, fixed: bool) -> Result:
 
 def warn_if_larger(result: Result) -> None:
     """Warn of a file that is larger than the float one after all."""
-    floats = result.net.nbytes
-    if result.format == "qdq" and floats <= LARGE and not _surely_smaller(result) and result.nbytes > floats:
+    if _is_larger(result):
         warnings.warn(
-            f"the file has {result.nbytes:,} bytes, more than the {floats:,} of the float model, which holds few "
-            f"weights that can be quantized",
+            f"the file has {result.nbytes:,} bytes, more than the {result.net.nbytes:,} of the float model, which "
+            f"holds few weights that can be quantized",
             QualityWarning,
             stacklevel=4,
         )
+
+
+def _is_larger(result: Result) -> bool:
+    """Whether a deployable file is larger than the float one, where that one is not too large to ask."""
+    floats = result.net.nbytes
+    return result.format == "qdq" and floats <= LARGE and not _surely_smaller(result) and result.nbytes > floats
 
 
 def _surely_smaller(result: Result) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 
 from qgraph.graph.sites import GraphView, choose_layers
+from qgraph.jobs.below import TARGET_DB
 from qgraph.jobs.plan_judge import PlanJudge
 from qgraph.jobs.prepare import Gathered
 from qgraph.plan.dynamic import why_not_dynamic
@@ -18,7 +19,6 @@ from qgraph.plan.plan import QuantPlan
 from qgraph.plan.registry import find
 
 WORTH_DB = 0.5
-_TARGET_DB = 20.0
 _DROWNED_DB = 6.0  # lost in a batch at most
 _TOGETHER = 32
 _COMFORT_DB = 20.0  # above the target: static grids that hold as much stay
@@ -49,7 +49,7 @@ def best_products(given: Gathered, plan: QuantPlan, *, fixed: bool) -> QuantPlan
 
 def _best(given: Gathered, plan: QuantPlan, rivals: dict[str, Gathered]) -> QuantPlan:
     judge = PlanJudge(given)
-    best, most = plan, judge.margin(plan, _TARGET_DB)
+    best, most = plan, judge.margin(plan, TARGET_DB)
     if most >= _COMFORT_DB and not given.recipe.dynamic:
         return plan
     most += WORTH_DB
@@ -59,7 +59,7 @@ def _best(given: Gathered, plan: QuantPlan, rivals: dict[str, Gathered]) -> Quan
         if other in seen or not any(quant.runs == "dynamic" for quant in other.layers):
             continue
         seen.append(other)
-        margin = judge.margin(other, _TARGET_DB)
+        margin = judge.margin(other, TARGET_DB)
         if margin > most and (given.recipe.dynamic or _holds_in_a_batch(other, judge)):
             best, most = dataclasses.replace(other, notes=(*other.notes, why)), margin
     return best
@@ -70,7 +70,7 @@ def _holds_in_a_batch(plan: QuantPlan, judge: PlanJudge) -> bool:
     alone, together = judge.in_batches(1, most=_TOGETHER), judge.in_batches(_TOGETHER, most=1)
     if alone is None or together is None:
         return True
-    return together.margin(plan, _TARGET_DB) > alone.margin(plan, _TARGET_DB) - _DROWNED_DB
+    return together.margin(plan, TARGET_DB) > alone.margin(plan, TARGET_DB) - _DROWNED_DB
 
 
 def _with(given: Gathered, *, balance: bool, dynamic_products: bool) -> Gathered:
