@@ -16,6 +16,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from qgraph.running.slim import slim_onnx_ir
+
 if TYPE_CHECKING:
     from qgraph.assess.compare import compare as compare
     from qgraph.assess.evaluate import evaluate as evaluate
@@ -61,6 +63,7 @@ _HOMES = {
     "LsqPlusConfig": "methods.lsqplus.config",
 }
 __all__ = sorted(_HOMES)
+slim_onnx_ir()
 
 
 def __getattr__(name: str) -> Any:

@@ -28,10 +28,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize
 
 from qmath._validation import as_bit_count, as_parameter
+from qmath.late import LateModule
 
+optimize = LateModule("scipy.optimize")
 _LEAST = 1e-3  # of the widest channel: narrower ones are taken for as wide
 _MOST_LEFT_OUT = 4
 _WORTH = 0.8  # of the noise: a channel is left out where no more is left without it

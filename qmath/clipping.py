@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
 
 from qmath._validation import as_bits, as_parameter, check_choice
 from qmath.distributions import Floats, Gaussian, Laplace, Prior
 from qmath.error import cell_integrals
+from qmath.late import LateModule
 
+special, optimize = LateModule("scipy.special"), LateModule("scipy.optimize")
 GridKind = Literal["midrise", "midtread"]
 
 
@@ -147,8 +148,6 @@ def _exact_unit(family: type[Prior], cells: int, grid: str) -> float:
     E[(X - c k_i); cell i]. A scan of its sign finds the minima and brentq sharpens each; from 64 cells on, the error
     has a single minimum, close to that of the approximation.
     """
-    from scipy import optimize  # takes a while to import
-
     prior = family(0.0, 1.0, True)
     shape = (np.arange(cells) + 0.5) / cells if grid == "midrise" else np.arange(cells) / (cells - 1)
 

@@ -23,12 +23,13 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from qmath._content import ByContent, frozen
 from qmath._validation import as_parameter, check_choice
+from qmath.late import LateModule
 from qmath.sample import Sample, sample_of
 
+special = LateModule("scipy.special")
 Floats = NDArray[np.float64]
 SQRT2 = float(np.sqrt(2.0))
 SQRT2PI = float(np.sqrt(2.0 * np.pi))

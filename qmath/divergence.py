@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
 
 from qmath._validation import as_data, as_parameter
 from qmath.distributions import Floats
+from qmath.late import LateModule
+
+special = LateModule("scipy.special")
 
 
 def kl_divergence(p_logits: ArrayLike, q_logits: ArrayLike, *, axis: int = -1, mean: bool = False) -> Floats:

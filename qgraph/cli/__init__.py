@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 import click
 
-from qgraph.cli.console import ERRORS, show_warning
+from qgraph.cli import clock
+from qgraph.cli.console import say, show_warning
 from qgraph.errors import QGraphError
 
 COMMANDS = {
@@ -79,6 +80,7 @@ def _sigterm_unwinds() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    clock.begin(process=argv is None)
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, click.Abort):
-        ERRORS.print("interrupted", style="bold red")
+        say("interrupted", style="bold red")
         return 130
     except _Terminated:
         return 128 + signal.SIGTERM
@@ -101,22 +103,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except QGraphError as error:
         if debug:
             raise
-        ERRORS.print("error:", str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        say("error:", str(error), style="red")
         return error.exit_status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except MemoryError:
-        ERRORS.print("error: out of memory; try --limit with fewer samples", style="red")
+        say("error: out of memory; try --limit with fewer samples", style="red")
         return 1
     except Exception as error:
         if debug:
             raise
-        ERRORS.print(
-            f"error: {type(error).__name__}: {error} (unexpected; --debug shows where)",
-            style="red",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(f"error: {type(error).__name__}: {error} (unexpected; --debug shows where)", style="red")
         return 1

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from qgraph.assess.ablation import INGREDIENTS, Ablation, ablate
-from qgraph.assess.compare import SAMPLES, LayerComparison
-from qgraph.assess.compare import compare as run_compare
 from qgraph.cli.console import PRIOR_REJECTED, number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.options import Bits, data_options, given, preprocessing, run_options
+
+if TYPE_CHECKING:
+    from qgraph.assess.ablation import Ablation
+    from qgraph.assess.compare import LayerComparison
 
 
 @click.command()
@@ -40,6 +41,10 @@ def compare(
       qgraph compare model.onnx small.onnx --data test.npz --limit 64
       qgraph compare model.onnx --ablation aciq --data test.npz --calibration-data images.npz
     """
+    from qgraph.assess.ablation import ablate
+    from qgraph.assess.compare import SAMPLES
+    from qgraph.assess.compare import compare as run_compare
+
     if quiet:
         silence_warnings()
     options["preprocessing"] = preprocessing(options.pop("mean"), options.pop("std"))
@@ -85,6 +90,8 @@ def _show_layers(models: Sequence[str], layers: Sequence[LayerComparison]) -> No
 
 def _show_ablation(result: Ablation, model: str) -> None:
     """Print the sixteen combinations and the average effects."""
+    from qgraph.assess.ablation import INGREDIENTS
+
     rows = table(f"{model}: combinations", *INGREDIENTS, "top-1 %", "SQNR dB", left=len(INGREDIENTS))
     for combination in result.combinations:
         marks = ("x" if used else "" for used in combination.used)

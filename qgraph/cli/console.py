@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
-from rich.table import Table
 
 from qgraph.running.progress import SILENT, Advance, Progress
 
-ERRORS = Console(stderr=True)
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
 PRIOR_REJECTED = (
     "* prior rejected: neither Laplace nor Gaussian describes what the layer reads, at these bits to 0.25 dB"
 )
 
 
-class _Output(Console):
-    """stdout; leaves a broken pipe (| head) to `main`."""
+@functools.cache
+def stderr() -> Console:
+    """The terminal for progress, warnings and errors."""
+    from rich.console import Console
 
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
+    return Console(stderr=True)
+
+
+def say(*parts: str, style: str | None = None) -> None:
+    """Print text on stderr as it is, without wrapping it."""
+    stderr().print(*parts, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 class Bars:
@@ -34,19 +40,24 @@ class Bars:
 
     @contextmanager
     def stage(self, title: str, total: int | None = None) -> Iterator[Advance]:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with RichProgress(*columns, console=ERRORS, transient=True) as bars:
+        with RichProgress(*columns, console=stderr(), transient=True) as bars:
             task = bars.add_task(title, total=total)
             yield lambda units, note="": bars.update(task, advance=units, description=f"{title} {note}".rstrip())
 
 
 def progress(quiet: bool) -> Progress:
     """Progress bars if stderr is a terminal, else none."""
-    return SILENT if quiet or not ERRORS.is_terminal else Bars()
+    return SILENT if quiet or not stderr().is_terminal else Bars()
 
 
 def table(title: str, *columns: str, left: int = 1) -> Table:
     """A table whose first `left` columns are text and whose others are numbers."""
+    from rich.table import Table
+
     result = Table(title=title, title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
         result.add_column(column, justify="left" if index < left else "right", overflow="fold")
@@ -55,7 +66,13 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
 
 def show(*parts: Any) -> None:
     """Print tables or lines on stdout."""
-    console = _Output()
+    from rich.console import Console
+
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # (| head): `main` knows what to do
+
+    console = Output()
     if not console.is_terminal:
         console.width = max(console.width, 120)
     for part in parts:
@@ -79,7 +96,7 @@ def show_warning(
 ) -> None:
     """A readable replacement for `warnings.showwarning`."""
     if issubclass(category, (UserWarning, RuntimeWarning)) and not issubclass(category, DeprecationWarning):
-        ERRORS.print("warning:", str(message), style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say("warning:", str(message), style="yellow")
 
 
 def number(value: float | None, digits: int = 2) -> str:

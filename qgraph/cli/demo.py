@@ -5,20 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from qgraph.assess.evaluate import evaluate, latency_ratio
 from qgraph.cli.console import number, progress, show, show_json, table
 from qgraph.cli.options import threads_option
 from qgraph.errors import ModelError
-from qgraph.jobs.quantize import quantize
-from qgraph.onnxfile.load import load
-from qgraph.onnxfile.model import Model
 from qgraph.running.files import write_atomically
-from qgraph.running.progress import Progress
-from qgraph.samples.dataset import open_data
+
+if TYPE_CHECKING:
+    from qgraph.onnxfile.model import Model
+    from qgraph.running.progress import Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +74,11 @@ def demo(output: str, threads: int | None, as_json: bool) -> None:
 
 
 def _run(assets: Path, folder: Path, threads: int | None, bars: Progress) -> list[dict[str, Any]]:
+    from qgraph.assess.evaluate import evaluate
+    from qgraph.jobs.quantize import quantize
+    from qgraph.onnxfile.load import load
+    from qgraph.samples.dataset import open_data
+
     source, test = assets / "digits.onnx", assets / "digits_test.npz"
     original = load(source)
     feeds = next(iter(open_data(test, original).batches(LATENCY_BATCH))).feeds
@@ -111,6 +114,9 @@ def _row(
     seconds: float,
     threads: int | None,
 ) -> dict[str, Any]:
+    from qgraph.assess.evaluate import evaluate, latency_ratio
+    from qgraph.onnxfile.load import load
+
     quantized = load(path)
     quality = evaluate(quantized, test, against=original, threads=threads)
     return {

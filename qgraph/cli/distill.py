@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import io
-import time
 from pathlib import Path
 
 import click
-import numpy as np
 
+from qgraph.cli.clock import elapsed
 from qgraph.cli.console import progress, show, show_json
 from qgraph.cli.options import batch_option, run_options, shape_option
-from qgraph.jobs.distil import distilled_inputs
-from qgraph.onnxfile.load import load
 from qgraph.running.files import check_writable, write_atomically
-from qgraph.running.job import Job
 
 
 @click.command()
@@ -48,8 +44,13 @@ def distill(
     Example:
       qgraph distill model.onnx -o distilled.npz --count 64
     """
+    import numpy as np
+
+    from qgraph.jobs.distil import distilled_inputs
+    from qgraph.onnxfile.load import load
+    from qgraph.running.job import Job
+
     check_writable(output, source=model)
-    start = time.perf_counter()
     inputs = distilled_inputs(
         load(model),
         Job(seed=seed, threads=threads, resume=resume, progress=progress(quiet or as_json)),
@@ -61,7 +62,7 @@ def distill(
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **inputs)  # type: ignore[arg-type]
     write_atomically(Path(output), buffer.getvalue())
-    seconds = round(time.perf_counter() - start, 2)
+    seconds = elapsed()
     if as_json:
         made = {name: list(array.shape) for name, array in inputs.items()}
         show_json({"output": output, "count": count, "inputs": made, "seconds": seconds})

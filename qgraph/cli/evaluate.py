@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from qgraph.assess.evaluate import evaluate as run_evaluate
 from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.options import data_options, executor_option, preprocessing, run_options
 
@@ -34,6 +33,8 @@ def evaluate(
       qgraph evaluate small.onnx --data test.npz
       qgraph evaluate small.onnx --data images/ --against model.onnx --json
     """
+    from qgraph.assess.evaluate import evaluate as run_evaluate
+
     if quiet:
         silence_warnings()
     result = run_evaluate(

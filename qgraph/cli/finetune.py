@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from qgraph.cli.clock import elapsed, with_total
 from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.options import (
     data_options,
@@ -20,11 +21,11 @@ from qgraph.cli.options import (
 )
 from qgraph.cli.quality import Threshold, check_threshold, hold_against, show_quality
 from qgraph.errors import UsageError
-from qgraph.jobs.finetune import Finetuned
-from qgraph.jobs.finetune import finetune as run
 from qgraph.methods.lsqplus.config import LsqPlusConfig
-from qgraph.onnxfile.write import save
 from qgraph.running.files import check_writable, write_atomically
+
+if TYPE_CHECKING:
+    from qgraph.jobs.finetune import Finetuned
 
 _DEFAULTS = LsqPlusConfig()
 _SETTINGS = frozenset(field.name for field in dataclasses.fields(LsqPlusConfig))
@@ -95,6 +96,9 @@ def finetune(
       qgraph finetune model.onnx -o small.onnx --data images/ --weights 2 --activations 2 --augment
       qgraph finetune model.onnx -o small.onnx
     """
+    from qgraph.jobs.finetune import finetune as run
+    from qgraph.onnxfile.write import save
+
     if quiet:
         silence_warnings()
     check_threshold(fail_below, measure=options["measure"])
@@ -117,7 +121,8 @@ def finetune(
     if trained is not None:
         save(result.net, trained, source=model)
     if as_json:
-        show_json(result.to_dict(output=output, nbytes=nbytes))
+        content = result.to_dict(output=output, nbytes=nbytes)
+        show_json({**content, "seconds": with_total(result.seconds)})
     elif not quiet:
         _show(result, output, nbytes)
     hold_against(fail_below, result.quality, output)
@@ -132,5 +137,5 @@ def _show(result: Finetuned, output: str, nbytes: int) -> None:
         rows.add_row(name, number(epoch.loss, 4), number(epoch.distance, 4), number(epoch.top1))
     show(rows)
     share = nbytes / result.net.nbytes
-    show(f"{output}: {nbytes:,} bytes ({share:.0%} of {result.net.nbytes:,}) in {result.seconds['total']:.1f} s")
+    show(f"{output}: {nbytes:,} bytes ({share:.0%} of {result.net.nbytes:,}) in {elapsed():.1f} s")
     show_quality(result.quality)

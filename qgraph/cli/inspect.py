@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from qgraph.assess.fused import FusedGraph, inspect_fused
 from qgraph.cli.console import show, show_json, table
 from qgraph.cli.options import threads_option
-from qgraph.graph.sites import GraphView
-from qgraph.onnxfile.load import load
-from qgraph.onnxfile.model import Model
-from qgraph.onnxfile.normalise import normalise
-from qgraph.onnxfile.readable import type_text
-from qgraph.plan.kept import kept_in_float
+
+if TYPE_CHECKING:
+    from qgraph.assess.fused import FusedGraph
+    from qgraph.onnxfile.model import Model
 
 
 @click.command()
@@ -32,6 +29,9 @@ def inspect(model: str, fused: bool, threads: int | None, as_json: bool) -> None
       qgraph inspect model.onnx
       qgraph inspect small.onnx --fused
     """
+    from qgraph.assess.fused import inspect_fused
+    from qgraph.onnxfile.load import load
+
     net = load(model)
     if fused:
         _show_fused(model, inspect_fused(net, threads=threads), as_json)
@@ -40,6 +40,10 @@ def inspect(model: str, fused: bool, threads: int | None, as_json: bool) -> None
 
 
 def _show_model(net: Model, as_json: bool) -> None:
+    from qgraph.graph.sites import GraphView
+    from qgraph.onnxfile.normalise import normalise
+    from qgraph.plan.kept import kept_in_float
+
     view = GraphView(normalise(net))
     layers = [
         {
@@ -88,6 +92,8 @@ def _show_model(net: Model, as_json: bool) -> None:
 
 
 def _describe(value: Any) -> dict[str, Any]:
+    from qgraph.onnxfile.readable import type_text
+
     shape = None if value.shape is None else [d if isinstance(d, int) else str(d.value) for d in value.shape]
     return {"name": value.name, "type": type_text(value), "shape": shape}
 

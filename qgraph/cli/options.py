@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from qgraph.plan.registry import method_names, training_methods
-from qgraph.samples.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from qgraph.samples.preprocessing import Preprocessing
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -327,6 +329,8 @@ def executor_option(f: F) -> F:
 
 
 def preprocessing(mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocessing:
+    from qgraph.samples.preprocessing import Preprocessing
+
     return Preprocessing(mean=mean, std=std)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from qgraph.assess.verdict import Verdict
+from typing import TYPE_CHECKING
+
 from qgraph.cli.console import show
 from qgraph.errors import QGraphError, UsageError
+
+if TYPE_CHECKING:
+    from qgraph.assess.verdict import Verdict
 
 Threshold = tuple[float, str]
 

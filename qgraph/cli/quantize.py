@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from qgraph.assess.layer_errors import LayerReport
+from qgraph.cli.clock import elapsed, with_total
 from qgraph.cli.console import PRIOR_REJECTED, number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.options import (
     data_options,
@@ -22,12 +22,11 @@ from qgraph.cli.options import (
 )
 from qgraph.cli.quality import Threshold, check_threshold, hold_against, show_quality
 from qgraph.errors import UsageError
-from qgraph.jobs.apply import apply as apply_plan
-from qgraph.jobs.quantize import quantize as run
-from qgraph.jobs.result import Result
-from qgraph.onnxfile.write import save
-from qgraph.plan.plan import QuantPlan
 from qgraph.running.files import check_writable, write_atomically
+
+if TYPE_CHECKING:
+    from qgraph.assess.layer_errors import LayerReport
+    from qgraph.jobs.result import Result
 
 
 @click.command()
@@ -77,6 +76,8 @@ def quantize(
       qgraph quantize model.onnx -o small.onnx --weights mixed --size-mb 0.13
       qgraph quantize model.onnx -o small.onnx --data labelled.npz --weights mixed --max-drop 0.5
     """
+    from qgraph.jobs.quantize import quantize as run
+
     if quiet:
         silence_warnings()
     check_threshold(fail_below, measure=options["measure"])
@@ -98,7 +99,8 @@ def quantize(
 
         write_atomically(Path(report), render(report_of(result, name=output, progress=bars)).encode())
     if as_json:
-        show_json(result.to_dict(output=output, nbytes=nbytes))
+        content = result.to_dict(output=output, nbytes=nbytes)
+        show_json({**content, "seconds": with_total(result.seconds)})
     elif not quiet:
         _show(result, output, nbytes)
     hold_against(fail_below, result.quality, output)
@@ -128,6 +130,10 @@ def apply(
       qgraph apply model.onnx plan.json -o small.onnx
       qgraph apply model.onnx plan.json -o small.onnx --data test.npz --fail-below 20dB
     """
+    from qgraph.jobs.apply import apply as apply_plan
+    from qgraph.onnxfile.write import save
+    from qgraph.plan.plan import QuantPlan
+
     if quiet:
         silence_warnings()
     check_threshold(fail_below, measure=options["measure"])
@@ -201,7 +207,7 @@ def _show(result: Result, output: str, nbytes: int) -> None:
     if single:
         show(f"{single} activations keep one step for all channels; the plan says why (--plan)")
     share = nbytes / result.net.nbytes
-    show(f"{output}: {nbytes:,} bytes ({share:.0%} of {result.net.nbytes:,}) in {result.seconds['total']:.2f} s")
+    show(f"{output}: {nbytes:,} bytes ({share:.0%} of {result.net.nbytes:,}) in {elapsed():.2f} s")
     show_quality(result.quality)
     if result.given_up is not None and result.quality is not None:
         for line in result.given_up.lines(result.quality):

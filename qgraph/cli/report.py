@@ -8,7 +8,6 @@ import click
 
 from qgraph.cli.console import progress, show, show_json, silence_warnings
 from qgraph.cli.options import data_options, preprocessing, run_options
-from qgraph.report import render, report_on
 from qgraph.running.files import check_writable, write_atomically
 
 
@@ -41,6 +40,8 @@ def report(
       qgraph report model.onnx small.onnx --data test.npz -o report.html
       qgraph report model.onnx plan4.json plan8.json other.onnx --data test.npz --limit 1000 -o report.html
     """
+    from qgraph.report import render, report_on
+
     if len(models) < 2:
         raise click.UsageError("report needs the float model and at least one plan or quantized model")
     if quiet:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from qgraph.cli.console import ERRORS, progress, show, show_json, silence_warnings, table
+from qgraph.cli.clock import elapsed
+from qgraph.cli.console import progress, say, show, show_json, silence_warnings, table
 from qgraph.cli.options import (
     Bits,
     data_options,
@@ -19,13 +19,12 @@ from qgraph.cli.options import (
     run_options,
 )
 from qgraph.errors import UsageError
-from qgraph.graph.sites import GraphView
-from qgraph.graph.tensors import nearest
-from qgraph.jobs.search import PROTOCOLS, Searched
-from qgraph.jobs.search import search as run
-from qgraph.methods.qrater.config import INGREDIENTS, OBJECTIVES, SEARCHES, SearchConfig
-from qgraph.plan.plan import Rounding
+from qgraph.methods.qrater.config import INGREDIENTS, OBJECTIVES, PROTOCOLS, SEARCHES, SearchConfig
 from qgraph.running.files import check_writable, write_atomically
+
+if TYPE_CHECKING:
+    from qgraph.jobs.search import Searched
+    from qgraph.plan.plan import Rounding
 
 DEFAULT = SearchConfig()
 
@@ -143,11 +142,12 @@ def search(model: str, output: str, resume: str | None, as_json: bool, quiet: bo
       qgraph search model.onnx --data train.npz --limit 1024 -o plan.json --weights 4 --activations 4
       qgraph search model.onnx --data train.npz -o plan.json --weights 3 --activations 3 --protocol paper --search bo
     """
+    from qgraph.jobs.search import search as run
+
     if quiet:
         silence_warnings()
     check_writable(output, source=model)
     folder = Path(resume) if resume is not None else Path(f"{output}.search")
-    start = time.perf_counter()
     try:
         searched = run(
             model,
@@ -162,7 +162,7 @@ def search(model: str, output: str, resume: str | None, as_json: bool, quiet: bo
         _say_how_to_go_on(folder)
         raise
     write_atomically(Path(output), searched.plan.to_json().encode())
-    result = _result(searched, output, round(time.perf_counter() - start, 2))
+    result = _result(searched, output, elapsed())
     if as_json:
         show_json(result)
     elif not quiet:
@@ -196,10 +196,10 @@ def _config(options: dict[str, Any]) -> SearchConfig:
 
 def _say_how_to_go_on(folder: Path) -> None:
     best = folder / "best.plan.json"
-    ERRORS.print(f"stopped; the same command continues from {folder}", markup=False, highlight=False, soft_wrap=True)
+    say(f"stopped; the same command continues from {folder}")
     if best.exists():
-        ERRORS.print(f"the best plan so far is {best}:", markup=False, highlight=False, soft_wrap=True)
-        ERRORS.print(best.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+        say(f"the best plan so far is {best}:")
+        say(best.read_text(encoding="utf-8"))
 
 
 def _result(searched: Searched, output: str, seconds: float) -> dict[str, Any]:
@@ -220,6 +220,9 @@ def _result(searched: Searched, output: str, seconds: float) -> dict[str, Any]:
 
 
 def _show(searched: Searched, result: dict[str, Any]) -> None:
+    from qgraph.graph.sites import GraphView
+    from qgraph.graph.tensors import nearest
+
     found, plan = searched.found, searched.plan
     rows = table(
         f"found on {found.samples:,} samples, by {found.objective}",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.text import Text
 
 from qgraph.cli.console import progress, show, show_json, silence_warnings, table
 from qgraph.cli.options import (
@@ -19,9 +18,12 @@ from qgraph.cli.options import (
     preprocessing,
     run_options,
 )
-from qgraph.jobs.sensitivity import measure_sensitivity
-from qgraph.methods.zeroq.sensitivity import Sensitivity
 from qgraph.running.files import check_writable, write_atomically
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from qgraph.methods.zeroq.sensitivity import Sensitivity
 
 _KINDS = ("measured", "predicted")
 _SHADES = ("green", "yellow", "dark_orange", "red")  # each for a quarter of the range of log Omega
@@ -56,6 +58,8 @@ def sensitivity(model: str, output: str | None, as_json: bool, quiet: bool, **op
       qgraph sensitivity model.onnx -o sensitivity.json
       qgraph sensitivity model.onnx --data images/ --bits 3,4,6 --direction reverse
     """
+    from qgraph.jobs.sensitivity import measure_sensitivity
+
     if quiet:
         silence_warnings()
     if output is not None:
@@ -90,6 +94,8 @@ def _show(model: str, result: Sensitivity) -> None:
 
 def _cell(value: float | None, positive: list[float]) -> Text:
     """The value, shaded by its position between the smallest and the largest on a logarithmic scale."""
+    from rich.text import Text
+
     if value is None:
         return Text("-")
     low, high = min(positive, default=1.0), max(positive, default=1.0)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from qgraph.assess.float_constants import is_linear
 from qgraph.assess.output_quality import OutputQuality, OutputTally
@@ -22,7 +21,9 @@ from qgraph.observe.statistics import RUN_BYTES, batch_within
 from qgraph.plan.plan import QuantPlan
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import Batch
+from qmath.late import LateModule
 
+special = LateModule("scipy.special")
 SAME_CLASS = 0.98
 DOUBT = 0.05  # too many classes changed if this count has a smaller probability at a true rate of 2 %
 MOST = 64

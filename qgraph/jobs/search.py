@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from qgraph.errors import UsageError
 from qgraph.graph.sites import GraphView, choose_layers
-from qgraph.methods.qrater.config import SearchConfig
+from qgraph.methods.qrater.config import PROTOCOLS, Protocol, SearchConfig
 from qgraph.methods.qrater.polish import ConstantObjective as ConstantObjective
 from qgraph.methods.qrater.polish import polish
 from qgraph.methods.qrater.protocol import paper_plan
@@ -27,9 +27,6 @@ from qgraph.running.progress import SILENT, Progress
 from qgraph.running.store import hold
 from qgraph.running.threads import keeps_threads
 from qgraph.samples.dataset import DataLike, open_data, take_reading
-
-Protocol = Literal["deploy", "paper"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -30,13 +30,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from scipy import special
 
 from qgraph.graph.layers import Layer, attribute
 from qgraph.graph.sites import GraphView
 from qgraph.onnxfile.edit import constant
 from qgraph.onnxfile.model import Model
+from qmath.late import LateModule
 
+special = LateModule("scipy.special")
 Floats = NDArray[np.float64]
 Curve = Callable[[Floats], Floats]
 _GRID = np.linspace(-4.0, 4.0, 161)
@@ -44,13 +45,13 @@ _WEIGHTS = np.exp(-(_GRID**2) / 2) / np.exp(-(_GRID**2) / 2).sum()
 _CURVES: dict[str, Curve] = {
     "Relu": lambda x: np.maximum(x, 0.0),
     "LeakyRelu": lambda x: np.where(x > 0, x, 0.01 * x),
-    "Sigmoid": special.expit,
+    "Sigmoid": lambda x: special.expit(x),
     "HardSigmoid": lambda x: np.clip(0.2 * x + 0.5, 0.0, 1.0),
     "HardSwish": lambda x: x * np.clip(x / 6 + 0.5, 0.0, 1.0),
     "Tanh": np.tanh,
     "Elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0.0))),
     "Gelu": lambda x: x * special.ndtr(x),
-    "Erf": special.erf,
+    "Erf": lambda x: special.erf(x),
     "Softplus": lambda x: np.logaddexp(0.0, x),
     "Abs": np.abs,
     "Neg": np.negative,

@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from qgraph.errors import UsageError
-from qgraph.plan.plan import Rounding
+
+if TYPE_CHECKING:
+    from qgraph.plan.plan import Rounding
 
 Objective = Literal["accuracy", "loss", "kl", "mse"]
 Ingredient = Literal["clip", "round", "bias"]
 Search = Literal["grid", "bo"]
+Protocol = Literal["deploy", "paper"]
 INGREDIENTS: tuple[Ingredient, ...] = get_args(Ingredient)
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 SEARCHES: tuple[Search, ...] = get_args(Search)
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 _TENTHS = tuple(i / 10 for i in range(1, 11))
 
@@ -106,6 +110,8 @@ class SearchConfig:
     @property
     def roundings(self) -> tuple[Rounding, ...]:
         """The grid of roundings, with rounding to nearest first, so that it wins ties."""
+        from qgraph.plan.plan import Rounding
+
         seconds: tuple[float | None, ...] = self.gamma_s or (None,)
         pairs = sorted(product(self.gamma_n, seconds), key=lambda pair: pair[0] != 0)
         return tuple(Rounding(gamma_n=n, gamma_s=s, reading=self.exponent) for n, s in pairs)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.methods.qrater.assembly import Assembly, from_json
-from qgraph.methods.qrater.bayes import Optimizer
 from qgraph.methods.qrater.bench import Bench, Candidate, Job, Samples, Stand, advance, collect
 from qgraph.methods.qrater.config import SearchConfig
 from qgraph.methods.qrater.cost import Cost, own_shares, shares
@@ -37,6 +36,9 @@ from qgraph.running.files import write_atomically
 from qgraph.running.progress import SILENT, Advance, Progress
 from qgraph.running.store import Piece, Store, open_store
 from qgraph.samples.dataset import Dataset
+
+if TYPE_CHECKING:
+    from qgraph.methods.qrater.bayes import Optimizer
 
 BEST = "best.plan.json"
 STAGE = "search"  # in the store, with the scores of candidates and the choices as pieces
@@ -289,6 +291,8 @@ class _Layer:
         self.spent.asked += stage.asked + further
         if not further or not outcome.decided:
             return best, outcome
+        from qgraph.methods.qrater.bayes import Optimizer  # takes long to import
+
         optimizer = Optimizer(stage.bounds, seed=config.seed)
         for point, mean in zip(stage.grid, outcome.means[len(started) :], strict=True):
             optimizer.tell(point, mean)
