@@ -13,10 +13,10 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from qmath._content import ByContent, frozen
-from qmath._validation import as_bit_count, as_bits, as_data, as_parameter, check_choice, reject_nan
+from qmath._validation import as_bits, as_data, as_parameter, check_choice, reject_nan
 from qmath.granularity import Granularity
 from qmath.kernels.rows import output_like, run_rows, slices_shape
 
@@ -95,7 +95,7 @@ class Grid(ByContent):
         cls,
         clip: ArrayLike,
         *,
-        bits: int,
+        bits: ArrayLike,
         signed: bool = True,
         narrow: bool = True,
         axis: int | None = None,
@@ -104,7 +104,7 @@ class Grid(ByContent):
 
         `clip` (> 0, in the units of x) is a scalar, or 1-D along `axis`. A signed narrow grid spans -clip..clip;
         without `narrow` it has one more level at the lower end. An unsigned grid, for non-negative data such as the
-        output of a ReLU, spans 0..clip and ignores `narrow`.
+        output of a ReLU, spans 0..clip and ignores `narrow`. `bits` may differ along `axis`.
 
         Raises:
             ValueError: For a clip that is not positive and finite, or bits outside 1..16 (2..16 when signed).
@@ -115,19 +115,26 @@ class Grid(ByContent):
             >>> grid.levels, float(grid.scale), float(grid.low)
             (7, 2.0, -6.0)
         """
-        bits = as_bit_count(bits, low=2 if signed else 1)
-        qmax = _code_range(bits, signed, narrow)[1]
-        scale = as_parameter(clip, "clip", positive=True) / qmax
-        return cls(bits, scale, signed=signed, narrow=narrow and signed, axis=axis)
+        widths = as_bits(bits, low=2 if signed else 1)
+        scale = as_parameter(clip, "clip", positive=True) / _code_range(widths, signed, narrow)[1]
+        return cls(widths, scale, signed=signed, narrow=narrow and signed, axis=axis)
 
     @classmethod
     def affine(
-        cls, low: ArrayLike, high: ArrayLike, *, bits: int, signed: bool = False, axis: int | None = None
+        cls,
+        low: ArrayLike,
+        high: ArrayLike,
+        *,
+        bits: ArrayLike,
+        signed: bool = False,
+        axis: int | None = None,
+        dtype: DTypeLike = np.float64,
     ) -> Grid:
         """Return the grid over [low, high], widened to contain 0 and with zero exactly on a level, as in ONNX.
 
         scale = (high - low) / (2^bits - 1), zero_point = clamp(rint(qmin - low / scale)). `low` and `high` are in the
-        units of x and broadcast: scalars, or 1-D along `axis`. All-zero data get scale 1.
+        units of x and broadcast: scalars, or 1-D along `axis`; so does `bits`. All-zero data get scale 1. The scale is
+        rounded to `dtype` before the zero point is computed from it.
 
         Raises:
             ValueError: For low > high, ends that are not finite, or bits outside 1..16.
@@ -138,22 +145,23 @@ class Grid(ByContent):
             >>> float(grid.scale), int(grid.zero_point)
             (1.0, 1)
         """
-        bits = as_bit_count(bits)
+        widths = as_bits(bits)
         below, above = _ordered(low, high)
         below, above = np.minimum(below, 0.0), np.maximum(above, 0.0)
-        qmin, qmax = _code_range(bits, signed, narrow=False)
-        scale = _step(below, above, qmax - qmin)
+        qmin, qmax = _code_range(widths, signed, narrow=False)
+        scale = _step(below, above, qmax - qmin).astype(dtype).astype(np.float64)
         zero_point = np.clip(np.rint(qmin - below / scale), qmin, qmax)
-        return cls(bits, scale, zero_point=zero_point, signed=signed, axis=axis)
+        return cls(widths, scale, zero_point=zero_point, signed=signed, axis=axis)
 
     @classmethod
     def with_offset(
-        cls, low: ArrayLike, high: ArrayLike, *, bits: int, signed: bool = False, axis: int | None = None
+        cls, low: ArrayLike, high: ArrayLike, *, bits: ArrayLike, signed: bool = False, axis: int | None = None
     ) -> Grid:
         """Return the grid whose ends are exactly `low` and `high`, by means of a real offset (LSQ+, Eq. 6 and 7).
 
         scale = (high - low) / (qmax - qmin), offset = low - qmin scale. Zero may fall between two levels. `low` and
-        `high` are in the units of x and broadcast: scalars, or 1-D along `axis`. Equal ends get scale 1.
+        `high` are in the units of x and broadcast: scalars, or 1-D along `axis`; so does `bits`. Equal ends
+        get scale 1.
 
         Raises:
             ValueError: For low > high, ends that are not finite, or bits outside 1..16.
@@ -164,11 +172,11 @@ class Grid(ByContent):
             >>> float(grid.scale), float(grid.offset), float(grid.high)
             (1.0, 0.5, 3.5)
         """
-        bits = as_bit_count(bits)
+        widths = as_bits(bits)
         below, above = _ordered(low, high)
-        qmin, qmax = _code_range(bits, signed, narrow=False)
+        qmin, qmax = _code_range(widths, signed, narrow=False)
         scale = _step(below, above, qmax - qmin)
-        return cls(bits, scale, offset=below - qmin * scale, signed=signed, axis=axis)
+        return cls(widths, scale, offset=below - qmin * scale, signed=signed, axis=axis)
 
     @property
     def granularity(self) -> Granularity:
@@ -178,8 +186,7 @@ class Grid(ByContent):
     @property
     def limits(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Lowest and highest code: scalars, or one per slice where the widths differ."""
-        top = 2 ** (np.asarray(self.bits, np.int64) - self.signed)
-        return (int(self.narrow) - top if self.signed else 0 * top), top - 1
+        return _code_range(np.asarray(self.bits, np.int64), self.signed, self.narrow)
 
     @property
     def qmin(self) -> int:
@@ -363,10 +370,9 @@ def _kernels() -> Any:
     return grid_kernels
 
 
-def _code_range(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
-    if not signed:
-        return 0, 2**bits - 1
-    return -(2 ** (bits - 1)) + int(narrow), 2 ** (bits - 1) - 1
+def _code_range(bits: NDArray[np.int64], signed: bool, narrow: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    top = 2 ** (bits - signed)
+    return (narrow - top if signed else 0 * top), top - 1
 
 
 def _check_code_range(bits: int, signed: bool, narrow: bool) -> None:
@@ -383,7 +389,7 @@ def _ordered(low: ArrayLike, high: ArrayLike) -> tuple[NDArray[np.float64], NDAr
     return below, above
 
 
-def _step(low: NDArray[np.float64], high: NDArray[np.float64], steps: int) -> NDArray[np.float64]:
-    """(high - low) / steps, divided before subtracting so that no finite range overflows; 1 for an empty range."""
-    step = high / steps - low / steps
+def _step(low: NDArray[np.float64], high: NDArray[np.float64], steps: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(high - low) / steps, halved before subtracting so that no finite range overflows; 1 for an empty range."""
+    step = (high / 2 - low / 2) / (steps / 2)
     return np.where(step > 0, step, 1.0)

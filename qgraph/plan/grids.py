@@ -7,7 +7,7 @@ from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 import qmath
 from qgraph.graph.layers import Layer
@@ -96,8 +96,8 @@ def _layer_grid(layer: Layer, recipe: Recipe, view: GraphView, runs: Runs) -> La
 
 
 def weight_grid(
-    low: NDArray[np.floating],
-    high: NDArray[np.floating],
+    low: ArrayLike,
+    high: ArrayLike,
     *,
     bits: int,
     granularity: qmath.Granularity = PER_TENSOR,
@@ -109,20 +109,21 @@ def weight_grid(
     `low` and `high` hold one value for each scale.
     """
     low, high = (np.atleast_1d(np.asarray(v, np.float64)) for v in (low, high))
-    half = 2.0 ** (np.asarray(channel_bits or bits) - 1)
+    widths = np.asarray(channel_bits or bits)
     if symmetric:
         limit = np.maximum(np.abs(low), np.abs(high))
-        scale = _positive(limit / (half - 1), _SMALLEST_WEIGHT_SCALE)
-        return WeightQuant(bits=bits, scale=_floats(scale), granularity=granularity, channel_bits=channel_bits)
-    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
-    scale = _positive((high - low) / (2 * half - 1), _SMALLEST_WEIGHT_SCALE)
-    zero = np.clip(np.rint(-half - low / scale), -half, half - 1)
+        top = 2.0 ** (widths - 1) - 1
+        clip = _wide_enough(0.0, np.where(limit > 0, limit, top), top * _SMALLEST_WEIGHT_SCALE)
+        grid = qmath.Grid.symmetric(clip, bits=widths, axis=0)
+    else:
+        high = _wide_enough(low, high, (2.0**widths - 1) * _SMALLEST_WEIGHT_SCALE)
+        grid = qmath.Grid.affine(low, high, bits=widths, signed=True, axis=0)
     return WeightQuant(
         bits=bits,
-        scale=_floats(scale),
-        zero_point=tuple(int(z) for z in zero),
+        scale=tuple(grid.scale.astype(np.float32).tolist()),  # which is what model files hold
+        zero_point=(0,) if symmetric else tuple(grid.zero_point.astype(int).tolist()),
         granularity=granularity,
-        symmetric=False,
+        symmetric=symmetric,
         channel_bits=channel_bits,
     )
 
@@ -145,10 +146,9 @@ def weights_alone(quant: LayerQuant, layer: Layer) -> LayerQuant:
 
 def activation_grid(tensor: str, low: float, high: float, *, bits: int, role: str = "tensor") -> ActivationQuant:
     """The unsigned grid that spans low..high, widened to include 0, with an integer zero point."""
-    low, high = min(float(low), 0.0), max(float(high), 0.0)
-    qmax = 2**bits - 1
-    scale = float(_positive(np.float64((high - low) / qmax), _SMALLEST_SCALE).astype(np.float32))
-    zero_point = int(np.clip(np.rint(-low / scale), 0, qmax))
+    end = _wide_enough(low, high, (2**bits - 1) * _SMALLEST_SCALE)
+    grid = qmath.Grid.affine(low, end, bits=bits, dtype=np.float32)
+    scale, zero_point = float(grid.scale), int(grid.zero_point)
     return ActivationQuant(tensor=tensor, bits=bits, scale=scale, zero_point=zero_point, role=role)  # type: ignore[arg-type]
 
 
@@ -166,15 +166,10 @@ def _activation_grids(site: ActivationSite, bits: int, observed: Ranges) -> list
     return [activation_grid(site.tensor, low, high, bits=b, role=role) for role, b in wanted]
 
 
-def _positive(scale: NDArray[np.float64] | np.float64, smallest: float) -> NDArray[np.float64]:
-    """The scales, those of all-zero channels set to 1 and the others raised to at least `smallest`."""
-    scale = np.asarray(scale)
-    return np.where(scale > 0, np.maximum(scale, smallest), 1.0)
-
-
-def _floats(scale: NDArray[np.float64]) -> tuple[float, ...]:
-    """The scales rounded to float32, which is what model files hold."""
-    return tuple(float(s) for s in scale.astype(np.float32))
+def _wide_enough(low: ArrayLike, high: ArrayLike, span: ArrayLike) -> NDArray[np.float64]:
+    """The high ends, raised where low..high with 0 spans less than `span`, unless it is 0 alone."""
+    bottom, top = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    return np.where(top > bottom, np.maximum(top, bottom + span), top)
 
 
 def weight_ends(

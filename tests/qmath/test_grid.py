@@ -59,6 +59,35 @@ def test_range(grid, codes, ends) -> None:
     np.testing.assert_allclose((grid.low, grid.high), ends, rtol=1e-15)
 
 
+def test_constructors_take_a_width_for_each_slice() -> None:
+    low, high, bits = np.array([-1.0, -2.0, 0.5]), np.array([1.0, 3.0, 4.0]), [2, 5, 8]
+    for several, make in (
+        (qmath.Grid.symmetric(high, bits=bits, axis=0), lambda i: qmath.Grid.symmetric(high[i], bits=bits[i])),
+        (qmath.Grid.affine(low, high, bits=bits, axis=0), lambda i: qmath.Grid.affine(low[i], high[i], bits=bits[i])),
+        (
+            qmath.Grid.with_offset(low, high, bits=bits, axis=0),
+            lambda i: qmath.Grid.with_offset(low[i], high[i], bits=bits[i]),
+        ),
+    ):
+        for i in range(3):
+            one = make(i)
+            assert (several.scale[i], several.zero_point[i], several.offset[i]) == (
+                one.scale,
+                one.zero_point,
+                one.offset,
+            )
+            assert (several.limits[0][i], several.limits[1][i]) == one.limits
+
+
+def test_the_zero_point_follows_from_the_rounded_scale() -> None:
+    """The float16 nearest to a step of 1.0002 is 1: -2560.75 is 2560.2 steps of one, and 2560.75 of the other."""
+    low, high = -2560.75, 4095 * 1.0002 - 2560.75
+    exact = qmath.Grid.affine(low, high, bits=12)
+    rounded = qmath.Grid.affine(low, high, bits=12, dtype=np.float16)
+    assert int(exact.zero_point) == 2560
+    assert (float(rounded.scale), int(rounded.zero_point)) == (1.0, 2561)
+
+
 def test_affine_nudges_zero_onto_a_code() -> None:
     grid = qmath.Grid.affine([-0.26, -0.2, 0.0], [1.0, 2.0, 0.0], bits=4, axis=0)
     np.testing.assert_array_equal(grid.zero_point, [3, 1, 0])

@@ -17,7 +17,8 @@ from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import root
 from qgraph.observe.statistics import Observations
-from qgraph.plan.plan import ActivationQuant, KeptFloat, LayerQuant, QuantPlan, WeightQuant
+from qgraph.plan.grids import weight_grid
+from qgraph.plan.plan import ActivationQuant, KeptFloat, LayerQuant, QuantPlan
 
 HISTOGRAM = 201  # bins in the public code from which the paper takes its MSE baseline
 KL_HISTOGRAM = 2001
@@ -84,7 +85,7 @@ def _histogram_mse(data: NDArray[np.floating] | qmath.Histogram, bits: int) -> f
 def _layer(layer: Layer, bits: int, clip: str) -> LayerQuant:
     weight = layer.weight_array()
     limit = clip_threshold(weight, bits=bits, method=clip) if weight.any() else 1.0
-    grid = WeightQuant(bits=bits, scale=(float(np.float32(limit / (2 ** (bits - 1) - 1))),))
+    grid = weight_grid(-limit, limit, bits=bits, symmetric=True)
     return LayerQuant(name=layer.name, op=layer.op, weight=grid)
 
 
