@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from qgraph.assess.float_constants import is_linear
 from qgraph.assess.metric import Collected, Metric, compare_by
-from qgraph.assess.output_quality import AccuracyTally, Compared, classified
+from qgraph.assess.output_quality import AccuracyTally, classified
 from qgraph.errors import DataError
+from qgraph.observe.compared import Compared
 from qgraph.onnxfile.model import Model
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session, in_parallel

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from qgraph.assess.output_quality import Compared
 from qgraph.errors import DataError, UsageError
+from qgraph.observe.compared import Compared
 
 _GROUPS, _STUDENT = 10, 2.262157  # parts left out in turn, and Student's t at 95 % for 9 degrees of freedom
 

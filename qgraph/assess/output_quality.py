@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qgraph.observe.compared import Compared
 from qgraph.observe.distance import ratio_db, score_axis
 
 _NORMAL = 1.959964  # two-sided 95 %
@@ -31,24 +32,6 @@ class OutputQuality:
     decisions: int = 0
     same_values: float | None = None
     problem: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
-    """A figure of the task on the same samples, for the float model (`before`) and for the file (`after`).
-
-    `margin` is half the 95 % confidence interval of the difference; None if it is unknown.
-    """
-
-    name: str
-    before: float
-    after: float
-    samples: int
-    margin: float | None = None
-
-    @property
-    def difference(self) -> float:
-        return self.after - self.before
 
 
 @dataclass(slots=True)

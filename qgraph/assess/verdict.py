@@ -24,9 +24,10 @@ from qgraph.assess.fused import FusedGraph, read_fused
 from qgraph.assess.judge import batch_labels
 from qgraph.assess.latency import latency
 from qgraph.assess.metric import Collected, Metric, compare_by
-from qgraph.assess.output_quality import AccuracyTally, Compared, OutputQuality, OutputTally, classified
+from qgraph.assess.output_quality import AccuracyTally, OutputQuality, OutputTally, classified
 from qgraph.assess.verify import first_run
 from qgraph.errors import DataError, ModelError
+from qgraph.observe.compared import Compared
 from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.noise import TRIED_SIZES, noise
 from qgraph.onnxfile.write import serialised

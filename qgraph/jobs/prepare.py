@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import onnx_ir as ir
 
 from qgraph.assess.coverage import unseen
 from qgraph.assess.judge import Judge
@@ -35,7 +32,6 @@ from qgraph.samples.fallback import falling_back
 from qgraph.samples.split import Split, calibrating, hold_out
 
 if TYPE_CHECKING:
-    from qgraph.methods.zeroq.allocate import Drop
     from qgraph.methods.zeroq.mixed_precision import Better, Mixer
 
 
@@ -85,24 +81,15 @@ class Gathered(Material):
             job=self.job,
         )
 
-    def _judge(self) -> Callable[[ir.Model], Drop | None]:
-        """A function that measures a candidate on the task; it opens nothing before its first call."""
-        from qgraph.methods.zeroq.allocate import Drop
-
-        samples = self.judging or self.need_samples("--max-drop is measured on samples")
-        judge = Judge(
+    def _judge(self) -> Judge:
+        """Measures a candidate on the task."""
+        return Judge(
             reference=self.net,
-            samples=samples,
+            samples=self.judging or self.need_samples("--max-drop is measured on samples"),
             metric=self.trial.metric,
             threads=self.job.threads,
             progress=self.job.progress,
         )
-
-        def dropped(model: ir.Model) -> Drop | None:
-            compared = judge(model)
-            return None if compared is None else Drop(**dataclasses.asdict(compared))
-
-        return dropped
 
 
 def gather(

@@ -18,6 +18,7 @@ import numpy as np
 import qmath
 from qgraph.errors import UsageError
 from qgraph.methods.zeroq.sensitivity import Menu, Sensitivity
+from qgraph.observe.compared import Compared
 from qgraph.plan.plan import QuantPlan
 
 MEGABYTE = 2**20
@@ -34,20 +35,6 @@ class GroupConfig:
     keep: int = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drop:
-    """What the task loses: the figure `name` for the float model and for the chosen plan, on `samples` samples.
-
-    `margin` is half the 95 % confidence interval of the difference; None if it is unknown.
-    """
-
-    name: str
-    before: float
-    after: float
-    samples: int
-    margin: float | None = None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Allocation:
     """The frontier of sizes and sensitivities, and the selection taken from it.
@@ -58,7 +45,7 @@ class Allocation:
     sensitivity: Sensitivity
     frontier: qmath.Frontier
     chosen: qmath.Selection
-    drop: Drop | None = None
+    drop: Compared | None = None
 
     @property
     def bits(self) -> dict[str, int]:

@@ -20,7 +20,6 @@ from qgraph.lowering.simulate import simulate
 from qgraph.methods.zeroq.allocate import (
     MEGABYTE,
     Allocation,
-    Drop,
     GroupConfig,
     frontier,
     mix,
@@ -30,6 +29,7 @@ from qgraph.methods.zeroq.allocate import (
 )
 from qgraph.methods.zeroq.predict import predict
 from qgraph.methods.zeroq.sensitivity import SAMPLES, Menu, Sensitivity, sensitivity
+from qgraph.observe.compared import Compared
 from qgraph.observe.distance import Reference
 from qgraph.observe.propagation import Moments
 from qgraph.onnxfile.model import Model
@@ -44,7 +44,7 @@ from qgraph.samples.dataset import Dataset
 
 Refine = Callable[[QuantPlan, Recipe], QuantPlan]
 Lower = Callable[[QuantPlan], ir.Model]
-Judge = Callable[[ir.Model], Drop | None]
+Judge = Callable[[ir.Model], Compared | None]
 Better = Callable[[QuantPlan], object]
 
 
@@ -113,7 +113,7 @@ class Mixer:
 
     def choose(
         self, plan: QuantPlan, table: Sensitivity, front: qmath.Frontier, menu: Menu
-    ) -> tuple[qmath.Selection, Drop | None]:
+    ) -> tuple[qmath.Selection, Compared | None]:
         """The selection within the recipe's budget and, with `max_drop`, what the task loses by it."""
         budget = self._budget(table)
         if budget is None:
@@ -155,10 +155,10 @@ class Mixer:
 
     def _smallest_within_drop(
         self, plan: QuantPlan, front: qmath.Frontier, menu: Menu, *, allowed: float
-    ) -> tuple[qmath.Selection, Drop]:
+    ) -> tuple[qmath.Selection, Compared]:
         """Bisect the frontier by measuring the task; `on_better` gets what is accepted."""
         floats = self._judged(self.net.ir_model)
-        tried: dict[tuple[int, ...], Drop] = {}
+        tried: dict[tuple[int, ...], Compared] = {}
         with open_store(
             self.job.resume,
             "max-drop",
@@ -193,7 +193,7 @@ class Mixer:
         drop = self._judged(self.lower(plan))
         return drop.after, drop.margin
 
-    def _judged(self, model: ir.Model) -> Drop:
+    def _judged(self, model: ir.Model) -> Compared:
         drop = self.judge(model)
         if drop is None:
             raise ModelError(

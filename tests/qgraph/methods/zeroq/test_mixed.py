@@ -16,8 +16,8 @@ import qgraph
 from qgraph.cli import main
 from qgraph.errors import ModelError, UsageError
 from qgraph.graph.sites import GraphView
-from qgraph.methods.zeroq.allocate import Drop
 from qgraph.methods.zeroq.mixed_precision import Mixer
+from qgraph.observe.compared import Compared
 from qgraph.observe.statistics import observe
 from qgraph.onnxfile.opset import prepare
 from qgraph.plan.grids import initial_plan
@@ -177,7 +177,7 @@ def test_the_drop_that_is_allowed_is_the_drop_that_is_taken(digits, digits_calib
         data=open_data(digits_calibration, net, limit=8),
         refine=lambda plan, recipe: plan,
         lower=lambda plan: plan,
-        judge=lambda model: Drop(name="accuracy", before=90.0, after=accuracy(model), samples=8),
+        judge=lambda model: Compared(name="accuracy", before=90.0, after=accuracy(model), samples=8),
         on_better=accepted.append,
     )
     chosen, _ = mixer.mix(initial_plan(view, recipe, observe(net, mixer.data)))
