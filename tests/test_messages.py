@@ -243,7 +243,7 @@ def test_what_cannot_be_distilled_or_trained(digits):
     with pytest.raises(QGraphError, match="only float inputs can be distilled"):
         distill(cast_first(tokens))
     free = graph("(float[N, 4, H] x) => (float[N, 4, H] y) { y = Relu(x) }")
-    with pytest.raises(DataError, match="is not fixed; give the shape of a batch"):
+    with pytest.raises(DataError, match="is not fixed; give it with --shape x=32,4,N"):
         distill(free)
     whole = with_layer(graph("(float[N, 4] x) => (int64[N, 1] y) { y = ArgMax<axis = 1>(h) }"))
     data = np.random.default_rng(0).random((400, 4), np.float32)

@@ -21,13 +21,15 @@ def verify(quantized: ir.Model, net: Model, samples: Dataset | None, *, threads:
     onnxruntime holds all weights of a model that it runs. If weights stay in their file and there is no sample to run,
     it only loads the graph: operators, types and shapes are checked, results are not.
 
-    Raises `ModelError` if onnxruntime refuses the model, or an output has another type than `net` declares.
+    Raises `ModelError` if onnxruntime refuses the model (and says so where it refuses `net` as well), or an output has
+    another type than `net` declares.
     """
     try:
         alone = samples is None and not fits_one_file(quantized)
         session = Session(without_weights(quantized) if alone else quantized, threads=threads)
         produced = [] if samples is None else first_run(session, samples)[2]
     except ModelError as error:
+        _check_runs(net, samples, threads)
         raise ModelError(
             f"{net.source}: the quantized model does not run: {error}; leave layers in floating point with "
             f"--keep NAME, or use --format float"
@@ -39,6 +41,19 @@ def verify(quantized: ir.Model, net: Model, samples: Dataset | None, *, threads:
                 f"{net.source}: output '{output.name}' of the quantized model is {array.dtype}, not {wanted}; "
                 f"leave the layers before it in floating point with --keep NAME"
             )
+
+
+def _check_runs(net: Model, samples: Dataset | None, threads: int | None) -> None:
+    """Raise `ModelError` where it is the float model that does not run."""
+    try:
+        session = Session(net.ir_model, threads=threads)
+        if samples is not None:
+            first_run(session, samples)
+    except ModelError as error:
+        raise ModelError(
+            f"{net.source} itself does not run: {error}; export it with types and operators that onnxruntime's CPU "
+            f"provider has"
+        ) from error
 
 
 def first_run(session: Session, samples: Dataset) -> tuple[int, Batch, list[NDArray[Any]]]:

@@ -9,7 +9,7 @@ import click
 
 from qgraph.cli.clock import elapsed
 from qgraph.cli.console import progress, show, show_json
-from qgraph.cli.options import batch_option, run_options, shape_option
+from qgraph.cli.options import batch_axis_option, batch_option, run_options, shape_option
 from qgraph.running.files import check_writable, write_atomically
 
 
@@ -24,6 +24,7 @@ from qgraph.running.files import check_writable, write_atomically
 @click.option("--resume", metavar="DIR", help="Folder for checkpoints, from which an interrupted job continues.")
 @batch_option
 @shape_option
+@batch_axis_option
 @run_options
 def distill(
     model: str,
@@ -33,6 +34,7 @@ def distill(
     seed: int,
     batch: int | None,
     shapes: dict[str, tuple[int, ...]] | None,
+    batch_axes: dict[str, int] | None,
     resume: str | None,
     threads: int | None,
     as_json: bool,
@@ -58,6 +60,7 @@ def distill(
         steps=steps,
         batch=batch,
         shapes=shapes,
+        axes=batch_axes,
     )
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **inputs)  # type: ignore[arg-type]

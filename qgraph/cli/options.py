@@ -149,6 +149,15 @@ shape_option = click.option(
     help="Shape of an input whose sizes the model leaves open (repeatable).",
 )
 
+batch_axis_option = click.option(
+    "--batch-axis",
+    "batch_axes",
+    type=Named(click.INT, "NAME=1"),
+    multiple=True,
+    callback=_as_mapping,
+    help="Axis of an input along which samples run, if it cannot be told from the sizes (repeatable).",
+)
+
 
 def data_options(*, required: bool = False, own_batch: bool = False) -> Callable[[F], F]:
     return _all(
@@ -164,14 +173,7 @@ def data_options(*, required: bool = False, own_batch: bool = False) -> Callable
         click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N samples."),
         *([] if own_batch else [batch_option]),
         shape_option,
-        click.option(
-            "--batch-axis",
-            "batch_axes",
-            type=Named(click.INT, "NAME=1"),
-            multiple=True,
-            callback=_as_mapping,
-            help="Axis of an input along which samples run, if it cannot be told from the sizes (repeatable).",
-        ),
+        batch_axis_option,
     )
 
 

@@ -176,7 +176,7 @@ def why_not_quantized(value: ir.Value | None) -> str:
     if weight is None:
         return "its weight is not a constant"
     if weight.dtype != np.float32 and value.dtype not in HALF:  # type: ignore[union-attr]
-        return f"its weight is {weight.dtype}, not float32, float16 or bfloat16"
+        return f"its weight is {weight.dtype}, and only those of float32, float16 and bfloat16 are quantized"
     if weight.ndim < 2 or weight.size == 0:
         return f"its weight has shape {list(weight.shape)}; at least two dimensions are needed"
     weight = weight.astype(np.float32, copy=False)

@@ -8,7 +8,7 @@ from typing import Unpack
 from qgraph.assess.metric import MetricLike, load_metric
 from qgraph.assess.verdict import Verdict
 from qgraph.assess.verify import verify
-from qgraph.jobs.below import warn_below
+from qgraph.jobs.below import expected_db, warn_below
 from qgraph.jobs.given import open_given
 from qgraph.jobs.trial import Trial
 from qgraph.lowering.lower import lower
@@ -46,8 +46,8 @@ def apply(
     Args:
         model: a path, `onnx.ModelProto` or onnx-ir model; it must be the one the plan was made for.
         plan: what to quantize, and how.
-        data: samples to judge the result on, with a warning for outputs below 20 dB; they do not change it. Without
-            data it is judged on noise.
+        data: samples to judge the result on, with a warning for outputs below 25 dB (20 dB for grids below
+            8 bits); they do not change it. Without data it is judged on noise.
         format: `qdq` to deploy, or `float` for a simulation in plain float operators.
         opset, preprocessing, limit, batch, shapes, batch_axes, metric, threads: as in `quantize`.
         measure: compare the result with the float model in onnxruntime (`Applied.quality`).
@@ -77,5 +77,5 @@ def apply(
     if quality is None or quality.notes:  # else the file has run already
         verify(lowered, net, samples)
     if quality is not None:
-        warn_below(quality)
+        warn_below(quality, expected_db(plan))
     return Applied(ir_model=lowered, source=net.source, nbytes=net.nbytes, digest=net.digest, quality=quality)

@@ -14,7 +14,7 @@ from qgraph.jobs.given import Given
 from qgraph.onnxfile.model import Model
 from qgraph.running.job import Job
 from qgraph.samples.dataset import Dataset, Reading, open_data
-from qgraph.samples.layout import shaped
+from qgraph.samples.layout import batch_axes, shaped
 
 DISTILLED = 32  # samples distilled by default (ZeroQ, section IV)
 
@@ -22,8 +22,10 @@ DISTILLED = 32  # samples distilled by default (ZeroQ, section IV)
 def distilled_samples(given: Given, job: Job, reading: Reading, *, count: int) -> Dataset:
     """Distil inputs for the batch and the shapes of `reading`, as samples of the normalised network."""
     batch, shapes = reading.get("batch"), reading.get("shapes")
-    inputs = distilled_inputs(given.loaded, job, count=count, batch=batch, shapes=shapes)
-    return open_data(inputs, given.net, batch=batch)
+    said = batch_axes(given.loaded.input_values(), reading.get("batch_axes") or {})
+    axes = {name: axis for name, axis in said.items() if axis is not None}
+    inputs = distilled_inputs(given.loaded, job, count=count, batch=batch, shapes=shapes, axes=axes)
+    return open_data(inputs, given.net, batch=batch, batch_axes=axes)
 
 
 def distilled_inputs(
@@ -34,6 +36,7 @@ def distilled_inputs(
     steps: int | None = None,
     batch: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    axes: Mapping[str, int] | None = None,
 ) -> Mapping[str, NDArray[np.float32]]:
     """Distil inputs from the model (ZeroQ) and report progress; warn where the model has nothing to distil from."""
     from qgraph.methods.zeroq.distill import DistillConfig, distill  # gradients take a while to import
@@ -41,7 +44,7 @@ def distilled_inputs(
     config = DistillConfig() if steps is None else DistillConfig(steps=steps)
     config = config if batch is None else replace(config, batch=batch)
     open_shapes: dict[str, list[Any]] = {
-        str(v.name): list(v.shape or ()) for v in shaped(model.input_values(), shapes or {})
+        str(v.name): list(v.shape or ()) for v in shaped(model.input_values(), shapes or {}, axes or {})
     }
     planned = -(-count // config.batch) * config.steps
     seen = 0
@@ -62,6 +65,7 @@ def distilled_inputs(
             resume=job.resume,
             on_step=on_step,
             shapes=open_shapes,
+            batch_axes=axes,
         )
     if result.note:
         warnings.warn(f"{model.source}: {result.note}", stacklevel=2)

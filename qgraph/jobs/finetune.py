@@ -39,6 +39,7 @@ from qgraph.running.store import hold
 from qgraph.running.threads import keeps_threads
 from qgraph.samples.dataset import DataLike, Dataset, take_reading
 from qgraph.samples.fallback import falling_back
+from qgraph.samples.layout import batch_axes
 from qgraph.samples.split import Split, hold_out
 
 DISTILLED = 512  # samples distilled by default
@@ -114,7 +115,10 @@ def finetune(
         check_needs(method, given.loaded, given.samples)
         plan = _given_plan(start, given.net)
         batch_norms = known_moments(normalise(given.loaded, fold_bn=False)).keys()
-        _check(given.net, recipe, chosen, batch_norms, distilling=data is None)
+        _check(given.net, recipe, chosen, batch_norms)
+        if data is None:
+            axes = batch_axes(given.net.input_values(), reading.get("batch_axes") or {})
+            check_trainable(given.net, choose_layers(GraphView(given.net), recipe.keep)[0], chosen, axes=axes)
     with hold(resume):
         samples = given.samples
         if samples is None:
@@ -189,17 +193,13 @@ def _recipe(method: str, has_data: bool, **overrides: Any) -> Recipe:
     return recipe
 
 
-def _check(
-    net: Model, recipe: Recipe, config: LsqPlusConfig, batch_norms: Collection[str], *, distilling: bool
-) -> None:
+def _check(net: Model, recipe: Recipe, config: LsqPlusConfig, batch_norms: Collection[str]) -> None:
     """Raise `UsageError` for what cannot be done, before the work begins."""
     layers, _ = choose_layers(GraphView(net), recipe.keep)
     if config.keep_bn and not any(layer.op == "Conv" and layer.output.name in batch_norms for layer in layers):
         raise UsageError(
             f"{net.source} has no BatchNormalization to keep after a quantized convolution: most exporters fold it away"
         )
-    if distilling:
-        check_trainable(net, layers, config)
 
 
 def _trained(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -9,6 +10,7 @@ from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.opset import prepare
 from qgraph.samples.dataset import DataLike, Dataset, Reading, open_data
+from qgraph.samples.layout import shaped
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -30,5 +32,8 @@ def open_given(
 ) -> Given:
     """Load and normalise a model, and open the data for it."""
     loaded = load(model)
+    shapes, axes = reading.get("shapes") or {}, reading.get("batch_axes") or {}
+    shaped(loaded.input_values(), shapes, axes)  # fail before the work begins
+    loaded = dataclasses.replace(loaded, shapes=shapes)
     net = prepare(loaded, opset=opset, fold_bn=fold_bn)
     return Given(loaded=loaded, net=net, samples=None if data is None else open_data(data, net, **reading))

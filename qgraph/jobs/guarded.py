@@ -9,13 +9,13 @@ import numpy as np
 
 from qgraph.assess.verdict import Verdict
 from qgraph.errors import UsageError
-from qgraph.jobs.below import TARGET_DB, warn_of_result
+from qgraph.jobs.below import TARGET_DB, below_eight_bits
 from qgraph.jobs.plan_judge import PlanJudge, margin
 from qgraph.jobs.prepare import Gathered
 from qgraph.jobs.result import GivenUp, Result
 from qgraph.methods.guard.concessions import widened
 from qgraph.methods.guard.guard import COMFORTS, Guarded, Judge, comforted, guard
-from qgraph.plan.plan import MAX_BITS, QuantPlan
+from qgraph.plan.plan import QuantPlan
 
 SPARE_DB = max(comfort.spare_db for comfort in COMFORTS)  # outputs this far above the target are left alone
 WORTH_DB = 0.5  # a variant must beat the plan by this much
@@ -47,14 +47,13 @@ def guarded(given: Gathered, result: Result, *, guard_db: float | str | None) ->
     If an output is less than `SPARE_DB` above the target, two variants of the plan are tried: full ranges instead of
     clips, and biases without their shifts. If the target itself is missed, the guard gives up grids; if it is met with
     less to spare, it gives up what is cheap. When the caller set no target, plans with grids below 8 bits are not
-    changed; a warning says what they miss.
+    changed.
     """
     target = parse_target(guard_db)
     quality = result.quality
     if target is None or quality is None or given.samples is None:
         return result
     if guard_db is None and below_eight_bits(result.plan):
-        warn_of_result(result, target)
         return result
     sure = quality.samples >= ENOUGH or _margin(result, target) >= SURE_DB
     judge = None if sure else PlanJudge(given)
@@ -96,7 +95,7 @@ def _best_variant(given: Gathered, result: Result, judge: Judge) -> Result:
 
 
 def _repaired(given: Gathered, result: Result, before: Verdict, judge: PlanJudge, target: float) -> Result:
-    """The result after the guard, checked on held-out samples as well; warns where it is no better there."""
+    """The result after the guard, checked on held-out samples as well."""
     wanted, better = target, result
     for _ in range(2):  # a target met on calibration samples may be missed on held-out ones
         found = _give_up(guard, given, result.plan, judge, wanted, samples=SAMPLES)
@@ -106,7 +105,6 @@ def _repaired(given: Gathered, result: Result, before: Verdict, judge: PlanJudge
         if missed >= 0:
             return better
         wanted += 1.0 - max(missed, -target)
-    warn_of_result(better, target)
     return better
 
 
@@ -146,10 +144,3 @@ def _margin(result: Result, target: float) -> float:
 def _ranges(given: Gathered, plan: QuantPlan) -> dict[str, tuple[float, float]]:
     observed = given.observed
     return {} if observed is None else {a.tensor: observed.range_of(a.tensor) for a in plan.activations}
-
-
-def below_eight_bits(plan: QuantPlan) -> bool:
-    """Whether the plan has grids below 8 bits, which the guard does not give up unasked."""
-    return any(min(layer.weight.widths) < MAX_BITS - 1 for layer in plan.layers) or any(
-        a.bits < MAX_BITS for a in plan.activations
-    )

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from qgraph.assess.metric import MetricLike
 from qgraph.assess.verify import verify
-from qgraph.jobs.guarded import guarded
+from qgraph.jobs.below import warn_of_result
+from qgraph.jobs.guarded import guarded, parse_target
 from qgraph.jobs.no_larger import no_larger, warn_if_larger
 from qgraph.jobs.no_slower import no_slower
 from qgraph.jobs.prepare import Gathered, gather
@@ -76,7 +77,8 @@ def quantize(
         metric: measures the task, for the verdict and for `max_drop`: a function (outputs, labels) -> number, higher
             is better, or its name as `module:function`.
         guard: SQNR in dB that every output must keep, or "off". Grids that ruin an output are given up until it does.
-            By default, where all grids have 8 bits, 20 dB and 98 % unchanged classes; other plans only get a warning.
+            By default, where all grids have 8 bits, 20 dB and 98 % unchanged classes; other plans only get a warning,
+            and so do outputs below 25 dB at 8 bits.
         threads: threads of onnxruntime and of independent jobs; by default as many as there are CPUs.
         resume: folder for checkpoints of long stages; the same job continues from what it finds there.
         executor: where independent jobs run: `local` or `dask:ADDRESS`.
@@ -149,6 +151,8 @@ def _quantized(
         with job.stage("layers"):
             _ = result.layers_in_file
         tell(result.warnings())
+        if guard != "off":
+            warn_of_result(result, None if guard is None else parse_target(guard))
     warn_if_larger(result)
     job.finish()
     return result

@@ -9,6 +9,7 @@ from typing import Any
 
 from qgraph.errors import UsageError
 from qgraph.graph.sites import GraphView, choose_layers
+from qgraph.jobs.given import open_given
 from qgraph.methods.qrater.config import PROTOCOLS, Protocol, SearchConfig
 from qgraph.methods.qrater.polish import ConstantObjective as ConstantObjective
 from qgraph.methods.qrater.polish import polish
@@ -17,7 +18,6 @@ from qgraph.methods.qrater.search import Found
 from qgraph.observe.material import Material
 from qgraph.observe.statistics import Observations, observe
 from qgraph.onnxfile.model import Model, ModelLike
-from qgraph.onnxfile.opset import prepare
 from qgraph.plan import registry
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
@@ -89,7 +89,7 @@ def search(
         raise UsageError(f"unknown protocol '{protocol}': choose {' or '.join(PROTOCOLS)}")
     reading = take_reading(overrides)
     recipe = Recipe.choose("qrater", True, **overrides)
-    net = prepare(model, opset=opset, fold_bn=protocol == "deploy")
+    net = open_given(model, None, opset=opset, fold_bn=protocol == "deploy", **reading).net
     samples = open_data(data, net, **reading)
     config = dataclasses.replace(config or SearchConfig(), fine=protocol == "deploy")
     job = Job(threads=threads, resume=folder, executor=executor, progress=progress)

@@ -80,3 +80,22 @@ def numbered(name: str, taken: dict[str, int], *, separator: str) -> str:
         taken[name] = suffix
     taken[unique] = 1
     return unique
+
+
+def name_everything(model: ir.Model, *, also_unnamed: bool = True) -> None:
+    """Give every node a unique name: its own, or one made of its operator and first output."""
+    seen: dict[str, int] = {}
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if not node.name and not also_unnamed:
+            continue
+        node.name = numbered(name_of(node), seen, separator="_")
+
+
+def rename_twins(model: ir.Model) -> None:
+    """Number the nodes that share a name: onnxruntime does not load them."""
+    name_everything(model, also_unnamed=False)
+
+
+def name_of(node: ir.Node) -> str:
+    """The name of a node, or one made of its operator and first output."""
+    return node.name or f"{node.op_type}_{node.outputs[0].name}"

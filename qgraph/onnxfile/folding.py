@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph.errors import ModelError
-from qgraph.onnxfile.edit import add_initializer, constant
+from qgraph.onnxfile.edit import add_initializer, constant, name_of
 from qgraph.running import sessions as runtime
 
 Declined: TypeAlias = list[tuple[ir.Node, str]]
@@ -226,11 +226,6 @@ def _replace_by_initializer(graph: ir.Graph, value: ir.Value, array: NDArray[np.
     constant.dtype = ir.DataType.from_numpy(array.dtype)
     graph.register_initializer(constant)
     value.replace_all_uses_with(constant)
-
-
-def name_of(node: ir.Node) -> str:
-    """The name of a node, or one made of its operator and first output."""
-    return node.name or f"{node.op_type}_{node.outputs[0].name}"
 
 
 def _is_training(bn: ir.Node) -> bool:

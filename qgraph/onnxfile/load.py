@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from qgraph.errors import ModelError, first_line
 from qgraph.onnxfile.content import check_content
+from qgraph.onnxfile.edit import rename_twins
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.readable import readable
 from qgraph.running import sessions as runtime
@@ -48,6 +49,7 @@ def load(model: ModelLike) -> Model:
     else:
         loaded = _load_file(Path(model))
     _check_opset(loaded.opset, loaded.source)
+    rename_twins(loaded.ir_model)
     return loaded
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import onnx
 import onnx_ir as ir
@@ -34,11 +34,13 @@ class Model:
     """SHA-256 of what a normalised model computes: nodes, attributes, weights and interface."""
     unchanged: tuple[Unchanged, ...] = ()
     """Nodes that the rewrites of `normalise` left unchanged."""
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict, hash=False)
+    """Sizes of inputs that the model leaves open, by input, as the caller gave them; noise has these."""
 
-    def __reduce__(self) -> tuple[Callable[..., Model], tuple[bytes, str, int, str, tuple[Unchanged, ...]]]:
+    def __reduce__(self) -> tuple[Callable[..., Model], tuple[Any, ...]]:
         """Pickle as ONNX; the digest is kept, since nothing is recomputed."""
         written = ir.to_proto(self.ir_model).SerializeToString()
-        return _unpickled, (written, self.source, self.nbytes, self.digest, self.unchanged)
+        return _unpickled, (written, self.source, self.nbytes, self.digest, self.unchanged, self.shapes)
 
     @property
     def opset(self) -> int:
@@ -57,6 +59,7 @@ class Model:
         return [v for v in self.graph.inputs if v.name not in self.graph.initializers]
 
 
-def _unpickled(data: bytes, source: str, nbytes: int, digest: str, unchanged: tuple[Unchanged, ...]) -> Model:
+def _unpickled(data: bytes, *others: Any) -> Model:
+    names = ("source", "nbytes", "digest", "unchanged", "shapes")
     net = ir.from_proto(onnx.ModelProto.FromString(data))
-    return Model(ir_model=net, source=source, nbytes=nbytes, digest=digest, unchanged=unchanged)
+    return Model(ir_model=net, **dict(zip(names, others, strict=True)))

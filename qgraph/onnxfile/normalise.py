@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +14,7 @@ from qgraph.errors import ModelError, QGraphError, first_line
 from qgraph.onnxfile.axes import name_all_axes, pad_in_pools
 from qgraph.onnxfile.bodies import lift_weights_out_of_bodies
 from qgraph.onnxfile.cost_limits import GROWING_OPS, check_bounds
-from qgraph.onnxfile.edit import numbered
+from qgraph.onnxfile.edit import name_everything, rename_twins
 from qgraph.onnxfile.einsum import einsums_to_products
 from qgraph.onnxfile.folding import (
     Declined,
@@ -22,7 +23,6 @@ from qgraph.onnxfile.folding import (
     fold_batch_normalization,
     fold_constants,
     fuse_matrix_product_bias,
-    name_of,
 )
 from qgraph.onnxfile.model import Model, Unchanged
 from qgraph.onnxfile.readable import TYPE_NOTE
@@ -49,7 +49,7 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
         passes.InlinePass() if net.functions else lambda _: None,
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         passes.RemoveInitializersFromInputsPass(),
-        _rename_twins,
+        rename_twins,
         ours(bypass_identities, "bypass"),
         _check_constants,
         ours(fold_constants, "compute in advance"),
@@ -75,7 +75,7 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
     except Exception as error:  # of any kind: the file contradicts itself
         raise ModelError(f"{model.source} is not a valid ONNX graph: {first_line(error)}") from error
     net.ir_version = needed_ir_version(net)
-    return Model(ir_model=net, source=model.source, nbytes=model.nbytes, digest=digest, unchanged=_unchanged(left))
+    return replace(model, ir_model=net, digest=digest, unchanged=_unchanged(left))
 
 
 def _unchanged(left: Iterable[tuple[str, ir.Node, str]]) -> tuple[Unchanged, ...]:
@@ -97,20 +97,6 @@ def _drop_notes(net: ir.Model) -> None:
             value.metadata_props.clear()
             if kept is not None:
                 value.metadata_props[TYPE_NOTE] = kept
-
-
-def _rename_twins(model: ir.Model) -> None:
-    """Number the nodes that share a name: onnxruntime does not load them."""
-    name_everything(model, also_unnamed=False)
-
-
-def name_everything(model: ir.Model, *, also_unnamed: bool = True) -> None:
-    """Give every node a unique name: its own, or one made of its operator and first output."""
-    seen: dict[str, int] = {}
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if not node.name and not also_unnamed:
-            continue
-        node.name = numbered(name_of(node), seen, separator="_")
 
 
 def _infer_shapes(model: ir.Model) -> None:

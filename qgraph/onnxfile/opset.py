@@ -13,10 +13,11 @@ from onnx_ir.passes import common as passes
 
 from qgraph.errors import ModelError, UsageError, first_line
 from qgraph.onnxfile.axes import pad_in_pools
+from qgraph.onnxfile.edit import name_everything
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.noise import TRIED_SIZES, noise
-from qgraph.onnxfile.normalise import name_everything, normalise
+from qgraph.onnxfile.normalise import normalise
 from qgraph.running import sessions as runtime
 
 QUANTIZED_OPSET = 13  # per-channel QuantizeLinear, Min on uint8

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from qgraph.errors import DataError
 from qgraph.onnxfile.model import Model
 from qgraph.samples.images import image_size, read_image
-from qgraph.samples.layout import place, shaped
+from qgraph.samples.layout import check_tensors, place, shaped
 from qgraph.samples.preprocessing import Preprocessing, check_shape, to_input
 from qgraph.samples.read import LABELS, Array, arranged, is_one_run, length, read_parts
 
@@ -254,7 +254,8 @@ def open_data(
     if isinstance(source, Dataset):
         fewer = source if limit is None else replace(source, limit=min(limit, source.count))
         return fewer if preprocessing is None else replace(fewer, preprocessing=preprocessing)
-    inputs = shaped(model.input_values(), shapes or {})
+    inputs = shaped(model.input_values(), shapes or {}, batch_axes or {})
+    check_tensors(inputs, model.source)
     parts, description = read_parts(source, inputs, limit, batch_axes or {})
     parts, layouts = arranged(parts, inputs, description, batch_axes or {})
     labels = [part[LABELS] for part in parts if LABELS in part]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph.errors import DataError, UsageError
+from qgraph.onnxfile.readable import type_text
 
 Axes = Mapping[str, "int | None"]
+FIRST: Axes = MappingProxyType({})
+"""Every batch along axis 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,16 @@ def check_axes(batch_axes: Mapping[str, int], inputs: Sequence[ir.Value]) -> Non
         rank = ranks[name]
         if rank is not None and not 0 <= axis < rank:
             raise UsageError(f"--batch-axis {name}={axis}: input '{name}' has axes 0 to {rank - 1}")
+
+
+def check_tensors(inputs: Sequence[ir.Value], where: str) -> None:
+    """Raise `DataError` for an input that is no tensor: a sequence, or an optional one."""
+    for value in inputs:
+        if value.type is not None and not isinstance(value.type, ir.TensorType):
+            raise DataError(
+                f"{where}: input '{value.name}' is a {type_text(value)}, and samples are tensors: convert the model "
+                f"with tensors as its inputs, or quantize weights alone, without data, by --activations none"
+            )
 
 
 def arrange(
@@ -70,6 +84,25 @@ def arrange(
     return arranged, {name: reading.axis for name, reading in best[1].items()}
 
 
+def batch_axes(inputs: Sequence[ir.Value], said: Mapping[str, int]) -> dict[str, int | None]:
+    """The axis of every input along which a batch runs, where there are no data to tell; None: there is none.
+
+    It is the axis that is `said`, or one that is open; among fixed sizes, that of the size that most inputs share.
+    """
+    dims = {str(v.name): _sizes(v) for v in inputs}
+    axes = {name: said.get(name, _order(sizes)[0] if sizes else None) for name, sizes in dims.items()}
+    fixed = {n: dims[n] for n, axis in axes.items() if n not in said and axis is not None and dims[n][axis] is not None}
+    heads = list(dict.fromkeys(sizes[0] for sizes in fixed.values()))
+    batch = max(heads, key=lambda size: sum(size in sizes for sizes in fixed.values()), default=None)
+    for name, sizes in fixed.items():
+        axes[name] = sizes.index(batch) if batch in sizes else None
+    return axes
+
+
+def _sizes(value: ir.Value) -> list[int | None]:
+    return [d if isinstance(d, int) else None for d in value.shape or ()]
+
+
 def place(samples: NDArray[Any], axis: int | None, name: str) -> NDArray[Any]:
     """Samples in the layout of the input: along its batch axis, or one for all."""
     if axis is None:
@@ -79,8 +112,12 @@ def place(samples: NDArray[Any], axis: int | None, name: str) -> NDArray[Any]:
     return np.ascontiguousarray(np.moveaxis(samples, 0, axis))
 
 
-def shaped(inputs: Sequence[ir.Value], shapes: Mapping[str, Sequence[int]]) -> tuple[ir.Value, ...]:
-    """The inputs with the given sizes for dimensions that the model leaves open; the batch, along axis 0, stays open.
+def shaped(
+    inputs: Sequence[ir.Value], shapes: Mapping[str, Sequence[int]], said: Mapping[str, int]
+) -> tuple[ir.Value, ...]:
+    """The inputs with the given sizes for dimensions that the model leaves open; the axis of the batch stays open.
+
+    `said` are the axes of batches that are not to be guessed.
 
     Raises `UsageError` for an unknown input, and for sizes that contradict the model.
     """
@@ -89,15 +126,18 @@ def shaped(inputs: Sequence[ir.Value], shapes: Mapping[str, Sequence[int]]) -> t
         if name not in known:
             raise UsageError(f"--shape {name}: the model has no such input; it has {', '.join(known)}")
         wanted = known[name].shape
-        fits = wanted is None or _fits(sizes, [d if isinstance(d, int) else None for d in wanted])
+        fits = wanted is None or _fits(sizes, _sizes(known[name]))
         if not fits or any(size < 1 for size in sizes):
             raise UsageError(f"--shape {name}={','.join(map(str, sizes))} does not fit the input's shape {wanted}")
-    return tuple(_with_shape(v, shapes[str(v.name)]) if str(v.name) in shapes else v for v in inputs)
+    axes = batch_axes(inputs, said) if shapes else {}
+    return tuple(_with_shape(v, shapes[str(v.name)], axes[str(v.name)]) if str(v.name) in shapes else v for v in inputs)
 
 
-def _with_shape(value: ir.Value, sizes: Sequence[int]) -> ir.Value:
-    opened = value.shape is None or not isinstance(value.shape[0], int) if sizes else False
-    return ir.Value(name=value.name, type=value.type, shape=ir.Shape([None, *sizes[1:]] if opened else sizes))
+def _with_shape(value: ir.Value, given: Sequence[int], axis: int | None) -> ir.Value:
+    axis = 0 if value.shape is None else axis
+    opened = value.shape is None or (axis is not None and not isinstance(value.shape[axis], int))
+    sizes = [None if opened and i == axis else size for i, size in enumerate(given)]
+    return ir.Value(name=value.name, type=value.type, shape=ir.Shape(sizes))
 
 
 def _pick(readings: Sequence[_Reading], count: int) -> _Reading | None:
@@ -109,7 +149,7 @@ def _readings(array: Any, value: ir.Value, axis: int | None) -> list[_Reading]:
     if isinstance(array, list) or value.shape is None or _is_image(array, value):
         return [_Reading(count=len(array), axis=0, first=array)] if np.ndim(array) or isinstance(array, list) else []
     array = np.asarray(array)
-    dims = [d if isinstance(d, int) else None for d in value.shape]
+    dims = _sizes(value)
     rank, found = len(dims), []
     if axis is None and rank == 1 and dims[0] not in (None, 1):  # a vector: no batch, every sample is a run of its own
         whole = array[np.newaxis] if array.ndim == 1 else array

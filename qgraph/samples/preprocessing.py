@@ -59,6 +59,8 @@ class Preprocessing:
 
 def to_input(array: Array, value: ir.Value, preprocessing: Preprocessing) -> Array:
     """The array in the type and layout of the model's input."""
+    if value.dtype == ir.DataType.STRING:
+        return _strings(array, value)
     wanted = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
     if array.dtype.kind not in "fiub":
         raise DataError(f"input '{value.name}' needs numbers, but the data are of type {array.dtype}")
@@ -73,6 +75,13 @@ def to_input(array: Array, value: ir.Value, preprocessing: Preprocessing) -> Arr
     if wanted.kind in "iu" and array.dtype.kind == "f":
         raise DataError(f"input '{value.name}' needs {wanted} values, but the data are {array.dtype}")
     return np.require(array, dtype=wanted, requirements="C")
+
+
+def _strings(array: Array, value: ir.Value) -> Array:
+    """The strings as Python objects, which onnxruntime takes."""
+    if array.dtype.kind not in "UO":
+        raise DataError(f"input '{value.name}' needs strings, but the data are of type {array.dtype}")
+    return array.astype(object)
 
 
 def _is_channels_last(shape: ir.Shape, image: tuple[int, ...]) -> bool:

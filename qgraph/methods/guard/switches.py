@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from qgraph.graph.layers import Layer
 from qgraph.lowering.places import put_in_place
 from qgraph.lowering.simulate import FloatEmitter
+from qgraph.onnxfile.edit import add_initializer, constant
 from qgraph.onnxfile.model import Model
 from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
 from qgraph.running.sessions import Session
@@ -101,8 +102,11 @@ class _SwitchedEmitter(FloatEmitter):
         self.switches: dict[Grid, ir.Value] = {}
 
     def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
-        quantized = super().weight(layer, quant, operand)
-        return self._either(Grid("weight", layer.name), quantized, layer.weight)
+        quantized, plain = super().weight(layer, quant, operand), layer.weight
+        array = constant(plain)
+        if plain.graph is not self.graph and array is not None:  # a constant of a body, which nothing outside can read
+            plain = add_initializer(self.graph, str(plain.name), array)
+        return self._either(Grid("weight", layer.name), quantized, plain)
 
     def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
         result = self._either(Grid("tensor", quant.tensor), super().activation(value, quant), value)

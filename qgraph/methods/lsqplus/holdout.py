@@ -17,6 +17,7 @@ from qgraph.onnxfile.model import Model
 from qgraph.plan.plan import QuantPlan
 from qgraph.running.sessions import Session, in_parallel
 from qgraph.samples.dataset import Batch
+from qgraph.samples.layout import Axes
 
 _BATCH = 32
 
@@ -78,7 +79,7 @@ def judge(
             right = int((found[0].argmax(axis=1) == batch.labels).sum())
         return _distances(wanted, found, targets, batch.count), right, batch.count
 
-    size = 1 if _fixed(net) else _BATCH
+    size = _BATCH if fixed_batch(net, feed.data.layouts) is None else 1
     judged = list(in_parallel(run, feed.held_out_batches(size), workers=threads))
     distances = np.concatenate([found for found, _, _ in judged])
     right, count = (sum(part) for part in list(zip(*judged, strict=True))[1:])
@@ -103,5 +104,10 @@ def _distances(
     return np.full(count, np.mean(errors))
 
 
-def _fixed(net: Model) -> bool:
-    return any(v.shape is not None and len(v.shape) > 0 and isinstance(v.shape[0], int) for v in net.input_values())
+def fixed_batch(net: Model, axes: Axes) -> int | None:
+    """The batch size that the model fixes; `axes` are those of inputs whose batch does not run along axis 0."""
+    for value in net.input_values():
+        axis, shape = axes.get(str(value.name), 0), value.shape
+        if axis is not None and shape is not None and len(shape) and isinstance(size := shape[axis], int):
+            return size
+    return None

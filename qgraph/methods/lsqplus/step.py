@@ -34,16 +34,20 @@ from qgraph.onnxfile.opset import raise_opset
 from qgraph.onnxfile.shapes import infer_shapes
 from qgraph.plan.plan import ActivationQuant, LayerQuant
 from qgraph.running.sessions import Session
+from qgraph.samples.layout import FIRST, Axes
 
 Arrays = Mapping[str, NDArray[Any]]
 _GRADIENT_OPSET = 16
 
 
-def trainable_graph(trained: Trained, *, batch: int) -> ir.Model:
-    """The quantized network with weights, biases and grids as inputs, for a fixed batch size."""
+def trainable_graph(trained: Trained, *, batch: int, axes: Axes = FIRST) -> ir.Model:
+    """The quantized network with weights, biases and grids as inputs, for a fixed batch size.
+
+    `axes` are those of inputs whose batch does not run along axis 0.
+    """
     net = raise_opset(trained.net, max(trained.net.opset, _GRADIENT_OPSET))
     net = replace(net, ir_model=net.ir_model.clone())
-    _fix_batch(net.ir_model, batch)
+    _fix_batch(net.ir_model, batch, axes)
     by_key: dict[tuple[str, str], TrainedGrid] = {(grid.tensor, grid.role): grid for grid in trained.grids}
     graph = put_in_place(net, trained.plan, lambda graph: _Emitter(graph, by_key, trained.normalised))
     graph.opset_imports[DOMAIN] = 1
@@ -52,14 +56,14 @@ def trainable_graph(trained: Trained, *, batch: int) -> ir.Model:
 
 
 def training_graph(
-    trained: Trained, targets: Targets, config: LsqPlusConfig, *, batch: int, labelled: bool
+    trained: Trained, targets: Targets, config: LsqPlusConfig, *, batch: int, labelled: bool, axes: Axes = FIRST
 ) -> Deferred:
     """The network, its loss and its gradients in standard operators, without the weight gradients of convolutions.
 
     Raises `GradientError` for an operator that cannot be differentiated.
     """
     _check_bodies(trained, targets)
-    graph = trainable_graph(trained, batch=batch)
+    graph = trainable_graph(trained, batch=batch, axes=axes)
     values = ir.convenience.create_value_mapping(graph.graph)
     append_loss(graph, targets, config, batch=batch, labelled=labelled)
     graph.graph.outputs.extend(values[name] for name in trained.of_batches)
@@ -83,10 +87,10 @@ def _check_bodies(trained: Trained, targets: Targets) -> None:
             )
 
 
-def check_trainable(net: Model, layers: Sequence[Layer], config: LsqPlusConfig) -> None:
+def check_trainable(net: Model, layers: Sequence[Layer], config: LsqPlusConfig, *, axes: Axes = FIRST) -> None:
     """Raise `GradientError` if the weights of `layers` cannot be trained, before hours are spent on making data."""
     graph = raise_opset(net, max(net.opset, _GRADIENT_OPSET)).ir_model.clone()
-    _fix_batch(graph, config.shard)
+    _fix_batch(graph, config.shard, axes)
     append_loss(graph, targets_of(graph, net.source), config, batch=config.shard, labelled=False)
     deferred_gradients(graph, LOSS, [str(layer.weight.name) for layer in layers])
 
@@ -206,11 +210,12 @@ class _Emitter:
         return self.inputs[name]
 
 
-def _fix_batch(net: ir.Model, batch: int) -> None:
+def _fix_batch(net: ir.Model, batch: int, axes: Axes) -> None:
     """Fix the batch size of inputs and infer all other shapes: static shapes save arithmetic at every step."""
     for value in net.graph.inputs:
-        if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
-            value.shape = ir.Shape([batch, *list(value.shape)[1:]])
+        axis = axes.get(str(value.name), 0)
+        if value.shape is not None and len(value.shape) and axis is not None and not isinstance(value.shape[axis], int):
+            value.shape = ir.Shape([batch if i == axis else size for i, size in enumerate(value.shape)])
     declared = [output.shape for output in net.graph.outputs]
     for node in net.graph:
         for output in node.outputs:

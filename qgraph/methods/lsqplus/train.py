@@ -14,7 +14,7 @@ import qmath
 from qgraph.errors import DataError, ModelError
 from qgraph.methods.lsqplus.batches import Feed, open_feed
 from qgraph.methods.lsqplus.config import LsqPlusConfig, Schedule
-from qgraph.methods.lsqplus.holdout import Judgement, is_kept, judge
+from qgraph.methods.lsqplus.holdout import Judgement, fixed_batch, is_kept, judge
 from qgraph.methods.lsqplus.loss import one_hot, targets_of
 from qgraph.methods.lsqplus.optimise import Optimiser, cosine, decayed, optimiser
 from qgraph.methods.lsqplus.parameters import absorb
@@ -101,9 +101,9 @@ class _Run:
             raise DataError(f"the data have labels, but {net.source} has no output with one score per class")
         if feed.data.labels is not None:
             one_hot(feed.data.labels, self.targets.classes)  # fail before the work begins
-        fixed = [v.shape[0] for v in net.input_values() if v.shape is not None and len(v.shape)]
+        fixed = fixed_batch(net, feed.data.layouts)
         most = feed.data.batch or min(self.config.shard, self.config.batch)
-        self.shard = next((n for n in fixed if isinstance(n, int)), most)
+        self.shard = most if fixed is None else fixed
         if self.config.batch % self.shard:
             raise DataError(f"a batch of {self.config.batch} cannot be split into shards of {self.shard} samples")
         self.teacher = Session(net.ir_model, outputs=self.targets.watched, threads=1)
@@ -111,7 +111,9 @@ class _Run:
             first = next(feed.data.batches(self.shard))
             scores = first.real(self.teacher.run_list(first.feeds)[0])
             self.targets = replace(self.targets, probabilities=are_probabilities([scores]))
-        self.graph = training_graph(trained, self.targets, self.config, batch=self.shard, labelled=self.labelled)
+        self.graph = training_graph(
+            trained, self.targets, self.config, batch=self.shard, labelled=self.labelled, axes=feed.data.layouts
+        )
         self.weights = trained.of_kind("weight")
         self.rate = self._rates()
         self.factor = trained.per_value("factor")
@@ -191,7 +193,8 @@ class _Run:
         if batch.labels is not None and self.config.label_weight > 0:
             whole["labels"] = one_hot(batch.labels, self.targets.classes)
         starts = range(0, self.config.batch, self.shard)
-        return [{name: x[start : start + self.shard] for name, x in whole.items()} for start in starts]
+        axes = {name: self.feed.data.layouts.get(name, 0) for name in whole}
+        return [{n: _part(x, axes[n], start, start + self.shard) for n, x in whole.items()} for start in starts]
 
     def _optimiser(self) -> Optimiser:
         return optimiser(self.config.optimiser, self.trained.size, momentum=self.config.momentum)
@@ -203,6 +206,11 @@ class _Run:
         if self.config.optimiser == "adam":
             rate = rate * self.trained.per_value("unit")
         return rate.astype(np.float32)
+
+
+def _part(array: NDArray[Any], axis: int | None, start: int, stop: int) -> NDArray[Any]:
+    """Some samples of a batch, which runs along an axis; the whole array where all samples share it."""
+    return array if axis is None else array[(slice(None),) * axis + (slice(start, stop),)]
 
 
 def _fewest_bits(plan: QuantPlan) -> int:

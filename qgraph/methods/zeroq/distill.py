@@ -21,10 +21,11 @@ from qgraph.methods.zeroq.objective import Arrays, Objective, has_batch_norms, i
 from qgraph.methods.zeroq.plateau import Plateau
 from qgraph.methods.zeroq.spectrum import natural_noise
 from qgraph.onnxfile.load import load
-from qgraph.onnxfile.model import Model, ModelLike
+from qgraph.onnxfile.model import ModelLike
 from qgraph.onnxfile.normalise import normalise
 from qgraph.running.store import Store, open_store
 from qgraph.running.threads import keeps_threads
+from qgraph.samples import layout
 
 OnStep = Callable[[int, int, float], None]
 
@@ -88,6 +89,7 @@ def distill(
     seed: int = 0,
     threads: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    batch_axes: Mapping[str, int] | None = None,
     resume: str | os.PathLike[str] | None = None,
     on_step: OnStep | None = None,
 ) -> Distilled:
@@ -104,6 +106,7 @@ def distill(
         seed: for the noise.
         threads: how many to use; by default all cores.
         shapes: the shape of a batch, by input, where the model leaves sizes open.
+        batch_axes: the axis of an input along which samples run, where it cannot be told from the sizes.
         resume: a folder for checkpoints; the same job continues from what it finds there.
         on_step: called with the steps done, the steps in total and the loss of a batch.
 
@@ -119,17 +122,22 @@ def distill(
     loaded = load(model)
     cores = threads or qmath.get_threads()
     size = min(config.batch, count)
-    numbers = range(-(-count // _batch_size(loaded, size, shapes)))
+    axes = layout.batch_axes(loaded.input_values(), batch_axes or {})
+    found = input_shapes(loaded, batch=size, shapes=shapes, batch_axes=batch_axes)
+    together = min((found[name][axis] for name, axis in axes.items() if axis is not None), default=1)
+    numbers = range(-(-count // together))
     workers = min(cores, len(numbers))
     kept = has_batch_norms(loaded)
     config = config if kept else config.for_folded()
     try:
-        goal = objective(loaded, batch=size, per=config.per, threads=max(cores // workers, 1), shapes=shapes)
+        goal = objective(
+            loaded, batch=size, per=config.per, threads=max(cores // workers, 1), shapes=shapes, batch_axes=batch_axes
+        )
     except (GradientError, ModelError):
         if kept:
             raise
-        found = input_shapes(loaded, batch=count, shapes=shapes)
-        noise = natural_noise({name: (count, *shape[1:]) for name, shape in found.items()}, seed=seed)
+        whole_shapes = {n: tuple(count if i == axes[n] else d for i, d in enumerate(s)) for n, s in found.items()}
+        noise = natural_noise(whole_shapes, seed=seed)
         seconds = time.perf_counter() - began
         return Distilled(inputs=noise, losses=np.empty((0, 0)), layers=0, seconds=seconds, note=NOISE)
     whole = normalise(loaded, fold_bn=False)
@@ -144,7 +152,7 @@ def distill(
         except BaseException:  # an interrupt must not wait for batches that nobody will use
             job.stop.set()
             raise
-    inputs = {name: np.concatenate([batch[name] for batch, _ in results])[:count] for name in goal.shapes}
+    inputs = {name: _together([batch[name] for batch, _ in results], axes[name], count) for name in goal.shapes}
     return Distilled(
         inputs=inputs,
         losses=np.array([losses for _, losses in results]),
@@ -233,6 +241,6 @@ class _Job:
         return batch, self._optimisers(batch), []
 
 
-def _batch_size(model: Model, wanted: int, shapes: Mapping[str, Sequence[int]] | None) -> int:
-    """How many samples a run of the model takes: as many as wanted, or the batch size that the model fixes."""
-    return min(shape[0] for shape in input_shapes(model, batch=wanted, shapes=shapes).values())
+def _together(batches: Sequence[NDArray[np.float32]], axis: int | None, count: int) -> NDArray[np.float32]:
+    """The first `count` samples of all batches; one batch's values where all samples share them."""
+    return batches[0] if axis is None else np.concatenate(batches, axis).take(range(count), axis)

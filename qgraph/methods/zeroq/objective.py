@@ -22,6 +22,7 @@ from qgraph.onnxfile.normalise import normalise
 from qgraph.onnxfile.opset import raise_opset
 from qgraph.onnxfile.shapes import infer_shapes
 from qgraph.running.sessions import Session
+from qgraph.samples import layout
 
 _GRADIENT_OPSET = 16
 Arrays = dict[str, NDArray[np.float32]]
@@ -64,10 +65,11 @@ def objective(
     per: Per,
     threads: int | None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    batch_axes: Mapping[str, int] | None = None,
     builder: Builder | None = None,
 ) -> Objective:
     """Build the `step_model` and load it."""
-    step = step_model(model, batch=batch, per=per, shapes=shapes, builder=builder)
+    step = step_model(model, batch=batch, per=per, shapes=shapes, batch_axes=batch_axes, builder=builder)
     return Objective(session=Session(step.model, threads=threads), shapes=step.shapes, layers=step.layers)
 
 
@@ -77,6 +79,7 @@ def step_model(
     batch: int,
     per: Per,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    batch_axes: Mapping[str, int] | None = None,
     builder: Builder | None = None,
 ) -> StepModel:
     """Build the loss over all BatchNormalizations and the inputs, and differentiate it.
@@ -87,7 +90,7 @@ def step_model(
     """
     plain = normalise(model, fold_bn=False)
     norms = batch_norms(plain.ir_model)
-    inputs = input_shapes(plain, batch=batch, shapes=shapes)
+    inputs = input_shapes(plain, batch=batch, shapes=shapes, batch_axes=batch_axes)
     net = plain.ir_model.clone()
     fold_batch_normalization(net)
     passes.RemoveUnusedNodesPass()(net)
@@ -108,13 +111,19 @@ def _targets(net: ir.Model, norms: list[BatchNorm]) -> list[Target]:
 
 
 def input_shapes(
-    model: Model, *, batch: int, shapes: Mapping[str, Sequence[int]] | None = None
+    model: Model,
+    *,
+    batch: int,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch_axes: Mapping[str, int] | None = None,
 ) -> dict[str, tuple[int, ...]]:
-    """The shape of a batch for every input, with `batch` samples where the model leaves axis 0 open.
+    """The shape of a batch for every input, with `batch` samples where the model leaves the axis of a batch open.
 
-    Raises `DataError` for integer inputs and for sizes that neither the model nor `shapes` gives.
+    `batch_axes` has the axes that are not to be guessed. Raises `DataError` for integer inputs and for sizes that
+    neither the model nor `shapes` gives.
     """
     found = {}
+    axes = layout.batch_axes(model.input_values(), batch_axes or {})
     for value in model.input_values():
         name = str(value.name)
         if value.dtype != ir.DataType.FLOAT:
@@ -123,12 +132,14 @@ def input_shapes(
                 f"give data with --data"
             )
         given = list((shapes or {}).get(name, value.shape or ()))
-        sizes = [batch if i == 0 and not isinstance(d, int) else d for i, d in enumerate(given)]
+        sizes = [batch if i == axes[name] and not isinstance(d, int) else d for i, d in enumerate(given)]
+        wanted = ",".join(str(d) if isinstance(d, int) else "N" for d in sizes) or "N"
         unknown = [i for i, d in enumerate(sizes) if not isinstance(d, int)]
         if unknown or not sizes:
             raise DataError(
                 f"input '{name}' of {model.source} has shape {value.shape}: the size of axis {unknown or 'all'} "
-                f"is not fixed; give the shape of a batch"
+                f"is not fixed; give it with --shape {name}={wanted} "
+                f"(a number for every N), or give --data"
             )
         found[name] = tuple(int(d) for d in sizes if isinstance(d, int))
     return found

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import qgraph
 from qgraph.errors import DataError, UsageError
 from qgraph.onnxfile.load import load
 from qgraph.samples.dataset import open_data
-from qgraph.samples.layout import check_axes, place, shaped
+from qgraph.samples.layout import batch_axes, check_axes, place, shaped
 
 RNG = np.random.default_rng(0)
 X, STATES = RNG.normal(size=(24, 16)).astype(np.float32), RNG.normal(size=(24, 2, 8)).astype(np.float32)
@@ -108,11 +109,70 @@ def test_a_batch_of_one_inside(model_from_text):
 
 def test_open_sizes(model_from_text):
     net = load(one_inside(model_from_text))
-    assert shaped(net.input_values(), {"x": (1, 4, 4, 4)})[0].shape == ir.Shape([None, 4, 4, 4])
+    assert shaped(net.input_values(), {"x": (1, 4, 4, 4)}, {})[0].shape == ir.Shape([None, 4, 4, 4])
     with pytest.raises(UsageError, match="does not fit the input's shape"):
-        shaped(net.input_values(), {"x": (1, 3, 4, 4)})
+        shaped(net.input_values(), {"x": (1, 3, 4, 4)}, {})
     with pytest.raises(UsageError, match="the model has no such input"):
-        shaped(net.input_values(), {"y": (1, 3, 4, 4)})
+        shaped(net.input_values(), {"y": (1, 3, 4, 4)}, {})
+
+
+def test_the_batch_stays_open_along_its_axis(model_from_text):
+    net = load(recurrent(model_from_text, "n"))
+    state = next(v for v in shaped(net.input_values(), {"state": (2, 1, 8)}, {}) if v.name == "state")
+    assert list(state.shape) == [2, None, 8]
+
+
+def test_batch_axes_without_data(model_from_text):
+    for batch, axes in (("n", {"x": 0, "state": 1, "rate": None}), ("1", {"x": 0, "state": 1, "rate": None})):
+        net = load(recurrent(model_from_text, batch))
+        assert batch_axes(net.input_values(), {}) == axes
+    assert batch_axes(net.input_values(), {"state": 2})["state"] == 2
+    steps = [ir.Value(name=n, shape=ir.Shape(s)) for n, s in (("x", [5, 1, 8]), ("h", [1, 1, 4]), ("k", [7, 3]))]
+    assert batch_axes(steps, {}) == {"x": 1, "h": 0, "k": None}
+
+
+def test_strings_are_samples(tmp_path):
+    """Categories go in as strings, through a file as well; numbers in their place are refused."""
+    encode = helper.make_node(
+        *("LabelEncoder", ["kind"], ["i"]), domain="ai.onnx.ml", keys_strings=["a", "b", "c"], values_int64s=[0, 1, 2]
+    )
+    weights = {"e": RNG.normal(size=(3, 16)), "w": RNG.normal(size=(16, 8))}
+    graph = helper.make_graph(
+        [encode, helper.make_node("Gather", ["e", "i"], ["r"]), helper.make_node("MatMul", ["r", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("kind", TensorProto.STRING, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 8])],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()],
+    )
+    domains = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 2)]
+    model = helper.make_model(graph, opset_imports=domains, ir_version=8)
+    kinds = np.array(["a", "b", "c", "b"] * 8)
+    np.savez(tmp_path / "kinds.npz", kind=kinds)
+    for data in (tmp_path / "kinds.npz", {"kind": kinds}, {"kind": kinds.astype(object)}):
+        assert qgraph.quantize(model, data, activations=8).quality.worst.sqnr_db > 25
+    with pytest.raises(DataError, match="input 'kind' needs strings, but the data are of type int64"):
+        qgraph.quantize(model, {"kind": np.arange(8)})
+    assert qgraph.quantize(model, activations=None).quality.basis == "noise"
+
+
+def test_sequences_are_no_samples(model_from_text):
+    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, ["n", 16]))
+    graph = helper.make_graph(
+        [helper.make_node("SequenceAt", ["x", "i"], ["e"]), helper.make_node("MatMul", ["e", "w"], ["y"])],
+        "g",
+        [helper.make_value_info("x", kind)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 8])],
+        [
+            numpy_helper.from_array(RNG.normal(size=(16, 8)).astype(np.float32), "w"),
+            numpy_helper.from_array(np.array(0), "i"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(
+        DataError, match=r"input 'x' is a seq\(tensor\(float\)\), and samples are tensors.*--activations none"
+    ):
+        qgraph.quantize(model, {"x": X})
+    assert qgraph.quantize(model, activations=None, measure=False).layers
 
 
 def turned(build):
