@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from qgraph.errors import QGraphError as QGraphError
     from qgraph.errors import UsageError as UsageError
     from qgraph.jobs.apply import apply as apply
+    from qgraph.jobs.certify import Certificate as Certificate
+    from qgraph.jobs.certify import certify as certify
+    from qgraph.jobs.certify import check_certificate as check_certificate
     from qgraph.jobs.finetune import finetune as finetune
     from qgraph.jobs.quantize import quantize as quantize
     from qgraph.jobs.result import Result as Result
@@ -55,6 +58,9 @@ _HOMES = {
     "Result": "jobs.result",
     "apply": "jobs.apply",
     "open_data": "samples.dataset",
+    "certify": "jobs.certify",
+    "check_certificate": "jobs.certify",
+    "Certificate": "jobs.certify",
     "quantize": "jobs.quantize",
     "save": "onnxfile.write",
     "compare": "assess.compare",

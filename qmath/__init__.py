@@ -42,11 +42,13 @@ _HOMES = {
         "weight_range",
     ),
     "error": ("exact_error", "expected_error", "midrise_levels", "midtread_levels"),
+    "confidence": ("drop_bound", "drop_confidence", "share_bound", "share_confidence"),
     "granularity": ("Granularity",),
     "grouping": ("group_search",),
     "pareto": ("Frontier", "Selection", "knapsack", "pareto_frontier"),
     "grid": ("Grid", "Rounding", "dequantize", "fake_quantize", "quantize"),
     "kernels.threads": ("get_threads", "set_threads"),
+    "integer_range": ("pair_range", "sum_range"),
     "learned": (
         "LsqConfiguration",
         "LsqGradients",

@@ -89,7 +89,7 @@ def evaluate(
             f"pass --against FLOAT.onnx"
         )
     if reference is not None:
-        _check_interface(net, reference)
+        check_interface(net, reference)
     names = [str(value.name) for value in net.graph.outputs]
 
     def measured(samples: Dataset) -> _Tally:
@@ -122,7 +122,7 @@ class _Job:
         """Whether the scores of the float model are probabilities, which those of a quantized one only nearly are."""
         _, twin = self.sessions
         outputs = [] if twin is None else [self.first.real(o) for o in twin.run_list(self.first.feeds)]
-        scores = _scores(outputs)
+        scores = scores_of(outputs)
         return scores is not None and are_probabilities([outputs[scores]])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -180,9 +180,9 @@ class _Tally:
     ) -> _Tally:
         tally = cls(len(produced))
         tally.count = batch.count
-        scores = _scores(produced)
+        scores = scores_of(produced)
         if batch.labels is not None and scores is not None:
-            labels = _class_labels(batch.labels, produced[scores].shape[1])
+            labels = class_labels(batch.labels, produced[scores].shape[1])
             tally.correct = int((produced[scores].argmax(axis=1) == labels).sum())
             tally.labelled = batch.count
         if expected is None:
@@ -213,12 +213,13 @@ class _Tally:
         )
 
 
-def _scores(outputs: list[NDArray[Any]]) -> int | None:
+def scores_of(outputs: list[NDArray[Any]]) -> int | None:
     """The index of the first output that holds one score per class: floats of shape N x C."""
     return next((i for i, output in enumerate(outputs) if is_scores(output)), None)
 
 
-def _class_labels(labels: NDArray[Any], classes: int) -> NDArray[Any]:
+def class_labels(labels: NDArray[Any], classes: int) -> NDArray[Any]:
+    """The labels as classes from 0 to `classes` - 1; raises `DataError` for others."""
     labels = labels.reshape(-1)
     if labels.dtype.kind not in "iu" or (len(labels) and not 0 <= labels.min() <= labels.max() < classes):
         raise DataError(
@@ -228,7 +229,8 @@ def _class_labels(labels: NDArray[Any], classes: int) -> NDArray[Any]:
     return labels
 
 
-def _check_interface(model: Model, reference: Model) -> None:
+def check_interface(model: Model, reference: Model) -> None:
+    """Raise `DataError` if two models have inputs or outputs of different names."""
     for kind, mine, theirs in (
         ("inputs", model.input_values(), reference.input_values()),
         ("outputs", model.graph.outputs, reference.graph.outputs),

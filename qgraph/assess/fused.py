@@ -5,8 +5,9 @@ from __future__ import annotations
 import platform
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -48,24 +49,37 @@ class FusedLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedGraph:
-    """Every layer, and warnings about speed and accuracy."""
+    """Every layer, warnings about speed and accuracy, and how many operators of each type onnxruntime runs."""
 
     layers: tuple[FusedLayer, ...]
     warnings: tuple[str, ...]
+    operators: dict[str, int] = field(default_factory=dict)
 
 
 @keeps_threads
 def inspect_fused(model: Model, *, threads: int | None = None) -> FusedGraph:
     """Load the file in onnxruntime, read its optimized graph back, and match it with the layers of the file."""
+    model = with_names(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimised.onnx"
         Session(model.ir_model, threads=threads, optimized_path=path)
         return read_fused(model, path)
 
 
+def with_names(model: Model) -> Model:
+    """The model, with a name for every node: kernels are found by it. Copied if it has nodes without one."""
+    if all(node.name for node in model.graph):
+        return model
+    named = model.ir_model.clone()
+    for index, node in enumerate(named.graph):
+        node.name = node.name or f"{node.op_type}_{index}"
+    return replace(model, ir_model=named)
+
+
 def read_fused(model: Model, optimised: Path) -> FusedGraph:
     """The layers of `model`, matched with the optimized graph that onnxruntime wrote when it loaded the model."""
-    kernels = _kernels(optimised)
+    graph = onnx.load(optimised, load_external_data=False).graph
+    kernels, operators = _kernels(graph), dict(Counter(node.op_type for node in graph.node))
     layers = []
     varying = descendants(v for v in model.graph.inputs if v.const_value is None)
     for node in model.graph:
@@ -80,7 +94,7 @@ def read_fused(model: Model, optimised: Path) -> FusedGraph:
         why = "" if integer else _why_float(node, varying)
         op = "MatMul" if node.op_type == "MatMulInteger" else node.op_type
         layers.append(FusedLayer(name=str(node.name), op=op, kernel=kernel, integer=integer, why=why))
-    return FusedGraph(layers=tuple(layers), warnings=tuple(_warnings(model, layers)))
+    return FusedGraph(layers=tuple(layers), warnings=tuple(_warnings(model, layers)), operators=operators)
 
 
 def is_dynamic_product(node: ir.Node, varying: Container[ir.Node]) -> bool:
@@ -112,9 +126,8 @@ def scaled(value: ir.Value) -> Iterator[ir.Value]:
         yield value
 
 
-def _kernels(optimised: Path) -> dict[str, str]:
+def _kernels(graph: onnx.GraphProto) -> dict[str, str]:
     """The operators of the graph that onnxruntime runs, by node name and by output name."""
-    graph = onnx.load(optimised, load_external_data=False).graph
     kernels: dict[str, str] = {}
     for node in graph.node:
         kernels.setdefault(_SUFFIXES.sub("", node.name), node.op_type)

@@ -25,6 +25,7 @@ COMMANDS = {
     "finetune": "qgraph.cli.finetune",
     "evaluate": "qgraph.cli.evaluate",
     "compare": "qgraph.cli.compare",
+    "certify": "qgraph.cli.certify",
     "inspect": "qgraph.cli.inspect",
     "report": "qgraph.cli.report",
     "demo": "qgraph.cli.demo",

@@ -13,27 +13,39 @@ from qgraph.cli.options import threads_option
 
 if TYPE_CHECKING:
     from qgraph.assess.fused import FusedGraph
+    from qgraph.assess.portable import Portable
     from qgraph.onnxfile.model import Model
 
 
 @click.command()
 @click.argument("model")
 @click.option("--fused", is_flag=True, help="Show which layers onnxruntime runs on integers, and why not the others.")
+@click.option("--portable", is_flag=True, help="Show what is proven to give the same codes on every processor.")
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
-def inspect(model: str, fused: bool, threads: int | None, as_json: bool) -> None:
+def inspect(model: str, fused: bool, portable: bool, threads: int | None, as_json: bool) -> None:
     """Show what is in MODEL: interface, layers, weights; with --fused, how onnxruntime runs it.
+
+    With --portable, the range of every integer sum, whether it can overflow 32 bits, or a pair of products 16 bits, and
+    which operators may round differently on another processor. It is a proof from the weights, for every input.
 
     \b
     Examples:
       qgraph inspect model.onnx
       qgraph inspect small.onnx --fused
+      qgraph inspect small.onnx --portable
     """
     from qgraph.assess.fused import inspect_fused
     from qgraph.onnxfile.load import load
 
+    if fused and portable:
+        raise click.UsageError("give --fused or --portable, not both")
     net = load(model)
-    if fused:
+    if portable:
+        from qgraph.assess.portable import prove_portable
+
+        _show_portable(model, prove_portable(net, threads=threads), as_json)
+    elif fused:
         _show_fused(model, inspect_fused(net, threads=threads), as_json)
     else:
         _show_model(net, as_json)
@@ -112,3 +124,20 @@ def _show_fused(model: str, graph: FusedGraph, as_json: bool) -> None:
     show(rows, f"{integer} of {len(graph.layers)} layers run on integers")
     for warning in graph.warnings:
         show(f"warning: {warning}")
+
+
+def _show_portable(model: str, found: Portable, as_json: bool) -> None:
+    if as_json:
+        proven = {"proven": found.proven, "sums_fit_32_bits": found.sums_fit, "pairs_fit_16_bits": found.pairs_fit}
+        show_json({**proven, **dataclasses.asdict(found)})
+        return
+    rows = table(f"{model} on every processor", "layer", "least sum", "greatest sum", "why codes may differ", left=1)
+    rows.columns[3].justify = "left"
+    for layer in found.layers:
+        ends = ("-", "-") if layer.sums is None else tuple(f"{end:,}" for end in layer.sums)
+        rows.add_row(layer.name, *ends, layer.why)
+    same = sum(not layer.why for layer in found.layers)
+    show(rows, f"{same} of {len(found.layers)} layers compute the same codes everywhere from the same operands")
+    if found.inexact:
+        counted = ", ".join(f"{count} {op}" for op, count in found.inexact.items())
+        show(f"may round differently on another processor: {counted}")

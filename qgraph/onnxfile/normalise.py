@@ -68,7 +68,7 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
     try:
         for transform in transforms:
             transform(net)
-        digest = _digest(net)
+        digest = content_digest(net)
         ours(lift_weights_out_of_bodies, "compute ahead")(net)
     except QGraphError:
         raise
@@ -114,7 +114,8 @@ def _check_constants(model: ir.Model) -> None:
         _infer_shapes(model)
 
 
-def _digest(model: ir.Model) -> str:
+def content_digest(model: ir.Model) -> str:
+    """SHA-256 of what a model computes: opsets, interface, weights and nodes; names of files do not count."""
     digest = hashlib.sha256()
     digest.update(repr(sorted(model.opset_imports.items())).encode())
     for graph in model.graphs():

@@ -25,16 +25,6 @@ MEGABYTE = 2**20
 def render(report: Report) -> str:
     """The whole page."""
     title = f"{report.source}: quantization report"
-    style = (files("qgraph.report") / "style.css").read_text(encoding="utf-8")
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", title),
-        element("style", Markup(style)),
-    )
     sections = [section for make in SECTIONS if (section := make(report)) is not None]
     contents = element("ul", [element("li", element("a", name, href=f"#{_anchor(name)}")) for name, _ in sections])
     body = element(
@@ -45,7 +35,21 @@ def render(report: Report) -> str:
         element("main", [_section(name, content) for name, content in sections], id="results"),
         element("footer", element("p", "Written by qgraph. Model digest: ", element("code", report.digest))),
     )
-    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+    return f"<!DOCTYPE html>\n{element('html', head(title), body, lang='en')}\n"
+
+
+def head(title: str) -> Markup:
+    """The head of a page: its title, and the style that all pages have."""
+    style = (files("qgraph.report") / "style.css").read_text(encoding="utf-8")
+    return element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", title),
+        element("style", Markup(style)),
+    )
 
 
 def _introduction(report: Report) -> Markup:

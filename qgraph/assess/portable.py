@@ -1,0 +1,289 @@
+"""What holds for a quantized file on every processor, proven from its weights and the ranges of its codes.
+
+A layer on integers computes the same codes everywhere if
+
+* no sum can leave 32 bits (`qmath.sum_range`): integers wrap, so the order of addition does not matter;
+* no pair of products saturates 16 bits where a processor adds them in pairs (`qmath.pair_range`; see
+  `qgraph.plan.saturation` for which layers do);
+* rescaling rounds once: float32 represents every sum within 2^24 exactly, and one product of float32 is the same by
+  IEEE 754. A sum beyond is rounded twice, each time as IEEE 754 says, and is reported.
+
+What is computed in floats may differ in the last bit between processors where many numbers are added or a function is
+approximated, and that bit can push a code over a rounding step. Such operators are counted by type, as onnxruntime runs
+them: an Add between codes, for example, becomes QLinearAdd, whose two products some processors fuse with the addition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+import qmath
+from qgraph.assess.fused import INTEGER_KERNELS, inspect_fused, with_names
+from qgraph.graph.layers import attribute
+from qgraph.graph.tensors import root
+from qgraph.graph.walk import descendants
+from qgraph.onnxfile.edit import constant
+from qgraph.onnxfile.model import Model
+from qgraph.running.sessions import evaluate_constants
+from qmath.integer_range import EXACT_IN_FLOAT, INT16, INT32, within
+
+# where the operand and the weight with their scales and zero points, and the bias, stand among the inputs
+_PLACES = {
+    "QLinearConv": (0, 1, 2, 3, 4, 5, 8),
+    "QLinearMatMul": (0, 1, 2, 3, 4, 5, None),
+    "QGemm": (0, 1, 2, 3, 4, 5, 6),
+    "ConvInteger": (0, None, 2, 1, None, 3, None),
+    "MatMulInteger": (0, None, 2, 1, None, 3, None),
+}
+_LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
+_CONVOLUTIONS = frozenset({"Conv", "QLinearConv", "ConvInteger"})
+_ROUNDED_ONCE = frozenset(  # element by element, one IEEE operation each, or no arithmetic
+    {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sqrt", "Relu", "LeakyRelu", "PRelu", "Clip", "Min", "Max", "Floor"}
+    | {"Ceil", "Round", "Sign", "Cast", "Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice"}
+    | {"Concat", "Split", "Gather", "GatherElements", "GatherND", "Expand", "Tile", "Pad", "MaxPool", "GlobalMaxPool"}
+    | {"ReduceMax", "ReduceMin", "ArgMax", "ArgMin", "TopK", "Where", "Equal", "Greater", "Less", "GreaterOrEqual"}
+    | {"LessOrEqual", "Not", "And", "Or", "Shape", "Size", "Constant", "ConstantOfShape", "Range", "NonZero", "Dropout"}
+    | {"DepthToSpace", "SpaceToDepth", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "BitShift"}
+    | {"BitwiseAnd", "BitwiseOr", "ScatterND", "ScatterElements", "NonMaxSuppression", "OneHot", "CumSum", "Mod"}
+    | {"ReorderInput", "ReorderOutput", "QLinearConcat"}
+)
+_ADD_FLOATS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortableLayer:
+    """What is proven for one layer; `why` names the first thing that is not, and is empty where codes are equal.
+
+    `sums` is the range of its 32-bit sums, with bias; None for a layer in floats. `saturating` of its channels can
+    leave 16 bits in a pair of products. `rounds_once`: float32 holds every sum, so that rescaling is exact but for one
+    rounding.
+    """
+
+    name: str
+    op: str
+    sums: tuple[int, int] | None = None
+    saturating: int = 0
+    rounds_once: bool = False
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Portable:
+    """All layers of a file, and how many other operators may round differently elsewhere, by type."""
+
+    layers: tuple[PortableLayer, ...]
+    inexact: dict[str, int]
+
+    @property
+    def proven(self) -> bool:
+        """Whether all of the file computes the same everywhere."""
+        return not self.inexact and all(not layer.why for layer in self.layers)
+
+    @property
+    def sums_fit(self) -> bool:
+        """Whether no layer on integers can overflow 32 bits."""
+        return all(layer.sums is None or _inside(layer.sums, INT32) for layer in self.layers)
+
+    @property
+    def pairs_fit(self) -> bool:
+        """Whether no layer on integers can saturate 16 bits."""
+        return not any(layer.saturating for layer in self.layers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Product:
+    """A layer in integers: its node, and the values of its codes, scales and zero points."""
+
+    node: ir.Node
+    operand: ir.Value
+    scale: ir.Value | None
+    zero: ir.Value | None
+    weight: ir.Value
+    weight_scale: ir.Value | None
+    weight_zero: ir.Value | None
+    bias: ir.Value | None
+
+    def values(self) -> Iterator[ir.Value]:
+        for value in (self.scale, self.zero, self.weight, self.weight_scale, self.weight_zero, self.bias):
+            if value is not None:
+                yield value
+
+
+def prove_portable(model: Model, *, threads: int | None = None) -> Portable:
+    """Prove layer by layer what is the same on every processor; see the top of the module.
+
+    Raises `ModelError` if onnxruntime cannot load the model.
+    """
+    model = with_names(model)
+    fused = inspect_fused(model, threads=threads)
+    in_floats = {layer.name for layer in fused.layers if not layer.integer and layer.op in _LAYERS}
+    varying = descendants(v for v in model.graph.inputs if v.const_value is None)
+    nodes = [n for n in model.graph if n in varying]
+    products = {n: found for n in nodes if (found := _product(n)) is not None and n.name not in in_floats}
+    wanted = list(dict.fromkeys(v for found in products.values() for v in found.values() if not _varies(v, varying)))
+    known = dict(zip(wanted, evaluate_constants(model.ir_model, wanted) if wanted else [], strict=True))
+    layers = [_proven(found, known) for found in products.values()]
+    layers += [_in_floats(node) for node in nodes if _is_layer(node) and node not in products]
+    told = _ROUNDED_ONCE | _ADD_FLOATS | INTEGER_KERNELS
+    return Portable(layers=tuple(layers), inexact={op: n for op, n in fused.operators.items() if op not in told})
+
+
+def _product(node: ir.Node) -> _Product | None:
+    """The node as a product of codes; None if it computes floats."""
+    if places := _PLACES.get(node.op_type):
+        found = [None if p is None or p >= len(node.inputs) else node.inputs[p] for p in places]
+        operand, scale, zero, weight, weight_scale, weight_zero, bias = found
+    elif node.op_type in _LAYERS and node.domain == "":
+        sides = [_dequantizer(value) for value in node.inputs[:2]]
+        if None in sides:
+            return None
+        (operand, scale, zero), (weight, weight_scale, weight_zero) = (_three(side) for side in sides if side)
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+    else:
+        return None
+    if operand is None or weight is None:
+        return None
+    return _Product(
+        node=node,
+        operand=operand,
+        scale=scale,
+        zero=zero,
+        weight=weight,
+        weight_scale=weight_scale,
+        weight_zero=weight_zero,
+        bias=bias,
+    )
+
+
+def _dequantizer(value: ir.Value | None) -> ir.Node | None:
+    node = None if value is None else root(value).producer()
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def _three(node: ir.Node) -> tuple[ir.Value | None, ...]:
+    return tuple(node.inputs[i] if i < len(node.inputs) else None for i in range(3))
+
+
+def _proven(product: _Product, known: Mapping[ir.Value, NDArray[Any] | None]) -> PortableLayer:
+    node = product.node
+    name, op = str(node.name or node.outputs[0].name), node.op_type
+    codes = known.get(product.weight)
+    if codes is None:
+        return PortableLayer(name=name, op=op, why="both factors are computed: the length of its sums is not known")
+    low, high = _code_range(product.operand)
+    zero = _whole(product.zero, known)
+    weight_zero = _whole(product.weight_zero, known)
+    if zero is None:  # found in every run: any code
+        zero = np.array([low, high])
+    weight_zero = _whole(product.weight_zero, known)
+    if weight_zero is None:
+        return PortableLayer(name=name, op=op, why="the zero points of its weight are computed at run time")
+    rows = _rows(node, codes)
+    centred = rows.astype(np.int64) - np.resize(weight_zero, len(rows)).reshape(-1, 1)
+    sums = qmath.sum_range(
+        centred, low - int(zero.max()), high - int(zero.min()), bias=_bias(product, known, len(rows))
+    )
+    shift = 128 if low < 0 else 0  # kernels make uint8 of int8 operands
+    pairs = qmath.pair_range(rows, low + shift, high + shift)
+    paired = rows.dtype == np.int8 and _pairs(node, codes, weight_zero)
+    saturating = int((~within(pairs, INT16)).sum()) if paired else 0
+    found = (int(sums[0].min(initial=0)), int(sums[1].max(initial=0)))
+    return PortableLayer(
+        name=name,
+        op=op,
+        sums=found,
+        saturating=saturating,
+        rounds_once=_inside(found, EXACT_IN_FLOAT),
+        why=_why(found, saturating),
+    )
+
+
+def _why(sums: tuple[int, int], saturating: int) -> str:
+    if not _inside(sums, INT32):
+        return f"its sums can leave 32 bits: they range from {sums[0]:,} to {sums[1]:,}"
+    if saturating:
+        return f"pairs of products can leave 16 bits in {saturating} channels, on x86-64 without VNNI"
+    return ""
+
+
+def _in_floats(node: ir.Node) -> PortableLayer:
+    return PortableLayer(name=str(node.name or node.outputs[0].name), op=node.op_type, why="it adds floats")
+
+
+def _is_layer(node: ir.Node) -> bool:
+    return node.domain == "" and node.op_type in (*_LAYERS, "ConvTranspose")
+
+
+def _inside(sums: tuple[int, int] | None, limits: tuple[int, int]) -> bool:
+    return sums is not None and limits[0] <= sums[0] and sums[1] <= limits[1]
+
+
+def _code_range(codes: ir.Value) -> tuple[int, int]:
+    """The codes that a tensor can hold: those of its type, at most what a Min on the way lets through."""
+    low, high = (-128, 127) if _is_signed(codes) else (0, 255)
+    value: ir.Value | None = codes
+    while value is not None and (node := value.producer()) is not None and node.op_type in _ROUNDED_ONCE:
+        if node.op_type == "Min" and len(node.inputs) > 1:
+            top = constant(node.inputs[1])
+            high = high if top is None else min(high, int(top.max()))
+        if node.op_type == "QuantizeLinear" or not node.inputs:
+            break
+        value = node.inputs[0]
+    return low, high
+
+
+def _is_signed(codes: ir.Value) -> bool:
+    """Whether codes are int8: by their type, or by the zero point they were made with."""
+    if codes.dtype is not None:
+        return codes.dtype == ir.DataType.INT8
+    node = codes.producer()
+    zero = constant(node.inputs[2]) if node is not None and len(node.inputs) > 2 else None
+    return zero is not None and zero.dtype == np.int8
+
+
+def _whole(value: ir.Value | None, known: Mapping[ir.Value, NDArray[Any] | None]) -> NDArray[np.int64] | None:
+    """A zero point as whole numbers, 0 where it is left out; None if it is computed at run time."""
+    if value is None:
+        return np.zeros(1, np.int64)
+    found = known.get(value)
+    return None if found is None else found.astype(np.int64).reshape(-1)
+
+
+def _bias(product: _Product, known: Mapping[ir.Value, NDArray[Any] | None], outputs: int) -> NDArray[np.int64]:
+    """The bias in steps of the sums; a float bias as onnxruntime rounds it."""
+    bias = None if product.bias is None else known.get(product.bias)
+    if bias is None:
+        return np.zeros(outputs, np.int64)
+    if bias.dtype.kind != "i":
+        scale, step = (None if v is None else known.get(v) for v in (product.scale, product.weight_scale))
+        if scale is None or step is None:
+            return np.zeros(outputs, np.int64)
+        bias = np.rint(bias.reshape(-1) / (scale.astype(np.float64).reshape(-1) * step.reshape(-1)))
+    return np.resize(bias.reshape(-1), outputs).astype(np.int64)
+
+
+def _rows(node: ir.Node, codes: NDArray[Any]) -> NDArray[Any]:
+    """The weight as outputs x products, in the order in which kernels add them (see `Layer.kernel_rows`)."""
+    if node.op_type in _CONVOLUTIONS:
+        return np.moveaxis(codes, 1, -1).reshape(len(codes), -1)
+    transposed = node.op_type in ("Gemm", "QGemm") and attribute(node, "transB", 0)
+    inner = codes if transposed or codes.ndim < 2 else np.swapaxes(codes, -1, -2)
+    return inner.reshape(-1, inner.shape[-1])
+
+
+def _pairs(node: ir.Node, codes: NDArray[Any], zero: NDArray[np.int64]) -> bool:
+    """Whether the kernel adds products in pairs; a depthwise convolution without zero points has one of its own."""
+    if node.op_type not in _CONVOLUTIONS or zero.any():
+        return True
+    return not (codes.shape[1] == 1 and len(codes) == int(attribute(node, "group", 1)))
+
+
+def _varies(value: ir.Value, varying: Any) -> bool:
+    producer = value.producer()
+    return (value.is_graph_input() and value.const_value is None) or (producer is not None and producer in varying)
