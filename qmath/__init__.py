@@ -22,15 +22,7 @@ _HOMES = {
     "balancing": ("Balance", "balance_channels"),
     "bias": ("BiasCorrection", "bias_correction", "output_shift"),
     "clipping": ("gauss_clip", "laplace_clip", "prior_clip"),
-    "distributions": (
-        "Gaussian",
-        "Laplace",
-        "Prior",
-        "PriorFit",
-        "fit_prior",
-        "goodness_of_fit",
-        "rectified_prior",
-    ),
+    "distributions": ("Gaussian", "Laplace", "Prior"),
     "divergence": ("cosine_similarity", "kl_divergence", "power_ratio_db", "sqnr_db"),
     "empirical_clipping": (
         "ClipRange",
@@ -43,10 +35,12 @@ _HOMES = {
     ),
     "error": ("exact_error", "expected_error", "midrise_levels", "midtread_levels"),
     "confidence": ("drop_bound", "drop_confidence", "share_bound", "share_confidence"),
+    "fitting": ("PriorFit", "fit_prior", "goodness_of_fit", "rectified_prior"),
     "granularity": ("Granularity",),
     "grouping": ("group_search",),
     "pareto": ("Frontier", "Selection", "knapsack", "pareto_frontier"),
     "grid": ("Grid", "Rounding", "dequantize", "fake_quantize", "quantize"),
+    "histogram": ("BINS", "Histogram"),
     "kernels.threads": ("get_threads", "set_threads"),
     "integer_range": ("pair_range", "sum_range"),
     "learned": (
@@ -65,7 +59,7 @@ _HOMES = {
     "prior_clipping": ("PriorRanges", "prior_ranges"),
     "rounding": ("Exponent", "rounding_offset", "rounding_table"),
     "staircase": ("RoundingTable",),
-    "statistics": ("BINS", "Histogram", "Statistics", "StatisticsAccumulator"),
+    "statistics": ("Statistics", "StatisticsAccumulator"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_MODULE_OF)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qmath._validation import as_parameter, check_choice
-from qmath.distributions import Floats
 from qmath.pareto import knapsack
+from qmath.sample import Floats
 
 Measure = Literal["bins", "bits"]
 

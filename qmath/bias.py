@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from qmath._content import ByContent
 from qmath._validation import as_axis, as_parameter
-from qmath.distributions import Floats
+from qmath.sample import Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

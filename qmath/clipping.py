@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from qmath._validation import as_bits, as_parameter, check_choice
-from qmath.distributions import Floats, Gaussian, Laplace, Prior
+from qmath.distributions import Gaussian, Laplace, Prior
 from qmath.error import cell_integrals
 from qmath.late import LateModule
+from qmath.sample import Floats
 
 special, optimize = LateModule("scipy.special"), LateModule("scipy.optimize")
 GridKind = Literal["midrise", "midtread"]

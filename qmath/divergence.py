@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from qmath._validation import as_data, as_parameter
-from qmath.distributions import Floats
 from qmath.late import LateModule
+from qmath.sample import Floats
 
 special = LateModule("scipy.special")
 

@@ -15,10 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from qmath._validation import as_axis, as_bit_count, as_data, check_choice, check_finite
 from qmath.clipping import prior_clip
-from qmath.distributions import Floats, Gaussian, Laplace, Prior
+from qmath.distributions import Gaussian, Laplace, Prior
 from qmath.kernels.threads import over_threads
 from qmath.prior_clipping import FAMILIES, Moments, candidates
-from qmath.sample import Sample, sample_of
+from qmath.sample import Floats, Sample, sample_of
 from qmath.stop_loss import RELATIVE_GAP, StopLoss
 
 KL_BINS = 2048

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from qmath._validation import as_bit_count, as_bits, as_parameter
-from qmath.distributions import Floats, Prior
+from qmath.distributions import Prior
+from qmath.sample import Floats
 
 _NARROW = 0.25  # cells narrower than this many scales are integrated by quadrature: the closed forms would cancel
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(10)

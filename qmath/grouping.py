@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from qmath.distributions import Floats
 from qmath.pareto import Frontier, Table, _layers, _undominated
+from qmath.sample import Floats
 
 Evaluator = Callable[[tuple[int, ...]], float]
 _ENUMERATED = 1 << 21  # partial selections listed in full; beyond that, only the best of fine slices of size

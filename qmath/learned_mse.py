@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qmath._validation import as_data, check_finite
+from qmath.histogram import Histogram
 from qmath.learned import LsqConfiguration, lsq_configuration, minmax_parameters
 from qmath.sample import is_histogram, sample_of
-from qmath.statistics import Histogram
 
 _POINTS = 4096  # more values than this are summarised in a histogram of as many bins
 _SHARES = 20  # of the data's range below and above zero: every combination is a start

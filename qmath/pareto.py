@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qmath._validation import as_parameter
-from qmath.distributions import Floats
+from qmath.sample import Floats
 
 Table = Sequence[ArrayLike] | ArrayLike  # one row of choices per layer; rows may differ in length
 Trail = tuple[NDArray[np.integer], NDArray[np.uint8]]  # of one layer's states: parent state, choice

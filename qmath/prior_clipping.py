@@ -20,9 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from qmath._validation import as_bits
 from qmath.clipping import gauss_clip, laplace_clip, prior_clip
-from qmath.distributions import Floats, Gaussian, Laplace, Prior, rectified_prior
+from qmath.distributions import Gaussian, Laplace, Prior
+from qmath.fitting import rectified_prior
+from qmath.histogram import Histogram
 from qmath.kernels.threads import over_threads
-from qmath.statistics import Histogram
+from qmath.sample import Floats
 from qmath.stop_loss import StopLoss
 
 FAMILIES: tuple[type[Prior], ...] = (Laplace, Gaussian)

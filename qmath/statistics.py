@@ -1,9 +1,7 @@
 """Streaming statistics that do not depend on how samples are batched or ordered, to the last bit.
 
-Ranges and counts are exact. The widths of histogram bins are powers of two: when a larger value arrives, neighbouring
-bins merge in pairs, which moves no value to a wrong bin, so the result is the same as if the final range had been known
-from the start. Sums are taken within each sample in an order that depends on its shape alone, and over samples without
-rounding (`qmath.exact_sum`).
+Ranges and counts (`qmath.histogram`) are exact. Sums are taken within each sample in an order that depends on its shape
+alone, and over samples without rounding (`qmath.exact_sum`).
 """
 
 from __future__ import annotations
@@ -17,137 +15,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qmath._content import ByContent, frozen
-from qmath._validation import as_axis, as_data, as_parameter
+from qmath._validation import as_axis, as_data
 from qmath.exact_sum import UNIT_EXPONENT, ExactSum
-from qmath.kernels.threads import over_threads
+from qmath.histogram import BINS, Histogram, check_bins
+from qmath.scanning import scanned
 
-BINS = 4096
-MIN_EXPONENT = -100  # data within 2^-100 of zero (usually all zero) are counted over [-2^-100, 2^-100)
-_MOST_BINS = 1 << 16
-_GRAIN = 1 << 17  # values per thread below which another thread costs more than it saves
 _MOMENTS = ("mean", "variance", "mean_abs")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Histogram(ByContent):
-    """Counts in equal bins over [-2^exponent, 2^exponent); values at an edge belong to the bin away from zero.
-
-    The number of bins is a power of two. 2^exponent is the least power of two above the largest magnitude, and never
-    below 2^-100.
-
-    Raises:
-        ValueError: For counts that are negative, not integers, or whose number is not a power of two from 4 to 65536.
-
-    Example:
-        >>> import qmath
-        >>> histogram = qmath.Histogram.of([-0.2, 0.1, 0.1, 0.9], bins=4)
-        >>> histogram.counts.tolist(), histogram.edges.tolist()
-        ([0, 1, 2, 1], [-1.0, -0.5, 0.0, 0.5, 1.0])
-    """
-
-    counts: NDArray[np.int64]
-    exponent: int
-
-    def __post_init__(self) -> None:
-        counts = as_parameter(self.counts, "counts", non_negative=True)
-        check_bins(counts.size)
-        if counts.ndim != 1 or (counts != np.floor(counts)).any():
-            raise ValueError(f"counts: expected a 1-D array of whole numbers, found shape {counts.shape}")
-        object.__setattr__(self, "counts", frozen(self.counts, np.int64))
-
-    @classmethod
-    def of(cls, data: ArrayLike, *, bins: int = BINS) -> Histogram:
-        """Return the histogram of an array of any shape, of `bins` bins.
-
-        Raises:
-            TypeError: When `data` does not hold real numbers.
-            ValueError: For NaN, infinite or missing values, or `bins` that is not a power of two from 4 to 65536.
-
-        Example:
-            >>> import qmath
-            >>> qmath.Histogram.of([1.0, 3.0], bins=8).counts.tolist()
-            [0, 0, 0, 0, 0, 1, 0, 1]
-        """
-        check_bins(bins)
-        histogram = Statistics.of(data, bins=bins).histogram
-        if histogram is None:
-            raise ValueError(f"data: expected at least one value, found shape {np.shape(data)}")
-        return histogram
-
-    @property
-    def width(self) -> float:
-        """Width of a bin, in the units of x."""
-        return math.ldexp(2.0 / self.counts.size, self.exponent)
-
-    @property
-    def edges(self) -> NDArray[np.float64]:
-        """Edges of the bins in the units of x, one more than bins."""
-        half = self.counts.size // 2
-        return np.arange(-half, half + 1, dtype=np.float64) * self.width
-
-    @property
-    def centers(self) -> NDArray[np.float64]:
-        """Centres of the bins, in the units of x."""
-        half = self.counts.size // 2
-        return (np.arange(-half, half, dtype=np.float64) + 0.5) * self.width
-
-    @property
-    def total(self) -> int:
-        """Number of values."""
-        return int(self.counts.sum())
-
-    def widened(self, exponent: int) -> Histogram:
-        """Return the same data over [-2^exponent, 2^exponent), or over the present range when that is larger; exact.
-
-        Example:
-            >>> import qmath
-            >>> qmath.Histogram.of([-0.2, 0.1, 0.1, 0.9], bins=4).widened(1).counts.tolist()
-            [0, 1, 3, 0]
-        """
-        counts = widened_counts(self.counts, exponent - self.exponent)
-        return Histogram(counts=counts, exponent=max(exponent, self.exponent))
-
-    def merge(self, other: Histogram) -> Histogram:
-        """Return the histogram of both data sets; exact.
-
-        Raises:
-            ValueError: For different numbers of bins.
-
-        Example:
-            >>> import qmath
-            >>> one, other = (qmath.Histogram.of(x, bins=4) for x in ([0.1, 0.9], [1.5]))
-            >>> one.merge(other).counts.tolist()
-            [0, 0, 2, 1]
-        """
-        if other.counts.size != self.counts.size:
-            raise ValueError(
-                f"histograms: expected equal numbers of bins, found {self.counts.size}, {other.counts.size}"
-            )
-        exponent = max(self.exponent, other.exponent)
-        counts = self.widened(exponent).counts + other.widened(exponent).counts
-        return Histogram(counts=counts, exponent=exponent)
-
-
-def widened_counts(counts: NDArray[np.int64], steps: int) -> NDArray[np.int64]:
-    """Counts over a range 2^steps as wide: 2^steps neighbours on one side of zero share a bin.
-
-    No change for steps <= 0.
-    """
-    if steps <= 0:
-        return counts
-    steps = min(steps, counts.size.bit_length() - 2)  # then each half is one bin
-    merged = np.add.reduceat(counts, np.arange(0, counts.size, 1 << steps))
-    wider = np.zeros_like(counts)
-    first = (counts.size - merged.size) // 2
-    wider[first : first + merged.size] = merged
-    return wider
-
-
-def check_bins(bins: int) -> None:
-    """Raise ValueError unless `bins` is a power of two from 4 to 65536."""
-    whole = isinstance(bins, int | np.integer) and not isinstance(bins, bool)
-    if not whole or not 4 <= bins <= _MOST_BINS or bins & (bins - 1):
-        raise ValueError(f"bins: expected a power of two from 4 to {_MOST_BINS}, found {bins!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -303,11 +176,11 @@ class StatisticsAccumulator:
         if bins != 0:
             check_bins(bins)
         self._bins = int(bins)
+        self._histogram = Histogram.empty(self._bins) if bins else None
         self._parallel = parallel
         self._channel_axis = (
             None if channel_axis is None else as_axis(channel_axis, 64, "channel_axis") - 64 * (channel_axis < 0)
         )
-        self._counts, self._exponent = np.zeros(self._bins, np.int64), MIN_EXPONENT
         self._count = 0  # values per channel
         self._range: NDArray[np.float64] | None = None  # (minimum and maximum, channels)
         self._sums = ExactSum(0)  # of x, x^2 and |x|, three per channel
@@ -320,24 +193,21 @@ class StatisticsAccumulator:
             ValueError: For NaN or infinite values, squares beyond float64, or another number of channels than before;
                 the statistics are then left as they were.
         """
-        from qmath.kernels.statistics import scan
-
         blocks = self._blocks(as_data(batch, "batch", allow_empty=True))
         if blocks.size == 0:
             return
         samples, _, channels, _ = blocks.shape
         if self._range is not None and self._range.shape[1] != channels:
             raise ValueError(f"batch: expected {self._range.shape[1]} channels as before, found {channels}")
-        lows = np.full((samples, channels), np.inf, blocks.dtype)
-        highs, sums = np.full_like(lows, -np.inf), np.zeros((3, samples, channels))
-        grain = max(1, _GRAIN * samples // blocks.size) if self._parallel else samples
-        parts = over_threads(scan, samples, grain, blocks, self._exponent, self._bins, lows, highs, sums)
-        if not np.isfinite(sums[1]).all():
-            _reject(blocks)
-        ends = np.empty((2, channels))
-        lows.min(axis=0, out=ends[0]), highs.max(axis=0, out=ends[1])
-        self._include(ends + 0.0, sums, parts)  # -0.0 becomes 0.0
+        exponent = self._histogram.exponent if self._histogram else 0
+        scan = scanned(blocks, bins=self._bins, exponent=exponent, parallel=self._parallel)
+        if self._range is None:
+            self._range, self._sums = scan.ends, ExactSum(channels * 3)
+        self._widen_range(scan.ends)
+        self._sums.add(np.ascontiguousarray(scan.sums.transpose(1, 0, 2)).reshape(samples, -1))
         self._count += blocks.size // channels
+        for counts, exponent in scan.counts:
+            self._count_in(Histogram(counts=counts, exponent=exponent))
 
     def merge(self, other: StatisticsAccumulator) -> None:
         """Take in everything that another accumulator with the same bins and channels has seen; exact.
@@ -356,7 +226,8 @@ class StatisticsAccumulator:
         self._widen_range(other._range)
         self._sums.merge(other._sums)
         self._count += other._count
-        self._add_counts(other._counts, other._exponent)
+        if other._histogram is not None:
+            self._count_in(other._histogram)
 
     def result(self) -> Statistics:
         """Return the statistics of everything seen so far; count 0 and all zero when nothing was."""
@@ -373,26 +244,13 @@ class StatisticsAccumulator:
             min=float(low.min()),
             max=float(high.max()),
             **_named(_moments(sums.sum(axis=0), self._count * len(sums)), low.min() < high.max()),
-            histogram=Histogram(counts=self._counts, exponent=self._exponent) if self._bins else None,
+            histogram=self._histogram,
             channels=channels,
         )
 
-    def _include(self, ends: NDArray[np.float64], sums: NDArray[np.float64], parts: list[Any]) -> None:
-        """Take in ranges (2, channels), sums (3, samples, channels) and the (counts, exponent) of a batch's parts."""
-        if self._range is None:
-            self._range, self._sums = ends, ExactSum(ends.size // 2 * 3)
-        self._widen_range(ends)
-        self._sums.add(np.ascontiguousarray(sums.transpose(1, 0, 2)).reshape(sums.shape[1], -1))
-        for counts, exponent in parts:
-            self._add_counts(counts, int(exponent))
-
-    def _add_counts(self, counts: NDArray[np.int64], exponent: int) -> None:
-        if self._bins:
-            widest = max(exponent, self._exponent)
-            self._counts = widened_counts(self._counts, widest - self._exponent) + widened_counts(
-                counts, widest - exponent
-            )
-            self._exponent = widest
+    def _count_in(self, histogram: Histogram) -> None:
+        if self._histogram is not None:
+            self._histogram = self._histogram.merge(histogram)
 
     def _widen_range(self, ends: NDArray[np.float64]) -> None:
         """Extend the range in a new array, as results may share the old one."""
@@ -424,13 +282,6 @@ def _named(moments: Any, spread: Any) -> dict[str, Any]:
     """Moments by name; the variance of equal values is 0, whatever the rounding of their squares."""
     mean, variance, mean_abs = moments
     return {"mean": mean, "variance": variance * spread, "mean_abs": mean_abs}
-
-
-def _reject(blocks: NDArray[Any]) -> None:
-    bad = int(blocks.size - np.isfinite(blocks).sum())
-    if bad:
-        raise ValueError(f"batch: expected finite numbers, found {bad} NaN or infinite among {blocks.size}")
-    raise ValueError(f"batch: values up to {np.abs(blocks).max():.3g} are too large: their squares overflow")
 
 
 def _number(raw: Any) -> Any:

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qmath.distributions import Floats
-from qmath.sample import Sample
+from qmath.sample import Floats, Sample
 
 RELATIVE_GAP = 1e-9  # the error returned is within this share of the least one
 
