@@ -170,8 +170,7 @@ class QdqEmitter:
             return None
         scale = weights.accumulator_scale(quant.weight, operand)
         codes = np.rint(floats.reshape(-1) / scale.astype(np.float64))
-        shifted = weights.is_shifted(quant.weight) or not any(quant.weight.zero_point)
-        if not shifted or np.abs(codes).max(initial=0) >= 2**31:
+        if not weights.is_shifted(quant.weight) and any(quant.weight.zero_point):
             return None
         stem = str(layer.bias.name if layer.bias is not None else layer.name)
         per_channel = scale.size > 1

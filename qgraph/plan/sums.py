@@ -85,7 +85,7 @@ def bias_fits(layer: Layer, quant: LayerQuant, operand: ActivationQuant) -> bool
     if not _adds_integers(layer, quant):
         return True
     step = codes.accumulator_scale(quant.weight, operand).astype(np.float64)
-    return bool((_total_bias(layer, quant) < 2 * MOST_STEPS * step).all())
+    return bool((np.rint(_total_bias(layer, quant) / step) < 2 * MOST_STEPS).all())
 
 
 def _adds_integers(layer: Layer, quant: LayerQuant) -> bool:

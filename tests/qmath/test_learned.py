@@ -110,6 +110,15 @@ def test_scale_equivariance_and_idempotence(seed, configuration, power) -> None:
     np.testing.assert_allclose(other.scale, 0.5 * one.scale, rtol=1e-12)
 
 
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_the_last_codes_are_saturated(configuration) -> None:
+    """At n and p themselves, x has no gradient, and that of the scale is the code (Eq. 3 and 4)."""
+    n, p = qmath.lsq_configuration(configuration).code_range(3)
+    for code, inside in ((n, 0.0), (p, 0.0), (n + 1, 1.0), (p - 1, 1.0)):
+        found = qmath.lsq_gradients([1.0], [0.5 * code], 0.5, bits=3, configuration=configuration)
+        assert (found.x[0], found.scale) == (inside, 0.0 if inside else code)
+
+
 def test_forward_is_the_grid_with_an_offset() -> None:
     x = swish(0, 1000)
     scale, offset = qmath.minmax_parameters(-0.25, 2.0, bits=4)

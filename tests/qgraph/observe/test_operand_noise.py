@@ -23,8 +23,9 @@ CONV = """
 net (float[N,4,7,5] x, float[6,2,3,2] w) => (float[N,6,P,Q] y) {{ y = Conv<group=2{options}>(x, w) }}"""
 
 
-def conv(model_from_text, options=""):
+def conv(model_from_text, options="", *, positive=False):
     weight = RNG.standard_normal((6, 2, 3, 2)).astype(np.float32)
+    weight = np.abs(weight) if positive else weight
     return normalise(load(model_from_text(CONV.format(options=options), w=weight)))
 
 
@@ -62,10 +63,14 @@ def test_padding_is_counted_tap_by_tap(model_from_text, options) -> None:
 
 
 @pytest.mark.parametrize("top", [1.0, 3.0])
+@pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize("options", ["", ", pads=[1,1,1,0]"])
-def test_predicted_noise_of_a_clipped_operand(model_from_text, options, top) -> None:
-    """Clipping lowers all values at once: predicted to half a decibel, though errors are far from independent."""
-    net = conv(model_from_text, options)
+def test_predicted_noise_of_a_clipped_operand(model_from_text, options, positive, top) -> None:
+    """Clipping lowers all values at once: predicted to half a decibel, though errors are far from independent.
+
+    Those of positive weights add up over all taps, and those of others cancel.
+    """
+    net = conv(model_from_text, options, positive=positive)
     view = GraphView(net)
     data = open_data(np.maximum(RNG.standard_normal((512, 4, 7, 5)), 0).astype(np.float32), net)
     weight = view.layers[0].weight_array()

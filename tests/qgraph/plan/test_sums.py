@@ -13,6 +13,7 @@ from qgraph.graph.sites import GraphView
 from qgraph.lowering.export import export
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
+from qgraph.plan.codes import accumulator_scale
 from qgraph.plan.grids import activation_grid, weight_grid
 from qgraph.plan.plan import LayerQuant, QuantPlan
 from qgraph.plan.sums import bias_fits, with_room_for_biases, with_shared_weights
@@ -93,6 +94,16 @@ def test_scales_are_widened_as_far_as_biases_need(model_from_text):
     np.testing.assert_allclose(after[2:], np.abs(bias[2:]) / 2**30, rtol=1e-6)
     shifted = plan.map_layers(lambda quant: dataclasses.replace(quant, bias_shift=(100.0,) * 8))
     assert min(with_room_for_biases(shifted, view).layers[0].weight.scale) > 60 / 2**30
+
+
+def test_the_largest_bias_that_fits_rounds_to_the_last_of_32_bits(model_from_text):
+    _, view, plan = planned(model_from_text, np.zeros(8, np.float32), 1.0)
+    layer, quant, operand = view.layers[0], plan.layers[0], plan.activations[0]
+    step = accumulator_scale(quant.weight, operand).astype(np.float64)
+    for code, fits in ((2.0**31 - 1.4, True), (2.0**31 - 0.4, False)):
+        for sign in (1, -1):
+            shifted = dataclasses.replace(quant, bias_shift=tuple(sign * code * step))
+            assert bias_fits(layer, shifted, operand) is fits
 
 
 def test_a_plan_whose_biases_overflow_runs_in_floats(model_from_text):
