@@ -1,4 +1,4 @@
-"""One number of threads for everything that a job runs: kernels, sessions and pools."""
+"""One number of threads for everything that a job runs: kernels, sessions, pools and NumPy's matrix products."""
 
 from __future__ import annotations
 
@@ -22,16 +22,20 @@ def limited(threads: int | None) -> Iterator[None]:
     The number holds for the whole process; the previous one is restored at the end.
     """
     global _limit
-    before = _limit, qmath.get_threads()
-    if threads is not None:
-        _limit = threads
-        qmath.set_threads(threads)
-    try:
+    if threads is None:
         yield
+        return
+    from threadpoolctl import threadpool_limits  # the command line starts without it
+
+    before = _limit, qmath.get_threads()
+    _limit = threads
+    qmath.set_threads(threads)
+    try:
+        with threadpool_limits(threads, user_api="blas"):
+            yield
     finally:
-        if threads is not None:
-            _limit = before[0]
-            qmath.set_threads(before[1])
+        _limit = before[0]
+        qmath.set_threads(before[1])
 
 
 def limit() -> int | None:

@@ -92,3 +92,11 @@ def test_types_raise_the_ir_version(kind, wanted):
     net = ir.from_proto(of_opset(17, 8))
     net.graph.append(ir.node("Cast", [net.graph.outputs[0]], {"to": ir.DataType[kind]}))
     assert needed_ir_version(net) == wanted
+
+
+def test_onnxruntime_loads_the_ir_version_of_every_opset_that_it_takes():
+    newest = max(int(release[1]) for release in helper.VERSION_TABLE)
+    for opset in range(13, runtime.latest_opset() + 1):
+        net = ir.from_proto(of_opset(opset, newest))
+        assert runtime.Session(net).output_names == ["y"]
+        assert needed_ir_version(net) == helper.find_min_ir_version_for([helper.make_opsetid("", opset)])

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnxruntime as ort
 import pytest
+import threadpoolctl
 from click.testing import CliRunner
 
 import qgraph
@@ -87,3 +88,13 @@ def test_the_number_before_comes_back(digits, seen):
     with pytest.raises(KeyError), limited(1):
         raise KeyError
     assert qmath.get_threads() == 3
+
+
+def test_matrix_products_of_numpy_keep_the_number():
+    def blas():
+        return {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
+
+    with threadpoolctl.threadpool_limits(3, user_api="blas"):
+        with limited(1):
+            assert blas() <= {1}
+        assert blas() <= {3}
