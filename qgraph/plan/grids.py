@@ -128,12 +128,25 @@ def weight_grid(
     )
 
 
-def spanned(weight: NDArray[np.floating], grid: WeightQuant) -> WeightQuant:
-    """The grid of the same bits and form over the whole range of the weight, with the same `input_scale`."""
-    scaled = weights.scaled(weight, grid)
-    low, high = (grid.granularity.reduce(end, scaled) for end in (np.minimum, np.maximum))
-    fresh = weight_grid(low, high, bits=grid.bits, granularity=grid.granularity, symmetric=grid.symmetric)
+def regridded(
+    grid: WeightQuant, low: ArrayLike, high: ArrayLike, *, channel_bits: tuple[int, ...] | None = None
+) -> WeightQuant:
+    """The grid of the same form over low..high, one value for each scale; the ends are those of w `input_scale`."""
+    fresh = weight_grid(
+        low,
+        high,
+        bits=grid.bits,
+        granularity=grid.granularity,
+        symmetric=grid.symmetric,
+        channel_bits=grid.channel_bits if channel_bits is None else channel_bits,
+    )
     return dataclasses.replace(fresh, input_scale=grid.input_scale)
+
+
+def spanned(weight: NDArray[np.floating], grid: WeightQuant) -> WeightQuant:
+    """The grid of the same form over the whole range of the weight."""
+    scaled = weights.scaled(weight, grid)
+    return regridded(grid, *(grid.granularity.reduce(end, scaled) for end in (np.minimum, np.maximum)))
 
 
 def weights_alone(quant: LayerQuant, layer: Layer) -> LayerQuant:

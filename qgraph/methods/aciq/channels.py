@@ -25,7 +25,7 @@ from qgraph.observe.channel_laws import FAINTEST, ChannelPrior, channel_errors, 
 from qgraph.observe.statistics import Observations
 from qgraph.onnxfile.edit import constant
 from qgraph.plan import codes as weights
-from qgraph.plan.grids import weight_grid
+from qgraph.plan.grids import regridded
 from qgraph.plan.plan import MAX_BITS, MAX_SHIFTED_BITS, ActivationQuant, LayerQuant, QuantPlan, WeightQuant
 
 
@@ -59,7 +59,7 @@ def allocate_weights(plan: QuantPlan, view: GraphView) -> QuantPlan:
         if not (high - low).any():
             return layer
         bits = qmath.allocate_bits(high - low, bits=grid.bits, max_bits=widest, measure="bits")
-        return dataclasses.replace(layer, weight=_spanned(grid, low, high, tuple(int(b) for b in bits)))
+        return dataclasses.replace(layer, weight=regridded(grid, low, high, channel_bits=tuple(int(b) for b in bits)))
 
     return plan.map_layers(allocate)
 
@@ -154,7 +154,7 @@ def _with_input_scales(plan: QuantPlan, view: GraphView) -> QuantPlan:
         if mine is None:
             return quant
         grid = dataclasses.replace(quant.weight, input_scale=mine)
-        return dataclasses.replace(quant, weight=_spanned(grid, *_channel_ends(layer, grid), grid.channel_bits))
+        return dataclasses.replace(quant, weight=regridded(grid, *_channel_ends(layer, grid)))
 
     return plan.map_layers(carry)
 
@@ -165,20 +165,6 @@ def _channel_ends(layer: Layer, grid: WeightQuant) -> tuple[NDArray[np.float64],
     low, high = (grid.granularity.reduce(end, weight).astype(np.float64) for end in (np.minimum, np.maximum))
     limit = np.maximum(-low, high)
     return (-limit, limit) if grid.symmetric else (np.minimum(low, 0.0), np.maximum(high, 0.0))
-
-
-def _spanned(
-    grid: WeightQuant, low: NDArray[np.float64], high: NDArray[np.float64], channel_bits: tuple[int, ...]
-) -> WeightQuant:
-    spanned = weight_grid(
-        low,
-        high,
-        bits=grid.bits,
-        granularity=grid.granularity,
-        symmetric=grid.symmetric,
-        channel_bits=channel_bits,
-    )
-    return dataclasses.replace(spanned, input_scale=grid.input_scale)
 
 
 def _obstacle(value: ir.Value, grid: ActivationQuant, readers: list[Layer], plan: QuantPlan, deployable: bool) -> str:

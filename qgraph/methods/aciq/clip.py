@@ -15,7 +15,7 @@ import qmath
 from qgraph.graph.sites import GraphView
 from qgraph.observe.statistics import Observations
 from qgraph.plan import codes as weights
-from qgraph.plan.grids import activation_grid, weight_ends, weight_grid
+from qgraph.plan.grids import activation_grid, regridded, weight_ends
 from qgraph.plan.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan
 from qgraph.running.sessions import in_parallel
 
@@ -154,15 +154,6 @@ def clip_weights(plan: QuantPlan, view: GraphView, *, method: str) -> QuantPlan:
         if min(grid.widths) == MAX_BITS:
             return layer
         weight = weights.scaled(view.by_name[layer.name].weight_array(), grid)
-        low, high = weight_ends(weight, grid, method)
-        clipped = weight_grid(
-            low,
-            high,
-            bits=grid.bits,
-            granularity=grid.granularity,
-            symmetric=grid.symmetric,
-            channel_bits=grid.channel_bits,
-        )
-        return dataclasses.replace(layer, weight=dataclasses.replace(clipped, input_scale=grid.input_scale))
+        return dataclasses.replace(layer, weight=regridded(grid, *weight_ends(weight, grid, method)))
 
     return plan.map_layers(clip)

@@ -120,15 +120,15 @@ def distill(
         raise UsageError(f"need at least one sample and step, got count={count}, {config}")
     began = time.perf_counter()
     loaded = load(model)
-    cores = threads or qmath.get_threads()
+    kept = has_batch_norms(loaded)
+    config = config if kept else config.for_folded()
     size = min(config.batch, count)
     axes = layout.batch_axes(loaded.input_values(), batch_axes or {})
     found = input_shapes(loaded, batch=size, shapes=shapes, batch_axes=batch_axes)
     together = min((found[name][axis] for name, axis in axes.items() if axis is not None), default=1)
     numbers = range(-(-count // together))
+    cores = threads or qmath.get_threads()
     workers = min(cores, len(numbers))
-    kept = has_batch_norms(loaded)
-    config = config if kept else config.for_folded()
     try:
         goal = objective(
             loaded, batch=size, per=config.per, threads=max(cores // workers, 1), shapes=shapes, batch_axes=batch_axes
@@ -141,20 +141,11 @@ def distill(
         seconds = time.perf_counter() - began
         return Distilled(inputs=noise, losses=np.empty((0, 0)), layers=0, seconds=seconds, note=NOISE)
     whole = normalise(loaded, fold_bn=False)
-    report = _Reporter(on_step, len(numbers) * config.steps)
-    with (
-        open_store(resume, "distillation", model=whole, configuration=config, seed=seed, shapes=goal.shapes) as store,
-        ThreadPoolExecutor(workers) as pool,
-    ):
-        job = _Job(goal=goal, config=config, seed=seed, store=store, report=report)
-        try:
-            results = list(pool.map(job.run, numbers))
-        except BaseException:  # an interrupt must not wait for batches that nobody will use
-            job.stop.set()
-            raise
-    inputs = {name: _together([batch[name] for batch, _ in results], axes[name], count) for name in goal.shapes}
+    with open_store(resume, "distillation", model=whole, configuration=config, seed=seed, shapes=goal.shapes) as store:
+        report = _Reporter(on_step, len(numbers) * config.steps)
+        results = _Job(goal=goal, config=config, seed=seed, store=store, report=report).run_all(numbers, workers)
     return Distilled(
-        inputs=inputs,
+        inputs={name: _together([batch[name] for batch, _ in results], axes[name], count) for name in goal.shapes},
         losses=np.array([losses for _, losses in results]),
         layers=goal.layers,
         seconds=time.perf_counter() - began,
@@ -188,6 +179,15 @@ class _Job:
     store: Store
     report: _Reporter
     stop: Event = field(default_factory=Event)
+
+    def run_all(self, numbers: Sequence[int], workers: int) -> list[tuple[Arrays, list[float]]]:
+        """The batches and their losses, optimised in parallel threads."""
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                return list(pool.map(self.run, numbers))
+            except BaseException:  # an interrupt must not wait for batches that nobody will use
+                self.stop.set()
+                raise
 
     def run(self, number: int) -> tuple[Arrays, list[float]]:
         """Optimise batch `number` to the end, starting from its checkpoint if there is one."""
