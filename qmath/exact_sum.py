@@ -25,14 +25,25 @@ class ExactSum:
 
     def add(self, terms: NDArray[np.float64]) -> None:
         """Add every row of `terms` (rows, size); all must be finite."""
-        from qmath.kernels.statistics import add_to_limbs
-
         for first in range(0, len(terms), _ADDITIONS):
             part = np.ascontiguousarray(terms[first : first + _ADDITIONS])
             if self._pending + len(part) > _ADDITIONS:
                 self._carry()
-            add_to_limbs(self._limbs, part.view(np.int64))
+            self._add(part.view(np.int64))
             self._pending += len(part)
+
+    def _add(self, bits: NDArray[np.int64]) -> None:
+        """Add doubles viewed as integers (rows, size): mantissa times two to a power, in 32-bit pieces."""
+        place = (bits >> 52) & 0x7FF
+        normal = place > 0
+        mantissa = (bits & 0xFFFFFFFFFFFFF) | (normal.astype(np.int64) << 52)
+        place -= normal
+        limb, shift = place >> 5, place & 31
+        low, high = (mantissa & 0xFFFFFFFF) << shift, (mantissa >> 32) << shift
+        sign, first = np.where(bits >= 0, 1, -1), limb + np.arange(bits.shape[1]) * _LIMBS
+        pieces = (low & 0xFFFFFFFF, (low >> 32) + (high & 0xFFFFFFFF), high >> 32)
+        for offset, piece in enumerate(pieces):
+            np.add.at(self._limbs.reshape(-1), (first + offset).ravel(), (sign * piece).ravel())
 
     def merge(self, other: ExactSum) -> None:
         """Add the sums of another `ExactSum` of the same size."""

@@ -7,7 +7,6 @@ Parameters are scalars, one per slice along `axis`, or one per `group` values al
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, get_args
@@ -18,6 +17,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from qmath._content import ByContent, frozen
 from qmath._validation import as_bits, as_data, as_parameter, check_choice, reject_nan
 from qmath.granularity import Granularity
+from qmath.kernels import plain
 from qmath.kernels.rows import output_like, run_rows, slices_shape
 
 Rounding = Literal["half_even", "half_up"]
@@ -242,7 +242,7 @@ def quantize(x: ArrayLike, grid: Grid, *, rounding: Rounding = "half_even") -> N
     if np.isnan(data.min()):
         reject_nan(data, "x")
     out = np.empty(data.shape, grid.code_dtype)
-    kernels = _kernels()
+    kernels = _kernels(data.size)
     _run(kernels.codes_by_row, kernels.codes_by_column, data, out, grid, _is_half_up(rounding))
     return out
 
@@ -268,7 +268,7 @@ def fake_quantize(
     """
     data = as_data(x)
     out = output_like(data, out)
-    kernels = _kernels()
+    kernels = _kernels(data.size)
     _run(kernels.values_by_row, kernels.values_by_column, data, out, grid, _is_half_up(rounding))
     return out
 
@@ -362,9 +362,10 @@ def _is_half_up(rounding: str) -> bool:
     return True
 
 
-@functools.cache
-def _kernels() -> Any:
-    """The compiled loops; importing them, and Numba with them, is put off until they are needed."""
+def _kernels(values: int) -> Any:
+    """The loops for so many values: plain ones while there is little work, then compiled ones."""
+    if not plain.pays_to_compile(values):
+        return plain
     from qmath.kernels import grid as grid_kernels
 
     return grid_kernels

@@ -23,8 +23,7 @@ from qmath.clipping import gauss_clip, laplace_clip, prior_clip
 from qmath.distributions import Gaussian, Laplace, Prior
 from qmath.fitting import rectified_prior
 from qmath.histogram import Histogram
-from qmath.kernels.threads import over_threads
-from qmath.sample import Floats
+from qmath.sample import Floats, sample_of
 from qmath.stop_loss import StopLoss
 
 FAMILIES: tuple[type[Prior], ...] = (Laplace, Gaussian)
@@ -68,21 +67,24 @@ class Moments:
     @classmethod
     def of(cls, stop_loss: StopLoss) -> Moments:
         """The moments of one data set, as arrays of shape (1,)."""
-        from qmath.kernels import stop_loss as kernels
-
         above, below = stop_loss.above, stop_loss.below
         mean = above.mean - below.mean
         side = above if mean >= 0 else below
-        spread = 2 * kernels.excess_above(abs(mean), *side.arrays)
+        spread = 2 * side.excess(np.asarray(abs(mean)))
         numbers = mean, stop_loss.energy, spread, -below.end, above.end, above.mean, above.energy
         return cls(**{name: np.array([float(v)]) for name, v in zip(cls.__slots__, numbers, strict=True)})
+
+    @classmethod
+    def together(cls, parts: Sequence[Moments]) -> Moments:
+        """The moments of all parts in one."""
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__})
 
 
 def prior_ranges(histograms: Sequence[Histogram], *, bits: ArrayLike, one_sided: ArrayLike) -> PriorRanges:
     """Choose ACIQ's range for each histogram; also return its error, and about the least error of any range.
 
     `bits` and `one_sided` (ranges 0..c with 2^bits levels, otherwise affine ones) are one for all histograms or one for
-    each. The histograms have equal numbers of bins. Source: ACIQ, sections 2 and A.1-A.4; see `qmath.prior_clipping`.
+    each. Source: ACIQ, sections 2 and A.1-A.4; see `qmath.prior_clipping`.
 
     Raises:
         ValueError: For bits outside 1..16, data without spread, or no positive value where ranges are one-sided.
@@ -95,19 +97,20 @@ def prior_ranges(histograms: Sequence[Histogram], *, bits: ArrayLike, one_sided:
         >>> ranges.low.round(1).tolist(), ranges.high.round(1).tolist()
         ([-5.0], [5.0])
     """
-    from qmath.kernels import stop_loss as kernels
-
-    counts = np.stack([histogram.counts for histogram in histograms])
-    n, widths = len(counts), np.array([histogram.width for histogram in histograms])
+    found = [StopLoss.of(sample_of(histogram)) for histogram in histograms]
+    n = len(found)
     bits = np.broadcast_to(as_bits(bits), n)
     sides = np.broadcast_to(np.asarray(one_sided, bool), n)
-    table = np.empty((n, 7))
-    over_threads(kernels.histogram_moments, n, 8, counts, widths, table)
-    moments = Moments(**dict(zip(Moments.__slots__, table.T, strict=True)))
+    moments = Moments.together([Moments.of(stop_loss) for stop_loss in found])
     low, high = candidates(moments, bits, sides, FAMILIES)
+    levels = 2 ** bits.astype(np.int64) - 1
     errors, least = np.empty(low.shape), np.empty(n)
-    levels = (2**bits - 1).astype(np.int64)
-    over_threads(kernels.judge_ranges, n, 8, counts, widths, levels, sides, low, high, errors, least)
+    for i, stop_loss in enumerate(found):
+        steps = (high[i] - low[i]) / levels[i]
+        below = np.rint(-low[i] / steps).astype(int)
+        for k, (step, under) in enumerate(zip(steps.tolist(), below.tolist(), strict=True)):
+            errors[i, k] = stop_loss.error(step, int(levels[i]) - under, under)
+        least[i] = stop_loss.least_error(int(levels[i]), symmetric=False, one_sided=bool(sides[i]))
     best = np.arange(n), errors.argmin(axis=1)
     return PriorRanges(low=low[best], high=high[best], error=errors[best], least=least)
 

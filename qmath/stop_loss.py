@@ -50,6 +50,12 @@ class Side:
     def arrays(self) -> tuple[Floats, NDArray[np.int64]]:
         return self.table, self.lookup
 
+    def excess(self, t: Floats) -> Floats:
+        """T at every t >= 0."""
+        knot, excess, mass, density = self.table[np.searchsorted(self.table[:, 0], t, side="right") - 1].T
+        d = t.T - knot
+        return np.maximum(excess - d * (mass - 0.5 * d * density), 0.0).T
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopLoss:
@@ -86,11 +92,9 @@ class StopLoss:
 
     def error(self, step: float, above: int, below: int) -> float:
         """Mean squared error on the grid of this `step` with that many levels above and below zero."""
-        from qmath.kernels import stop_loss as kernels
-
-        gain = kernels.gain_of_levels(step, above, *self.above.arrays)
-        gain += kernels.gain_of_levels(step, below, *self.below.arrays)
-        return max(self.energy - 2 * step * gain, 0.0)
+        sides = ((self.above, above), (self.below, below))
+        gain = sum(side.excess((np.arange(count) + 0.5) * step).sum() for side, count in sides)
+        return max(float(self.energy - 2 * step * gain), 0.0)
 
     def best_grid(self, levels: int, *, symmetric: bool, one_sided: bool) -> tuple[float, int, int]:
         """(step, levels above zero, levels below zero) of the grid with the least error, with `levels` steps in all.
@@ -109,14 +113,32 @@ class StopLoss:
     def least_error(self, levels: int, *, symmetric: bool, one_sided: bool) -> float:
         """The error of `best_grid`, or slightly more (a few per cent on smooth data), in a fraction of the time.
 
-        It is the least of some fifty steps, not a certified minimum.
+        It is the least of some fifty steps, not a certified minimum: steps 10 % apart from twice the data's span down,
+        then a golden section around the best of them. The grid that just spans the data, where the error of bounded
+        data has its kink, is one of the steps.
         """
-        from qmath.kernels import stop_loss as kernels
+        up, down = self.above.end, 0.0 if one_sided else self.below.end
+        spanning = max(up, down) / (levels // 2) if symmetric else (up + down) / levels
+        steps = spanning * 1.1 ** -np.arange(-7.0, 38.0)
+        errors = self._errors(steps, levels, symmetric=symmetric, one_sided=one_sided)
+        least, at = errors.min(), steps[errors.argmin()]
+        low, high = at / 1.1, at * 1.1
+        for _ in range(6):
+            pair = np.array([high - 0.618 * (high - low), low + 0.618 * (high - low)])
+            left, right = self._errors(pair, levels, symmetric=symmetric, one_sided=one_sided)
+            least = min(least, left, right)
+            low, high = (low, pair[1]) if left < right else (pair[0], high)
+        return max(float(least), 0.0)
 
-        below = _atoms(np.empty(0), np.empty(0), 1.0) if one_sided else self.below
-        energy = self.above.energy + below.energy
-        least = kernels.near_least_error(self.above.arrays, below.arrays, energy, levels, symmetric)
-        return max(float(least), 0.0) + self.energy - energy
+    def _errors(self, steps: Floats, levels: int, *, symmetric: bool, one_sided: bool) -> Floats:
+        """The error of every step with the best split of the levels: the largest gains of both sides."""
+        thresholds = steps[:, None] * (np.arange(levels // 2 if symmetric else levels) + 0.5)
+        gains = self.above.excess(thresholds)
+        if not one_sided:
+            gains = np.concatenate((gains, self.below.excess(thresholds)), axis=1)
+        if not symmetric and not one_sided:
+            gains = np.partition(gains, levels, axis=1)[:, levels:]
+        return np.asarray(self.energy - 2 * steps * gains.sum(axis=1))
 
 
 def _atoms(x: Floats, weight: Floats, total: float) -> Side:

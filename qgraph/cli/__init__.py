@@ -29,6 +29,7 @@ COMMANDS = {
     "inspect": "qgraph.cli.inspect",
     "report": "qgraph.cli.report",
     "demo": "qgraph.cli.demo",
+    "warmup": "qgraph.cli.warmup",
     "completion": "qgraph.cli.completion",
 }
 

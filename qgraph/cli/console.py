@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,7 +52,20 @@ class Bars:
 
 def progress(quiet: bool) -> Progress:
     """Progress bars if stderr is a terminal, else none."""
-    return SILENT if quiet or not stderr().is_terminal else Bars()
+    if quiet or not stderr().is_terminal:
+        return SILENT
+    log = logging.getLogger("qmath.kernels")
+    if not any(isinstance(handler, _Lines) for handler in log.handlers):
+        log.addHandler(_Lines())
+        log.setLevel(logging.INFO)
+    return Bars()
+
+
+class _Lines(logging.Handler):
+    """Shows what is logged as lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage(), style="dim")
 
 
 def table(title: str, *columns: str, left: int = 1) -> Table:

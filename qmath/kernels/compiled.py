@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import shutil
 import tempfile
 import warnings
@@ -10,7 +11,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numba
+from numba.core import event
 
+log = logging.getLogger("qmath.kernels")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -31,6 +34,23 @@ def compiled(*, nogil: bool = True, fastmath: bool | set[str] = False) -> Callab
         return kernel
 
     return compile_kernel
+
+
+class _Announcement(event.Listener):  # type: ignore[misc]
+    """Logs once that kernels are compiled, which takes seconds where they are not cached."""
+
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        if not _Announcement.said:
+            _Announcement.said = True
+            log.info("compiling kernels, first run only (`qgraph warmup` does it ahead)")
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+event.register("numba:compile", _Announcement())
 
 
 def _keep_for_this_process() -> None:

@@ -49,7 +49,8 @@ def run_rows(
     worth a loop.
     """
     inner = slices_shape(x.shape, axis, channels)[2]
-    source, target = x.ravel(), out.ravel()
+    source, target = x.ravel().view(), out.ravel()
+    source.flags.writeable = False  # one type for Numba, whether or not the caller may write to x
     if by_column is not None and inner == 1 and channels > 1:
         repeated = np.tile(parameters, max(1, min(_WIDTH, x.size) // channels))
         width = repeated.shape[-1]

@@ -169,23 +169,3 @@ def _widen(counts, steps):
             counts[half + k] = counts[half - 1 - k] = 0
             counts[half + (k >> steps)] += above
             counts[half - 1 - (k >> steps)] += below
-
-
-@compiled()
-def add_to_limbs(limbs, terms):
-    """Add every row of `terms` (rows, sums), doubles viewed as int64, to the wide integers `limbs` (sums, limbs)."""
-    for r in range(terms.shape[0]):
-        for k in range(terms.shape[1]):
-            bits = terms[r, k]
-            place = (bits >> 52) & 0x7FF
-            mantissa = bits & 0xFFFFFFFFFFFFF
-            if place:
-                mantissa |= 0x10000000000000
-                place -= 1
-            limb, shift = place >> 5, place & 31
-            low = (mantissa & 0xFFFFFFFF) << shift
-            high = (mantissa >> 32) << shift
-            sign = 1 if bits >= 0 else -1
-            limbs[k, limb] += sign * (low & 0xFFFFFFFF)
-            limbs[k, limb + 1] += sign * ((low >> 32) + (high & 0xFFFFFFFF))
-            limbs[k, limb + 2] += sign * (high >> 32)

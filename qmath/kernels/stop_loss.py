@@ -9,13 +9,6 @@ from qmath.kernels.compiled import compiled
 
 
 @compiled()
-def excess_above(t, table, lookup):
-    """T(t) = E[(X - t)_+] for t >= 0; see `stop_loss.Side`."""
-    end = table[-1, 0]
-    return _excess(t, table, lookup, lookup.size / end) if t < end else 0.0
-
-
-@compiled()
 def _excess(t, table, lookup, slices):
     """T(t) for t before the last knot; `slices` is the number of entries of `lookup` per unit of t."""
     j = lookup[min(int(t * slices), lookup.size - 1)]
@@ -131,33 +124,6 @@ def best_step(above, below, energy, levels, symmetric, gap):
 
 
 @compiled()
-def near_least_error(above, below, energy, levels, symmetric):
-    """The least error of a scan over steps 10% apart, from twice the data's span down, refined around its minimum.
-
-    The grid that just spans the data, where the error of bounded data has its kink, is one of the steps.
-    """
-    up, down = above[0][-1, 0], below[0][-1, 0]
-    spanning = max(up, down) / (levels // 2) if symmetric else (up + down) / levels
-    least, at = np.inf, spanning
-    for i in range(-7, 38):
-        s = spanning * 1.1**-i
-        error = energy - 2 * s * _best_split(s, levels, symmetric, above, below)[0]
-        if error < least:
-            least, at = error, s
-    low, high = at / 1.1, at * 1.1
-    for _ in range(6):  # golden section
-        left, right = high - 0.618 * (high - low), low + 0.618 * (high - low)
-        at_left = energy - 2 * left * _best_split(left, levels, symmetric, above, below)[0]
-        at_right = energy - 2 * right * _best_split(right, levels, symmetric, above, below)[0]
-        least = min(least, at_left, at_right)
-        if at_left < at_right:
-            high = right
-        else:
-            low = left
-    return least
-
-
-@compiled()
 def best_ranges(start, stop, rows, levels, gap, low, high):
     """The ends of `best_step`'s affine grid for rows start..stop (C-contiguous); 0..0 for an all-zero row."""
     for i in range(start, stop):
@@ -188,72 +154,3 @@ def _side_of(values, count):
             j += 1
         lookup[slot] = max(j - 1, 0)
     return table, lookup
-
-
-@compiled()
-def _sides_of_bins(counts, width):
-    """`stop_loss.Side.arrays` above and below zero, and their energies, for counts in bins centred on zero.
-
-    The bin that starts at zero counts as zero.
-    """
-    half = counts.size // 2
-    total = counts.sum()
-    above, up = _side_of_bins(counts[half:], width, total, True)
-    below, down = _side_of_bins(counts[:half][::-1], width, total, False)
-    return above, below, up, down
-
-
-@compiled()
-def _side_of_bins(counts, width, total, atom):
-    filled = 0
-    for j in range(counts.size):
-        if counts[j] > 0:
-            filled = j + 1
-    table = np.zeros((filled + 1, 4))
-    energy = 0.0
-    for j in range(filled, -1, -1):
-        table[j, 0] = j * width
-        if j < filled:
-            share = 0.0 if atom and j == 0 else counts[j] / total
-            table[j, 3] = share / width
-            table[j, 2] = table[j + 1, 2] + share
-            table[j, 1] = table[j + 1, 1] + (table[j, 2] - share / 2) * width
-            energy += share * (j * j + j + 1 / 3) * width * width
-    lookup = np.maximum(np.arange(max(filled, 1)) - 1, 0)
-    return (table, lookup), energy
-
-
-@compiled()
-def histogram_moments(start, stop, counts, widths, moments):
-    """Moments per row, in the order of `prior_clipping.Moments`.
-
-    Mean, mean square and mean distance from the mean; lower and upper end; mean and mean square above zero.
-    """
-    for i in range(start, stop):
-        above, below, up, down = _sides_of_bins(counts[i], widths[i])
-        mean = above[0][0, 1] - below[0][0, 1]
-        table, lookup = above if mean >= 0 else below
-        moments[i, 0] = mean
-        moments[i, 1] = up + down
-        moments[i, 2] = 2 * excess_above(abs(mean), table, lookup)
-        moments[i, 3] = -below[0][-1, 0]
-        moments[i, 4] = above[0][-1, 0]
-        moments[i, 5] = above[0][0, 1]
-        moments[i, 6] = up
-
-
-@compiled()
-def judge_ranges(start, stop, counts, widths, levels, one_sided, low, high, errors, least):
-    """Per row: the error of every range (columns of `low` and `high`), and `near_least_error`."""
-    for i in range(start, stop):
-        above, below, up, down = _sides_of_bins(counts[i], widths[i])
-        for k in range(low.shape[1]):
-            step = (high[i, k] - low[i, k]) / levels[i]
-            n = int(np.rint(-low[i, k] / step))
-            gain = gain_of_levels(step, levels[i] - n, above[0], above[1]) + gain_of_levels(step, n, below[0], below[1])
-            errors[i, k] = max(up + down - 2 * step * gain, 0.0)
-        if one_sided[i]:
-            nothing = (np.zeros((1, 4)), np.zeros(1, np.int64))
-            least[i] = near_least_error(above, nothing, up, levels[i], False) + down
-        else:
-            least[i] = near_least_error(above, below, up + down, levels[i], False)

@@ -150,7 +150,8 @@ def test_completion(run, shell):
 
 
 @pytest.mark.parametrize(
-    "command", ["quantize", "apply", "distill", "evaluate", "compare", "inspect", "report", "demo", "completion"]
+    "command",
+    ["quantize", "apply", "distill", "evaluate", "compare", "inspect", "report", "demo", "warmup", "completion"],
 )
 def test_every_command_has_an_example(run, command):
     status, out, _ = run(command, "--help")
@@ -169,7 +170,7 @@ def test_an_interrupt_leaves_nothing_behind(digits, tmp_path):
     script = (
         "import sys, qgraph.jobs.prepare as p, time\n"
         "p.observe = lambda *a, **k: (print('observing', flush=True), time.sleep(60))\n"
-        "from qgraph.cli import main\n"
+        "from qgraph.cli import COMMANDS, main\n"
         f"data = {str(digits.parent / 'digits_test.npz')!r}\n"
         f"sys.exit(main(['quantize', {str(digits)!r}, '-o', 'out.onnx', '--data', data]))"
     )
