@@ -8,11 +8,13 @@ from typing import Unpack
 from qgraph.assess.metric import MetricLike, load_metric
 from qgraph.assess.verdict import Verdict
 from qgraph.assess.verify import verify
+from qgraph.graph.sites import GraphView
 from qgraph.jobs.below import expected_db, warn_below
 from qgraph.jobs.given import open_given
 from qgraph.jobs.trial import Trial
 from qgraph.lowering.lower import lower
 from qgraph.onnxfile.model import Model, ModelLike
+from qgraph.plan.check import checked
 from qgraph.plan.plan import QuantPlan
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.threads import keeps_threads
@@ -53,7 +55,8 @@ def apply(
         measure: compare the result with the float model in onnxruntime (`Applied.quality`).
 
     Raises:
-        PlanError: the plan was made for another model, or names what the model does not have.
+        PlanError: the plan was made for another model, names what the model does not have, or does not fit it: a wrong
+            length or axis, a number that is not finite in float32, a scale that clips most of a weight.
         QGraphError: anything else is wrong with the model, the data or the options.
 
     Example:
@@ -68,7 +71,8 @@ def apply(
     by = None if metric is None else load_metric(metric)
     given = open_given(model, data, opset=opset, fold_bn=plan.fold_bn, **reading)
     net, samples = given.net, given.samples
-    lowered = lower(net, plan, format=format)
+    plan.check_model(net.digest, net.source)
+    lowered = lower(net, checked(plan, GraphView(net)), format=format)
     quality = None
     if measure:
         held = None if samples is None else hold_out(samples).held_out

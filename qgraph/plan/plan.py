@@ -300,6 +300,10 @@ class QuantPlan:
             raw = json.loads(text)
         except json.JSONDecodeError as error:
             raise PlanError(f"{source} is not JSON: line {error.lineno}: {error.msg}") from None
+        except RecursionError:
+            raise PlanError(f"{source} is no plan: its brackets are nested too deeply") from None
+        except ValueError as error:  # a number of thousands of digits
+            raise PlanError(f"{source} is no plan: {error}") from None
         try:
             plan = _decode(cls, _of_this_schema(raw), "plan")
         except PlanError as error:
@@ -356,7 +360,10 @@ def _decode(kind: Any, raw: Any, where: str) -> Any:
             return None
         return _decode(next(a for a in arguments if a is not type(None)), raw, where)
     if kind is float and isinstance(raw, (int, float)) and not isinstance(raw, bool):
-        return float(raw)
+        try:
+            return float(raw)
+        except OverflowError:
+            raise PlanError(f"{where} is larger than any float: an integer of {raw.bit_length()} bits") from None
     if not isinstance(raw, kind) or (isinstance(raw, bool) and kind is not bool):
         raise PlanError(f"{where} must be of type {kind.__name__}, not {raw!r}")
     return raw
