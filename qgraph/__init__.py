@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from qgraph.jobs.quantize import quantize as quantize
     from qgraph.jobs.result import Result as Result
     from qgraph.jobs.search import search as search
+    from qgraph.jobs.whatif import WhatIf as WhatIf
+    from qgraph.jobs.whatif import whatif as whatif
     from qgraph.methods.lsqplus.config import LsqPlusConfig as LsqPlusConfig
     from qgraph.methods.qrater.config import SearchConfig as SearchConfig
     from qgraph.onnxfile.write import save as save
@@ -55,6 +57,8 @@ _HOMES = {
     "method": "plan.registry",
     "SearchConfig": "methods.qrater.config",
     "search": "jobs.search",
+    "WhatIf": "jobs.whatif",
+    "whatif": "jobs.whatif",
     "Result": "jobs.result",
     "apply": "jobs.apply",
     "open_data": "samples.dataset",

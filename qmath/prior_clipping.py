@@ -70,7 +70,7 @@ class Moments:
         above, below = stop_loss.above, stop_loss.below
         mean = above.mean - below.mean
         side = above if mean >= 0 else below
-        spread = 2 * side.excess(np.asarray(abs(mean)))
+        spread = 2 * float(side.excess(np.asarray(abs(mean))))
         numbers = mean, stop_loss.energy, spread, -below.end, above.end, above.mean, above.energy
         return cls(**{name: np.array([float(v)]) for name, v in zip(cls.__slots__, numbers, strict=True)})
 

@@ -50,7 +50,7 @@ class Side:
     def arrays(self) -> tuple[Floats, NDArray[np.int64]]:
         return self.table, self.lookup
 
-    def excess(self, t: Floats) -> Floats:
+    def excess(self, t: NDArray[np.floating]) -> Floats:
         """T at every t >= 0."""
         knot, excess, mass, density = self.table[np.searchsorted(self.table[:, 0], t, side="right") - 1].T
         d = t.T - knot

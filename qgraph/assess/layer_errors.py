@@ -33,7 +33,7 @@ from qgraph.observe.channel_laws import channel_errors
 from qgraph.observe.distance import ratio_db
 from qgraph.observe.operand_noise import FINEST, channel_noise, coverage, tap_sums
 from qgraph.observe.statistics import RUN_BYTES, Observations, batch_within
-from qgraph.onnxfile.edit import append_node
+from qgraph.onnxfile.edit import append_node, constant
 from qgraph.plan import codes as weights
 from qgraph.plan.dynamic import DYNAMIC_BITS
 from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan, Runs
@@ -74,14 +74,15 @@ def layer_reports(
     data: Dataset | None,
     *,
     in_file: Mapping[str, InFile] | None = None,
+    signals: Mapping[str, float] | None = None,
     threads: int | None = None,
 ) -> tuple[LayerReport, ...]:
     """One report per layer of the plan; errors are None where there are no statistics or no samples.
 
     `in_file` are the measured errors of the file, by layer. Without `data` nothing is simulated, and predicted errors
-    are relative to the power of the float layers that was measured there.
+    are relative to the power of the float layers that was measured there, or to the one given in `signals`.
     """
-    nbytes = 0 if observed is None else observed.sample_bytes
+    nbytes, signals = 0 if observed is None else observed.sample_bytes, signals or {}
     read = dataclasses.replace(plan, layers=tuple(q for q in plan.layers if not view.by_name[q.name].weight_only))
     power: dict[str, tuple[float, float]] = {}
     if data is not None and read.layers:
@@ -94,7 +95,7 @@ def layer_reports(
         layer = view.by_name[quant.name]
         grid = None if quant.runs == "dynamic" or layer.weight_only else nearest(layer.input, grids)
         found = (in_file or {}).get(quant.name)
-        signal, noise = power.get(quant.name, (0.0 if found is None else found.alone, 0.0))
+        signal, noise = power.get(quant.name, (signals.get(quant.name, 0.0) if found is None else found.alone, 0.0))
         reports.append(
             LayerReport(
                 name=quant.name,
@@ -160,11 +161,34 @@ def _predict(layer: Layer, quant: LayerQuant, grids: Mapping[str, ActivationQuan
     shared = tap_sums(layer, rounded, error) + tap_sums(layer, difference, mean)
     random = tap_sums(layer, rounded**2, square - error**2) + tap_sums(layer, difference**2, variance)
     shift = np.asarray(quant.bias_shift) if quant.bias_shift else np.zeros(len(shared))
+    return _power(layer, shared, random, shift)
+
+
+def _power(layer: Layer, shared: NDArray[np.float64], random: NDArray[np.float64], shift: NDArray[np.float64]) -> float:
+    """The mean square of sum_t (shared_ct + random terms) + shift_c over positions and channels c."""
     inside = coverage(layer)
     together = np.einsum("ct,tu,cu->c", shared, inside, shared)
     reached = np.diagonal(inside)
-    noise = together + 2 * shift * (shared @ reached) + shift**2 + random @ reached
-    return float(np.mean(noise))
+    return float(np.mean(together + 2 * shift * (shared @ reached) + shift**2 + random @ reached))
+
+
+def expected_signals(view: GraphView, plan: QuantPlan, observed: Observations) -> dict[str, float]:
+    """For each layer, the expected mean square of its float output, for operand channels that are independent."""
+    found = {}
+    for quant in plan.layers:
+        layer = view.by_name[quant.name]
+        channels = None if layer.weight_only else observed.operand(layer).channels
+        if channels is None or not np.size(channels.mean):
+            continue
+        weight = layer.weight_array().astype(np.float64)
+        shared = tap_sums(layer, weight, np.asarray(channels.mean))
+        random = tap_sums(layer, weight**2, np.asarray(channels.variance))
+        bias = constant(layer.node.inputs[2]) if layer.op != "MatMul" and len(layer.node.inputs) > 2 else None
+        shift = (
+            np.zeros(len(shared)) if bias is None or bias.size != len(shared) else np.ravel(bias) * layer.bias_factor
+        )
+        found[quant.name] = _power(layer, shared, random, shift)
+    return found
 
 
 def _dynamic_error(quant: LayerQuant, channels: qmath.Statistics) -> NDArray[np.float64]:

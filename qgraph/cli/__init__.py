@@ -19,6 +19,7 @@ from qgraph.errors import QGraphError
 COMMANDS = {
     "quantize": "qgraph.cli.quantize",
     "apply": "qgraph.cli.quantize",
+    "whatif": "qgraph.cli.whatif",
     "search": "qgraph.cli.search",
     "distill": "qgraph.cli.distill",
     "sensitivity": "qgraph.cli.sensitivity",

@@ -19,12 +19,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Bits(click.ParamType):
-    """A number of bits from 2 to 8, or one of some words."""
+    """A number of bits from 2 to 8, or one of some words; with `layers`, also bits layer by layer: head.*=8,*=4."""
 
     name = "bits"
 
-    def __init__(self, *words: str) -> None:
-        self.words = words
+    def __init__(self, *words: str, layers: bool = False) -> None:
+        self.words, self.layers = words, layers
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         return "|".join(("N", *self.words))
@@ -32,6 +32,11 @@ class Bits(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value in self.words or isinstance(value, int):
             return value
+        if self.layers and "=" in value:
+            parts = [part.rpartition("=") for part in value.split(",")]
+            if all(name.strip() and bits.strip().isdigit() and 2 <= int(bits) <= 8 for name, _, bits in parts):
+                return value
+            return self.fail(f"'{value}' is not a list of names and bits from 2 to 8 such as head.*=8,*=4", param, ctx)
         if value.isdigit() and 2 <= int(value) <= 8:
             return int(value)
         words = f" or {' or '.join(self.words)}" if self.words else ""
@@ -238,13 +243,23 @@ def format_options(f: F) -> F:
     )(f)
 
 
+set_option = click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="NAME:weights=N",
+    help="Other bits for layers by name (glob; repeatable, the last that matches counts): 'layer2.*:weights=4', "
+    "'stem/conv:activations=6'.",
+)
+
+
 def recipe_options(f: F) -> F:
     """The options that override the defaults of a method."""
     return _all(
         click.option(
             "--weights",
-            type=Bits("mixed", "none"),
-            help="Bits of weights, 2 to 8; mixed: chosen per layer.  [default: 8]",
+            type=Bits("mixed", "none", layers=True),
+            help="Bits of weights, 2 to 8; mixed: chosen per layer; or by name: 'head.*=8,*=4'.  [default: 8]",
         ),
         click.option(
             "--activations",
@@ -274,6 +289,7 @@ def recipe_options(f: F) -> F:
             help="Whose channels share bits by the 2/3-power rule.  [default: what is best, below 8 bits]",
         ),
         click.option("--keep", multiple=True, metavar="NAME", help="Leave a layer in float (glob; repeatable)."),
+        set_option,
         click.option(
             "--edge-bits",
             type=Bits(),

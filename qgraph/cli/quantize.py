@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 @click.option("--calibration", metavar="FILE", help="File of statistics: read if it exists, written otherwise.")
 @click.option("--seed", type=int, metavar="N", help="Seed of distilled data.  [default: 0]")
 @click.option("--resume", metavar="DIR", help="Folder for checkpoints, from which an interrupted job continues.")
-@click.option("--plan", metavar="PLAN.json", help="Also write the plan.")
+@click.option("--plan", metavar="PLAN.json", help="Also write the plan, and beside it the statistics for whatif.")
 @click.option("--report", metavar="FILE.html", help="Also write a report as an HTML page.")
 @quality_options
 @click.option(
@@ -94,6 +94,8 @@ def quantize(
     nbytes = result.save(output)
     if plan is not None:
         write_atomically(Path(plan), result.plan_file.encode())
+        if result.observed is not None:
+            result.observed.save(statistics_beside(plan))
     if report is not None:
         from qgraph.report import render, report_of
 
@@ -151,6 +153,11 @@ def apply(
         show(f"{output}: {nbytes:,} bytes ({nbytes / quantized.nbytes:.0%} of {quantized.nbytes:,})")
         show_quality(quantized.quality)
     hold_against(fail_below, quantized.quality, output)
+
+
+def statistics_beside(plan: str) -> Path:
+    """The file of statistics that a plan was made from, for `qgraph whatif`."""
+    return Path(plan).with_suffix(".statistics.npz")
 
 
 _KEPT_SHOWN = 12  # the most entries to show of what stays in floating point, largest first

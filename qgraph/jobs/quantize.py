@@ -107,7 +107,9 @@ def quantize(
     job = Job(seed=seed, threads=threads, resume=resume, executor=executor, progress=progress)
     with hold(resume):
         given = gather(model, data, job, method=method, format=format, calibration=calibration, **source, **overrides)
-        fixed = overrides.get("activations") is not None
+        fixed = overrides.get("activations") is not None or any(
+            ":activations=" in change for change in given.recipe.changes
+        )
         return _quantized(given, on_better, measure=measure, guard=guard, fixed=fixed)
 
 

@@ -25,6 +25,7 @@ from qgraph.plan.plan import QuantPlan
 from qgraph.samples.dataset import Dataset
 
 if TYPE_CHECKING:
+    from qgraph.jobs.whatif import WhatIf
     from qgraph.methods.zeroq.allocate import Allocation
 
 
@@ -124,6 +125,16 @@ class Result:
     def model(self) -> ir.Model:
         """The quantized model, as onnx-ir."""
         return lower(self.net, self.plan, format=self.format)
+
+    def whatif(self, *changes: str) -> WhatIf:
+        """What other bits for some layers would change, as predicted from the statistics of this result.
+
+        Changes are words such as `stem/conv:weights=3` or `layer2.*:activations=6`. See `qgraph.whatif` to measure them
+        on samples.
+        """
+        from qgraph.jobs.whatif import compared
+
+        return compared(self.net, self.plan, changes, self.observed, threads=self.threads)
 
     @property
     def plan_file(self) -> str:

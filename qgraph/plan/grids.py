@@ -14,6 +14,7 @@ from qgraph.graph.layers import Layer
 from qgraph.graph.sites import ActivationSite, GraphView, choose_layers
 from qgraph.graph.tensors import root
 from qgraph.plan import codes as weights
+from qgraph.plan.changes import bits_for, check_patterns, parsed
 from qgraph.plan.dynamic import why_not_dynamic
 from qgraph.plan.kept import kept_in_float
 from qgraph.plan.placing import place
@@ -40,8 +41,10 @@ def initial_plan(view: GraphView, recipe: Recipe, observed: Ranges | None) -> Qu
         edges = {
             v.name for name in view.edge_layers for v in (view.by_name[name].input, root(view.by_name[name].input))
         }
+        asked = _asked_bits(layers, recipe)
         for site in sites:
             bits = recipe.edge_bits or STORAGE_BITS if site.tensor in edges else recipe.static_bits
+            bits = asked.get(site.tensor, bits)
             activations += _activation_grids(site, bits, observed)
     in_floats = {layer.name for layer in layers} - dynamic if recipe.dynamic else set(floats)
     plan = QuantPlan(
@@ -52,6 +55,14 @@ def initial_plan(view: GraphView, recipe: Recipe, observed: Ranges | None) -> Qu
         kept_float=kept_in_float(view, kept | floats | _unfolded(view), {layer.name for layer in layers}),
     )
     return sound(plan, view, target_cpu=recipe.target_cpu)
+
+
+def _asked_bits(layers: Sequence[Layer], recipe: Recipe) -> dict[str, int]:
+    """The bits that the caller asked for, by the tensors that the layers read."""
+    changes = parsed(recipe.changes)
+    check_patterns(changes, [layer.name for layer in layers])
+    found = {layer: bits_for(changes, layer.name, "activations") for layer in layers}
+    return {str(v.name): bits for layer, bits in found.items() if bits for v in (layer.input, root(layer.input))}
 
 
 def sound(plan: QuantPlan, view: GraphView, *, target_cpu: TargetCpu) -> QuantPlan:

@@ -363,7 +363,9 @@ def _decode(kind: Any, raw: Any, where: str) -> Any:
         try:
             return float(raw)
         except OverflowError:
-            raise PlanError(f"{where} is larger than any float: an integer of {raw.bit_length()} bits") from None
+            raise PlanError(
+                f"{where} is larger than any float: an integer of {len(str(abs(int(raw))))} digits"
+            ) from None
     if not isinstance(raw, kind) or (isinstance(raw, bool) and kind is not bool):
         raise PlanError(f"{where} must be of type {kind.__name__}, not {raw!r}")
     return raw

@@ -10,6 +10,7 @@ import qmath
 from qgraph.errors import UsageError, hint
 from qgraph.graph.layers import TABLE_OP, Layer
 from qgraph.plan import registry
+from qgraph.plan.changes import bits_for, parsed, per_layer
 from qgraph.plan.plan import MAX_SHIFTED_BITS
 
 TargetCpu = Literal["any", "vnni"]
@@ -71,6 +72,8 @@ class Recipe:
     max_drop: float | None = None
     search: str = "frontier"
     direction: Direction = "forward"
+    changes: tuple[str, ...] = ()
+    """Other bits for single layers, such as `layer2.*:weights=4`; of those that match, the last one counts."""
 
     @classmethod
     def choose(cls, method: str | None, has_data: bool, **overrides: Any) -> Recipe:
@@ -81,6 +84,7 @@ class Recipe:
         name = method or ("aciq" if has_data else "zeroq")
         defaults = registry.defaults(name)
         given = {k: v for k, v in overrides.items() if v is not None or k in ("weights", "activations")}
+        given = _with_changes(given)
         fields = {f.name for f in dataclasses.fields(cls)} - {"method"}
         unknown = sorted({*defaults, *given} - fields)
         if unknown:
@@ -208,7 +212,23 @@ class Recipe:
         weights = self.weights if isinstance(self.weights, int) else 8
         edge = layer.name in edges and layer.op != TABLE_OP
         bits = (self.edge_bits or 8) if edge else weights
+        bits = bits_for(parsed(self.changes), layer.name, "weights") or bits
         return min(bits, 7) if self.reduce_range else bits
+
+
+def _with_changes(given: dict[str, Any]) -> dict[str, Any]:
+    """Bits that are given layer by layer, `head.*=8,*=4`, as changes; bits written as text, as numbers."""
+    changes: tuple[str, ...] = ()
+    for what in ("weights", "activations"):
+        value = given.get(what)
+        if isinstance(value, str) and "=" in value:
+            del given[what]
+            changes += per_layer(value, "weights" if what == "weights" else "activations")
+        elif isinstance(value, str) and value.isdigit():
+            given[what] = int(value)
+    changes += tuple(given.get("changes", ()))
+    parsed(changes)  # fail before the work begins
+    return {**given, "changes": changes} if changes else given
 
 
 def _flag(option: str) -> str:

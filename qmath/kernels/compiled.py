@@ -36,7 +36,7 @@ def compiled(*, nogil: bool = True, fastmath: bool | set[str] = False) -> Callab
     return compile_kernel
 
 
-class _Announcement(event.Listener):  # type: ignore[misc]
+class _Announcement(event.Listener):
     """Logs once that kernels are compiled, which takes seconds where they are not cached."""
 
     said = False

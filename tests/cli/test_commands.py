@@ -110,7 +110,7 @@ def test_report(run, digits, digits_calibration, digits_test, tmp_path):
     assert run("report", digits, "-o", "c.html")[0] == 2
     assert run("report", digits, "a.onnx", "-o", "a.onnx")[0] == 2
     assert run("quantize", digits, "-o", "d.onnx", "--report", "d.onnx")[0] == 2
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.html", "a.json", "a.onnx", "b.html"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.html", "a.json", "a.onnx", "a.statistics.npz", "b.html"]
 
 
 VARIANTS = ("w8a8", "w4a8", "w4a4", "w8a8-no-data", "w4a8-no-data")

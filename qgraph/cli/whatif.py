@@ -1,0 +1,120 @@
+"""`qgraph whatif`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.options import data_options, preprocessing, run_options, set_option
+from qgraph.errors import UsageError
+from qgraph.running.files import check_writable, write_atomically
+
+if TYPE_CHECKING:
+    from qgraph.assess.verdict import Verdict
+    from qgraph.jobs.whatif import WhatIf
+
+
+@click.command()
+@click.argument("model")
+@click.argument("plan", required=False)
+@set_option
+@data_options()
+@click.option("--statistics", metavar="FILE.npz", help="Statistics of the model.  [default: those beside the plan]")
+@click.option("-o", "--output", metavar="PLAN.json", help="Where to write the new plan.")
+@run_options
+def whatif(
+    model: str,
+    plan: str | None,
+    changes: tuple[str, ...],
+    data: str | None,
+    statistics: str | None,
+    output: str | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Show what other bits for some layers of PLAN would change: errors, size, and with --data the outputs.
+
+    Errors are predicted from the statistics beside the plan, without running the model. Without PLAN, the change is to
+    the plan that qgraph quantize makes.
+
+    \b
+    Examples:
+      qgraph whatif model.onnx plan.json --set 'stem/conv:weights=3' --set 'layer2.*:activations=6'
+      qgraph whatif model.onnx plan.json --set '*:weights=4' --data test.npz -o plan4.json
+    """
+    from qgraph.cli.quantize import statistics_beside
+    from qgraph.jobs.quantize import quantize
+    from qgraph.jobs.whatif import whatif as run
+    from qgraph.plan.plan import QuantPlan
+
+    if quiet:
+        silence_warnings()
+    if not changes:
+        raise UsageError("say what to change, such as --set 'stem/conv:weights=3'; qgraph inspect lists the layers")
+    if output is not None:
+        check_writable(output, source=model)
+    options["preprocessing"] = preprocessing(options.pop("mean"), options.pop("std"))
+    options["progress"] = progress(quiet or as_json)
+    known: Any = statistics
+    if plan is not None:
+        base, beside = QuantPlan.load(plan), statistics_beside(plan)
+        known = statistics or (beside if beside.exists() else None)
+    else:
+        made = quantize(model, data, measure=False, guard="off", **options)
+        base, known = made.plan, statistics or made.observed
+    found = run(model, base, changes, data, statistics=known, **options)
+    if output is not None:
+        write_atomically(Path(output), found.plan.to_json().encode())
+    if as_json:
+        show_json(found.to_dict())
+    elif not quiet:
+        _show(found, known=known is not None or data is not None)
+        if output is not None:
+            show(f"{output}: make a file of it with qgraph apply {model} {output} -o small.onnx")
+        else:
+            show("-o PLAN.json writes the new plan")
+
+
+def _show(found: WhatIf, *, known: bool) -> None:
+    measured = found.quality is not None
+    columns = ["layer", "weights", "activations", "predicted dB", *(["measured dB"] if measured else [])]
+    rows = table("layers that change", *columns)
+    for before, after in found.layers:
+        cells = [(before.weight_bits, after.weight_bits), (before.activation_bits, after.activation_bits)]
+        errors = [(before.predicted_sqnr_db, after.predicted_sqnr_db)]
+        if measured:
+            errors.append((before.simulated_sqnr_db, after.simulated_sqnr_db))
+        texts = [_change(*(str(v if v is not None else "-") for v in pair)) for pair in cells]
+        rows.add_row(before.name, *texts, *(_change(*(number(v, 1) for v in pair)) for pair in errors))
+    show(rows)
+    if not known:
+        show("no statistics beside the plan: give --statistics or --data to predict errors")
+    for name, before_text, after_text in _outcomes(found):
+        show(f"{name}: {before_text} -> {after_text}")
+
+
+def _change(before: str, after: str) -> str:
+    return before if before == after else f"{before} -> {after}"
+
+
+def _outcomes(found: WhatIf) -> list[tuple[str, str, str]]:
+    before, after = found.nbytes
+    rows = [("size", f"{before:,} bytes", f"{after:,} bytes ({after / before - 1:+.1%})")]
+    if found.quality is not None:
+        old, new = found.quality
+        pairs = zip(old.outputs, new.outputs, strict=True)
+        rows += [(f"output {b.name}, dB", _db(b.sqnr_db), _db(a.sqnr_db)) for b, a in pairs]
+        rows += [(name, _after(old, name), _after(new, name)) for name in ("accuracy", "metric") if getattr(new, name)]
+    return rows
+
+
+def _db(value: float | None) -> str:
+    return "exact" if value is None else f"{value:.1f}"
+
+
+def _after(verdict: Verdict, name: str) -> str:
+    return f"{getattr(verdict, name).after:.4g}"

@@ -1,0 +1,97 @@
+"""A plan with other bits for some layers, whose grids are fitted anew."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import qmath
+from qgraph.errors import PlanError
+from qgraph.graph.layers import Layer
+from qgraph.graph.sites import GraphView
+from qgraph.graph.tensors import nearest
+from qgraph.plan import codes as weights
+from qgraph.plan.changes import Change, bits_for, check_patterns
+from qgraph.plan.grids import STORAGE_BITS, activation_grid, sound, weight_ends, weight_grid
+from qgraph.plan.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan
+
+
+class Statistics(Protocol):
+    """The statistics of tensors, by name."""
+
+    def __getitem__(self, tensor: str) -> qmath.Statistics: ...
+
+
+def edited(
+    plan: QuantPlan, view: GraphView, changes: Sequence[Change], observed: Statistics | None = None
+) -> QuantPlan:
+    """The plan with other bits for some layers, whose grids are fitted anew.
+
+    Weights get the range of least squared error, activations the same where `observed` holds their histogram, otherwise
+    the range that they have.
+
+    Raises:
+        UsageError: a pattern matches no layer.
+        PlanError: a layer reads no grid whose bits could be changed, or one with steps per channel.
+    """
+    check_patterns(changes, [layer.name for layer in plan.layers])
+    layers = tuple(_weights(quant, view, changes) for quant in plan.layers)
+    changed = dataclasses.replace(plan, layers=layers, activations=_activations(plan, view, changes, observed))
+    return plan if changed == plan else sound(changed, view, target_cpu="any")
+
+
+def _weights(quant: LayerQuant, view: GraphView, changes: Sequence[Change]) -> LayerQuant:
+    bits, old = bits_for(changes, quant.name, "weights"), quant.weight
+    if bits is None or (bits == old.bits and not old.channel_bits):
+        return quant
+    symmetric = bits == MAX_BITS and quant.runs != "floats" if MAX_BITS in (bits, old.bits) else old.symmetric
+    form = dataclasses.replace(
+        old, bits=bits, symmetric=symmetric, zero_point=(0,), gain=(1.0,), rounding=None, channel_bits=()
+    )
+    weight = weights.scaled(view.by_name[quant.name].weight_array(), form)
+    low, high = weight_ends(weight, form, "mse")
+    grid = weight_grid(low, high, bits=bits, granularity=old.granularity, symmetric=symmetric)
+    return dataclasses.replace(quant, weight=dataclasses.replace(grid, input_scale=old.input_scale), bias_shift=())
+
+
+def _activations(
+    plan: QuantPlan, view: GraphView, changes: Sequence[Change], observed: Statistics | None
+) -> tuple[ActivationQuant, ...]:
+    grids = {(grid.tensor, grid.role): grid for grid in plan.activations}
+    layers = [view.by_name[quant.name] for quant in plan.layers]
+    shared = {site.tensor for site in view.activation_sites(layers) if site.shared}
+    for layer in layers:
+        bits = bits_for(changes, layer.name, "activations")
+        if bits is not None:
+            new = _operand(_grid_of(layer, plan), bits, observed, shared)
+            grids[new.tensor, new.role] = new
+    return tuple(grids.values())
+
+
+def _grid_of(layer: Layer, plan: QuantPlan) -> ActivationQuant:
+    """The grid on which a layer reads its operand."""
+    grid = nearest(layer.input, plan.operand_grids)
+    if grid is None:
+        raise PlanError(f"layer '{layer.name}' reads no static grid: the bits of its activations cannot be changed")
+    if grid.channel_scale:
+        raise PlanError(
+            f"layer '{layer.name}' reads '{grid.tensor}' with a step per channel, which weights contain: make the plan "
+            f"with --allocate-bits none"
+        )
+    return grid
+
+
+def _operand(grid: ActivationQuant, bits: int, observed: Statistics | None, shared: set[str]) -> ActivationQuant:
+    """The grid at other bits: in place of the old one, or on top of it where not only layers read the tensor."""
+    if bits == grid.bits:
+        return grid
+    role = "operand" if grid.tensor in shared and bits != STORAGE_BITS else grid.role
+    low, high = grid.low, grid.high
+    statistics = None if observed is None else observed[grid.tensor]
+    if statistics is not None and statistics.histogram is not None and statistics.min < statistics.max:
+        best = qmath.clip_range(
+            statistics.histogram, method="mse", bits=bits, one_sided=bool(statistics.min >= 0), symmetric=False
+        )
+        low, high = best.low, best.high
+    return activation_grid(grid.tensor, low, high, bits=bits, role=role)
