@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.showwarning = show_warning
     try:
         with _sigterm_unwinds():
-            status = cli.main(arguments, prog_name="qgraph", standalone_mode=False)
+            status = cli.main(arguments, prog_name="qgraph", standalone_mode=False, obj=tuple(arguments))
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.exceptions.Exit as stop:

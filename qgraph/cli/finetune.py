@@ -10,6 +10,7 @@ import click
 
 from qgraph.cli.clock import elapsed, with_total
 from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.invocation import command
 from qgraph.cli.options import (
     data_options,
     format_options,
@@ -117,7 +118,7 @@ def finetune(
     )
     nbytes = result.save(output)
     if plan is not None:
-        write_atomically(Path(plan), result.plan_file.encode())
+        write_atomically(Path(plan), result.described_plan(command=command()).to_json().encode())
     if trained is not None:
         save(result.net, trained, source=model)
     if as_json:

@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 from qgraph.plan.registry import method_names, training_methods
 
 if TYPE_CHECKING:
+    from qgraph.plan.plan import QuantPlan
     from qgraph.samples.preprocessing import Preprocessing
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -346,9 +347,14 @@ def executor_option(f: F) -> F:
     )(f)
 
 
-def preprocessing(mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocessing:
+def preprocessing(
+    mean: tuple[float, ...], std: tuple[float, ...], *, default: QuantPlan | None = None
+) -> Preprocessing:
+    """The normalisation of images: as given, else that of the data which a plan was made with."""
     from qgraph.samples.preprocessing import Preprocessing
 
+    if not mean and not std and default is not None:
+        return default.preprocessing
     return Preprocessing(mean=mean, std=std)
 
 

@@ -9,6 +9,7 @@ import click
 
 from qgraph.cli.clock import elapsed, with_total
 from qgraph.cli.console import PRIOR_REJECTED, number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.invocation import command
 from qgraph.cli.options import (
     data_options,
     format_options,
@@ -93,7 +94,7 @@ def quantize(
     )
     nbytes = result.save(output)
     if plan is not None:
-        write_atomically(Path(plan), result.plan_file.encode())
+        write_atomically(Path(plan), result.described_plan(command=command()).to_json().encode())
         if result.observed is not None:
             result.observed.save(statistics_beside(plan))
     if report is not None:
@@ -141,10 +142,9 @@ def apply(
     check_threshold(fail_below, measure=options["measure"])
     check_writable(output, source=model)
     mean, std = options.pop("mean"), options.pop("std")
-    bars = progress(quiet or as_json)
-    quantized = apply_plan(
-        model, QuantPlan.load(plan), preprocessing=preprocessing(mean, std), progress=bars, **given(options)
-    )
+    bars, loaded = progress(quiet or as_json), QuantPlan.load(plan)
+    reading = preprocessing(mean, std, default=loaded)
+    quantized = apply_plan(model, loaded, preprocessing=reading, progress=bars, **given(options))
     nbytes = save(quantized.ir_model, output, source=model)
     if as_json:
         described = None if quantized.quality is None else quantized.quality.to_dict()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.invocation import command
 from qgraph.cli.options import data_options, preprocessing, run_options, set_option
 from qgraph.errors import UsageError
 from qgraph.running.files import check_writable, write_atomically
@@ -57,18 +59,20 @@ def whatif(
         raise UsageError("say what to change, such as --set 'stem/conv:weights=3'; qgraph inspect lists the layers")
     if output is not None:
         check_writable(output, source=model)
-    options["preprocessing"] = preprocessing(options.pop("mean"), options.pop("std"))
+    base = None if plan is None else QuantPlan.load(plan)
+    options["preprocessing"] = preprocessing(options.pop("mean"), options.pop("std"), default=base)
     options["progress"] = progress(quiet or as_json)
     known: Any = statistics
-    if plan is not None:
-        base, beside = QuantPlan.load(plan), statistics_beside(plan)
+    if base is not None and plan is not None:
+        beside = statistics_beside(plan)
         known = statistics or (beside if beside.exists() else None)
     else:
-        made = quantize(model, data, measure=False, guard="off", **options)
-        base, known = made.plan, statistics or made.observed
+        fresh = quantize(model, data, measure=False, guard="off", **options)
+        base, known = fresh.plan, statistics or fresh.observed
     found = run(model, base, changes, data, statistics=known, **options)
     if output is not None:
-        write_atomically(Path(output), found.plan.to_json().encode())
+        made = {**(base.made or {}), "command": command()}
+        write_atomically(Path(output), dataclasses.replace(found.plan, quality=None, made=made).to_json().encode())
     if as_json:
         show_json(found.to_dict())
     elif not quiet:

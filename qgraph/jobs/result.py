@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,13 @@ from qgraph.samples.dataset import Dataset
 if TYPE_CHECKING:
     from qgraph.jobs.whatif import WhatIf
     from qgraph.methods.zeroq.allocate import Allocation
+
+
+def _version() -> str:
+    try:
+        return metadata.version("qgraph-onnx")
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +146,16 @@ class Result:
 
     @property
     def plan_file(self) -> str:
-        """The plan as JSON, with the verdict on the file made from it."""
-        return replace(self.plan, quality=None if self.quality is None else self.quality.to_dict()).to_json()
+        """The plan as JSON, with the verdict on the file made from it, and what made it."""
+        return self.described_plan().to_json()
+
+    def described_plan(self, *, command: str | None = None) -> QuantPlan:
+        """The plan with the verdict on its file, and with what made it: version, command and preprocessing."""
+        made: dict[str, Any] = {"qgraph": _version()} | ({} if command is None else {"command": command})
+        reading = None if self.samples is None else self.samples.preprocessing
+        if reading is not None and (reading.mean or reading.std):
+            made["preprocessing"] = {"mean": list(reading.mean), "std": list(reading.std)}
+        return replace(self.plan, quality=None if self.quality is None else self.quality.to_dict(), made=made)
 
     @cached_property
     def nbytes(self) -> int:

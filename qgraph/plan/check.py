@@ -68,10 +68,7 @@ def _check_lengths(quant: LayerQuant, layer: Layer, shape: tuple[int, ...]) -> N
     axis = grid.granularity.axis
     if axis is not None and not 0 <= axis < len(shape):
         raise PlanError(f"{where}: its weight of shape {list(shape)} has no axis {axis}")
-    try:
-        count = grid.granularity.count(shape)
-    except ValueError as error:
-        raise PlanError(f"{where}: {error}") from None
+    count = grid.granularity.count(shape)
     for name, values in (("scale", grid.scale), ("zero_point", grid.zero_point), ("gain", grid.gain)):
         if len(values) not in (1, count):
             raise PlanError(

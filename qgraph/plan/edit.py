@@ -13,7 +13,7 @@ from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import nearest
 from qgraph.plan import codes as weights
 from qgraph.plan.changes import Change, bits_for, check_patterns
-from qgraph.plan.grids import STORAGE_BITS, activation_grid, sound, weight_ends, weight_grid
+from qgraph.plan.grids import STORAGE_BITS, activation_grid, regridded, sound, weight_ends
 from qgraph.plan.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan
 
 
@@ -50,9 +50,8 @@ def _weights(quant: LayerQuant, view: GraphView, changes: Sequence[Change]) -> L
         old, bits=bits, symmetric=symmetric, zero_point=(0,), gain=(1.0,), rounding=None, channel_bits=()
     )
     weight = weights.scaled(view.by_name[quant.name].weight_array(), form)
-    low, high = weight_ends(weight, form, "mse")
-    grid = weight_grid(low, high, bits=bits, granularity=old.granularity, symmetric=symmetric)
-    return dataclasses.replace(quant, weight=dataclasses.replace(grid, input_scale=old.input_scale), bias_shift=())
+    grid = regridded(form, *weight_ends(weight, form, "mse"))
+    return dataclasses.replace(quant, weight=grid, bias_shift=())
 
 
 def _activations(

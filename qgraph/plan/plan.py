@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import qmath
 from qgraph.errors import PlanError
+from qgraph.samples.preprocessing import Preprocessing
 
 SCHEMA = 2
 MIN_BITS, MAX_BITS = 2, 8
@@ -232,7 +233,8 @@ class QuantPlan:
     """What is quantized and how, for the model with the digest `model`.
 
     `fold_bn` says whether BatchNormalization was folded into layers first. `quality` is the verdict on the file made
-    from the plan; it decides nothing, and plans that differ only in it are equal.
+    from the plan, and `made` says what wrote it: the version of qgraph, the command, and the preprocessing of images.
+    Both decide nothing, and plans that differ only in them are equal.
 
     Example:
         >>> from importlib.resources import files
@@ -253,6 +255,7 @@ class QuantPlan:
     notes: tuple[str, ...] = ()
     fold_bn: bool = True
     quality: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False)
+    made: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False)
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -260,6 +263,15 @@ class QuantPlan:
             raise PlanError(f"plan schema {self.schema} is not known; this version reads schema 1 and {SCHEMA}")
         _check_unique("layer", [layer.name for layer in self.layers])
         _check_unique("activation", [f"{a.tensor} ({a.role})" for a in self.activations])
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The normalisation of the images that the plan was made with, as `made` says."""
+        kept = (self.made or {}).get("preprocessing") or {}
+        try:
+            return Preprocessing(**{name: tuple(map(float, values)) for name, values in kept.items()})
+        except (AttributeError, TypeError, ValueError) as error:
+            raise PlanError(f"made.preprocessing holds a mean and a std, each a list of numbers: {error}") from None
 
     def layer(self, name: str) -> LayerQuant | None:
         return next((layer for layer in self.layers if layer.name == name), None)
@@ -286,7 +298,7 @@ class QuantPlan:
 
     def to_json(self) -> str:
         """JSON text that `from_json` reads back to an equal plan (floats by repr)."""
-        content = {k: v for k, v in dataclasses.asdict(self).items() if k != "quality" or v is not None}
+        content = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("quality", "made") or v is not None}
         text = json.dumps(content, indent=1)
         return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 

@@ -196,3 +196,26 @@ def test_a_closed_pipe_is_no_error(digits, tmp_path):
     os.close(writer)
     assert done.returncode == 0
     assert done.stderr == b""
+
+
+def test_what_if(run, digits, digits_calibration, digits_test, tmp_path):
+    made = ("quantize", digits, "-o", "q.onnx", "--data", digits_calibration, "--limit", 64)
+    assert run(*made, "--plan", "plan.json", "--mean", "0.1", "--no-measure", "--quiet")[0] == 0
+    plan = QuantPlan.load("plan.json")
+    assert plan.made["command"].startswith(f"qgraph quantize {digits} --data")
+    assert "plan.json" not in plan.made["command"]
+    assert plan.preprocessing.mean == (0.1,)
+    status, out, err = run("whatif", digits, "plan.json", "--set", "stem/conv:weights=3", "-o", "other.json", "--json")
+    content = json.loads(out)
+    assert (status, err) == (0, "")
+    (layer,) = content["layers"]
+    assert layer["name"] == "stem/conv"
+    assert layer["before"]["predicted_sqnr_db"] > layer["after"]["predicted_sqnr_db"] + 15
+    assert content["quality"] is None
+    assert run("apply", digits, "other.json", "-o", "other.onnx", "--no-measure")[0] == 0
+    assert (tmp_path / "other.onnx").stat().st_size == content["bytes"]["after"] < content["bytes"]["before"]
+    status, out, _ = run("whatif", digits, "plan.json", "--set", "*:weights=2", "--data", digits_test)
+    assert status == 0
+    assert "8 -> 2" in out
+    assert "output logits, dB" in out
+    assert run("whatif", digits, "plan.json")[0] == 2

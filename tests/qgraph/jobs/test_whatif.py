@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import qgraph
-from qgraph.errors import UsageError
+from qgraph.errors import PlanError, UsageError
 from qgraph.graph.sites import GraphView
 from qgraph.plan.changes import Change, bits_for, parsed, per_layer
 from qgraph.plan.edit import edited
@@ -55,10 +57,10 @@ def test_only_what_was_asked_for_changes(result):
     assert edited(result.plan, GraphView(result.net), parsed(["stem/conv:weights=8"])) == result.plan
 
 
-def test_the_file_of_the_new_plan_runs(result, digits, digits_test):
+def test_the_file_of_the_new_plan_runs(result, digits, digits_test, tmp_path):
     plan = result.whatif("*:weights=4", "residual/*:activations=6").plan
-    qgraph.save(qgraph.apply(digits, plan, measure=False), "other.onnx")
-    assert qgraph.evaluate("other.onnx", digits_test).top1 > 98
+    qgraph.save(qgraph.apply(digits, plan, measure=False), tmp_path / "other.onnx")
+    assert qgraph.evaluate(tmp_path / "other.onnx", digits_test).top1 > 98
 
 
 def test_bits_by_name_from_the_start(digits, digits_calibration):
@@ -74,3 +76,19 @@ def test_bits_by_name_from_the_start(digits, digits_calibration):
     assert made.layers[-1].activation_bits == 6
     with pytest.raises(UsageError, match="matches no layer"):
         qgraph.quantize(digits, digits_calibration, limit=32, weights="nothing=4")
+
+
+def test_layers_without_a_grid_to_change(result, digits):
+    with pytest.raises(UsageError, match="say what to change"):
+        result.whatif()
+    floats = dataclasses.replace(result.plan, activations=())
+    with pytest.raises(PlanError, match="reads no static grid"):
+        qgraph.whatif(digits, floats, ["stem/conv:activations=4"])
+    first, *others = result.plan.activations
+    stepped = dataclasses.replace(first, channel_scale=(1.0,) * 4)
+    with pytest.raises(PlanError, match="with a step per channel"):
+        edited(
+            dataclasses.replace(result.plan, activations=(stepped, *others)),
+            GraphView(result.net),
+            parsed(["stem/conv:activations=4"]),
+        )
