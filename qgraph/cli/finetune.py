@@ -21,6 +21,7 @@ from qgraph.cli.options import (
     run_options,
 )
 from qgraph.cli.quality import Threshold, check_threshold, hold_against, show_quality
+from qgraph.cli.recipe_file import recipe_file_options
 from qgraph.errors import UsageError
 from qgraph.methods.lsqplus.config import LsqPlusConfig
 from qgraph.running.files import check_writable, write_atomically
@@ -75,6 +76,7 @@ def _setting(name: str, kind: Any, text: str) -> Any:
 @click.option("--plan", metavar="PLAN.json", help="Also write the plan; it names the trained float model.")
 @click.option("--float", "trained", metavar="FLOAT.onnx", help="Also write the trained float model.")
 @quality_options
+@recipe_file_options
 @run_options
 def finetune(
     model: str,

@@ -22,6 +22,7 @@ from qgraph.cli.options import (
     run_options,
 )
 from qgraph.cli.quality import Threshold, check_threshold, hold_against, show_quality
+from qgraph.cli.recipe_file import recipe_file_options
 from qgraph.errors import UsageError
 from qgraph.running.files import check_writable, write_atomically
 
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     metavar="DB|off",
     help="Keep every output at or above DB by giving up grids that ruin it.  [default: 20 if all grids have 8 bits]",
 )
+@recipe_file_options
 @run_options
 def quantize(
     model: str,

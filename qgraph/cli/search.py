@@ -18,6 +18,7 @@ from qgraph.cli.options import (
     recipe_options,
     run_options,
 )
+from qgraph.cli.recipe_file import recipe_file_options
 from qgraph.errors import UsageError
 from qgraph.methods.qrater.config import INGREDIENTS, OBJECTIVES, PROTOCOLS, SEARCHES, SearchConfig
 from qgraph.running.files import check_writable, write_atomically
@@ -131,6 +132,7 @@ class Ingredients(click.ParamType):
     metavar="DIR",
     help="Folder for checkpoints, from which an interrupted search continues.  [default: PLAN.json.search]",
 )
+@recipe_file_options
 @run_options
 def search(model: str, output: str, resume: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Search clips, roundings and bias shifts for MODEL by measuring the task (Q-Rater).

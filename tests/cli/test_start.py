@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from qgraph.cli import COMMANDS
+
 PROBE = """
 import atexit, json, sys
 from pathlib import Path
@@ -42,9 +44,7 @@ def completing(words):
     ("arguments", "status", "environment"),
     [
         (["--help"], 0, {}),
-        (["quantize", "--help"], 0, {}),
-        (["search", "--help"], 0, {}),
-        (["finetune", "--help"], 0, {}),
+        *([[name, "--help"], 0, {}] for name in COMMANDS),
         (["--version"], 0, {}),
         ([], 0, completing("qgraph qua")),
         ([], 0, completing("qgraph quantize model.onnx --we")),
