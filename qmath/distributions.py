@@ -137,7 +137,13 @@ class Prior(ByContent, ABC):
     @staticmethod
     @abstractmethod
     def unit_tail(u: ArrayLike, order: Literal[0, 1, 2]) -> Floats:
-        """E[(U - u)_+^order] of the unit distribution: survival function, stop-loss transform, squared excess."""
+        """E[(U - u)_+^order] of the unit distribution: survival function, stop-loss transform, squared excess.
+
+        Example:
+            >>> import qmath
+            >>> [float(qmath.Laplace.unit_tail(0.0, order)) for order in (0, 1, 2)]
+            [0.5, 0.5, 1.0]
+        """
 
     @staticmethod
     @abstractmethod

@@ -70,7 +70,13 @@ class Histogram(ByContent):
 
     @classmethod
     def empty(cls, bins: int) -> Histogram:
-        """Return the histogram of no values."""
+        """Return the histogram of no values, which merges with any of as many bins.
+
+        Example:
+            >>> import qmath
+            >>> qmath.Histogram.empty(4).merge(qmath.Histogram.of([1.0], bins=4)).total
+            1
+        """
         return cls(counts=np.zeros(bins, np.int64), exponent=MIN_EXPONENT)
 
     @property

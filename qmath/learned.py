@@ -45,6 +45,11 @@ class LsqConfiguration:
 
         Raises:
             ValueError: For bits outside 1..16 (2..16 when signed).
+
+        Example:
+            >>> import qmath
+            >>> qmath.lsq_configuration(3).code_range(4)
+            (-8, 7)
         """
         bits = as_bit_count(bits, low=2 if self.signed else 1)
         return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if self.signed else (0, 2**bits - 1)

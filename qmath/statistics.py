@@ -214,6 +214,15 @@ class StatisticsAccumulator:
 
         Raises:
             ValueError: For other bins, another channel axis or another number of channels.
+
+        Example:
+            >>> import qmath
+            >>> one, other = qmath.StatisticsAccumulator(), qmath.StatisticsAccumulator()
+            >>> one.update([1.0, 2.0])
+            >>> other.update([6.0])
+            >>> one.merge(other)
+            >>> one.result().mean
+            3.0
         """
         if (self._bins, self._channel_axis) != (other._bins, other._channel_axis):
             raise ValueError("accumulators: expected the same bins and channel_axis")

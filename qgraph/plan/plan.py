@@ -274,6 +274,7 @@ class QuantPlan:
             raise PlanError(f"made.preprocessing holds a mean and a std, each a list of numbers: {error}") from None
 
     def layer(self, name: str) -> LayerQuant | None:
+        """The grids of the layer with this name; None if it stays in floating point."""
         return next((layer for layer in self.layers if layer.name == name), None)
 
     @property
@@ -291,13 +292,33 @@ class QuantPlan:
         return {grid.tensor: grid for grid in self.by_reach}
 
     def map_layers(self, change: Callable[[LayerQuant], LayerQuant]) -> QuantPlan:
+        """The plan with every layer changed by a function.
+
+        Example:
+            >>> import dataclasses
+            >>> import qgraph
+            >>> from qgraph.plan.plan import LayerQuant, WeightQuant
+            >>> layer = LayerQuant(name="fc", op="Gemm", weight=WeightQuant(bits=8, scale=(0.1,)))
+            >>> plan = qgraph.QuantPlan(model="digest", recipe="by hand", layers=(layer,))
+            >>> in_floats = plan.map_layers(lambda layer: dataclasses.replace(layer, runs="floats"))
+            >>> in_floats.layer("fc").runs
+            'floats'
+        """
         return dataclasses.replace(self, layers=tuple(map(change, self.layers)))
 
     def map_activations(self, change: Callable[[ActivationQuant], ActivationQuant]) -> QuantPlan:
+        """The plan with every activation grid changed by a function."""
         return dataclasses.replace(self, activations=tuple(map(change, self.activations)))
 
     def to_json(self) -> str:
-        """JSON text that `from_json` reads back to an equal plan (floats by repr)."""
+        """JSON text that `from_json` reads back to an equal plan (floats by repr).
+
+        Example:
+            >>> import qgraph
+            >>> plan = qgraph.QuantPlan(model="digest", recipe="by hand", notes=("nothing to do",))
+            >>> qgraph.QuantPlan.from_json(plan.to_json()) == plan
+            True
+        """
         content = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("quality", "made") or v is not None}
         text = json.dumps(content, indent=1)
         return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
@@ -324,6 +345,10 @@ class QuantPlan:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> QuantPlan:
+        """The plan in a file that `qgraph quantize --plan` wrote.
+
+        Raises `PlanError` when it cannot be read or is not a plan.
+        """
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

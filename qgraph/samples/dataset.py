@@ -107,7 +107,17 @@ class Dataset:
         return self.labels is not None or self.targets is not None
 
     def choose(self, positions: Iterable[int]) -> Dataset:
-        """Return the samples at these positions only, in ascending order; nothing is copied."""
+        """Return the samples at these positions only, in ascending order; nothing is copied.
+
+        Example:
+            >>> from importlib.resources import files
+            >>> import qgraph
+            >>> from qgraph.onnxfile.load import load
+            >>> demo = files("qgraph") / "demo_assets"
+            >>> data = qgraph.open_data(demo / "digits_calibration.npz", load(demo / "digits.onnx"))
+            >>> data.choose([5, 0, 7]).count
+            3
+        """
         chosen = sorted(int(p) for p in positions)
         rows = tuple(chosen) if self.rows is None else tuple(self.rows[p] for p in chosen)
         return replace(self, rows=rows, limit=None)
@@ -131,6 +141,15 @@ class Dataset:
 
         Raises:
             DataError: When samples do not fit the model's inputs, or hold NaN or infinite values.
+
+        Example:
+            >>> from importlib.resources import files
+            >>> import qgraph
+            >>> from qgraph.onnxfile.load import load
+            >>> demo = files("qgraph") / "demo_assets"
+            >>> data = qgraph.open_data(demo / "digits_calibration.npz", load(demo / "digits.onnx"), limit=40)
+            >>> [batch.feeds["input"].shape for batch in data.batches(32)]
+            [(32, 1, 8, 8), (8, 1, 8, 8)]
         """
         fixed = _fixed_batch(self.inputs, self.layouts)
         size = self.batch or size

@@ -45,6 +45,13 @@ class Preprocessing:
 
         Raises:
             DataError: When mean or std have neither one value nor one per channel.
+
+        Example:
+            >>> import numpy as np
+            >>> import qgraph
+            >>> scaled = qgraph.Preprocessing(mean=(0.5,), std=(0.25,)).normalise(np.ones((1, 3, 2, 2)), channel_axis=1)
+            >>> float(scaled.max())
+            2.0
         """
         channels = images.shape[channel_axis]
         shape = [1] * images.ndim

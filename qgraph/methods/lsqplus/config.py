@@ -106,6 +106,12 @@ class LsqPlusConfig:
 
         If an epoch has fewer than 150 steps, there are more epochs: as many as it takes for the same number of steps as
         with 150 per epoch, but at most 60. The table was chosen on held-out training images of CIFAR-10.
+
+        Example:
+            >>> import qgraph
+            >>> schedule = qgraph.LsqPlusConfig().schedule(bits=4, steps=50)
+            >>> schedule.epochs, schedule.rate
+            (18, 0.003)
         """
         epochs, rate = _SCHEDULES.get(bits, _GENTLE)
         rate = self.rate or rate
