@@ -253,7 +253,7 @@ def main() -> None:
     kept = json.loads(RESULTS.read_text(encoding="utf-8"))["mutants"] if RESULTS.exists() else []
     known = {row["key"]: row for row in kept}
     everything = population()
-    chosen = sorted(random.Random(options.seed).sample(everything, min(options.sample, len(everything))))
+    chosen = random.Random(options.seed).sample(everything, min(options.sample, len(everything)))
     if options.survivors:
         alive = {key for key, row in known.items() if row["outcome"] == "survived"}
         chosen = [mutant for mutant in everything if mutant.key in alive]
