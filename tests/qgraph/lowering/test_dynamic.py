@@ -16,6 +16,7 @@ from qgraph.assess.bits_in_file import bits_in_file
 from qgraph.assess.fused import inspect_fused
 from qgraph.errors import PlanError, UsageError
 from qgraph.graph.sites import GraphView
+from qgraph.lowering.dynamic import inverse
 from qgraph.lowering.lower import lower
 from qgraph.methods.guard.switches import Grid, Switches
 from qgraph.onnxfile.load import load
@@ -88,6 +89,22 @@ def test_close_to_float_without_data(fed: dict[str, np.ndarray]) -> None:
     assert [layer.runs for layer in result.layers] == ["dynamic"] * 4
     assert result.quality is not None
     assert result.quality.integer_layers == 4
+
+
+def test_a_gemm_whose_weight_is_not_transposed(model_from_text: Any) -> None:
+    """Square, so that a transposed weight would fit as well."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[n, 16] x, float[16, 16] w, float[16] c) => (float[n, 16] y) { y = Gemm<alpha = 0.5>(x, w, c) }"""
+    drawn = {name: RNG.normal(size=size).astype(np.float32) for name, size in (("w", (16, 16)), ("c", 16))}
+    model = model_from_text(text, **drawn)
+    x = RNG.normal(size=(5, 16)).astype(np.float32)
+    result = qgraph.quantize(model, activations="dynamic", measure=False)
+    assert operators(result.model)["MatMulInteger"] == 1
+    assert db(*(Session(m).run_list({"x": x})[0] for m in (load(model).ir_model, result.model))) > 34
+
+
+def test_channels_without_a_factor_have_no_inverse() -> None:
+    np.testing.assert_array_equal(inverse(np.array([0.5, 0.0, 4.0], np.float32)), [2.0, 0.0, 0.25])
 
 
 def test_layers_that_read_one_tensor_share_its_codes() -> None:
