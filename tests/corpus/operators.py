@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -51,15 +52,28 @@ def _plain(x: Any) -> Any:
     return np.asarray(x) if isinstance(x, np.generic) else x
 
 
-def between_layers(*, constants: bool) -> Iterator[Case]:
-    """x -> layer -> operator -> layer, for the operators that take and give floats.
+def between_layers(indices: Iterable[int], *, constants: bool) -> Iterator[Case]:
+    """x -> layer -> operator -> layer, for those of the standard's cases that take and give floats.
 
     With `constants`, every input but the first is an initializer: a parameter rather than a second tensor.
     """
-    for index, case in enumerate(standard()):
-        built = _sandwich(case, constants=constants, seed=index)
+    for index in indices:
+        built = _sandwich(standard()[index], constants=constants, seed=index)
         if built is not None:
             yield built
+
+
+@cache
+def one_of_each() -> list[Case]:
+    """One case of every operator between layers, with tensors or with parameters by turns."""
+    groups: dict[str, list[int]] = {}
+    for index, case in enumerate(standard()):
+        if len(case.model.graph.node) == 1:
+            groups.setdefault(case.model.graph.node[0].op_type, []).append(index)
+    found = []
+    for count, (_, indices) in enumerate(sorted(groups.items())):
+        found += itertools.islice(between_layers(indices, constants=count % 2 == 1), 1)
+    return found
 
 
 def _sandwich(case: Case, *, constants: bool, seed: int) -> Case | None:

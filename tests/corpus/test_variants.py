@@ -36,23 +36,23 @@ def verdicts(cases: list[Case], **options: Any) -> list[Verdict]:
 def test_other_precisions(precision):
     """Quantized as far as layers are float32, or refused; and the answer has the type that it had."""
     cases = []
-    for seed in range(2000, 2080):
+    for seed in range(2000, 2040):
         changed = in_precision(*random_net(seed), PRECISIONS[precision])
         if changed is not None:
             cases.append((f"seed {seed}", *changed))
-    assert len(cases) > 40
+    assert len(cases) > 20
     verdicts(cases)
 
 
 @pytest.mark.parametrize("options", [{}, {"weights": 4, "activations": None}], ids=["w8a8", "w4"])
 def test_quantized_already(options):
     cases = []
-    for seed in range(3000, 3040):
+    for seed in range(3000, 3020):
         model, feeds = random_net(seed)
         made = quantized_already(model, feeds, **options)
         if made is not None:
             cases.append((f"seed {seed}", made, feeds))
-    assert len(cases) > 30
+    assert len(cases) > 15
     verdicts(cases)
 
 

@@ -16,11 +16,11 @@ from qgraph.onnxfile.load import load
 
 def test_distilled_clipped_searched_trained_and_packed(digits, digits_calibration, digits_test, tmp_path) -> None:
     samples = distill(digits, count=256, config=DistillConfig(steps=40, batch=64)).inputs
-    bits = {"weights": 2, "activations": 2}
+    bits = {"weights": 2, "activations": 2, "measure": False}
     searched = qgraph.quantize(digits, samples, method="aciq", rounding="qrater", limit=32, **bits)
     assert any(layer.weight.rounding is not None for layer in searched.plan.layers)
     config = LsqPlusConfig(initialisation="plan", batch=32, holdout=0.2, epochs=30)
-    trained = qgraph.finetune(digits, samples, start=searched.plan, config=config)
+    trained = qgraph.finetune(digits, samples, start=searched.plan, config=config, measure=False)
     assert trained.epochs[trained.best_epoch].distance < 0.9 * trained.epochs[0].distance
 
     path = tmp_path / "packed.onnx"

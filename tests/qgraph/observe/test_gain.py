@@ -134,7 +134,7 @@ def test_unit_errors_fall_by_almost_four_per_bit():
     assert ((ratios > 3) & (ratios < 6)).all()
 
 
-@pytest.mark.parametrize("name", ["cifar10_resnet20", "cifar10_resnet32"])
+@pytest.mark.parametrize("name", ["cifar10_resnet20", pytest.param("cifar10_resnet32", marks=pytest.mark.slow)])
 def test_layers_rank_as_measured(shared, name):
     loaded = load(shared / "models" / f"{name}.onnx")
     net = normalise(loaded)

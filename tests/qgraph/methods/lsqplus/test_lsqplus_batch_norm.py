@@ -138,7 +138,7 @@ def test_training_with_the_demo_network(digits, digits_calibration, tmp_path) ->
     few = dict(np.load(digits_calibration))
     config = dataclasses.replace(QUICK, batch=16, shard=16, rate=1e-2)
     few = {name: array[:256] for name, array in few.items()}
-    settings = {"weights": 2, "activations": 2}
+    settings = {"weights": 2, "activations": 2, "measure": False}
     kept = qgraph.finetune(digits, few, config=config, resume=tmp_path, **settings)
     assert kept.epochs[2].distance < 0.5 * kept.epochs[0].distance
     again = qgraph.finetune(digits, few, config=config, resume=tmp_path, **settings)
