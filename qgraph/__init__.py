@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from qgraph.errors import PlanError as PlanError
     from qgraph.errors import QGraphError as QGraphError
     from qgraph.errors import UsageError as UsageError
+    from qgraph.jobs.adopt import Adopted as Adopted
+    from qgraph.jobs.adopt import adopt as adopt
     from qgraph.jobs.apply import apply as apply
     from qgraph.jobs.certify import Certificate as Certificate
     from qgraph.jobs.certify import certify as certify
@@ -62,6 +64,8 @@ _HOMES = {
     "Result": "jobs.result",
     "apply": "jobs.apply",
     "open_data": "samples.dataset",
+    "adopt": "jobs.adopt",
+    "Adopted": "jobs.adopt",
     "certify": "jobs.certify",
     "check_certificate": "jobs.certify",
     "Certificate": "jobs.certify",

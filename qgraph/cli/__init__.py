@@ -26,6 +26,7 @@ COMMANDS = {
     "finetune": "qgraph.cli.finetune",
     "evaluate": "qgraph.cli.evaluate",
     "compare": "qgraph.cli.compare",
+    "adopt": "qgraph.cli.adopt",
     "certify": "qgraph.cli.certify",
     "inspect": "qgraph.cli.inspect",
     "report": "qgraph.cli.report",

@@ -1,0 +1,213 @@
+"""The plan that puts a file's own grids on its float network.
+
+A tensor that the file left in floats between two grids still needs a grid for the kernels around it to run on integers.
+Its range then follows from those of the tensors that it is computed from, by interval arithmetic: of Add, Mul, Concat,
+Relu, pooling and the like. Nothing can leave such a range, so nothing is clipped. For what a layer computes this would
+be far too wide; there samples decide, and without samples the layer runs in floats.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+import qmath
+from qgraph.errors import DataError
+from qgraph.graph.layers import Layer
+from qgraph.graph.sites import GraphView
+from qgraph.graph.tensors import is_transparent, nearest
+from qgraph.lowering.lift import FileGrid, Lifted
+from qgraph.onnxfile.edit import constant
+from qgraph.plan import codes
+from qgraph.plan.grids import initial_plan, sound
+from qgraph.plan.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan, WeightQuant
+from qgraph.plan.ranges import Ranges
+from qgraph.plan.recipe import Recipe, TargetCpu
+
+_BOUNDED = {"Sigmoid": (0.0, 1.0), "Softmax": (0.0, 1.0), "Tanh": (-1.0, 1.0), "HardSigmoid": (0.0, 1.0)}
+_KEEPS_RANGE = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "Split"})
+_MOVED = 0.5 + 1e-3  # of a code: within it the same code is meant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdoptedLayer:
+    """What became of a layer: `kept` bit by bit, or what `moved`, and why it runs in floats if it does."""
+
+    name: str
+    op: str
+    bits: int
+    runs: str
+    moved: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class FileRanges:
+    """The range of each tensor: of its grid in the file, else of what it is computed from, else of samples."""
+
+    view: GraphView
+    grids: Mapping[str, FileGrid]
+    observed: Ranges | None = None
+
+    def range_of(self, tensor: str) -> tuple[float, float]:
+        """(0, 0) where nothing is known."""
+        return self._range(self.view.values[tensor]) or (0.0, 0.0)
+
+    def _range(self, value: ir.Value) -> tuple[float, float] | None:
+        grid = self.grids.get(str(value.name))
+        if grid is not None:
+            return grid.ends
+        array = constant(value)
+        if array is not None:
+            return (float(array.min()), float(array.max())) if array.size else None
+        return self._computed(value) or self._seen(str(value.name))
+
+    def _seen(self, tensor: str) -> tuple[float, float] | None:
+        try:
+            return None if self.observed is None else self.observed.range_of(tensor)
+        except (KeyError, DataError):
+            return None
+
+    def _computed(self, value: ir.Value) -> tuple[float, float] | None:
+        """By interval arithmetic over the operator that computes the tensor."""
+        node = value.producer()
+        if node is None or node.domain != "":
+            return None
+        if node.op_type in _BOUNDED:
+            return _BOUNDED[node.op_type]
+        keeps = is_transparent(node) or node.op_type in _KEEPS_RANGE
+        if not keeps and node.op_type not in ("Add", "Mul", "Concat", "Relu", "Clip"):
+            return None
+        first = node.inputs[:1] if keeps else node.inputs
+        parts = [self._range(v) for v in first if v is not None]
+        if any(part is None for part in parts):
+            return None
+        return _combined(node.op_type, [part for part in parts if part is not None])
+
+
+def _combined(op: str, parts: list[tuple[float, float]]) -> tuple[float, float]:
+    if op == "Relu":
+        return max(parts[0][0], 0.0), max(parts[0][1], 0.0)
+    if op == "Clip":
+        low, high = parts[1][0] if len(parts) > 1 else -np.inf, parts[2][1] if len(parts) > 2 else np.inf
+        return float(np.clip(parts[0][0], low, high)), float(np.clip(parts[0][1], low, high))
+    if op == "Add":
+        return sum(low for low, _ in parts), sum(high for _, high in parts)
+    if op == "Mul":
+        corners = [a * b for a in parts[0] for b in parts[1]]
+        return min(corners), max(corners)
+    return min(low for low, _ in parts), max(high for _, high in parts)
+
+
+def adopted_plan(
+    view: GraphView, lifted: Lifted, *, observed: Ranges | None = None, target_cpu: TargetCpu = "vnni"
+) -> tuple[QuantPlan, tuple[AdoptedLayer, ...]]:
+    """The plan, and what became of every layer.
+
+    With `target_cpu` "any", weights that could saturate on CPUs without VNNI move to a coarser step.
+    """
+    ranges = FileRanges(view, lifted.activations, observed)
+    kind = 8 if lifted.activations else "dynamic" if lifted.dynamic else None
+    recipe = Recipe.choose(
+        "minmax", True, activations=kind, target_cpu="vnni", dynamic_products=bool(lifted.dynamic) and kind == 8
+    )
+    plan = initial_plan(view, recipe, ranges)
+    plan = dataclasses.replace(plan, recipe="adopted")
+    plan = plan.map_activations(lambda grid: _own_grid(grid, lifted, view))
+    plan = _without_unknown(plan, view, ranges)
+    plan = plan.map_layers(lambda layer: _own_weight(layer, view.by_name[layer.name], lifted))
+    wished = {layer.name: layer for layer in plan.layers}
+    plan = sound(plan, view, target_cpu=target_cpu)
+    return plan, tuple(_told(layer, wished[layer.name], view.by_name[layer.name], lifted) for layer in plan.layers)
+
+
+def _own_grid(grid: ActivationQuant, lifted: Lifted, view: GraphView) -> ActivationQuant:
+    """The file's grid of the tensor in codes from 0, without those that a Relu never reaches."""
+    found = lifted.activations.get(grid.tensor)
+    if found is None or found.high - found.low > 255:
+        return grid
+    zero, highest = int(found.zero_point.reshape(-1)[0]) - found.low, found.high - found.low
+    if zero and view.non_negative.get(grid.tensor):
+        zero, highest = 0, highest - zero
+    bits = max(int(np.ceil(np.log2(highest + 1))), 2)
+    return dataclasses.replace(grid, bits=bits, scale=float(found.scale.max()), zero_point=zero)
+
+
+def _without_unknown(plan: QuantPlan, view: GraphView, ranges: FileRanges) -> QuantPlan:
+    """The plan without grids on tensors whose range is not known; layers around them run in floats."""
+    unknown = {grid.tensor for grid in plan.activations if ranges.range_of(grid.tensor) == (0.0, 0.0)}
+    if not unknown:
+        return plan
+    values = [view.values[tensor] for tensor in unknown]
+    near = {str(node.name) for value in values for node in (value.producer(), *(u.node for u in value.uses())) if node}
+    near |= {str(n.name) for v in values if (p := v.producer()) for i in p.inputs if i and (n := i.producer())}
+    kept = tuple(grid for grid in plan.activations if grid.tensor not in unknown)
+    grids = {grid.tensor: grid for grid in kept}
+
+    def without(layer: LayerQuant) -> LayerQuant:
+        alone = nearest(view.by_name[layer.name].input, grids) is None
+        floats = layer.runs == "integers" and (layer.name in near or alone)
+        return dataclasses.replace(layer, runs="floats") if floats else layer
+
+    return dataclasses.replace(plan, activations=kept).map_layers(without)
+
+
+def _own_weight(quant: LayerQuant, layer: Layer, lifted: Lifted) -> LayerQuant:
+    """The file's grid of the weight, if a plan can hold it; else the grid that spans the weight."""
+    found = lifted.weights.get(str(layer.weight.name))
+    if found is None or found.high - found.low > 255 or found.block:
+        return quant
+    weight = layer.weight_array()
+    axis = None if found.axis is None else found.axis % weight.ndim
+    if axis is not None and axis != layer.scale_axis:
+        return quant
+    grid = _smallest_grid(weight, found, axis)
+    return quant if grid is None else dataclasses.replace(quant, weight=grid)
+
+
+def _smallest_grid(weight: NDArray[np.float32], found: FileGrid, axis: int | None) -> WeightQuant | None:
+    """The grid of fewest bits that holds the file's codes; None where an integer kernel cannot take it.
+
+    Codes that are all multiples of a number are divided by it, and those of few bits may lie on any side of zero: files
+    hold them as bytes.
+    """
+    granularity = qmath.Granularity(axis=axis)
+    rows = granularity.rows(weight).astype(np.float64)
+    whole = np.rint(rows / found.scale.reshape(-1, 1)).astype(np.int64)
+    step = np.maximum(np.gcd.reduce(whole, axis=1), 1)
+    low, high = (whole // step[:, None]).min(axis=1), (whole // step[:, None]).max(axis=1)
+    bits = max(int(np.ceil(np.log2(max(int((high - low).max()), 1) + 1))), 2)
+    symmetric = bool((np.maximum(-low, high) < 2 ** (bits - 1)).all())
+    bottom, top = -(2 ** (bits - 1)) - low, 2 ** (bits - 1) - 1 - high
+    zero = np.clip(0, bottom, top)
+    if bits > MAX_BITS or (bits == MAX_BITS and zero.any() and len(weight.shape) == 2):
+        return None  # matrix products on bytes have no zero point
+    scale = (found.scale.reshape(-1).astype(np.float64) * step).astype(np.float32)
+    return WeightQuant(
+        bits=bits,
+        scale=tuple(float(s) for s in scale),
+        zero_point=(0,) if symmetric else tuple(int(z) for z in zero),
+        granularity=granularity,
+        symmetric=symmetric,
+    )
+
+
+def _told(quant: LayerQuant, wished: LayerQuant, layer: Layer, lifted: Lifted) -> AdoptedLayer:
+    weight, found = layer.weight_array(), lifted.weights.get(str(layer.weight.name))
+    moved = ""
+    if found is None:
+        moved = "the file holds it in floats: a new grid spans it"
+    elif quant.weight != wished.weight:
+        share = float(np.mean(codes.quantized(weight, quant.weight) != weight))
+        moved = f"a coarser step, so that no sum overflows: {share:.0%} of its values moved"
+    else:
+        error = np.abs(codes.quantized(weight, quant.weight) - weight).max(initial=0)
+        if error > 1e-6 * np.abs(weight).max(initial=1e-30):
+            moved = (
+                f"its grid in the file {'has blocks' if found.block else 'does not fit a kernel'}: a new grid spans it"
+            )
+    return AdoptedLayer(name=quant.name, op=quant.op, bits=quant.weight.bits, runs=quant.runs, moved=moved)

@@ -1,0 +1,241 @@
+"""The inverse of lowering: the float network inside a quantized file, and the grids that the file puts on it.
+
+`lift` reads files of any tool: QuantizeLinear and DequantizeLinear on activations and weights, fake quantization of
+float weights, and operators on integers (see `integer_operators`). Weights become floats, exactly those that the file
+multiplies; QuantizeLinear and DequantizeLinear on activations vanish, and their grids are kept by the tensor's name. A
+grid whose zero is its lowest code also cuts off what is negative, which some tools use in place of a Relu: there a Relu
+is put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common as passes
+
+from qgraph.errors import ModelError
+from qgraph.graph.layers import attribute
+from qgraph.graph.tensors import is_non_negative, is_transparent
+from qgraph.graph.walk import descendants
+from qgraph.lowering.integer_operators import expand_integer_operators
+from qgraph.onnxfile.edit import add_initializer, append_node, constant, name_everything, take_place
+from qgraph.onnxfile.model import Model
+from qgraph.running.sessions import evaluate_constants
+
+_ENDS = {
+    **{np.dtype(kind): (np.iinfo(kind).min, np.iinfo(kind).max) for kind in (np.int8, np.uint8, np.int16, np.uint16)},
+    np.dtype(np.int32): (-(2**31), 2**31 - 1),
+}
+_SMALL_ENDS = {"int4": (-8, 7), "uint4": (0, 15), "int2": (-2, 1), "uint2": (0, 3)}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FileGrid:
+    """A grid of the file: value = scale (code - zero_point), with codes from `low` to `high`.
+
+    `axis` and `block` say what shares a scale, as in DequantizeLinear; None and 0 stand for one scale for all.
+    """
+
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.int64]
+    low: int
+    high: int
+    axis: int | None = None
+    block: int = 0
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and greatest value of a grid with one scale."""
+        step, zero = float(self.scale.max()), int(self.zero_point.reshape(-1)[0])
+        return (self.low - zero) * step, (self.high - zero) * step
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Lifted:
+    """The float network, and the grids of its activations and weights, by the names of tensors.
+
+    `dynamic` are the names of products whose operand is quantized in every run.
+    """
+
+    model: Model
+    activations: Mapping[str, FileGrid]
+    weights: Mapping[str, FileGrid]
+    dynamic: frozenset[str]
+
+
+def lift(model: Model) -> Lifted:
+    """Take the grids out of a quantized model.
+
+    Raises `ModelError` if it has none, or if its weights cannot be computed.
+    """
+    net = model.ir_model.clone()
+    graph = net.graph
+    if net.functions:
+        passes.InlinePass()(net)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(net)
+    passes.RemoveInitializersFromInputsPass()(net)
+    name_everything(net)
+    dynamic = {
+        str(node.name) for node in graph if node.op_type in ("MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul")
+    }
+    replaced = expand_integer_operators(graph)
+    varying = descendants(v for v in graph.inputs if v.const_value is None)
+    weights = _lift_weights(net, varying)
+    activations = _lift_activations(graph)
+    if not (weights or activations or replaced):
+        raise ModelError(f"{model.source} is not quantized: it has no grid to adopt; use qgraph quantize")
+    passes.RemoveUnusedNodesPass()(net)
+    graph.sort()
+    _forget_types(graph)
+    return Lifted(
+        model=replace(model, ir_model=net),
+        activations={str(value.name): grid for value, grid in activations.items()},
+        weights={str(value.name): grid for value, grid in weights.items()},
+        dynamic=frozenset(node.name for node in graph if node.name in dynamic),
+    )
+
+
+def _lift_weights(net: ir.Model, varying: Container[ir.Node]) -> dict[ir.Value, FileGrid]:
+    """Compute every DequantizeLinear of constants; int32 ones are biases, whose grid follows from others."""
+    nodes = [n for n in net.graph if n.op_type == "DequantizeLinear" and n not in varying]
+    wanted = list(dict.fromkeys(v for n in nodes for v in (*n.inputs, n.outputs[0]) if v is not None))
+    known = dict(zip(wanted, evaluate_constants(net, wanted) if wanted else [], strict=True))
+    found = {}
+    for node in nodes:
+        codes, real = known[node.inputs[0]], known[node.outputs[0]]  # type: ignore[index]
+        if codes is None or real is None:
+            raise ModelError(f"the weight '{node.outputs[0].name}' cannot be computed: onnxruntime refuses its codes")
+        value = add_initializer(net.graph, f"{node.outputs[0].name}/real", real.astype(np.float32))
+        grid = _grid(node, [known.get(v) if v is not None else None for v in node.inputs])
+        node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
+        if grid is not None and codes.dtype != np.int32:
+            found[value] = grid
+    return found
+
+
+def _lift_activations(graph: ir.Graph) -> dict[ir.Value, FileGrid]:
+    """Remove Q and DQ from tensors that vary; what lies between them then moves floats."""
+    found: dict[ir.Value, FileGrid] = {}
+    for node in [n for n in graph if n.op_type == "QuantizeLinear"]:
+        grid = _grid(node, [None, *(constant(v) for v in node.inputs[1:])])
+        if grid is None or grid.scale.size > 1 or not _comes_back(node):
+            continue
+        source = node.inputs[0]
+        grid = _narrowed(graph, node, grid)
+        found.setdefault(source, grid)  # type: ignore[arg-type]
+        _bypass(graph, node, source)  # type: ignore[arg-type]
+    for node in [n for n in graph if n.op_type == "DequantizeLinear"]:
+        if not _holds_codes(node.inputs[0]):  # type: ignore[arg-type]
+            _bypass(graph, node, node.inputs[0])  # type: ignore[arg-type]
+    return {_cut_off(graph, value) if _cuts(value, grid) else value: grid for value, grid in found.items()}
+
+
+def _cuts(value: ir.Value, grid: FileGrid) -> bool:
+    """Whether a grid begins at zero although what a node computes may be negative."""
+    begins = int(grid.zero_point.reshape(-1)[0]) == grid.low
+    return begins and value.producer() is not None and not is_non_negative(value)
+
+
+def _cut_off(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """Put a Relu behind a tensor, and return its result; an output of the graph keeps its name."""
+    relu = append_node(graph, "Relu", [value], {})
+    result = relu.outputs[0]
+    if value.is_graph_output():
+        take_place(graph, value, result, left="negative")
+    else:
+        value.replace_all_uses_with(result)
+    relu.replace_input_with(0, value)
+    graph.sort()
+    return result
+
+
+def _narrowed(graph: ir.Graph, quantizer: ir.Node, grid: FileGrid) -> FileGrid:
+    """The grid with the highest code that a Min behind the quantizer passes; Pads of codes get floats to fill with."""
+    values, high = [quantizer.outputs[0]], grid.high
+    while values:
+        for use in list(values.pop().uses()):
+            node = use.node
+            if node.op_type == "Min" and (top := constant(node.inputs[1 - use.idx])) is not None and top.size == 1:
+                high = min(high, int(top.item()))
+                _bypass(graph, node, node.inputs[use.idx])  # type: ignore[arg-type]
+                values += [node.inputs[use.idx]]  # type: ignore[list-item]
+                break
+            if node.op_type == "Pad" and len(node.inputs) > 2 and (fill := constant(node.inputs[2])) is not None:
+                real = (fill.astype(np.float64) - int(grid.zero_point.reshape(-1)[0])) * float(grid.scale.max())
+                node.replace_input_with(2, add_initializer(graph, f"{node.name}.fill", real.astype(np.float32)))
+            if is_transparent(node):
+                values += node.outputs
+    return replace(grid, high=high)
+
+
+def _comes_back(quantizer: ir.Node) -> bool:
+    """Whether the codes reach no output of the graph, so that nobody sees them."""
+    values, seen = [quantizer.outputs[0]], set()
+    while values:
+        value = values.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if value.is_graph_output():
+            return False
+        values += [v for use in value.uses() if use.node.op_type != "DequantizeLinear" for v in use.node.outputs]
+    return True
+
+
+def _holds_codes(value: ir.Value) -> bool:
+    """Whether a tensor still is one of integers: it comes from an input, or from a QuantizeLinear that was left."""
+    while (node := value.producer()) is not None:
+        if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") or not node.inputs or node.inputs[0] is None:
+            return node.op_type != "Relu"
+        if not is_transparent(node) and node.op_type not in ("Concat", "Split", "Gather", "Where", "Min", "Max"):
+            return False
+        value = node.inputs[0]
+    return value.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
+
+
+def _bypass(graph: ir.Graph, node: ir.Node, source: ir.Value) -> None:
+    """Let what reads the node's result read `source`; an output of the graph keeps its name."""
+    old = node.outputs[0]
+    if not old.is_graph_output():
+        old.replace_all_uses_with(source)
+        return
+    if source.is_graph_output() or source.producer() is None:
+        source = append_node(graph, "Identity", [source], {}).outputs[0]
+    take_place(graph, old, source, left="codes")
+
+
+def _grid(node: ir.Node, arrays: list[NDArray[Any] | None]) -> FileGrid | None:
+    """The grid of a Q or DQ whose scale and zero point are constants."""
+    codes, scale, *rest = arrays
+    if scale is None:
+        return None
+    zero = rest[0] if rest else None
+    if zero is None and len(node.inputs) > 2 and node.inputs[2] is not None:
+        return None
+    kind = (zero if zero is not None else codes).dtype if zero is not None or codes is not None else np.dtype(np.uint8)
+    ends = _SMALL_ENDS.get(kind.name) or _ENDS.get(kind)
+    if ends is None:
+        return None
+    points = np.zeros(scale.shape, np.int64) if zero is None else zero.astype(np.int64)
+    single = scale.size == 1
+    return FileGrid(
+        scale=np.asarray(scale, np.float32),
+        zero_point=points,
+        low=ends[0],
+        high=ends[1],
+        axis=None if single else int(attribute(node, "axis", 1)),
+        block=0 if single else int(attribute(node, "block_size", 0)),
+    )
+
+
+def _forget_types(graph: ir.Graph) -> None:
+    """Types and shapes of inner tensors, some of which were codes; they are inferred again."""
+    for node in graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.type = value.shape = None

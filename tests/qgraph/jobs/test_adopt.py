@@ -1,0 +1,228 @@
+"""Files of other tools, rewritten: the same codes, the same answers, and integer kernels throughout."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+
+import qgraph
+from qgraph.assess.fused import inspect_fused
+from qgraph.cli import main
+from qgraph.errors import ModelError
+from qgraph.onnxfile.load import load
+from tests.conftest import DEMO
+
+RNG = np.random.default_rng(5)
+IMAGES = RNG.normal(size=(16, 3, 12, 12)).astype(np.float32)
+NET = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,3,12,12] x) => (float[N,4] y)
+<float[8,3,3,3] w1, float[8] b1, float[8,8,3,3] w2, float[8] b2, float[4,8] w3, float[4] b3>
+{
+    c1 = Conv<pads=[1,1,1,1]>(x, w1, b1)
+    r1 = Relu(c1)
+    c2 = Conv<pads=[1,1,1,1]>(r1, w2, b2)
+    s = Add(c2, r1)
+    r2 = Relu(s)
+    p = GlobalAveragePool(r2)
+    f = Flatten(p)
+    y = Gemm<transB=1>(f, w3, b3)
+}"""
+
+
+class Reader(CalibrationDataReader):
+    def __init__(self, name="x", images=IMAGES):
+        self.feeds = iter([{name: images}])
+
+    def get_next(self):
+        return next(self.feeds, None)
+
+
+@pytest.fixture(scope="module")
+def floats(tmp_path_factory):
+    net = ir.to_proto(ir.from_onnx_text(NET))
+    for name, shape in (
+        ("w1", (8, 3, 3, 3)),
+        ("b1", (8,)),
+        ("w2", (8, 8, 3, 3)),
+        ("b2", (8,)),
+        ("w3", (4, 8)),
+        ("b3", (4,)),
+    ):
+        array = RNG.normal(0, 0.3, shape).astype(np.float32)
+        net.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    for index, node in enumerate(net.graph.node):
+        node.name = f"{node.op_type}_{index}"
+    path = tmp_path_factory.mktemp("adopt") / "float.onnx"
+    onnx.save(net, path)
+    return path
+
+
+FORMS = {
+    "u8s8": {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True},
+    "s8s8": {"activation_type": QuantType.QInt8, "weight_type": QuantType.QInt8, "per_channel": True},
+    "u8u8": {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QUInt8},
+    "operators": {
+        "quant_format": QuantFormat.QOperator,
+        "activation_type": QuantType.QUInt8,
+        "weight_type": QuantType.QInt8,
+        "per_channel": True,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def made(floats):
+    """The same network, quantized by onnxruntime in several forms."""
+    found = {}
+    for name, options in FORMS.items():
+        found[name] = floats.with_name(f"{name}.onnx")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            quantize_static(floats, found[name], Reader(), **options)
+    return found
+
+
+def outputs(model, feeds):
+    proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
+    content = proto.SerializeToString() if isinstance(proto, onnx.ModelProto) else str(proto)
+    return onnxruntime.InferenceSession(content).run(None, feeds)[0]
+
+
+def decibels(want, have):
+    return 10 * np.log10(np.square(want).sum() / max(np.square(want - have).sum(), 1e-30))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_onnxruntimes_own_files_run_on_integers_and_answer_the_same(made, form):
+    adopted = qgraph.adopt(made[form], measure=False)
+    moved = [layer.name for layer in adopted.layers if layer.moved]
+    assert moved == (["Gemm_7"] if form == "u8u8" else [])  # products of matrices have no zero point for bytes
+    feeds = {"x": IMAGES}
+    # what is left is the rounding of sums that onnxruntime moved, far below the quantization itself
+    assert decibels(outputs(made[form], feeds), outputs(adopted.model, feeds)) > 32
+    assert all(layer.integer for layer in inspect_fused(load(adopted.model)).layers)
+
+
+def test_codes_of_weights_stay(made):
+    adopted = qgraph.adopt(made["u8s8"], measure=False)
+    theirs = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(made["u8s8"]).graph.initializer}
+    weights = {v.name: v.const_value.numpy() for v in adopted.net.graph.initializers.values()}
+    for name in ("w1", "w2"):
+        codes, scale = theirs[f"{name}_quantized"], theirs[f"{name}_scale"].reshape(-1, 1, 1, 1)
+        real = next(w for n, w in weights.items() if n.startswith(f"{name}_") and w.shape == codes.shape)
+        np.testing.assert_array_equal(np.rint(real / scale), codes)
+
+
+def test_a_file_written_here_comes_back_bit_by_bit():
+    theirs = qgraph.quantize(DEMO / "digits.onnx", DEMO / "digits_calibration.npz", limit=32, weights=4, measure=False)
+    adopted = qgraph.adopt(theirs.model, measure=False)
+    feeds = next(qgraph.open_data(DEMO / "digits_test.npz", load(DEMO / "digits.onnx"), limit=64).batches(64)).feeds
+    np.testing.assert_array_equal(outputs(theirs.model, feeds), outputs(adopted.model, feeds))
+    assert [layer.weight.bits for layer in adopted.plan.layers] == [layer.weight.bits for layer in theirs.plan.layers]
+
+
+def test_dynamic_products_stay_dynamic(floats):
+    path = floats.with_name("dynamic.onnx")
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N,16] x) => (float[N,4] y) <float[16,8] w1, float[8,4] w2>
+    { h = MatMul(x, w1)  r = Relu(h)  y = MatMul(r, w2) }"""
+    net = ir.to_proto(ir.from_onnx_text(text))
+    for name, shape in (("w1", (16, 8)), ("w2", (8, 4))):
+        net.graph.initializer.append(onnx.numpy_helper.from_array(RNG.normal(size=shape).astype(np.float32), name))
+    source = floats.with_name("products.onnx")
+    onnx.save(net, source)
+    quantize_dynamic(source, path)
+    adopted = qgraph.adopt(path, measure=False)
+    assert [layer.runs for layer in adopted.layers] == ["dynamic", "dynamic"]
+    x = RNG.normal(size=(5, 16)).astype(np.float32)
+    assert decibels(outputs(path, {"x": x}), outputs(adopted.model, {"x": x})) > 45
+
+
+def partly(quantized_sum: bool) -> onnx.ModelProto:
+    """Two convolutions on grids whose sum is quantized, or left in floats."""
+    tail = "q3 = QuantizeLinear(r, s, z)  d3 = DequantizeLinear(q3, s, z)" if quantized_sum else "d3 = Identity(r)"
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N,2,6,6] x) => (float[N,2,6,6] y) <float s, uint8 z, int8[2,2,1,1] w, float t, int8 zw>
+    {{
+        q1 = QuantizeLinear(x, s, z)  d1 = DequantizeLinear(q1, s, z)
+        dw = DequantizeLinear(w, t, zw)
+        a = Conv(d1, dw)
+        q2 = QuantizeLinear(a, s, z)  d2 = DequantizeLinear(q2, s, z)
+        b = Add(d2, d1)
+        r = Relu(b)
+        {tail}
+        c = Conv(d3, dw)
+        q4 = QuantizeLinear(c, s, z)  y = DequantizeLinear(q4, s, z)
+    }}"""
+    net = ir.to_proto(ir.from_onnx_text(text))
+    arrays = {
+        "s": np.array(0.03, np.float32),
+        "z": np.array(128, np.uint8),
+        "w": RNG.integers(-127, 128, (2, 2, 1, 1)).astype(np.int8),
+        "t": np.array(0.006, np.float32),
+        "zw": np.array(0, np.int8),
+    }
+    net.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    for index, node in enumerate(net.graph.node):
+        node.name = f"{node.op_type}_{index}"
+    return net
+
+
+@pytest.mark.parametrize("quantized_sum", [True, False])
+def test_a_tensor_left_in_floats_gets_the_range_that_it_cannot_leave(quantized_sum):
+    net = partly(quantized_sum)
+    adopted = qgraph.adopt(net, measure=False)
+    assert [layer.runs for layer in adopted.layers] == ["integers", "integers"]
+    grids = {grid.tensor: grid for grid in adopted.plan.activations}
+    (sum_grid,) = (g for name, g in grids.items() if name == "r")
+    assert sum_grid.high == pytest.approx(0.03 * (127 if quantized_sum else 254), rel=0.02)
+    x = RNG.normal(size=(3, 2, 6, 6)).astype(np.float32)
+    assert decibels(outputs(net, {"x": x}), outputs(adopted.model, {"x": x})) > 35
+
+
+def test_blocks_of_four_bits_get_a_grid_of_their_own():
+    codes, scale = RNG.integers(0, 256, (8, 2, 8)).astype(np.uint8), RNG.uniform(0.01, 0.1, (8, 2)).astype(np.float32)
+    node = onnx.helper.make_node(
+        "MatMulNBits", ["x", "b", "s"], ["y"], domain="com.microsoft", K=32, N=8, bits=4, block_size=16, name="product"
+    )
+    graph = onnx.helper.make_graph(
+        [node],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", 1, [3, 32])],
+        [onnx.helper.make_tensor_value_info("y", 1, [3, 8])],
+        [onnx.numpy_helper.from_array(codes, "b"), onnx.numpy_helper.from_array(scale, "s")],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.microsoft", 1)]
+    net = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    adopted = qgraph.adopt(net, measure=False)
+    x = RNG.normal(size=(3, 32)).astype(np.float32)
+    want = onnxruntime.InferenceSession(net.SerializeToString()).run(None, {"x": x})[0]
+    assert decibels(want, outputs(adopted.model, {"x": x})) > 35
+
+
+def test_a_float_model_is_refused():
+    with pytest.raises(ModelError, match="has no grid to adopt"):
+        qgraph.adopt(DEMO / "digits.onnx")
+
+
+def test_the_command_writes_what_it_shows(made, floats, tmp_path, capsys):
+    out, plan, network = (str(tmp_path / name) for name in ("fast.onnx", "plan.json", "net.onnx"))
+    words = ["adopt", str(made["s8s8"]), "-o", out, "--float", str(floats), "--plan", plan, "--network", network]
+    np.save(tmp_path / "x.npy", IMAGES)
+    assert main([*words, "--data", str(tmp_path / "x.npy"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["kept"] == 3
+    assert said["quality"]["outputs"][0]["sqnr_db"] > 25
+    assert main(["apply", network, plan, "-o", str(tmp_path / "again.onnx"), "--no-measure"]) == 0
+    feeds = {"x": IMAGES}
+    np.testing.assert_array_equal(outputs(out, feeds), outputs(tmp_path / "again.onnx", feeds))
+    assert main(["adopt", str(floats), "-o", str(tmp_path / "none.onnx")]) == 1
+    assert "has no grid to adopt" in capsys.readouterr().err
+    assert not (tmp_path / "none.onnx").exists()
