@@ -122,7 +122,13 @@ def adopted_plan(
     plan = plan.map_layers(lambda layer: _own_weight(layer, view.by_name[layer.name], lifted))
     wished = {layer.name: layer for layer in plan.layers}
     plan = sound(plan, view, target_cpu=target_cpu)
-    return plan, tuple(_told(layer, wished[layer.name], view.by_name[layer.name], lifted) for layer in plan.layers)
+    grids, layers = plan.operand_grids, view.by_name
+
+    def runs(quant: LayerQuant) -> str:
+        alone = quant.runs == "integers" and nearest(layers[quant.name].input, grids) is None
+        return "floats" if alone else quant.runs
+
+    return plan, tuple(_told(q, wished[q.name], layers[q.name], lifted, runs(q)) for q in plan.layers)
 
 
 def _own_grid(grid: ActivationQuant, lifted: Lifted, view: GraphView) -> ActivationQuant:
@@ -196,7 +202,7 @@ def _smallest_grid(weight: NDArray[np.float32], found: FileGrid, axis: int | Non
     )
 
 
-def _told(quant: LayerQuant, wished: LayerQuant, layer: Layer, lifted: Lifted) -> AdoptedLayer:
+def _told(quant: LayerQuant, wished: LayerQuant, layer: Layer, lifted: Lifted, runs: str) -> AdoptedLayer:
     weight, found = layer.weight_array(), lifted.weights.get(str(layer.weight.name))
     moved = ""
     if found is None:
@@ -210,4 +216,4 @@ def _told(quant: LayerQuant, wished: LayerQuant, layer: Layer, lifted: Lifted) -
             moved = (
                 f"its grid in the file {'has blocks' if found.block else 'does not fit a kernel'}: a new grid spans it"
             )
-    return AdoptedLayer(name=quant.name, op=quant.op, bits=quant.weight.bits, runs=quant.runs, moved=moved)
+    return AdoptedLayer(name=quant.name, op=quant.op, bits=quant.weight.bits, runs=runs, moved=moved)

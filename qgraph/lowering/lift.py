@@ -101,21 +101,44 @@ def lift(model: Model) -> Lifted:
 
 
 def _lift_weights(net: ir.Model, varying: Container[ir.Node]) -> dict[ir.Value, FileGrid]:
-    """Compute every DequantizeLinear of constants; int32 ones are biases, whose grid follows from others."""
-    nodes = [n for n in net.graph if n.op_type == "DequantizeLinear" and n not in varying]
+    """Compute what DequantizeLinear, or Cast and Mul, make of constant codes; int32 ones are biases."""
+    nodes = [n for n in net.graph if n not in varying and (n.op_type == "DequantizeLinear" or _scales_codes(n))]
     wanted = list(dict.fromkeys(v for n in nodes for v in (*n.inputs, n.outputs[0]) if v is not None))
     known = dict(zip(wanted, evaluate_constants(net, wanted) if wanted else [], strict=True))
     found = {}
     for node in nodes:
-        codes, real = known[node.inputs[0]], known[node.outputs[0]]  # type: ignore[index]
-        if codes is None or real is None:
-            raise ModelError(f"the weight '{node.outputs[0].name}' cannot be computed: onnxruntime refuses its codes")
+        arrays = [None if v is None else known[v] for v in node.inputs]
+        real = known[node.outputs[0]]
+        if real is None or arrays[0] is None:
+            continue
+        grid = _grid(node, arrays) if node.op_type == "DequantizeLinear" else _grid_of_product(node, arrays)
         value = add_initializer(net.graph, f"{node.outputs[0].name}/real", real.astype(np.float32))
-        grid = _grid(node, [known.get(v) if v is not None else None for v in node.inputs])
         node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
-        if grid is not None and codes.dtype != np.int32:
+        if grid is not None and arrays[0].dtype != np.int32:
             found[value] = grid
     return found
+
+
+def _scales_codes(node: ir.Node) -> bool:
+    """Whether a Mul by a constant turns integers, cast to floats and moved by a zero point, into a weight."""
+    computed = [v for v in node.inputs if v is not None and v.producer() is not None]
+    if node.op_type != "Mul" or len(computed) != 1:
+        return False
+    source = computed[0].producer()
+    while source is not None and source.op_type in ("Sub", "Reshape", "Transpose") and source.inputs[0] is not None:
+        source = source.inputs[0].producer()
+    return source is not None and source.op_type == "Cast"
+
+
+def _grid_of_product(node: ir.Node, arrays: list[NDArray[Any] | None]) -> FileGrid | None:
+    """The grid of codes that are multiplied by one scale, or by one for each position along an axis."""
+    scale = next((a for v, a in zip(node.inputs, arrays, strict=True) if v is not None and v.producer() is None), None)
+    rank = max(a.ndim for a in arrays if a is not None)
+    if scale is None or scale.size > max(scale.shape, default=1):
+        return None
+    shape = (1,) * (rank - scale.ndim) + scale.shape
+    axis = None if scale.size == 1 else int(np.argmax(shape))
+    return FileGrid(scale=scale.reshape(-1), zero_point=np.zeros(1, np.int64), low=-128, high=127, axis=axis)
 
 
 def _lift_activations(graph: ir.Graph) -> dict[ir.Value, FileGrid]:
@@ -217,7 +240,8 @@ def _grid(node: ir.Node, arrays: list[NDArray[Any] | None]) -> FileGrid | None:
     zero = rest[0] if rest else None
     if zero is None and len(node.inputs) > 2 and node.inputs[2] is not None:
         return None
-    kind = (zero if zero is not None else codes).dtype if zero is not None or codes is not None else np.dtype(np.uint8)
+    known = codes if zero is None else zero
+    kind = np.dtype(np.uint8) if known is None else known.dtype
     ends = _SMALL_ENDS.get(kind.name) or _ENDS.get(kind)
     if ends is None:
         return None

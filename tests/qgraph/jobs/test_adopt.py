@@ -128,6 +128,16 @@ def test_a_file_written_here_comes_back_bit_by_bit():
     assert [layer.weight.bits for layer in adopted.plan.layers] == [layer.weight.bits for layer in theirs.plan.layers]
 
 
+@pytest.mark.parametrize("bits", [3, 8])
+def test_weights_alone_stay_alone(bits):
+    theirs = qgraph.quantize(DEMO / "digits.onnx", activations=None, weights=bits, measure=False)
+    adopted = qgraph.adopt(theirs.model, measure=False)
+    assert {layer.runs for layer in adopted.layers} == {"floats"}
+    assert adopted.kept == len(adopted.layers)
+    feeds = next(qgraph.open_data(DEMO / "digits_test.npz", load(DEMO / "digits.onnx"), limit=8).batches(8)).feeds
+    assert decibels(outputs(theirs.model, feeds), outputs(adopted.model, feeds)) > 100
+
+
 def test_dynamic_products_stay_dynamic(floats):
     path = floats.with_name("dynamic.onnx")
     text = """<ir_version: 8, opset_import: ["" : 17]>
