@@ -119,16 +119,17 @@ def adopted_plan(
     plan = dataclasses.replace(plan, recipe="adopted")
     plan = plan.map_activations(lambda grid: _own_grid(grid, lifted, view))
     plan = _without_unknown(plan, view, ranges)
-    plan = plan.map_layers(lambda layer: _own_weight(layer, view.by_name[layer.name], lifted))
-    wished = {layer.name: layer for layer in plan.layers}
-    plan = sound(plan, view, target_cpu=target_cpu)
     grids, layers = plan.operand_grids, view.by_name
-
-    def runs(quant: LayerQuant) -> str:
-        alone = quant.runs == "integers" and nearest(layers[quant.name].input, grids) is None
-        return "floats" if alone else quant.runs
-
-    return plan, tuple(_told(q, wished[q.name], layers[q.name], lifted, runs(q)) for q in plan.layers)
+    runs = {
+        quant.name: "floats" if nearest(layers[quant.name].input, grids) is None else quant.runs
+        for quant in plan.layers
+        if quant.runs != "dynamic"
+    }
+    plan = plan.map_layers(lambda q: _own_weight(q, layers[q.name], lifted, runs.get(q.name, "dynamic")))
+    wished = {quant.name: quant for quant in plan.layers}
+    plan = sound(plan, view, target_cpu=target_cpu)
+    told = (_told(q, wished[q.name], layers[q.name], lifted, runs.get(q.name, "dynamic")) for q in plan.layers)
+    return plan, tuple(told)
 
 
 def _own_grid(grid: ActivationQuant, lifted: Lifted, view: GraphView) -> ActivationQuant:
@@ -162,7 +163,7 @@ def _without_unknown(plan: QuantPlan, view: GraphView, ranges: FileRanges) -> Qu
     return dataclasses.replace(plan, activations=kept).map_layers(without)
 
 
-def _own_weight(quant: LayerQuant, layer: Layer, lifted: Lifted) -> LayerQuant:
+def _own_weight(quant: LayerQuant, layer: Layer, lifted: Lifted, runs: str) -> LayerQuant:
     """The file's grid of the weight, if a plan can hold it; else the grid that spans the weight."""
     found = lifted.weights.get(str(layer.weight.name))
     if found is None or found.high - found.low > 255 or found.block:
@@ -172,11 +173,13 @@ def _own_weight(quant: LayerQuant, layer: Layer, lifted: Lifted) -> LayerQuant:
     if axis is not None and axis != layer.scale_axis:
         return quant
     grid = _smallest_grid(weight, found, axis)
-    return quant if grid is None else dataclasses.replace(quant, weight=grid)
+    if grid is None or (grid.bits == MAX_BITS and any(grid.zero_point) and runs != "floats" and layer.op != "Conv"):
+        return quant  # products of matrices on bytes have no zero point
+    return dataclasses.replace(quant, weight=grid)
 
 
 def _smallest_grid(weight: NDArray[np.float32], found: FileGrid, axis: int | None) -> WeightQuant | None:
-    """The grid of fewest bits that holds the file's codes; None where an integer kernel cannot take it.
+    """The grid of fewest bits that holds the file's codes; None where they do not fit eight.
 
     Codes that are all multiples of a number are divided by it, and those of few bits may lie on any side of zero: files
     hold them as bytes.
@@ -190,8 +193,8 @@ def _smallest_grid(weight: NDArray[np.float32], found: FileGrid, axis: int | Non
     symmetric = bool((np.maximum(-low, high) < 2 ** (bits - 1)).all())
     bottom, top = -(2 ** (bits - 1)) - low, 2 ** (bits - 1) - 1 - high
     zero = np.clip(0, bottom, top)
-    if bits > MAX_BITS or (bits == MAX_BITS and zero.any() and len(weight.shape) == 2):
-        return None  # matrix products on bytes have no zero point
+    if bits > MAX_BITS:
+        return None
     scale = (found.scale.reshape(-1).astype(np.float64) * step).astype(np.float32)
     return WeightQuant(
         bits=bits,
