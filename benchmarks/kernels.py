@@ -68,8 +68,8 @@ def scatter(x: NDArray[np.float32]) -> Job:
     from qmath.kernels.statistics import tally
 
     cells = np.clip(x[: 1 << 16] * (BINS / 16) + BINS / 2, 0, BINS - 1).astype(np.int32)
-    tables = np.zeros((4, BINS), np.uint32)
-    return lambda: [tally(cells, tables) for _ in range(x.size // cells.size)]
+    pairs, tables = cells.view(np.uint64), np.zeros((4, BINS), np.uint32)
+    return lambda: [tally(cells, pairs, cells.size, tables) for _ in range(x.size // cells.size)]
 
 
 def torch_jobs(x: NDArray[np.float32], threads: int) -> dict[str, Job]:

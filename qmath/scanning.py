@@ -34,19 +34,22 @@ def scanned(blocks: NDArray[Any], *, bins: int, exponent: int, parallel: bool) -
     Raises:
         ValueError: For NaN or infinite values, and for squares beyond float64.
     """
-    from qmath.kernels.statistics import scan
+    from qmath.kernels.statistics import scan, space
+
+    def part(start: int, stop: int) -> tuple[NDArray[np.int64], int]:
+        counts, *working = space(bins)
+        return counts, int(scan(start, stop, blocks, exponent, lows, highs, sums, counts, *working))
 
     samples, _, channels, _ = blocks.shape
     lows = np.full((samples, channels), np.inf, blocks.dtype)
     highs, sums = np.full_like(lows, -np.inf), np.zeros((3, samples, channels))
     grain = max(1, _GRAIN * samples // blocks.size) if parallel else samples
-    parts = over_threads(scan, samples, grain, blocks, exponent, bins, lows, highs, sums)
+    parts = over_threads(part, samples, grain)
     if not np.isfinite(sums[1]).all():
         _reject(blocks)
     ends = np.empty((2, channels))
     lows.min(axis=0, out=ends[0]), highs.max(axis=0, out=ends[1])
-    counts = [(counts, int(found)) for counts, found in parts] if bins else []
-    return Scan(ends=ends + 0.0, sums=sums, counts=counts)  # -0.0 becomes 0.0
+    return Scan(ends=ends + 0.0, sums=sums, counts=parts if bins else [])  # -0.0 becomes 0.0
 
 
 def _reject(blocks: NDArray[Any]) -> None:

@@ -16,17 +16,15 @@ _FULL = 1 << 31  # values that the 32-bit counters of `scan` are sure to hold
 
 
 @compiled()
-def scan(start, stop, blocks, minimum_exponent, bins, lows, highs, sums):
+def scan(start, stop, blocks, exponent, lows, highs, sums, counts, tables, cells, pairs):
     """Statistics of the samples start..stop of `blocks` (samples, before, channels, after), each on its own.
 
     Fills lows[s, c] (inf at first) and highs[s, c] (-inf) with the least and greatest value, and sums[:, s, c] with the
-    sums of x, x^2 and |x| in float64, added in an order that depends on the shape of a sample alone. Returns counts in
-    `bins` bins over [-2^e, 2^e) (none for 0 bins) and e. Stops at a sum of squares that is not finite, which the caller
-    finds in `sums`.
+    sums of x, x^2 and |x| in float64, added in an order that depends on the shape of a sample alone. Fills `counts` of
+    bins over [-2^e, 2^e), if it has any, and returns e, `exponent` or more. Stops at a sum of squares that is not
+    finite, which the caller finds in `sums`. `tables`, `cells` and their `pairs` are working space (`space`).
     """
-    counts, tables, held = np.zeros(bins, np.int64), np.zeros((4, bins), np.uint32), 0
-    cells = np.empty(_PIECE, np.int32)
-    exponent = minimum_exponent
+    held, bins = 0, counts.size
     _, before, channels, after = blocks.shape
     within = after if after > _PIECE else channels * after  # pieces do not cross multiples of this,
     step = _PIECE if after > _PIECE else _PIECE // after * after  # and short rows are kept whole
@@ -42,34 +40,48 @@ def scan(start, stop, blocks, minimum_exponent, bins, lows, highs, sums):
                     else:
                         reach = _add_rows(piece, min(after, piece.size), lows[s, c:], highs[s, c:], sums[:, s, c:])
                     if reach == np.inf:
-                        return counts, exponent
+                        return exponent
                     if bins:
-                        steps = max(0, _exponent(reach) - exponent)
-                        if held > _FULL or (steps and held):
-                            _empty(tables, counts)
+                        steps = max(0, math.frexp(reach)[1] - exponent) if reach > 0 else 0  # 2^e above the magnitude
+                        if held > _FULL or steps:
+                            _settle(tables, counts, steps)
                             held = 0
-                        _widen(counts, steps)
                         exponent += steps
                         bin_cells(piece, values.dtype.type(math.ldexp(bins / 2, -exponent)), np.int32(bins // 2), cells)
-                        tally(cells[: piece.size], tables)
+                        tally(cells, pairs, piece.size, tables)
                         held += piece.size
-    _empty(tables, counts)
-    return counts, exponent
+    _settle(tables, counts, 0)
+    return exponent
 
 
-@compiled()
+def space(bins):
+    """Counts, and the working space of `scan`: tables of counts, and cells that are also read in pairs."""
+    cells = np.zeros(_PIECE, np.int32)
+    return np.zeros(bins, np.int64), np.zeros((4, bins), np.uint32), cells, cells.view(np.uint64)
+
+
+@compiled(fastmath=_REASSOCIATE)
 def _add_rows(values, after, lows, highs, sums):
     """Take in rows of `after` values, one per channel; returns the largest magnitude, inf if squares are not finite."""
+    widest_vectors()
     reach = 0.0
     for c in range(values.size // after):
         row = values[c * after : (c + 1) * after]
-        total, squares, magnitudes = _sums(row)
+        total = squares = magnitudes = 0.0
+        for i in range(row.size):
+            x = np.float64(row[i])
+            total += x
+            squares += x * x
+            magnitudes += abs(x)
         sums[0, c] += total
         sums[1, c] += squares
         sums[2, c] += magnitudes
         if not np.isfinite(squares):
             return np.inf
-        low, high = _range(row)
+        low, high = row[0], row[0]
+        for i in range(row.size):
+            low = least(row[i], low)
+            high = greatest(row[i], high)
         lows[c] = min(lows[c], low)
         highs[c] = max(highs[c], high)
         reach = max(reach, np.float64(-low), np.float64(high))
@@ -95,34 +107,6 @@ def _add_columns(values, lows, highs, sums):
     return np.float64(max(-low, high)) if np.isfinite(squares) else np.inf
 
 
-@compiled(fastmath=_REASSOCIATE)
-def _sums(row):
-    widest_vectors()
-    total = squares = magnitudes = 0.0
-    for i in range(row.size):
-        x = np.float64(row[i])
-        total += x
-        squares += x * x
-        magnitudes += abs(x)
-    return total, squares, magnitudes
-
-
-@compiled()
-def _range(row):
-    widest_vectors()
-    low, high = row[0], row[0]
-    for i in range(row.size):
-        low = least(row[i], low)
-        high = greatest(row[i], high)
-    return low, high
-
-
-@compiled()
-def _exponent(reach):
-    """The e of 2^e, the least power of two above a magnitude; very small for 0."""
-    return math.frexp(reach)[1] if reach > 0 else -(1 << 20)
-
-
 @compiled()
 def bin_cells(values, factor, half, cells):
     """half + trunc(|x| factor) for x >= 0, else half - 1 - trunc(|x| factor); exact, as factor is a power of two."""
@@ -134,35 +118,34 @@ def bin_cells(values, factor, half, cells):
 
 
 @compiled()
-def tally(cells, tables):
-    """Count in four tables in turn, so that equal neighbours (zeros after a ReLU) do not wait for one another."""
+def tally(cells, pairs, size, tables):
+    """Count the first `size` cells in four tables in turn, so that equal neighbours do not wait for one another.
+
+    Equal neighbours are common: zeros after a ReLU. `pairs` are the cells two by two, one load for both.
+    """
     first, second, third, fourth = tables[0], tables[1], tables[2], tables[3]
-    whole = cells.size // 4 * 4
-    pairs = cells[:whole].view(np.uint64)  # one load per pair
     low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
-    for i in range(0, pairs.size, 2):
+    for i in range(0, size // 4 * 2, 2):
         one, two = pairs[i], pairs[i + 1]
         first[one & low] += 1
         second[one >> half] += 1
         third[two & low] += 1
         fourth[two >> half] += 1
-    for i in range(whole, cells.size):
+    for i in range(size // 4 * 4, size):
         first[np.uint32(cells[i])] += 1
 
 
 @compiled()
-def _empty(tables, counts):
-    """Move the contents of the tables to `counts`."""
+def _settle(tables, counts, steps):
+    """Move the contents of the tables to `counts`, then merge 2^steps bins into one, towards zero.
+
+    Bin k on either side goes to bin k >> steps.
+    """
     for k in range(counts.size):
-        counts[k] += np.int64(tables[0, k]) + tables[1, k] + tables[2, k] + tables[3, k]
-    tables[:] = 0
-
-
-@compiled()
-def _widen(counts, steps):
-    """Merge 2^steps bins into one, towards zero: bin k on either side goes to bin k >> steps."""
-    half = counts.size // 2
-    steps = min(steps, 62)
+        for t in range(4):
+            counts[k] += tables[t, k]
+            tables[t, k] = 0
+    half, steps = counts.size // 2, min(steps, 62)
     if steps:
         for k in range(1, half):
             above, below = counts[half + k], counts[half - 1 - k]

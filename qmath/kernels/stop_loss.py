@@ -3,6 +3,8 @@
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from qmath.kernels.compiled import compiled
@@ -77,6 +79,12 @@ def _chord_bound(low, high, at_low, at_high):
 
 
 @compiled()
+def _push(stack, top, low, high, at_low, at_high):
+    stack[top, 0], stack[top, 1], stack[top, 2], stack[top, 3] = low, high, at_low, at_high
+    return top + 1
+
+
+@compiled()
 def best_step(above, below, energy, levels, symmetric, gap):
     """The step of least error over (0, 2 max |x|], with its split; see `qmath.stop_loss`.
 
@@ -85,41 +93,30 @@ def best_step(above, below, energy, levels, symmetric, gap):
     """
     reach = max(above[0][-1, 0], below[0][-1, 0])
     floor = 0.02 * reach / levels
-    points = int(np.ceil(np.log(2 * reach / floor) / 0.1)) + 2
-    s = np.empty(points)
-    s[0] = 0.0
-    for i in range(1, points):
-        s[i] = floor * (2 * reach / floor) ** ((i - 1) / (points - 2))
-    value = np.empty(points)
+    points = int(math.log(2 * reach / floor) / 0.1) + 3
     best_step_ = reach / (levels // 2 if symmetric else levels)  # to be beaten: the grid that clips nothing
     gain, best_above, best_below = _best_split(best_step_, levels, symmetric, above, below)
     best = 2 * best_step_ * gain + 1e-15 * energy
-    for i in range(points):
-        gain, m, n = _best_split(s[i], levels, symmetric, above, below)
-        value[i] = gain
-        if 2 * s[i] * gain > best:
-            best, best_step_, best_above, best_below = 2 * s[i] * gain, s[i], m, n
-    low, high, at_low, at_high = s[:-1].copy(), s[1:].copy(), value[:-1].copy(), value[1:].copy()
-    while low.size > 0:
+    stack, top = np.empty((points + 64, 4)), 0  # intervals: both ends, and the gains there; the last one is halved next
+    low, at_low = 0.0, _best_split(0.0, levels, symmetric, above, below)[0]
+    for i in range(points - 1):
+        high = floor * (2 * reach / floor) ** (i / (points - 2))
+        at_high, m, n = _best_split(high, levels, symmetric, above, below)
+        if 2 * high * at_high > best:
+            best, best_step_, best_above, best_below = 2 * high * at_high, high, m, n
+        top = _push(stack, top, low, high, at_low, at_high)
+        low, at_low = high, at_high
+    while top > 0:
+        top -= 1
+        low, high, at_low, at_high = stack[top, 0], stack[top, 1], stack[top, 2], stack[top, 3]
         slack = max(gap * (energy - best), 8e-16 * energy)
-        kept = 0
-        for i in range(low.size):
-            wide = high[i] - low[i] > 1e-15 * high[i]
-            if wide and _chord_bound(low[i], high[i], at_low[i], at_high[i]) > best + slack:
-                low[kept], high[kept], at_low[kept], at_high[kept] = low[i], high[i], at_low[i], at_high[i]
-                kept += 1
-        next_low, next_high = np.empty(2 * kept), np.empty(2 * kept)
-        next_at_low, next_at_high = np.empty(2 * kept), np.empty(2 * kept)
-        for i in range(kept):
-            middle = 0.5 * (low[i] + high[i])
+        if high - low > 1e-15 * high and _chord_bound(low, high, at_low, at_high) > best + slack:
+            middle = 0.5 * (low + high)
             gain, m, n = _best_split(middle, levels, symmetric, above, below)
             if 2 * middle * gain > best:
                 best, best_step_, best_above, best_below = 2 * middle * gain, middle, m, n
-            next_low[2 * i], next_high[2 * i] = low[i], middle
-            next_low[2 * i + 1], next_high[2 * i + 1] = middle, high[i]
-            next_at_low[2 * i], next_at_high[2 * i] = at_low[i], gain
-            next_at_low[2 * i + 1], next_at_high[2 * i + 1] = gain, at_high[i]
-        low, high, at_low, at_high = next_low, next_high, next_at_low, next_at_high
+            top = _push(stack, top, low, middle, at_low, gain)
+            top = _push(stack, top, middle, high, gain, at_high)
     return best_step_, best_above, best_below
 
 
