@@ -12,6 +12,7 @@ evaluation each, exact up to the width of a bin (`qmath.stop_loss`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -110,9 +111,14 @@ def prior_ranges(histograms: Sequence[Histogram], *, bits: ArrayLike, one_sided:
         below = np.rint(-low[i] / steps).astype(int)
         for k, (step, under) in enumerate(zip(steps.tolist(), below.tolist(), strict=True)):
             errors[i, k] = stop_loss.error(step, int(levels[i]) - under, under)
-        least[i] = stop_loss.least_error(int(levels[i]), symmetric=False, one_sided=bool(sides[i]))
+        least[i] = _least(histograms[i], int(levels[i]), bool(sides[i]))
     best = np.arange(n), errors.argmin(axis=1)
     return PriorRanges(low=low[best], high=high[best], error=errors[best], least=least)
+
+
+@functools.lru_cache(maxsize=4096)  # plans are made again and again from the same histograms
+def _least(histogram: Histogram, levels: int, one_sided: bool) -> float:
+    return StopLoss.of(sample_of(histogram)).least_error(levels, symmetric=False, one_sided=one_sided)
 
 
 def candidates(
