@@ -17,6 +17,7 @@ from qgraph.graph.sites import GraphView
 from qgraph.jobs.given import open_given
 from qgraph.jobs.trial import Trial
 from qgraph.lowering.lower import lower
+from qgraph.lowering.packing import stored_bytes
 from qgraph.methods.aciq.corrections import expected_shift
 from qgraph.observe.statistics import Observations, observe
 from qgraph.onnxfile.model import Model, ModelLike
@@ -26,6 +27,7 @@ from qgraph.plan.check import checked
 from qgraph.plan.edit import edited
 from qgraph.plan.plan import QuantPlan
 from qgraph.running.progress import SILENT, Progress
+from qgraph.running.sessions import fits_one_file
 from qgraph.running.threads import keeps_threads
 from qgraph.samples.dataset import DataLike, Dataset, Reading
 from qgraph.samples.split import hold_out
@@ -143,8 +145,15 @@ def compared(
         or before.activation_bits != after.activation_bits
         or str(view.by_name[before.name].input.name) in moved
     )
-    sizes = tuple(len(serialised(lower(net, p, format="qdq"))) for p in (plan, other))
-    return WhatIf(plan=other, layers=pairs, nbytes=(sizes[0], sizes[1]))
+    return WhatIf(plan=other, layers=pairs, nbytes=(_size(net, view, plan), _size(net, view, other)))
+
+
+def _size(net: Model, view: GraphView, plan: QuantPlan) -> int:
+    """The bytes of the plan's file; of its weights alone where they do not fit in one file."""
+    model = lower(net, plan, format="qdq")
+    if fits_one_file(model):
+        return len(serialised(model))
+    return sum(stored_bytes(view.by_name[quant.name].weight_array().shape, quant.weight) for quant in plan.layers)
 
 
 def _shifted(plan: QuantPlan, before: QuantPlan, view: GraphView, observed: Observations | None) -> QuantPlan:
