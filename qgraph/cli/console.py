@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import shlex
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,6 +95,11 @@ def show(*parts: Any) -> None:
             console.print(part, markup=False, highlight=False, soft_wrap=True)
         else:
             console.print(part)
+
+
+def next_step(why: str, *words: str) -> None:
+    """Print on stdout what a user may want to do next: the words of a command line, and why."""
+    show(f"next: {shlex.join(('qgraph', *words))}  ({why})")
 
 
 def show_json(content: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from qgraph.cli.clock import elapsed
-from qgraph.cli.console import progress, show, show_json
+from qgraph.cli.console import next_step, progress, show, show_json
 from qgraph.cli.options import batch_axis_option, batch_option, run_options, shape_option
 from qgraph.running.files import check_writable, write_atomically
 
@@ -72,3 +72,4 @@ def distill(
     elif not quiet:
         described = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
         show(f"{output}: {described} in {seconds} s")
+        next_step("calibrate on these samples", "quantize", model, "--data", output, "-o", "small.onnx")

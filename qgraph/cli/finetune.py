@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qgraph.cli.clock import elapsed, with_total
-from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.console import next_step, number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.invocation import command
 from qgraph.cli.options import (
     data_options,
@@ -128,6 +128,7 @@ def finetune(
         show_json({**content, "seconds": with_total(result.seconds)})
     elif not quiet:
         _show(result, output, nbytes)
+        next_step("measure it on other data", "evaluate", output, "--against", model, "--data", "test.npz")
     hold_against(fail_below, result.quality, output)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qgraph.cli.clock import elapsed, with_total
-from qgraph.cli.console import PRIOR_REJECTED, number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.console import PRIOR_REJECTED, next_step, number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.invocation import command
 from qgraph.cli.options import (
     data_options,
@@ -108,6 +108,7 @@ def quantize(
         show_json({**content, "seconds": with_total(result.seconds)})
     elif not quiet:
         _show(result, output, nbytes)
+        next_step("measure it on other data", "evaluate", output, "--against", model, "--data", "test.npz")
     hold_against(fail_below, result.quality, output)
 
 
@@ -154,6 +155,7 @@ def apply(
     elif not quiet:
         show(f"{output}: {nbytes:,} bytes ({nbytes / quantized.nbytes:.0%} of {quantized.nbytes:,})")
         show_quality(quantized.quality)
+        next_step("measure it on other data", "evaluate", output, "--against", model, "--data", "test.npz")
     hold_against(fail_below, quantized.quality, output)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from qgraph.cli.clock import elapsed
-from qgraph.cli.console import progress, say, show, show_json, silence_warnings, table
+from qgraph.cli.console import next_step, progress, say, show, show_json, silence_warnings, table
 from qgraph.cli.options import (
     Bits,
     data_options,
@@ -161,7 +162,7 @@ def search(model: str, output: str, resume: str | None, as_json: bool, quiet: bo
             **given(options),
         )
     except KeyboardInterrupt:
-        _say_how_to_go_on(folder)
+        _say_how_to_go_on(folder, model)
         raise
     write_atomically(Path(output), searched.plan.to_json().encode())
     result = _result(searched, output, elapsed())
@@ -169,6 +170,7 @@ def search(model: str, output: str, resume: str | None, as_json: bool, quiet: bo
         show_json(result)
     elif not quiet:
         _show(searched, result)
+        next_step("make a file of the plan", "apply", model, output, "-o", "small.onnx")
 
 
 def _config(options: dict[str, Any]) -> SearchConfig:
@@ -196,12 +198,11 @@ def _config(options: dict[str, Any]) -> SearchConfig:
     return SearchConfig(keep=survivors, cache_bytes=megabytes * 2**20, seed=options.pop("seed"), **chosen)
 
 
-def _say_how_to_go_on(folder: Path) -> None:
+def _say_how_to_go_on(folder: Path, model: str) -> None:
     best = folder / "best.plan.json"
     say(f"stopped; the same command continues from {folder}")
     if best.exists():
-        say(f"the best plan so far is {best}:")
-        say(best.read_text(encoding="utf-8"))
+        say(f"the best plan so far makes a file: qgraph apply {shlex.join((model, str(best)))} -o small.onnx")
 
 
 def _result(searched: Searched, output: str, seconds: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qgraph.cli.console import progress, show, show_json, silence_warnings, table
+from qgraph.cli.console import next_step, progress, show, show_json, silence_warnings, table
 from qgraph.cli.options import (
     BitList,
     data_options,
@@ -73,6 +73,7 @@ def sensitivity(model: str, output: str | None, as_json: bool, quiet: bool, **op
         show_json(result.to_dict())
     elif not quiet:
         _show(model, result)
+        next_step("fewer bits where they cost least", "quantize", model, "-o", "small.onnx", "--weights", "mixed")
 
 
 def _show(model: str, result: Sensitivity) -> None:
