@@ -21,7 +21,7 @@ from qgraph.errors import DataError
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import is_transparent, nearest
-from qgraph.lowering.lift import FileGrid, Lifted
+from qgraph.lowering.lift import FileGrid, FileWeight, Lifted
 from qgraph.onnxfile.edit import constant
 from qgraph.plan import codes
 from qgraph.plan.grids import initial_plan, sound
@@ -165,20 +165,38 @@ def _without_unknown(plan: QuantPlan, view: GraphView, ranges: FileRanges) -> Qu
 
 def _own_weight(quant: LayerQuant, layer: Layer, lifted: Lifted, runs: str) -> LayerQuant:
     """The file's grid of the weight, if a plan can hold it; else the grid that spans the weight."""
-    found = lifted.weights.get(str(layer.weight.name))
-    if found is None or found.high - found.low > 255 or found.block:
+    found = _file_weight(layer, lifted)
+    if found is None or found.grid.high - found.grid.low > 255 or found.grid.block:
         return quant
-    weight = layer.weight_array()
-    axis = None if found.axis is None else found.axis % weight.ndim
-    if axis is not None and axis != layer.scale_axis:
-        return quant
-    grid = _smallest_grid(weight, found, axis)
+    steps = _steps(layer, found)
+    grid = None if steps is None else _smallest_grid(layer.weight_array(), *steps)
     if grid is None or (grid.bits == MAX_BITS and any(grid.zero_point) and runs != "floats" and layer.op != "Conv"):
         return quant  # products of matrices on bytes have no zero point
     return dataclasses.replace(quant, weight=grid)
 
 
-def _smallest_grid(weight: NDArray[np.float32], found: FileGrid, axis: int | None) -> WeightQuant | None:
+def _file_weight(layer: Layer, lifted: Lifted) -> FileWeight | None:
+    return lifted.weights.get((str(layer.node.name), layer.weight_index))
+
+
+def _steps(layer: Layer, found: FileWeight) -> tuple[NDArray[np.float64], int | None] | None:
+    """The steps of a weight and the axis along which they differ; None where a kernel cannot take them.
+
+    A BatchNormalization that was folded into the weight since has multiplied each channel, and so its step.
+    """
+    weight, axis = layer.weight_array(), found.grid.axis
+    axis = None if axis is None else axis % weight.ndim
+    if weight.shape != found.values.shape or axis not in (None, layer.scale_axis):
+        return None
+    steps = found.grid.scale.reshape(-1).astype(np.float64)
+    if np.array_equal(weight, found.values) or layer.scale_axis is None:
+        return steps, axis
+    rows = qmath.Granularity(axis=layer.scale_axis).rows
+    now, before = (np.abs(rows(array)).max(axis=1).astype(np.float64) for array in (weight, found.values))
+    return steps * np.where(before > 0, now / np.where(before > 0, before, 1), 1), layer.scale_axis
+
+
+def _smallest_grid(weight: NDArray[np.float32], steps: NDArray[np.float64], axis: int | None) -> WeightQuant | None:
     """The grid of fewest bits that holds the file's codes; None where they do not fit eight.
 
     Codes that are all multiples of a number are divided by it, and those of few bits may lie on any side of zero: files
@@ -186,7 +204,7 @@ def _smallest_grid(weight: NDArray[np.float32], found: FileGrid, axis: int | Non
     """
     granularity = qmath.Granularity(axis=axis)
     rows = granularity.rows(weight).astype(np.float64)
-    whole = np.rint(rows / found.scale.reshape(-1, 1)).astype(np.int64)
+    whole = np.rint(rows / steps.reshape(-1, 1)).astype(np.int64)
     step = np.maximum(np.gcd.reduce(whole, axis=1), 1)
     low, high = (whole // step[:, None]).min(axis=1), (whole // step[:, None]).max(axis=1)
     bits = max(int(np.ceil(np.log2(max(int((high - low).max()), 1) + 1))), 2)
@@ -195,7 +213,7 @@ def _smallest_grid(weight: NDArray[np.float32], found: FileGrid, axis: int | Non
     zero = np.clip(0, bottom, top)
     if bits > MAX_BITS:
         return None
-    scale = (found.scale.reshape(-1).astype(np.float64) * step).astype(np.float32)
+    scale = (steps * step).astype(np.float32)
     return WeightQuant(
         bits=bits,
         scale=tuple(float(s) for s in scale),
@@ -206,7 +224,7 @@ def _smallest_grid(weight: NDArray[np.float32], found: FileGrid, axis: int | Non
 
 
 def _told(quant: LayerQuant, wished: LayerQuant, layer: Layer, lifted: Lifted, runs: str) -> AdoptedLayer:
-    weight, found = layer.weight_array(), lifted.weights.get(str(layer.weight.name))
+    weight, found = layer.weight_array(), _file_weight(layer, lifted)
     moved = ""
     if found is None:
         moved = "the file holds it in floats: a new grid spans it"
@@ -216,7 +234,6 @@ def _told(quant: LayerQuant, wished: LayerQuant, layer: Layer, lifted: Lifted, r
     else:
         error = np.abs(codes.quantized(weight, quant.weight) - weight).max(initial=0)
         if error > 1e-6 * np.abs(weight).max(initial=1e-30):
-            moved = (
-                f"its grid in the file {'has blocks' if found.block else 'does not fit a kernel'}: a new grid spans it"
-            )
+            why = "has blocks" if found.grid.block else "does not fit a kernel"
+            moved = f"its grid in the file {why}: a new grid spans it"
     return AdoptedLayer(name=quant.name, op=quant.op, bits=quant.weight.bits, runs=runs, moved=moved)

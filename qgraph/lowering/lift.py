@@ -56,15 +56,23 @@ class FileGrid:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class FileWeight:
+    """A weight of the file in floats, and its grid."""
+
+    values: NDArray[np.float32]
+    grid: FileGrid
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Lifted:
-    """The float network, and the grids of its activations and weights, by the names of tensors.
+    """The float network, the grids of its activations by tensor, and its weights by node and place among the inputs.
 
     `dynamic` are the names of products whose operand is quantized in every run.
     """
 
     model: Model
     activations: Mapping[str, FileGrid]
-    weights: Mapping[str, FileGrid]
+    weights: Mapping[tuple[str, int], FileWeight]
     dynamic: frozenset[str]
 
 
@@ -95,7 +103,11 @@ def lift(model: Model) -> Lifted:
     return Lifted(
         model=replace(model, ir_model=net),
         activations={str(value.name): grid for value, grid in activations.items()},
-        weights={str(value.name): grid for value, grid in weights.items()},
+        weights={
+            (str(use.node.name), use.idx): FileWeight(values=value.const_value.numpy(), grid=grid)  # type: ignore[union-attr]
+            for value, grid in weights.items()
+            for use in value.uses()
+        },
         dynamic=frozenset(node.name for node in graph if node.name in dynamic),
     )
 

@@ -236,3 +236,35 @@ def test_the_command_writes_what_it_shows(made, floats, tmp_path, capsys):
     assert main(["adopt", str(floats), "-o", str(tmp_path / "none.onnx")]) == 1
     assert "has no grid to adopt" in capsys.readouterr().err
     assert not (tmp_path / "none.onnx").exists()
+
+
+def test_a_normalisation_behind_quantized_weights_keeps_their_codes():
+    """Tools that leave BatchNormalization in the file: folding it multiplies the steps of the channels alone."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N,2,5,5] x) => (float[N,3,5,5] y) <float s, uint8 z, int8[3,2,1,1] w, float[3] t, int8[3] zw,
+                                                float[3] gain, float[3] shift, float[3] mean, float[3] var>
+    {
+        q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)
+        dw = DequantizeLinear<axis=0>(w, t, zw)
+        a = Conv(d, dw)
+        n = BatchNormalization(a, gain, shift, mean, var)
+        r = QuantizeLinear(n, s, z)  y = DequantizeLinear(r, s, z)
+    }"""
+    net = ir.to_proto(ir.from_onnx_text(text))
+    ones = np.ones(3, np.float32)
+    arrays = {
+        "s": np.array(0.03, np.float32),
+        "z": np.array(128, np.uint8),
+        "w": RNG.integers(-127, 128, (3, 2, 1, 1)).astype(np.int8),
+        "t": np.array([0.004, 0.008, 0.002], np.float32),
+        "zw": np.zeros(3, np.int8),
+        "gain": np.array([0.3, -2.0, 1.7], np.float32),
+        "shift": ones / 4,
+        "mean": ones / 8,
+        "var": ones * 2,
+    }
+    net.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    adopted = qgraph.adopt(net, measure=False)
+    assert [layer.moved for layer in adopted.layers] == [""]
+    (layer,) = adopted.plan.layers
+    np.testing.assert_allclose(layer.weight.scale, arrays["t"] * np.abs(arrays["gain"]) / np.sqrt(2), rtol=1e-4)
