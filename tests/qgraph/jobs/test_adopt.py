@@ -255,7 +255,7 @@ def test_a_normalisation_behind_quantized_weights_keeps_their_codes():
     arrays = {
         "s": np.array(0.03, np.float32),
         "z": np.array(128, np.uint8),
-        "w": RNG.integers(-127, 128, (3, 2, 1, 1)).astype(np.int8),
+        "w": np.array([[100, -37], [5, 126], [-91, 64]], np.int8).reshape(3, 2, 1, 1),
         "t": np.array([0.004, 0.008, 0.002], np.float32),
         "zw": np.zeros(3, np.int8),
         "gain": np.array([0.3, -2.0, 1.7], np.float32),
