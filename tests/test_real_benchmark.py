@@ -32,15 +32,23 @@ def folder(tmp_path):
 
 
 def test_a_row_is_measured_kept_and_measured_again_for_other_settings(folder, monkeypatch, capsys):
+    """Beside a network whose samples cannot be read, which ends no run."""
     results = folder / "rows.json"
+    shutil.copy(folder / "net.onnx", folder / "bad.onnx")
+    for short in ("calib", "eval"):
+        np.savez(folder / f"bad.{short}.npz", nothing=np.zeros((4, 1, 3, 3), np.float32))
     real.main([str(folder), "--results", str(results)])
-    (row,) = json.loads(results.read_text())["rows"]
+    bad, row = json.loads(results.read_text())["rows"]
+    assert bad["problem"].startswith("the samples cannot be read: ")
+    assert "bad" in capsys.readouterr().out
+    for path in folder.glob("bad.*"):
+        path.unlink()
     assert (row["network"], row["tool"], row["problem"]) == ("net", "qgraph", "")
     assert row["worst dB"] > 25
     assert row["size"] < 0.5
     assert row["CPU s"] > 0.1
-    assert "net" in capsys.readouterr().out
-    (line,) = json.loads((folder / "rows_summary.json").read_text())["rows"]
+    summary = {line["network"]: line for line in json.loads((folder / "rows_summary.json").read_text())["rows"]}
+    line = summary["net"]
     assert line["qgraph dB"] == row["worst dB"]
     assert line["static dB"] is None
 
@@ -58,17 +66,6 @@ def test_a_network_without_samples_is_named(tmp_path):
     shutil.copy(DEMO / "digits.onnx", tmp_path / "net.onnx")
     with pytest.raises(SystemExit, match=r"net\.calib\.npz"):
         real.networks(tmp_path, ["net"])
-
-
-def test_samples_that_cannot_be_read_end_no_run(folder, tmp_path, capsys):
-    shutil.copy(folder / "net.onnx", folder / "bad.onnx")
-    for short in ("calib", "eval"):
-        np.savez(folder / f"bad.{short}.npz", nothing=np.zeros((4, 1, 3, 3), np.float32))
-    real.main([str(folder), "--results", str(folder / "rows.json")])
-    rows = {row["network"]: row for row in json.loads((folder / "rows.json").read_text())["rows"]}
-    assert rows["bad"]["problem"].startswith("the samples cannot be read: ")
-    assert rows["net"]["problem"] == ""
-    assert "bad" in capsys.readouterr().out
 
 
 def test_a_process_that_fails_gives_its_last_line(tmp_path):

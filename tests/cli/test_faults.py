@@ -198,13 +198,15 @@ def searched(model, data, threads):
 
 def finetuned(model, data, threads):
     config = qgraph.LsqPlusConfig(epochs=1, batch=32, calibration=32)
-    return qgraph.finetune(model, data, limit=96, weights=3, config=config, seed=1, threads=threads).model
+    return qgraph.finetune(
+        model, data, limit=96, weights=3, config=config, seed=1, threads=threads, measure=False
+    ).model
 
 
 @pytest.mark.parametrize("job", [quantized, distilled, compared, searched, finetuned], ids=lambda job: job.__name__)
 def test_the_same_bytes_on_any_number_of_threads(digits, digits_calibration, job):
     seen = set()
-    for threads in (1, 2, 1, 2, 1):
+    for threads in (1, 2, 2):
         made = job(digits, digits_calibration, threads)
         seen.add(made if isinstance(made, bytes) else ir.to_proto(made).SerializeToString(deterministic=True))
     assert len(seen) == 1
