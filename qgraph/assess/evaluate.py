@@ -191,7 +191,7 @@ class _Tally:
             tally.kl = float(np.sum(divergence(expected[scores], produced[scores], probabilities=probabilities)))
             tally.compared = batch.count
         for index, (have, want) in enumerate(zip(produced, expected, strict=True)):
-            if isinstance(have, np.ndarray) and have.dtype.kind == "f" and have.shape == want.shape:
+            if have.dtype.kind == "f" and have.shape == want.shape:
                 difference = have.astype(np.float64) - want
                 tally.signal[index] = float(np.sum(want.astype(np.float64) ** 2))
                 tally.noise[index] = float(np.sum(difference**2))

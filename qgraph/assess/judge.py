@@ -69,7 +69,7 @@ class Judge:
         session = Session(model, threads=1)
 
         def run(batch: Batch) -> tuple[Sequence[Any], int]:
-            outputs = [batch.real(o) if isinstance(o, np.ndarray) else o for o in session.run_list(batch.feeds)]
+            outputs = [batch.real(o) for o in session.run_list(batch.feeds)]
             return (outputs if self.metric is not None else self._classes(outputs, batch)), batch.count
 
         answers = []

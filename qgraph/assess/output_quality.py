@@ -52,11 +52,9 @@ class OutputTally:
     runs: int = 0
     misshapen: str = ""
 
-    def take(self, want: Any, have: Any) -> None:
+    def take(self, want: NDArray[Any], have: NDArray[Any]) -> None:
         """Compare one output of one run."""
         self.runs += 1
-        if not isinstance(want, np.ndarray) or not isinstance(have, np.ndarray):
-            return
         if want.shape != have.shape:
             self.misshapen = f"the shape is {_shape(have)}, the float model's {_shape(want)}"
         elif want.dtype.kind == "f":
@@ -156,7 +154,7 @@ class AccuracyTally:
 def classified(outputs: Sequence[Any], labels: NDArray[Any], linear: Sequence[bool]) -> tuple[int, int] | None:
     """The first output whose classes fit the labels, and the axis of its scores; None if there is none."""
     for index, (output, flat) in enumerate(zip(outputs, linear, strict=True)):
-        axis = score_axis(output, linear=flat) if isinstance(output, np.ndarray) else None
+        axis = score_axis(output, linear=flat)
         if (
             axis is not None
             and labels.dtype.kind in "iub"

@@ -254,9 +254,9 @@ class _Run:
     def _one(self, batch: Batch, known: list[Any] | None, names: Sequence[str], linear: Sequence[bool]) -> _Tally:
         tally = _Tally.empty(names, linear)
         tally.samples = batch.count
-        want = [_real(batch, output) for output in known or self.before.run_list(batch.feeds)]
+        want = [batch.real(output) for output in known or self.before.run_list(batch.feeds)]
         try:
-            have = [_real(batch, output) for output in self.after.run_list(batch.feeds)]
+            have = [batch.real(output) for output in self.after.run_list(batch.feeds)]
         except ModelError as error:
             tally.failures.append(str(error))
             return tally
@@ -343,10 +343,6 @@ def _classify(tally: _Tally, want: list[Any], have: list[Any], labels: NDArray[A
         tally.unfit = f"accuracy is left out: labels from 0 to {classes - 1} are needed"
     else:
         tally.accuracy.take(want[index].argmax(axis=axis), have[index].argmax(axis=axis), labels)
-
-
-def _real(batch: Batch, output: Any) -> Any:
-    return batch.real(output) if isinstance(output, np.ndarray) else output
 
 
 def _bytes_of(model: ir.Model) -> int:

@@ -113,11 +113,7 @@ class PlanJudge:
             for batch, want in zip(self.batches, self.expected, strict=True):
                 have = session.run(batch.feeds)
                 for tally, expected in zip(tallies, want, strict=True):
-                    tally.take(_real(batch, expected), _real(batch, have[tally.name]))
+                    tally.take(batch.real(expected), batch.real(have[tally.name]))
         except ModelError:
             return None
         return tuple(tally.result() for tally in tallies)
-
-
-def _real(batch: Batch, array: Any) -> Any:
-    return batch.real(array) if isinstance(array, np.ndarray) else array

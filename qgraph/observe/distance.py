@@ -165,5 +165,5 @@ class Reference:
 
 
 def _real(outputs: Outputs, batch: Batch) -> Outputs:
-    """The tensors among the outputs, without the samples that only pad a fixed batch."""
-    return {name: batch.real(o) for name, o in outputs.items() if isinstance(o, np.ndarray)}
+    """The outputs, without the samples that only pad a fixed batch."""
+    return {name: batch.real(o) for name, o in outputs.items()}

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from qgraph.errors import DataError
 from qgraph.onnxfile.model import Model
+from qgraph.running.outputs import as_array
 from qgraph.samples.images import image_size, read_image
 from qgraph.samples.layout import check_tensors, place, shaped
 from qgraph.samples.preprocessing import Preprocessing, check_shape, to_input
@@ -56,9 +57,10 @@ class Batch:
     targets: Array | None = None
     padded_to: int | None = None
 
-    def real(self, array: Array) -> Array:
-        """An output of this run without the results of the padding."""
-        padded = isinstance(array, np.ndarray) and array.ndim and len(array) == self.padded_to
+    def real(self, output: Any) -> Array:
+        """An output of this run as an array, without the results of the padding."""
+        array = as_array(output)
+        padded = array.ndim and len(array) == self.padded_to
         return array[: self.count] if padded else array
 
 

@@ -81,9 +81,10 @@ class Switches:
     def _powers(self, batch: Batch, want: list[Any], have: list[Any]) -> tuple[Floats, Floats]:
         signal, error = np.zeros(len(want)), np.zeros(len(want))
         for index, (a, b) in enumerate(zip(want, have, strict=True)):
-            if not isinstance(a, np.ndarray) or a.dtype.kind != "f":
+            exact, small = batch.real(a), batch.real(b)
+            if exact.dtype.kind != "f":
                 continue
-            exact, small = np.asarray(batch.real(a), np.float64), batch.real(b)
+            exact = exact.astype(np.float64)
             finite = np.isfinite(exact)  # values that overflow in the float network do not count
             signal[index] = np.square(exact[finite]).sum()
             if exact.shape != small.shape or not np.isfinite(small[finite]).all():

@@ -8,14 +8,17 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import qgraph
 from qgraph.assess.float_constants import float_constant_bytes
 from qgraph.assess.metric import Collected, Metric, Outputs, compare_by, load_metric
 from qgraph.assess.output_quality import paired_margin
 from qgraph.assess.verdict import measure
+from qgraph.errors import QualityWarning
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.write import serialised
+from qgraph.running.outputs import as_array
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import open_data
 from qgraph.samples.split import hold_out, spread
@@ -352,3 +355,40 @@ def test_onnx_is_what_was_judged(model_from_text, weights):
     model = model_from_text(CLASSES, w=weights)
     assert isinstance(model, onnx.ModelProto)
     assert judged(model, model, np.ones((1, 4), np.float32)).float_nbytes == model.ByteSize()
+
+
+@pytest.mark.parametrize("kind", ["map", "sequence"])
+def test_outputs_in_containers_are_judged(kind):
+    """The probabilities of a ZipMap, as scikit-learn's converter writes them, and the tensors of a sequence."""
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(16, 8)), "v": rng.normal(size=(8, 4))}
+    of_floats = helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+    if kind == "map":
+        last = helper.make_node("ZipMap", ["p"], ["y"], domain="ai.onnx.ml", classlabels_strings=["b", "a", "d", "c"])
+        inner = helper.make_map_type_proto(TensorProto.STRING, of_floats)
+    else:
+        last, inner = helper.make_node("SplitToSequence", ["p"], ["y"], axis=1, keepdims=0), of_floats
+    layers = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("MatMul", ["h", "v"], ["s"])]
+    graph = helper.make_graph(
+        [*layers, helper.make_node("Softmax", ["s"], ["p"], axis=1), last],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16])],
+        [helper.make_value_info("y", helper.make_sequence_type_proto(inner))],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()],
+    )
+    domains = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    model = helper.make_model(graph, opset_imports=domains, ir_version=8)
+    x = rng.normal(size=(64, 16)).astype(np.float32)
+    good = qgraph.quantize(model, x, activations=8).quality.worst
+    assert good.sqnr_db > 25
+    assert good.same_argmax == (None if kind == "sequence" else 1.0)
+    with pytest.warns(QualityWarning, match="output 'y' is at .* dB"):
+        qgraph.quantize(model, x, activations=2, weights=2, edge_bits=2)
+
+
+def test_containers_as_arrays():
+    assert as_array({"b": 2.0, "a": 1.0}).tolist() == [1.0, 2.0]
+    assert as_array([{1: 0.5, 0: 0.5}, {1: 1.0, 0: 0.0}]).tolist() == [[0.5, 0.5], [0.0, 1.0]]
+    assert as_array([np.zeros((2, 3)), np.ones((2, 3))]).shape == (2, 2, 3)
+    assert as_array([np.zeros(2), np.ones(3)]).tolist() == [0, 0, 1, 1, 1]
+    assert as_array([]).size == as_array(None).size == 0
