@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from qgraph.errors import DataError
 from qgraph.gradient import Expr, append, op, tensor
 from qgraph.methods.lsqplus.config import LsqPlusConfig
+from qgraph.onnxfile.readable import type_text
 
 LOSS = "loss"
 
@@ -42,9 +43,13 @@ class Targets:
 
 def targets_of(net: ir.Model, source: str) -> Targets:
     """The first output with one score per class (before its Softmax, if it has one), and all other float outputs."""
-    outputs = [v for v in net.graph.outputs if v.dtype == ir.DataType.FLOAT]
+    outputs = [v for v in net.graph.outputs if v.type == ir.TensorType(ir.DataType.FLOAT)]
     if not outputs:
-        raise DataError(f"{source} has no output of type float32 to learn from")
+        found = ", ".join(f"'{v.name}' is {type_text(v)}" for v in net.graph.outputs)
+        raise DataError(
+            f"{source} has no output of type float32 to learn from ({found}): export it with scores or other floats "
+            f"as an output (from scikit-learn with zipmap=False)"
+        )
     scores = next((v for v in outputs if _classes(v) > 1), None)
     followed = tuple(str(v.name) for v in outputs if v is not scores)
     if scores is None:
