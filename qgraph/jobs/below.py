@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Sequence
 
 from qgraph.assess.layer_errors import LayerReport
+from qgraph.assess.output_quality import OutputQuality
 from qgraph.assess.verdict import Verdict
 from qgraph.errors import QualityWarning
-from qgraph.jobs.plan_judge import margin
+from qgraph.jobs.plan_judge import SAME_CLASS, margin
 from qgraph.jobs.result import Result
 from qgraph.plan.plan import MAX_BITS, QuantPlan
 
@@ -29,22 +30,33 @@ def below_eight_bits(plan: QuantPlan) -> bool:
 
 
 def warn_below(quality: Verdict | None, target: float, layers: Sequence[LayerReport] = ()) -> None:
-    """Warn of the output of a file that misses `target`, with its layers; measurements on noise do not count."""
-    if quality is None or quality.basis == "noise" or margin(quality.outputs, target) >= 0:
+    """Warn of the output of a file that misses `target` by most, with its layers; classes of noise do not count."""
+    noise = quality is not None and quality.basis == "noise"
+    worst = None if quality is None else min(quality.outputs, key=lambda o: margin([o], target), default=None)
+    if worst is None or margin([worst], target) >= 0 or (noise and not _is_low(worst, target)):
         return
-    worst = quality.worst
-    if worst is None:
-        return
-    found = f"{worst.sqnr_db:.1f} dB" if worst.sqnr_db is not None else worst.problem
-    largest = _largest_errors(layers)
-    classes = "" if worst.same_argmax is None else f", with {worst.same_argmax:.1%} of the classes"
+    remedy = f"qgraph quantize --guard {target:g} gives up the grids that ruin it"
+    if noise:
+        remedy = "this is measured on random noise, for lack of data: --data gives a meaningful figure"
     warnings.warn(
-        f"output '{worst.name}' is at {found}{classes}, below the target of {target:g} dB{largest}; "
-        f"qgraph quantize --guard {target:g} gives up the grids that ruin it, --keep NAME leaves a layer in "
-        f"floating point",
+        f"output '{worst.name}' {_missed(worst, target)}{_largest_errors(layers)}; {remedy}, --keep NAME leaves a "
+        f"layer in floating point",
         QualityWarning,
         stacklevel=4,
     )
+
+
+def _is_low(output: OutputQuality, target: float) -> bool:
+    return output.sqnr_db is not None and output.sqnr_db < target
+
+
+def _missed(output: OutputQuality, target: float) -> str:
+    """What an output misses, in words: its decibels, or the share of classes that are the same."""
+    figure = output.problem if output.sqnr_db is None else f"{output.sqnr_db:.1f} dB"
+    classes = "" if output.same_argmax is None else f", with {output.same_argmax:.1%} of the classes"
+    if output.sqnr_db is None or _is_low(output, target):
+        return f"is at {figure}{classes}, below the target of {target:g} dB"
+    return f"is at {figure}{classes}, below the target of {SAME_CLASS:.0%}"
 
 
 def warn_of_result(result: Result, target: float | None = None) -> None:

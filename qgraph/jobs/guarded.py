@@ -99,12 +99,13 @@ def _repaired(given: Gathered, result: Result, before: Verdict, judge: PlanJudge
     wanted, better = target, result
     for _ in range(2):  # a target met on calibration samples may be missed on held-out ones
         found = _give_up(guard, given, result.plan, judge, wanted, samples=SAMPLES)
-        given_up = GivenUp(target, found.concessions, before)
+        given_up = GivenUp(target, found.concessions, before) if found.concessions else None
         better = dataclasses.replace(result, plan=found.plan, given_up=given_up)
         missed = _spare(better, judge, target)
         if missed >= 0:
             return better
-        wanted += 1.0 - max(missed, -target)
+        easier = judge.margin(better.plan, target) - _margin(better, target)  # than held-out samples
+        wanted += 1.0 + max(easier, min(-missed, target))
     return better
 
 

@@ -27,6 +27,7 @@ from qgraph.running.progress import SILENT, Progress
 from qgraph.running.store import hold
 from qgraph.running.threads import keeps_threads
 from qgraph.samples.dataset import DataLike, open_data, take_reading
+from qgraph.samples.fallback import falling_back
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,7 +95,11 @@ def search(
     config = dataclasses.replace(config or SearchConfig(), fine=protocol == "deploy")
     job = Job(threads=threads, resume=folder, executor=executor, progress=progress)
     with hold(folder):
-        observed = observe(net, samples, threads=threads, progress=progress) if recipe.needs_data else None
+        observed = None
+        if recipe.needs_data:
+            samples, observed = falling_back(
+                net, samples, lambda some: observe(net, some, threads=threads, progress=progress)
+            )
         base = starting_plan(GraphView(net), observed, recipe, protocol=protocol, first_layer_bits=first_layer_bits)
         return Searched(net=net, base=base, found=polish(base, net, samples, config=config, job=job))
 

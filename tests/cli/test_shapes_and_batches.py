@@ -53,11 +53,12 @@ N = helper.make_node
 NORM = N("BatchNormalization", ["c", "gamma", "beta", "mean", "var"], ["n"])
 
 
-def one_inside():
-    """The batch is open, and a Reshape inside makes it one."""
+def one_inside(size=1, opened=True):
+    """A Reshape inside fixes the batch size, which may be open on the outside."""
     nodes = [N("Conv", ["x", "w"], ["c"]), NORM, N("Reshape", ["n", "s"], ["f"]), N("Gemm", ["f", "v"], ["y"])]
-    constants = {"w": normal(8, 4, 3, 3), "v": normal(32, 4), "s": np.array([1, 32])} | statistics(8)
-    save(nodes, {"x": ["n", 4, 4, 4]}, {"y": ["n", 4]}, **constants)
+    constants = {"w": normal(8, 4, 3, 3), "v": normal(32, 4), "s": np.array([size, 32])} | statistics(8)
+    batch = "n" if opened else size
+    save(nodes, {"x": [batch, 4, 4, 4]}, {"y": [batch, 4]}, **constants)
     return {"x": normal(16, 4, 4, 4, size=1)}
 
 
@@ -69,6 +70,16 @@ def test_batch(run, given):
     assert Session("q.onnx").run({"x": normal(1, 4, 4, 4)})["y"].shape == (1, 4)
     status, warned = run(*command)
     assert (status, "--batch 1" in warned) == (0, True)
+
+
+@pytest.mark.parametrize("fixed", [None, 4], ids=["one inside", "four"])
+@pytest.mark.parametrize("command", ["finetune", "search"])
+def test_jobs_keep_to_the_batch_of_the_model(run, command, fixed):
+    np.savez("d.npz", **one_inside(fixed or 1, opened=fixed is None))
+    options = {"finetune": ["--epochs", 1, "--batch", 4], "search": ["--weights", 4, "--activations", "none"]}[command]
+    output = "q.onnx" if command == "finetune" else "plan.json"
+    status, said = run(command, "m.onnx", "-o", output, "--data", "d.npz", *options)
+    assert (status, "--batch 1" in said) == (0, fixed is None), said
 
 
 def any_size(opset=17):

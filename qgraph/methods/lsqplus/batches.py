@@ -45,8 +45,8 @@ class Feed:
         return Batch(feeds=feeds, count=chosen.count, labels=chosen.labels, targets=chosen.targets)
 
     def held_out_batches(self, size: int) -> Iterator[Batch]:
-        for start in range(0, len(self.held_out), size):
-            yield self.data.take(self.held_out[start : start + size])
+        """Batches of so many held-out samples, or of as many as the model takes."""
+        return self.data.choose(self.held_out).batches(size)
 
 
 def open_feed(data: Dataset, config: LsqPlusConfig, *, seed: int) -> Feed:

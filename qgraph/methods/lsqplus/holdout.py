@@ -17,7 +17,6 @@ from qgraph.onnxfile.model import Model
 from qgraph.plan.plan import QuantPlan
 from qgraph.running.sessions import Session, in_parallel
 from qgraph.samples.dataset import Batch
-from qgraph.samples.layout import Axes
 
 _BATCH = 32
 
@@ -73,14 +72,13 @@ def judge(
     session = Session(simulate(net, plan), outputs=targets.watched, threads=1)
 
     def run(batch: Batch) -> tuple[NDArray[np.float64], int, int]:
-        wanted, found = teacher.run_list(batch.feeds), session.run_list(batch.feeds)
+        wanted, found = ([batch.real(o) for o in net.run_list(batch.feeds)] for net in (teacher, session))
         right = 0
         if batch.labels is not None and targets.logits is not None:
             right = int((found[0].argmax(axis=1) == batch.labels).sum())
         return _distances(wanted, found, targets, batch.count), right, batch.count
 
-    size = _BATCH if fixed_batch(net, feed.data.layouts) is None else 1
-    judged = list(in_parallel(run, feed.held_out_batches(size), workers=threads))
+    judged = list(in_parallel(run, feed.held_out_batches(_BATCH), workers=threads))
     distances = np.concatenate([found for found, _, _ in judged])
     right, count = (sum(part) for part in list(zip(*judged, strict=True))[1:])
     return Judgement(
@@ -102,12 +100,3 @@ def _distances(
         for w, f in zip(wanted, found, strict=True)
     ]
     return np.full(count, np.mean(errors))
-
-
-def fixed_batch(net: Model, axes: Axes) -> int | None:
-    """The batch size that the model fixes; `axes` are those of inputs whose batch does not run along axis 0."""
-    for value in net.input_values():
-        axis, shape = axes.get(str(value.name), 0), value.shape
-        if axis is not None and shape is not None and len(shape) and isinstance(size := shape[axis], int):
-            return size
-    return None

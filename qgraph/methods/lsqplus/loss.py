@@ -43,7 +43,8 @@ class Targets:
 
 def targets_of(net: ir.Model, source: str) -> Targets:
     """The first output with one score per class (before its Softmax, if it has one), and all other float outputs."""
-    outputs = [v for v in net.graph.outputs if v.type == ir.TensorType(ir.DataType.FLOAT)]
+    made = [v for v in net.graph.outputs if v.producer() is not None]  # not a weight or an input that is an output
+    outputs = [v for v in made if v.type == ir.TensorType(ir.DataType.FLOAT)]
     if not outputs:
         found = ", ".join(f"'{v.name}' is {type_text(v)}" for v in net.graph.outputs)
         raise DataError(

@@ -14,7 +14,7 @@ import qmath
 from qgraph.errors import DataError, ModelError
 from qgraph.methods.lsqplus.batches import Feed, open_feed
 from qgraph.methods.lsqplus.config import LsqPlusConfig, Schedule
-from qgraph.methods.lsqplus.holdout import Judgement, fixed_batch, is_kept, judge
+from qgraph.methods.lsqplus.holdout import Judgement, is_kept, judge
 from qgraph.methods.lsqplus.loss import one_hot, targets_of
 from qgraph.methods.lsqplus.optimise import Optimiser, cosine, decayed, optimiser
 from qgraph.methods.lsqplus.parameters import absorb
@@ -31,6 +31,7 @@ from qgraph.running.progress import Progress
 from qgraph.running.sessions import Session
 from qgraph.running.store import Store, open_store
 from qgraph.samples.dataset import Batch, Dataset
+from qgraph.samples.layout import Axes
 
 CHECKPOINT_EVERY = 100  # steps
 
@@ -101,7 +102,7 @@ class _Run:
             raise DataError(f"the data have labels, but {net.source} has no output with one score per class")
         if feed.data.labels is not None:
             one_hot(feed.data.labels, self.targets.classes)  # fail before the work begins
-        fixed = fixed_batch(net, feed.data.layouts)
+        fixed = _fixed_batch(net, feed.data.layouts)
         most = feed.data.batch or min(self.config.shard, self.config.batch)
         self.shard = most if fixed is None else fixed
         if self.config.batch % self.shard:
@@ -206,6 +207,15 @@ class _Run:
         if self.config.optimiser == "adam":
             rate = rate * self.trained.per_value("unit")
         return rate.astype(np.float32)
+
+
+def _fixed_batch(net: Model, axes: Axes) -> int | None:
+    """The batch size that the model fixes; `axes` are those of inputs whose batch does not run along axis 0."""
+    for value in net.input_values():
+        axis, shape = axes.get(str(value.name), 0), value.shape
+        if axis is not None and shape is not None and len(shape) and isinstance(size := shape[axis], int):
+            return size
+    return None
 
 
 def _part(array: NDArray[Any], axis: int | None, start: int, stop: int) -> NDArray[Any]:

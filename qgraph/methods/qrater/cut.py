@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
@@ -24,6 +23,7 @@ from qgraph.lowering.simulate import simulate
 from qgraph.onnxfile.edit import constant
 from qgraph.onnxfile.model import Model
 from qgraph.plan.plan import QuantPlan
+from qgraph.running.unused import remove_unused
 
 SOURCE, OPERAND, WEIGHT, BIAS = "search/source", "search/operand", "search/weight", "search/bias"
 
@@ -107,7 +107,7 @@ def part(model: ir.Model, *, inputs: Collection[str], outputs: Iterable[str] | N
             node.outputs[0].name = f"{value.name}/same"
             node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
             graph.outputs[index] = node.outputs[0]
-    RemoveUnusedNodesPass()(net)
+    remove_unused(net)
     used = [v for v in graph.inputs if v.uses()]
     graph.inputs.clear()
     graph.inputs.extend(used)

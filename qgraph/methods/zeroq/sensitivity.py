@@ -189,5 +189,7 @@ def _behind(model: Model, name: str) -> tuple[Model, list[str]]:
     read = dict.fromkeys(value for node in behind for value in reads(node))
     needed = [v for v in read if v not in made and v.const_value is None]
     part = ir.convenience.extract(net.graph, needed, [v for v in net.graph.outputs if v in made])
+    for value in part.inputs:  # shape inference does not know all operators
+        value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
     rest = ir.Model(part, ir_version=net.ir_version)
     return dataclasses.replace(model, ir_model=rest), [str(v.name) for v in needed if not v.is_graph_input()]

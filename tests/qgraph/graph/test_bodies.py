@@ -156,3 +156,24 @@ def test_weights_in_bodies_are_quantized_or_named(weights_):
     assert [(layer.name, layer.activation_bits) for layer in result.layers if layer.name == name] == [(name, None)]
     kept = qgraph.quantize(net, feeds, weights=weights_, keep=(name,)).plan.kept_float
     assert [(k.why, k.bytes) for k in kept if k.name == name] == [(f"--keep {name}", 6400)]
+
+
+def test_search_beside_a_body_that_reads_a_layer():
+    """Once the Loop is cut off, what only its body reads is not needed any more."""
+    state = [info("i", [], TensorProto.INT64), info("go", [], TensorProto.BOOL), info("s")]
+    nodes = [N("Add", ["s", "h"], ["a"]), N("Tanh", ["a"], ["next"]), N("Identity", ["go"], ["on"])]
+    inner = helper.make_graph(nodes, "body", state, [info("on", [], TensorProto.BOOL), info("next")])
+    net = model(
+        [
+            N("MatMul", ["x", "w"], ["h"]),
+            N("Loop", ["three", "yes", "h"], ["o"], body=inner),
+            N("MatMul", ["o", "v"], ["y"]),
+        ],
+        [info("x", ["n", 16])],
+        [info("y", ["n", 3])],
+        weights(w=(16, 8), v=(8, 3)) | {"three": np.array(3), "yes": np.array(True)},
+    )
+    x = np.random.default_rng(1).normal(size=(16, 16)).astype(np.float32)
+    quick = qgraph.SearchConfig(ingredients=("clip",), clips=(0.8, 1.0))
+    found = qgraph.search(net, {"x": x}, weights=4, config=quick)
+    assert {layer.name for layer in found.plan.layers} == {"MatMul_h", "MatMul_y"}

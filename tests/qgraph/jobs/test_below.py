@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx
 import pytest
@@ -36,6 +38,23 @@ def test_the_figure_is_in_the_warning():
     warn_below(verdict(25.1), 25.0)
     with pytest.warns(QualityWarning, match="output 'y' is at 24.2 dB, below the target of 25 dB.*--guard 25"):
         warn_below(verdict(24.2), 25.0)
+
+
+def test_it_says_what_is_missed():
+    classes = OutputQuality(name="y", sqnr_db=36.6, same_argmax=0.75, decisions=80)
+    better = OutputQuality(name="z", sqnr_db=30.0)  # fewer decibels, and enough
+    found = Verdict(basis="held-out", samples=80, nbytes=1, float_nbytes=2, outputs=(better, classes))
+    with pytest.warns(QualityWarning, match="at 36.6 dB, with 75.0% of the classes, below the target of 98%"):
+        warn_below(found, 25.0)
+
+
+def test_noise_is_named_and_its_classes_do_not_count(recwarn):
+    noise = dataclasses.replace(verdict(24.2), basis="noise")
+    with pytest.warns(QualityWarning, match="at 24.2 dB.*random noise, for lack of data: --data gives"):
+        warn_below(noise, 25.0)
+    classes = OutputQuality(name="y", sqnr_db=36.6, same_argmax=0.75, decisions=80)
+    warn_below(dataclasses.replace(noise, outputs=(classes,)), 25.0)
+    assert not recwarn
 
 
 def hard(name=""):

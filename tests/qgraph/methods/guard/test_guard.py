@@ -16,11 +16,13 @@ from qgraph.assess.output_quality import OutputQuality
 from qgraph.cli import main
 from qgraph.errors import QualityWarning
 from qgraph.graph.sites import GraphView
+from qgraph.jobs import guarded
 from qgraph.jobs.guarded import parse_target
 from qgraph.jobs.plan_judge import margin
 from qgraph.lowering.simulate import simulate
 from qgraph.methods.guard.concessions import without_islands
 from qgraph.methods.guard.costs import Costs
+from qgraph.methods.guard.guard import Guarded
 from qgraph.methods.guard.search import Search
 from qgraph.methods.guard.switches import Grid, Switches, grids_of
 from qgraph.onnxfile.load import load
@@ -379,3 +381,23 @@ def test_weights_in_bodies_have_switches():
     taken, left = (switches.noise({Grid("weight", name)})[0] for name in sorted(names, reverse=True))
     assert 1e-6 < taken < 1e-3
     assert left == 0, "a branch that is not taken"
+
+
+def test_held_out_samples_may_be_harder(digits, monkeypatch):
+    """Where calibration samples are well above a target that held-out ones miss, the guard aims higher by as much."""
+    result = qgraph.quantize(digits, activations=None, measure=False)
+    wanted = []
+
+    def give_up(how, given, plan, judge, target, *, samples):
+        wanted.append(target)
+        return Guarded(plan=plan, concessions=(), margin=0.0)
+
+    class Judge:
+        def margin(self, plan, target):
+            return 8.0
+
+    monkeypatch.setattr(guarded, "_give_up", give_up)
+    monkeypatch.setattr(guarded, "_margin", lambda result, target: -4.0)
+    repaired = guarded._repaired(None, result, None, Judge(), 20.0)
+    assert wanted == [20.0, 33.0]
+    assert repaired.given_up is None, "nothing was given up"

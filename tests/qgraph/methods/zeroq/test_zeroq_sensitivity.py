@@ -167,3 +167,24 @@ def test_a_float_model_that_is_broken_is_said_so(net, data):
     value.const_value = ir.tensor(np.full(value.shape.numpy(), 3e38, np.float32))
     with pytest.raises(ModelError, match="NaN or infinite values in its output"):
         sensitivity(broken, data, menu_of(net))
+
+
+def test_a_cut_at_a_tensor_of_unknown_type():
+    """Shape inference does not know every operator, and a graph that begins behind one needs the type of its inputs."""
+    rng = np.random.default_rng(0)
+    text = """<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]>
+    net (float[N, 16] x, float[16, 16] w, float[16, 8] v) => (float[N, 8] y) {
+        h = MatMul(x, w)
+        g = com.microsoft.QuickGelu(h)
+        y = MatMul(g, v)
+    }"""
+    model = ir.from_onnx_text(text)
+    for name, shape in (("w", (16, 16)), ("v", (16, 8))):
+        value = next(v for v in model.graph.inputs if v.name == name)
+        model.graph.inputs.remove(value)
+        value.const_value = ir.tensor(rng.normal(size=shape).astype(np.float32), name=name)
+        model.graph.register_initializer(value)
+    net = normalise(load(model))
+    assert next(v for node in net.graph for v in node.outputs if v.name == "g").type is None
+    table = sensitivity(net, open_data(rng.normal(size=(8, 16)).astype(np.float32), net), menu_of(net))
+    assert [row.name for row in table.layers] == ["MatMul_h", "MatMul_y"]
