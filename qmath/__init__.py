@@ -20,6 +20,7 @@ from typing import Any
 _HOMES = {
     "allocation": ("allocate_bits", "allocate_bits_rounded", "optimal_bins"),
     "balancing": ("Balance", "balance_channels"),
+    "blockwise": ("GroupGrids", "group_grids"),
     "bias": ("BiasCorrection", "bias_correction", "output_shift"),
     "clipping": ("gauss_clip", "laplace_clip", "prior_clip"),
     "distributions": ("Gaussian", "Laplace", "Prior"),

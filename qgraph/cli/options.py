@@ -44,6 +44,19 @@ class Bits(click.ParamType):
         return self.fail(f"'{value}' is not a number of bits from 2 to 8{words}", param, ctx)
 
 
+class Group(click.ParamType):
+    """A number of inputs from 2 on, or `none`."""
+
+    name = "N|none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "none" or isinstance(value, int):
+            return value
+        if value.isdigit() and int(value) >= 2:
+            return int(value)
+        return self.fail(f"'{value}' is not a number of inputs from 2 on, such as 32, or none", param, ctx)
+
+
 class BitList(click.ParamType):
     """Comma-separated numbers of bits from 2 to 8."""
 
@@ -270,6 +283,11 @@ def recipe_options(f: F) -> F:
         ),
         click.option(
             "--per-channel/--per-tensor", default=None, help="One scale per output channel (default), or one."
+        ),
+        click.option(
+            "--group",
+            type=Group(),
+            help="So many inputs of a MatMul, Gemm or table share a step.  [default: 32 up to 4 bits]",
         ),
         click.option(
             "--symmetric/--asymmetric",

@@ -21,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qgraph.errors import PlanError
 from qgraph.graph.layers import Layer, attribute, pads
 from qgraph.graph.tensors import upper_bound
 from qgraph.lowering.dynamic import DynamicProducts
@@ -30,6 +31,7 @@ from qgraph.lowering.places import offset_sums
 from qgraph.onnxfile.edit import constant, take_place
 from qgraph.onnxfile.lazy_array import Later
 from qgraph.plan import codes as weights
+from qgraph.plan.grouped import BYTES, largest_number
 from qgraph.plan.plan import ActivationQuant, LayerQuant, Rounding, WeightQuant
 from qgraph.plan.staircase import lookup, staircase
 
@@ -66,8 +68,9 @@ class QdqEmitter:
             if operand is None:
                 self.weights[key] = self._float_weight(layer, quant.weight, step)
             else:
-                channels = {"axis": quant.weight.granularity.axis} if len(quant.weight.scale) > 1 else {}
-                self.weights[key] = self.nodes.op("DequantizeLinear", *self._integers_of(layer, quant), **channels)
+                integers = self._integers_of(layer, quant)
+                channels = {"axis": quant.weight.channel_axis} if integers[1].shape else {}
+                self.weights[key] = self.nodes.op("DequantizeLinear", *integers, **channels)
         return self.weights[key]
 
     def _integers_of(self, layer: Layer, quant: LayerQuant) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -76,12 +79,18 @@ class QdqEmitter:
         key = (layer.weight, quant.weight, () if factors is None else tuple(factors.tolist()))
         if key not in self.codes:
             grid, stem = quant.weight, str(layer.weight.name)
+            if grid.unit and largest_number(grid) > BYTES:
+                raise PlanError(
+                    f"layer '{quant.name}' runs on bytes, and its codes times their multiples reach "
+                    f"{largest_number(grid)}: at most {BYTES} expected; let it run in floats"
+                )
             shifted, finer = weights.is_shifted(grid), weights.finer(grid)
             integers = self.stored.codes(stem, self._codes_of(layer, grid), grid, finer, shifted=shifted)
-            scale = (self._scale(layer, grid) / np.asarray(finer)).astype(np.float32)
+            scale = weights.kernel_scale(grid) / (1 if factors is None else factors)
             # without a zero point onnxruntime folds the pair to floats and requantizes them on a grid of its own
-            points = (np.asarray(finer) * grid.zero_point).astype(np.int8)
-            zero = np.zeros(scale.shape, np.int8) if shifted else np.broadcast_to(points, scale.shape)
+            zero = np.zeros(scale.shape, np.int8)
+            if not shifted and not grid.unit:
+                zero = np.broadcast_to((np.asarray(finer) * grid.zero_point).astype(np.int8), scale.shape)
             shape = scale.shape if scale.size > 1 else ()
             step, point = self.nodes.constant(f"{stem}.s", scale.reshape(shape)), self.nodes.shared(zero.reshape(shape))
             self.codes[key] = integers, step, point
@@ -125,14 +134,17 @@ class QdqEmitter:
 
     def _float_weight(self, layer: Layer, grid: WeightQuant, step: np.float32) -> ir.Value:
         """Codes as floats: times scale, and times the `step` of the operand that the weight carries."""
-        stem, rank = str(layer.weight.name), len(layer.weight_array().shape)
-        integers = self.stored.codes(stem, self._codes_of(layer, grid), grid, (1,) * len(grid.widths), shifted=False)
-        shape = [-1 if i == grid.granularity.axis else 1 for i in range(rank)] if len(grid.scale) > 1 else []
-        real = self.nodes.op("Cast", integers, to=ir.DataType.FLOAT)
-        if not grid.symmetric:
+        stem, rank, codes = str(layer.weight.name), len(layer.weight_array().shape), self._codes_of(layer, grid)
+        if grid.unit:
+            scale, real = weights.kernel_scale(grid), self.stored.grouped(stem, codes, grid, to=ir.DataType.FLOAT)
+        else:
+            integers = self.stored.codes(stem, codes, grid, (1,) * len(grid.widths), shifted=False)
+            scale, real = self._scale(layer, grid), self.nodes.op("Cast", integers, to=ir.DataType.FLOAT)
+        shape = [-1 if i == grid.channel_axis else 1 for i in range(rank)] if scale.size > 1 else []
+        if not grid.symmetric and not grid.unit:
             zero = np.asarray(grid.zero_point, np.float32).reshape(shape)
             real = self.nodes.op("Sub", real, self.nodes.constant(f"{stem}.z", zero))
-        scale = (self._scale(layer, grid) * step).astype(np.float32).reshape(shape)
+        scale = (scale * step).astype(np.float32).reshape(shape)
         weight = self.nodes.op("Mul", real, self.nodes.constant(f"{stem}.s", scale))
         return self.nodes.op("Cast", weight, to=layer.weight.dtype) if layer.is_half else weight
 

@@ -31,12 +31,12 @@ def export(model: Model, plan: QuantPlan, *, packed: bool = True) -> ir.Model:
 
 
 def _check_groups(plan: QuantPlan) -> None:
-    """Raise `PlanError` where groups share a scale."""
+    """Raise `PlanError` where groups share a scale that is no whole multiple of a unit of their channel."""
     for quant in plan.layers:
-        if quant.weight.granularity.group is not None:
+        if quant.weight.granularity.group is not None and not quant.weight.unit:
             raise PlanError(
-                f"layer '{quant.name}' has a scale {quant.weight.granularity}, which deployable files do not hold yet: "
-                f"give it a scale per channel, or pass --format float to simulate it"
+                f"layer '{quant.name}' has a scale {quant.weight.granularity}, and no unit per channel of which it is "
+                f"a multiple: give it one (qmath.group_grids), or pass --format float to simulate it"
             )
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from qgraph.lowering.nodes import Nodes
 from qgraph.onnxfile.lazy_array import Later
+from qgraph.plan.codes import stored
 from qgraph.plan.plan import WeightQuant
 
 _BLOCK = 2**14  # bytes of a bit plane packed at a time
@@ -68,6 +69,8 @@ class StoredCodes:
 
         Channels of the same width are packed together, then gathered back into their order.
         """
+        if grid.unit:
+            return self.grouped(stem, codes, grid, to=ir.DataType.INT8)
         axis, widths = grid.granularity.axis or 0, np.asarray(grid.channel_bits)
         zero = np.asarray(grid.zero_point, np.int8) if shifted else np.zeros(1, np.int8)
         zero = grid.granularity.lay(zero, codes.shape) if zero.size > 1 else zero
@@ -85,6 +88,34 @@ class StoredCodes:
         indices = self.nodes.op("Cast", self.nodes.constant(f"{stem}.order", places), to=ir.DataType.INT64)
         return self.nodes.op("Gather", together, indices, axis=axis)
 
+    def grouped(self, stem: str, codes: Later, grid: WeightQuant, *, to: ir.DataType) -> ir.Value:
+        """The codes less the zero points of their groups, times the multiples of these: units of their channels."""
+        if not self.packed:
+            whole = self.nodes.constant(f"{stem}.q", codes.map(lambda c: stored(c, grid), codes.shape, np.int32))
+            return self.nodes.op("Cast", whole, to=to)
+        if grid.bits == 8:
+            result = self.nodes.op("Cast", self._once(stem, codes, grid), to=ir.DataType.INT32)
+        else:
+            result = self._unpack(self._planes(stem, codes, grid, grid.bits), codes.shape, grid.bits)
+        if any(grid.zero_point):
+            zero = np.reshape(grid.zero_point, grid.multiples.shape).astype(np.int8)
+            result = self.nodes.op("Sub", result, self._spread(f"{stem}.z", zero, codes.shape, grid))
+        multiples = self._spread(f"{stem}.m", grid.multiples.astype(np.uint8), codes.shape, grid)
+        return self.nodes.op("Cast", self.nodes.op("Mul", result, multiples), to=to)
+
+    def _spread(self, name: str, numbers: NDArray[Any], shape: tuple[int, ...], grid: WeightQuant) -> ir.Value:
+        """One number for each group, repeated for its members."""
+        axis, group = grid.granularity.axis or 0, grid.granularity.group or 1
+        groups = np.arange(shape[axis]) // group
+        index = self.nodes.shared(groups.astype(np.min_scalar_type(groups[-1])))
+        wide = self.nodes.op("Cast", index, to=ir.DataType.INT32)
+        held = self.nodes.op("Cast", self.nodes.constant(name, numbers), to=ir.DataType.INT32)
+        return self.nodes.op("Gather", held, wide, axis=axis)
+
+    def _planes(self, stem: str, codes: Later, grid: WeightQuant, bits: int) -> ir.Value:
+        width = -(-codes.size // 8)
+        return self._once(stem, codes.map(lambda c: pack_bits(c, bits), (bits, width), np.uint8), grid)
+
     def _once(self, stem: str, codes: Later, grid: WeightQuant) -> ir.Value:
         """The constant that holds these codes of a weight, stored once for its grid."""
         if (stem, grid) not in self.known:
@@ -98,15 +129,15 @@ class StoredCodes:
         if bits == 8:
             return self._once(stem, codes, grid)
         if self.packed:
-            width = -(-codes.size // 8)
-            planes = codes.map(lambda c: pack_bits(c, bits), (bits, width), np.uint8)
-            return self._unpack(stem, self._once(stem, planes, grid), codes.shape, zero, bits, finer)
+            shaped = self._unpack(self._planes(stem, codes, grid, bits), codes.shape, bits, finer)
+            if zero.any():
+                points = self.nodes.constant(f"{stem}.z", zero * np.int8(finer))
+                shaped = self.nodes.op("Sub", shaped, self.nodes.op("Cast", points, to=ir.DataType.INT32))
+            return self.nodes.op("Cast", shaped, to=ir.DataType.INT8)
         return self.nodes.constant(f"{stem}.q", codes.map(lambda c: (c - zero) * np.int8(finer), codes.shape, np.int8))
 
-    def _unpack(
-        self, stem: str, planes: ir.Value, shape: tuple[int, ...], zero: NDArray[np.int8], bits: int, finer: int
-    ) -> ir.Value:
-        """The codes unpacked from bit planes, less `zero`, times `finer`.
+    def _unpack(self, planes: ir.Value, shape: tuple[int, ...], bits: int, finer: int = 1) -> ir.Value:
+        """The codes unpacked from bit planes, times `finer`, as int32.
 
         Shifts bit j to the top and then to the bottom, and sums the planes weighted by 1, 2, ..., -2^(bits-1).
         """
@@ -120,11 +151,7 @@ class StoredCodes:
             flat = self.nodes.op("Reshape", flat, self.nodes.shared(np.array([-1], np.int64)))
             ends = [self.nodes.shared(np.array([end], np.int64)) for end in (0, size)]
             flat = self.nodes.op("Slice", flat, *ends)
-        shaped = self.nodes.op("Reshape", flat, self.nodes.shared(np.array(shape, np.int64)))
-        if zero.any():
-            points = self.nodes.constant(f"{stem}.z", zero * np.int8(finer))
-            shaped = self.nodes.op("Sub", shaped, self.nodes.op("Cast", points, to=ir.DataType.INT32))
-        return self.nodes.op("Cast", shaped, to=ir.DataType.INT8)
+        return self.nodes.op("Reshape", flat, self.nodes.shared(np.array(shape, np.int64)))
 
 
 def _chosen(

@@ -116,31 +116,40 @@ def dequantization_scale(quant: WeightQuant) -> NDArray[np.float32]:
 
 def is_shifted(quant: WeightQuant) -> bool:
     """Whether files hold code - zero_point, which fits int8 and needs no zero point in the kernel."""
-    return not quant.symmetric and max(quant.widths) <= MAX_SHIFTED_BITS
+    return not quant.symmetric and (bool(quant.unit) or max(quant.widths) <= MAX_SHIFTED_BITS)
 
 
 def finer(quant: WeightQuant) -> tuple[int, ...]:
-    """How many times finer the grid is that narrow weights are unpacked to, per channel or one in all.
+    """How many times finer the grid is that narrow weights are unpacked to, for each scale or one in all.
 
     Integer kernels round biases to multiples of the operand's scale times the weight's, and few bits make that step
     coarse. A grid finer by as much as 7 bits allow costs nothing; the eighth bit is left out for CPUs whose 16-bit
-    sums would overflow (see `--reduce-range`).
+    sums would overflow (see `--reduce-range`). Groups are unpacked to the unit of their channel.
     """
+    if quant.unit:
+        return tuple(quant.multiples.ravel().tolist())
     return tuple(1 << max(7 - is_shifted(quant) - bits, 0) for bits in quant.widths)
 
 
-def stored(integer: NDArray[np.int8], quant: WeightQuant) -> NDArray[np.int16]:
+def stored(integer: NDArray[np.int8], quant: WeightQuant) -> NDArray[np.int32]:
     """The integers that a kernel multiplies: codes times `finer`, less the zero point where `is_shifted`."""
-    result = integer.astype(np.int16)
+    result = integer.astype(np.int32)
     if is_shifted(quant):
-        result -= quant.granularity.lay(quant.zero_point, integer.shape).astype(np.int16)
-    return result * quant.granularity.lay(finer(quant), integer.shape).astype(np.int16)
+        result -= quant.granularity.lay(quant.zero_point, integer.shape).astype(np.int32)
+    return result * quant.granularity.lay(finer(quant), integer.shape).astype(np.int32)
 
 
 def accumulator_scale(quant: WeightQuant, operand: ActivationQuant) -> NDArray[np.float32]:
     """The step of an integer kernel's accumulator, per channel or one in all; biases are multiples of it."""
-    narrow = np.asarray(finer(quant), np.float32)
-    scale: NDArray[np.float32] = np.float32(operand.scale) * dequantization_scale(quant) / narrow
+    scale: NDArray[np.float32] = np.float32(operand.scale) * kernel_scale(quant)
+    return scale
+
+
+def kernel_scale(quant: WeightQuant) -> NDArray[np.float32]:
+    """The step of the integers that a kernel multiplies (`stored`), per channel or one in all."""
+    if quant.unit:
+        return np.asarray(quant.unit, np.float32) * np.float32(quant.gain[0])
+    scale: NDArray[np.float32] = dequantization_scale(quant) / np.asarray(finer(quant), np.float32)
     return scale
 
 
@@ -157,7 +166,7 @@ def _over_inputs(quant: WeightQuant, shape: tuple[int, ...]) -> NDArray[np.float
     with a scale per column.
     """
     factors = np.asarray(quant.input_scale, np.float32)
-    if len(shape) == 2 and quant.granularity.axis == 1 and factors.size == shape[0]:
+    if len(shape) == 2 and quant.channel_axis == 1 and factors.size == shape[0]:
         return factors[:, None]
     outputs, inputs = shape[:2]
     groups = factors.size // inputs

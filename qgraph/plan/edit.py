@@ -14,6 +14,7 @@ from qgraph.graph.tensors import nearest
 from qgraph.plan import codes as weights
 from qgraph.plan.changes import Change, bits_for, check_patterns
 from qgraph.plan.grids import STORAGE_BITS, activation_grid, regridded, sound, weight_ends
+from qgraph.plan.grouped import fitting, regrouped, room_of
 from qgraph.plan.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan
 
 
@@ -50,7 +51,11 @@ def _weights(quant: LayerQuant, view: GraphView, changes: Sequence[Change]) -> L
         old, bits=bits, symmetric=symmetric, zero_point=(0,), gain=(1.0,), rounding=None, channel_bits=()
     )
     weight = weights.scaled(view.by_name[quant.name].weight_array(), form)
-    grid = regridded(form, *weight_ends(weight, form, "mse"))
+    if old.unit:
+        form = fitting(form, room_of(old))
+    grid = (
+        regrouped(weight, form, most=room_of(old)) if form.unit else regridded(form, *weight_ends(weight, form, "mse"))
+    )
     return dataclasses.replace(quant, weight=grid, bias_shift=())
 
 

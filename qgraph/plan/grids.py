@@ -16,6 +16,7 @@ from qgraph.graph.tensors import root
 from qgraph.plan import codes as weights
 from qgraph.plan.changes import bits_for, check_patterns, parsed
 from qgraph.plan.dynamic import why_not_dynamic
+from qgraph.plan.grouped import fitting, group_of, grouped_grid, regrouped, room, room_of
 from qgraph.plan.kept import kept_in_float
 from qgraph.plan.placing import place
 from qgraph.plan.plan import MAX_BITS, PER_TENSOR, ActivationQuant, LayerQuant, QuantPlan, Runs, WeightQuant
@@ -98,10 +99,17 @@ def _runs(layer: Layer, dynamic: Container[str], floats: Container[str]) -> Runs
 
 def _layer_grid(layer: Layer, recipe: Recipe, view: GraphView, runs: Runs) -> LayerQuant:
     weight = layer.weight_array()
+    bits = recipe.bits_of(layer, view.edge_layers)
+    floats = runs == "floats" or recipe.activations is None
+    symmetric = recipe.symmetric_at(bits, floats=floats)
+    most = room(layer, recipe.target_cpu, floats=floats)
+    group = group_of(layer, bits, recipe, most)
+    if group is not None:
+        granularity = qmath.Granularity(axis=1 - layer.output_axis, group=group)
+        grid = grouped_grid(weight, granularity, bits=bits, symmetric=symmetric, most=most)
+        return LayerQuant(name=layer.name, op=layer.op, weight=grid, runs=runs)
     granularity = qmath.Granularity(axis=layer.scale_axis if recipe.per_channel else None)
     low, high = (granularity.reduce(end, weight) for end in (np.minimum, np.maximum))
-    bits = recipe.bits_of(layer, view.edge_layers)
-    symmetric = recipe.symmetric_at(bits, floats=runs == "floats" or recipe.activations is None)
     grid = weight_grid(low, high, bits=bits, granularity=granularity, symmetric=symmetric)
     return LayerQuant(name=layer.name, op=layer.op, weight=grid, runs=runs)
 
@@ -155,8 +163,13 @@ def regridded(
 
 
 def spanned(weight: NDArray[np.floating], grid: WeightQuant) -> WeightQuant:
-    """The grid of the same form over the whole range of the weight."""
+    """The grid of the same form over the whole range of the weight; one of groups is made anew for its kernel."""
     scaled = weights.scaled(weight, grid)
+    if grid.unit:
+        most = room_of(grid)
+        grid = fitting(grid, most)
+        if grid.unit:
+            return regrouped(scaled, grid, most=most)
     return regridded(grid, *(grid.granularity.reduce(end, scaled) for end in (np.minimum, np.maximum)))
 
 

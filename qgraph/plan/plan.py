@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
+from numpy.typing import NDArray
+
 import qmath
 from qgraph.errors import PlanError
 from qgraph.samples.preprocessing import Preprocessing
@@ -73,6 +76,9 @@ class WeightQuant:
     for each would give. `input_scale` multiplies the weight before it is rounded, one factor per input channel: the
     `channel_scale` of the operand, which the stored codes then contain. A dynamic layer divides its operand by these
     factors itself; a channel with factor 0 it multiplies in floats, and its codes are zero.
+
+    With a `unit` per channel, the scale of each of its groups is a whole multiple of it. Integer kernels, which have
+    one scale per channel, then get codes times multiples.
     """
 
     bits: int
@@ -84,11 +90,14 @@ class WeightQuant:
     rounding: Rounding | None = None
     channel_bits: tuple[int, ...] = ()
     input_scale: tuple[float, ...] = ()
+    unit: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _check_bits(self.bits)
         _check_scale(self.scale)
         _check_scale(self.gain)
+        if self.unit:
+            self._check_unit()
         _check_scale(tuple(factor for factor in self.input_scale if factor) or (1.0,))
         if self.rounding is not None and (not self.symmetric or self.rounding.subdivision):
             raise PlanError("a weight grid with a rounding is symmetric, and its rounding has no subdivision")
@@ -104,9 +113,35 @@ class WeightQuant:
             raise PlanError(f"channel_bits are the widths of channels: a grid {self.granularity} has one width")
         if self.channel_bits and len(self.channel_bits) != len(self.scale):
             raise PlanError(f"{len(self.channel_bits)} channel_bits need as many scales, not {len(self.scale)}")
-        for zero_point, (low, high) in zip(self.zero_point, itertools.cycle(self.limits), strict=False):
+        for zero_point, (low, high) in {*zip(self.zero_point, itertools.cycle(self.limits), strict=False)}:
             if not low <= zero_point <= high:
                 raise PlanError(f"zero points of a weight must lie in {low}..{high}, not {zero_point}")
+
+    def _check_unit(self) -> None:
+        _check_scale(self.unit)
+        if self.granularity.group is None or self.granularity.axis not in (0, 1) or len(self.gain) != 1:
+            raise PlanError("a weight grid has a unit per channel where groups of a matrix have scales, and one gain")
+        if len(self.scale) % len(self.unit):
+            raise PlanError(f"{len(self.scale)} scales of groups do not fit {len(self.unit)} units of channels")
+        off = np.abs(np.reshape(self.scale, self.multiples.shape) / self._units - self.multiples)
+        if (off > 1e-3).any() or (self.multiples < 1).any():
+            raise PlanError("the scale of every group must be a whole multiple of its channel's unit")
+
+    @property
+    def _units(self) -> NDArray[np.float64]:
+        return np.expand_dims(np.asarray(self.unit), self.granularity.axis or 0)
+
+    @property
+    def multiples(self) -> NDArray[np.int64]:
+        """With units, how many of them the step of each group has, in the shape of the parameters of a matrix."""
+        shape = (-1, len(self.unit)) if self.granularity.axis == 0 else (len(self.unit), -1)
+        return np.rint(np.reshape(self.scale, shape) / self._units).astype(np.int64)
+
+    @property
+    def channel_axis(self) -> int | None:
+        """The axis of the channels of a matrix, across its groups if it has any; None where there is one scale."""
+        axis = self.granularity.axis
+        return axis if axis is None or self.granularity.group is None else 1 - axis
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -441,6 +476,7 @@ def _check_bits(bits: int) -> None:
 
 
 def _check_scale(scale: tuple[float, ...]) -> None:
-    wrong = [s for s in scale if not _LEAST_SCALE <= s <= _LARGEST_SCALE]
-    if wrong or not scale:
-        raise PlanError(f"every scale must be positive and finite in float32, not {wrong[0] if wrong else scale}")
+    array = np.asarray(scale, np.float64)
+    wrong = array[~((array >= _LEAST_SCALE) & (array <= _LARGEST_SCALE))]
+    if wrong.size or not scale:
+        raise PlanError(f"every scale must be positive and finite in float32, not {wrong[0] if wrong.size else scale}")

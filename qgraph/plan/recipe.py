@@ -22,6 +22,8 @@ ALLOCATIONS = ("none", "weights", "activations", "both")
 BUDGETS = ("size_mb", "average_bits", "max_drop")
 SEARCHES = ("frontier", "groups")
 DEFAULT_AVERAGE = 4.0
+GROUP = 32  # inputs that share a step where nothing else is asked for
+FEW_BITS = 4  # the widest weights that have groups unasked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,8 @@ class Recipe:
     """Whether outlier channels of what dynamic layers read are moved into weights, where that measures better."""
     dynamic_products: bool = False
     """Whether every MatMul and Gemm is dynamic although other layers have static grids."""
+    group: int | Literal["none"] | None = None
+    """How many inputs of a MatMul, a Gemm or a table share a step; by default 32 for weights of up to 4 bits."""
     keep: tuple[str, ...] = ()
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     size_mb: float | None = None
@@ -116,6 +120,12 @@ class Recipe:
             raise UsageError("both --weights none and --activations none leave nothing to quantize")
         if self.weights is None:
             raise UsageError("--weights none with quantized activations has no integer kernel: give --weights 8")
+        if self.group not in (None, "none") and (not isinstance(self.group, int) or self.group < 2):
+            raise UsageError(f"--group must be a number of inputs from 2 on, such as 32, or none, not {self.group}")
+        if isinstance(self.group, int) and (
+            not self.per_channel or self.ingredients or registry.find(self.method).trains
+        ):
+            raise UsageError("--group is for grids by least squares: not for --per-tensor, searched or trained ones")
         for option in ("clip", "weight_clip"):
             known = (*qmath.clip_methods(), SEARCHED) if option == "clip" else qmath.clip_methods()
             if getattr(self, option) not in known:
@@ -189,6 +199,13 @@ class Recipe:
     def at(self, bits: int) -> Recipe:
         """The recipe with all weights at `bits`, including the first and last layers unless `edge_bits` is given."""
         return dataclasses.replace(self, weights=bits, edge_bits=self.edge_bits or bits)
+
+    def group_at(self, bits: int) -> int | None:
+        """How many inputs share a step in weights of this width, where a layer can have groups; None: the channel."""
+        if isinstance(self.group, int):
+            return self.group
+        plain = self.per_channel and not self.ingredients and not registry.find(self.method).trains
+        return GROUP if self.group is None and plain and bits <= FEW_BITS else None
 
     @property
     def ingredients(self) -> tuple[Literal["clip", "round", "bias"], ...]:

@@ -40,7 +40,7 @@ def without_saturation(plan: QuantPlan, view: GraphView) -> QuantPlan:
     def widen(quant: LayerQuant) -> LayerQuant:
         layer = view.by_name[quant.name]
         highest = _highest_code(layer, quant, grids)
-        grouped = quant.weight.granularity.group is not None  # no kernel adds up integers of groups
+        grouped = quant.weight.granularity.group is not None  # made for the CPU (`qgraph.plan.grouped`)
         if not highest or grouped:
             return quant
         if not (pairs_products(layer) or has_zero_points(quant.weight)):

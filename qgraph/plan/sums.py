@@ -89,13 +89,14 @@ def bias_fits(layer: Layer, quant: LayerQuant, operand: ActivationQuant) -> bool
 
 
 def _adds_integers(layer: Layer, quant: LayerQuant) -> bool:
-    """Whether the layer may run on an integer kernel that adds a bias; none exists for groups that share a scale."""
-    return layer.has_integer_kernel and quant.runs == "integers" and quant.weight.granularity.group is None
+    """Whether the layer may run on an integer kernel that adds a bias; none exists for groups without units."""
+    grid = quant.weight
+    return layer.has_integer_kernel and quant.runs == "integers" and (grid.granularity.group is None or bool(grid.unit))
 
 
 def _widened(layer: Layer, quant: LayerQuant, operand: ActivationQuant) -> LayerQuant:
     grid = quant.weight
-    step = float(operand.scale) * codes.dequantization_scale(grid).astype(np.float64) / np.asarray(codes.finer(grid))
+    step = float(operand.scale) * codes.kernel_scale(grid).astype(np.float64)
     if step.max() < _SMALLEST_STEP:
         return dataclasses.replace(quant, runs="floats")
     bias = _total_bias(layer, quant)
@@ -105,11 +106,18 @@ def _widened(layer: Layer, quant: LayerQuant, operand: ActivationQuant) -> Layer
     chosen = np.where(_without_weights(layer, len(step)) & (bias > 0), bias / _EXACT_STEPS, np.maximum(step, needed))
     if np.array_equal(chosen, step):
         return quant
-    scale = (np.asarray(grid.scale) * (chosen / step)).astype(np.float32)
-    scale = np.where(chosen > step, np.nextafter(scale, np.float32(np.inf)), scale)
-    return dataclasses.replace(
-        quant, weight=dataclasses.replace(grid, scale=tuple(float(s) for s in np.atleast_1d(scale)))
-    )
+    return dataclasses.replace(quant, weight=_times(grid, chosen / step))
+
+
+def _times(grid: WeightQuant, factors: NDArray[np.float64]) -> WeightQuant:
+    """The grid with the scale of every channel times a factor, rounded up where that is above 1."""
+    scale = (np.asarray(grid.unit or grid.scale) * factors).astype(np.float32)
+    scale = np.atleast_1d(np.where(factors > 1, np.nextafter(scale, np.float32(np.inf)), scale))
+    wider = tuple(float(s) for s in scale)
+    if not grid.unit:
+        return dataclasses.replace(grid, scale=wider)
+    steps = (grid.multiples * np.expand_dims(scale, grid.granularity.axis or 0)).astype(np.float32)
+    return dataclasses.replace(grid, scale=tuple(float(s) for s in steps.ravel()), unit=wider)
 
 
 def _total_bias(layer: Layer, quant: LayerQuant) -> NDArray[np.float64]:

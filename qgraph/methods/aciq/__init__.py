@@ -19,6 +19,7 @@ _FULL_RANGE = {
     "weight_clip": "max",
     "bias_correction": False,
     "allocate_bits": "none",
+    "group": "none",
 }
 
 

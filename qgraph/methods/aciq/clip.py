@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import qmath
+from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.observe.statistics import Observations
 from qgraph.plan import codes as weights
 from qgraph.plan.grids import activation_grid, regridded, weight_ends
-from qgraph.plan.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan
+from qgraph.plan.grouped import regrouped
+from qgraph.plan.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan, WeightQuant
 from qgraph.running.sessions import in_parallel
 
 PRIOR_TOLERANCE = 10**0.025  # 0.25 dB: networks lose accuracy beyond this
@@ -142,11 +144,12 @@ def _warn_of_loss(statistics: qmath.Statistics, chosen: Clipped, tensor: str) ->
         )
 
 
-def clip_weights(plan: QuantPlan, view: GraphView, *, method: str) -> QuantPlan:
+def clip_weights(plan: QuantPlan, view: GraphView, *, method: str, observed: Observations | None = None) -> QuantPlan:
     """Clip weights below 8 bits to the ranges that `method` chooses, one per scale of the grid.
 
     Both ends are chosen unless the grid is symmetric. At 8 bits, steps are too fine for clipping to pay, and grids keep
-    the full range (which ACIQ does for all weights).
+    the full range (which ACIQ does for all weights). Grids of groups have the least squared error as they are; where
+    the inputs were observed, the error is weighted by their mean squares.
     """
 
     def clip(layer: LayerQuant) -> LayerQuant:
@@ -154,6 +157,21 @@ def clip_weights(plan: QuantPlan, view: GraphView, *, method: str) -> QuantPlan:
         if min(grid.widths) == MAX_BITS:
             return layer
         weight = weights.scaled(view.by_name[layer.name].weight_array(), grid)
+        if grid.unit:
+            importance = _mean_squares(view.by_name[layer.name], grid, observed)
+            return (
+                layer if importance is None else dataclasses.replace(layer, weight=regrouped(weight, grid, importance))
+            )
         return dataclasses.replace(layer, weight=regridded(grid, *weight_ends(weight, grid, method)))
 
     return plan.map_layers(clip)
+
+
+def _mean_squares(layer: Layer, grid: WeightQuant, observed: Observations | None) -> NDArray[np.float64] | None:
+    """The mean square of every input that the layer multiplies, divided by its factor where it has one."""
+    channels = None if observed is None or layer.weight_only else observed.operand(layer).channels
+    if channels is None or not np.size(channels.mean):
+        return None
+    factors = np.asarray(grid.input_scale or 1.0, np.float64)
+    squares = np.square(channels.mean) + channels.variance
+    return np.divide(squares, factors**2, out=np.zeros_like(squares), where=factors > 0)

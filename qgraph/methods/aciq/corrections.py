@@ -38,9 +38,11 @@ BATCH = 16
 
 
 def correct_norm(plan: QuantPlan, view: GraphView) -> QuantPlan:
-    """Restore the norm of every weight channel by its `gain`."""
+    """Restore the norm of every weight channel by its `gain`; grids of groups are fitted by least squares already."""
 
     def correct(layer: LayerQuant) -> LayerQuant:
+        if layer.weight.unit:
+            return layer
         weight = view.by_name[layer.name].weight_array()
         grid = dataclasses.replace(layer.weight, gain=(1.0,))
         rounded = weights.quantized(weight, grid)

@@ -74,7 +74,7 @@ class _Weights:
 
     def _finished(self, plan: QuantPlan) -> QuantPlan:
         if self.config.weight_clip != "max":
-            plan = clip_weights(plan, self.view, method=self.config.weight_clip)
+            plan = clip_weights(plan, self.view, method=self.config.weight_clip, observed=self.observed)
         if self.config.target_cpu == "any":
             plan = without_saturation(plan, self.view)
         if self.config.bias_correction:

@@ -49,9 +49,13 @@ def balanced(plan: QuantPlan, view: GraphView, observed: Observations) -> QuantP
 
 
 def _takes_factors(layer: Layer, quant: LayerQuant) -> bool:
-    """Whether rows of the weight have factors of their own: of a matrix with a scale per output channel."""
+    """Whether rows of the weight have factors of their own: of a matrix with a scale or a unit per output channel."""
     alone = len(list(layer.weight.uses())) == 1  # a weight with several readers is stored once, on one grid
-    return alone and len(layer.weight_array().shape) == 2 and quant.weight.granularity.per_channel
+    return (
+        alone
+        and len(layer.weight_array().shape) == 2
+        and (quant.weight.granularity.per_channel or bool(quant.weight.unit))
+    )
 
 
 def _factors(layers: list[Layer], quants: list[LayerQuant], observed: Observations) -> qmath.Balance | None:

@@ -1,0 +1,106 @@
+"""Grids with a step for every group of inputs of a matrix, in whole multiples of one unit per channel.
+
+A kernel that adds up integers has one scale per channel: it gets codes times multiples, in the channel's unit, and runs
+as fast as without groups (`qmath.group_grids`). Layers that run in floats take the same form, which files hold in a
+byte a group.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+import qmath
+from qgraph.graph.layers import TABLE_OP, Layer
+from qgraph.plan.plan import WeightQuant
+from qgraph.plan.recipe import Recipe, TargetCpu
+
+GROUPED_OPS = ("MatMul", "Gemm", TABLE_OP)
+BYTES, _PAIRS = 127, 64  # the largest number of a kernel, and of one that adds two products in 16 bits
+_WORTH = 4  # multiples that a kernel must have room for, or steps are too coarse to gain anything
+
+
+def group_of(layer: Layer, bits: int, recipe: Recipe, most: int | None) -> int | None:
+    """How many inputs of a layer share a step; None where each channel has one. `most` is the layer's `room`."""
+    shape = layer.weight_array().shape
+    group = recipe.group_at(bits)
+    if group is None or layer.op not in GROUPED_OPS or len(shape) != 2 or layer.scale_axis is None:
+        return None
+    fits = most is None or _WORTH * (2**bits - 1) <= most
+    return group if fits and shape[1 - layer.output_axis] > group else None
+
+
+def room(layer: Layer, target_cpu: TargetCpu, *, floats: bool) -> int | None:
+    """The largest whole number that may stand for a weight of a layer; None where it runs in `floats`."""
+    if layer.op == TABLE_OP:
+        return BYTES
+    if floats:
+        return None
+    return BYTES if target_cpu == "vnni" else _PAIRS
+
+
+def grouped_grid(
+    weight: NDArray[np.floating],
+    granularity: qmath.Granularity,
+    *,
+    bits: int,
+    symmetric: bool,
+    most: int | None,
+    importance: ArrayLike | None = None,
+    input_scale: tuple[float, ...] = (),
+) -> WeightQuant:
+    """The grid with the least squared error, weighted by the `importance` of inputs; the `weight` as it is rounded."""
+    axis, group = granularity.axis or 0, granularity.group or 1
+    found = qmath.group_grids(
+        weight, bits=bits, group=group, axis=axis, symmetric=symmetric, most=most, importance=importance
+    )
+    scale, zero = (found.multiple * found.unit).astype(np.float32), found.zero_point - 2 ** (bits - 1)
+    if axis == 1:
+        scale, zero = scale.T, zero.T
+    return WeightQuant(
+        bits=bits,
+        scale=tuple(scale.ravel().tolist()),
+        zero_point=(0,) if symmetric else tuple(zero.ravel().tolist()),
+        unit=tuple(found.unit.tolist()),
+        granularity=granularity,
+        symmetric=symmetric,
+        input_scale=input_scale,
+    )
+
+
+def regrouped(
+    weight: NDArray[np.floating], grid: WeightQuant, importance: ArrayLike | None = None, *, most: int | None = None
+) -> WeightQuant:
+    """The grid made anew from the weight as it is rounded, for the same kernel or one with room for `most`."""
+    return grouped_grid(
+        weight,
+        grid.granularity,
+        bits=grid.bits,
+        symmetric=grid.symmetric,
+        most=most or room_of(grid),
+        importance=importance,
+        input_scale=grid.input_scale,
+    )
+
+
+def room_of(grid: WeightQuant) -> int | None:
+    """The `room` that a grid was made for: only layers that run in floats have multiples beyond those of kernels."""
+    if grid.multiples.max() > _PAIRS:
+        return None
+    return BYTES if _PAIRS < largest_number(grid) <= BYTES else _PAIRS
+
+
+def fitting(grid: WeightQuant, most: int | None) -> WeightQuant:
+    """The form of a grid whose bits were changed: a scale per channel where groups have no room any more."""
+    if most is None or _WORTH * (2**grid.bits - 1) <= most:
+        return grid
+    return dataclasses.replace(grid, unit=(), granularity=qmath.Granularity(axis=grid.channel_axis))
+
+
+def largest_number(grid: WeightQuant) -> int:
+    """The largest code less zero point, times its multiple."""
+    low, high = grid.limits[0]
+    zero = np.asarray(grid.zero_point)
+    return int((grid.multiples.ravel() * np.maximum(high - zero, zero - low)).max())
