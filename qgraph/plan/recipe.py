@@ -68,7 +68,8 @@ class Recipe:
     dynamic_products: bool = False
     """Whether every MatMul and Gemm is dynamic although other layers have static grids."""
     group: int | Literal["none"] | None = None
-    """How many inputs of a MatMul, a Gemm or a table share a step; by default 32 for weights of up to 4 bits."""
+    """How many inputs of a MatMul, a Gemm or a table share a step; by default 32 for weights of up to 4 bits,
+    unless their whole range is wanted (`weight_clip` "max")."""
     keep: tuple[str, ...] = ()
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     size_mb: float | None = None
@@ -204,8 +205,8 @@ class Recipe:
         """How many inputs share a step in weights of this width, where a layer can have groups; None: the channel."""
         if isinstance(self.group, int):
             return self.group
-        plain = self.per_channel and not self.ingredients and not registry.find(self.method).trains
-        return GROUP if self.group is None and plain and bits <= FEW_BITS else None
+        fitted = self.weight_clip != "max" and not self.ingredients and not registry.find(self.method).trains
+        return GROUP if self.group is None and self.per_channel and fitted and bits <= FEW_BITS else None
 
     @property
     def ingredients(self) -> tuple[Literal["clip", "round", "bias"], ...]:

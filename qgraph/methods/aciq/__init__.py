@@ -19,7 +19,6 @@ _FULL_RANGE = {
     "weight_clip": "max",
     "bias_correction": False,
     "allocate_bits": "none",
-    "group": "none",
 }
 
 

@@ -22,8 +22,6 @@ from qgraph.plan.grouped import largest_number
 from qgraph.plan.plan import QuantPlan
 from qgraph.running.sessions import Session
 
-RNG = np.random.default_rng(29)
-
 
 def network() -> onnx.ModelProto:
     """A table, a MatMul, and a Gemm with a transposed weight; rows of unlike size make groups worth it."""
@@ -33,10 +31,10 @@ def network() -> onnx.ModelProto:
         h = MatMul(x, w)
         y = Gemm<transB = 1>(h, v, c)
     }"""
-    model = onnx.parser.parse_model(text)
+    model, rng = onnx.parser.parse_model(text), np.random.default_rng(29)
     sizes = {"table": (300, 72), "w": (72, 100), "v": (24, 100), "c": (24,)}
-    sized = {name: RNG.laplace(size=size) * RNG.uniform(0.2, 2, size[-1:]) for name, size in sizes.items()}
-    sized["w"] *= RNG.uniform(0.2, 2, (72, 1))
+    sized = {name: rng.laplace(size=size) * rng.uniform(0.2, 2, size[-1:]) for name, size in sizes.items()}
+    sized["w"] *= rng.uniform(0.2, 2, (72, 1))
     model.graph.initializer.extend(onnx.numpy_helper.from_array(a.astype(np.float32), n) for n, a in sized.items())
     for node in model.graph.node:
         node.name = node.output[0]
@@ -47,7 +45,8 @@ WORDS = {"words": np.arange(300)}
 
 
 def db(want: np.ndarray, have: np.ndarray) -> float:
-    return float(10 * np.log10(np.square(want).sum() / max(np.square(want - have).sum(), 1e-30)))
+    noise = np.square(want.astype(np.float64) - have).sum()
+    return float(10 * np.log10(np.square(want, dtype=np.float64).sum() / max(noise, 1e-30)))
 
 
 def quantize(**options):
