@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
+from qgraph.cli.kinds import BitList, Bits, Group, Named, Numbers, Sizes, Threshold
 from qgraph.plan.registry import method_names, training_methods
 
 if TYPE_CHECKING:
@@ -17,72 +16,6 @@ if TYPE_CHECKING:
     from qgraph.samples.preprocessing import Preprocessing
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Bits(click.ParamType):
-    """A number of bits from 2 to 8, or one of some words; with `layers`, also bits layer by layer: head.*=8,*=4."""
-
-    name = "bits"
-
-    def __init__(self, *words: str, layers: bool = False) -> None:
-        self.words, self.layers = words, layers
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        return "|".join(("N", *self.words))
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value in self.words or isinstance(value, int):
-            return value
-        if self.layers and "=" in value:
-            parts = [part.rpartition("=") for part in value.split(",")]
-            if all(name.strip() and bits.strip().isdigit() and 2 <= int(bits) <= 8 for name, _, bits in parts):
-                return value
-            return self.fail(f"'{value}' is not a list of names and bits from 2 to 8 such as head.*=8,*=4", param, ctx)
-        if value.isdigit() and 2 <= int(value) <= 8:
-            return int(value)
-        words = f" or {' or '.join(self.words)}" if self.words else ""
-        return self.fail(f"'{value}' is not a number of bits from 2 to 8{words}", param, ctx)
-
-
-class Group(click.ParamType):
-    """A number of inputs from 2 on, or `none`."""
-
-    name = "N|none"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "none" or isinstance(value, int):
-            return value
-        if value.isdigit() and int(value) >= 2:
-            return int(value)
-        return self.fail(f"'{value}' is not a number of inputs from 2 on, such as 32, or none", param, ctx)
-
-
-class BitList(click.ParamType):
-    """Comma-separated numbers of bits from 2 to 8."""
-
-    name = "2,4,8"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in value.split(",")]
-        if all(part.isdigit() and 2 <= int(part) <= 8 for part in parts):
-            return tuple(sorted({int(part) for part in parts}))
-        return self.fail(f"'{value}' is not a list of bits from 2 to 8 such as 2,4,8", param, ctx)
-
-
-class Numbers(click.ParamType):
-    """Comma-separated numbers; fractions such as 127/255 are exact."""
-
-    name = "a,b,c"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(float(Fraction(part.strip())) for part in value.split(","))
-        except (ValueError, ZeroDivisionError):
-            return self.fail(f"'{value}' is not a list of numbers such as 0.485,0.456,0.406 or 127/255", param, ctx)
 
 
 class _MethodOption(click.Option):
@@ -108,48 +41,6 @@ def method_option(text: str, *, trains: bool = False, default: str | None = None
     """The option `--method`; in its help text, NAMES stands for the names of all methods, or of those that train."""
     kind = _TrainingMethodOption if trains else _MethodOption
     return click.option("--method", cls=kind, metavar="NAME", default=default, help=text)
-
-
-class Threshold(click.ParamType):
-    """A number with an optional unit, dB or %: (20.0, "dB")."""
-
-    name = "X[dB|%]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, str]:
-        if isinstance(value, tuple):
-            return value
-        found = re.fullmatch(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*(dB|%)?\s*", value, re.IGNORECASE)
-        if found is None:
-            return self.fail(f"'{value}' is not a number such as 0.9, 20dB or 75%", param, ctx)
-        unit = "dB" if (found[2] or "").lower() == "db" else found[2] or ""
-        return float(found[1]), unit
-
-
-class Named(click.ParamType):
-    """NAME=VALUE: a pair of the name of an input and a value for it."""
-
-    def __init__(self, kind: click.ParamType, example: str) -> None:
-        self.kind, self.name = kind, example
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, tuple):
-            return value
-        name, equals, text = value.rpartition("=")
-        if not name or not equals:
-            return self.fail(f"'{value}' is not of the form {self.name}", param, ctx)
-        return name, self.kind.convert(text, param, ctx)
-
-
-class Sizes(click.ParamType):
-    """Comma-separated sizes of an input."""
-
-    name = "1,3,320,320"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        parts = [part.strip() for part in value.split(",")]
-        if all(part.isdigit() and int(part) for part in parts):
-            return tuple(map(int, parts))
-        return self.fail(f"'{value}' is not a list of sizes such as 1,3,320,320", param, ctx)
 
 
 def _as_mapping(ctx: click.Context, param: click.Parameter, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any] | None:

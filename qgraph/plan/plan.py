@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 import qmath
 from qgraph.errors import PlanError
+from qgraph.plan.units import multiples
 from qgraph.samples.preprocessing import Preprocessing
 
 SCHEMA = 2
@@ -96,8 +97,9 @@ class WeightQuant:
         _check_bits(self.bits)
         _check_scale(self.scale)
         _check_scale(self.gain)
-        if self.unit:
-            self._check_unit()
+        _check_scale(self.unit or (1.0,))
+        if (self.unit and (self.multiples < 1).any()) or len(self.unit) * (len(self.gain) - 1):
+            raise PlanError("a weight grid with units has one gain, and steps of at least one unit")
         _check_scale(tuple(factor for factor in self.input_scale if factor) or (1.0,))
         if self.rounding is not None and (not self.symmetric or self.rounding.subdivision):
             raise PlanError("a weight grid with a rounding is symmetric, and its rounding has no subdivision")
@@ -117,25 +119,10 @@ class WeightQuant:
             if not low <= zero_point <= high:
                 raise PlanError(f"zero points of a weight must lie in {low}..{high}, not {zero_point}")
 
-    def _check_unit(self) -> None:
-        _check_scale(self.unit)
-        if self.granularity.group is None or self.granularity.axis not in (0, 1) or len(self.gain) != 1:
-            raise PlanError("a weight grid has a unit per channel where groups of a matrix have scales, and one gain")
-        if len(self.scale) % len(self.unit):
-            raise PlanError(f"{len(self.scale)} scales of groups do not fit {len(self.unit)} units of channels")
-        off = np.abs(np.reshape(self.scale, self.multiples.shape) / self._units - self.multiples)
-        if (off > 1e-3).any() or (self.multiples < 1).any():
-            raise PlanError("the scale of every group must be a whole multiple of its channel's unit")
-
-    @property
-    def _units(self) -> NDArray[np.float64]:
-        return np.expand_dims(np.asarray(self.unit), self.granularity.axis or 0)
-
     @property
     def multiples(self) -> NDArray[np.int64]:
         """With units, how many of them the step of each group has, in the shape of the parameters of a matrix."""
-        shape = (-1, len(self.unit)) if self.granularity.axis == 0 else (len(self.unit), -1)
-        return np.rint(np.reshape(self.scale, shape) / self._units).astype(np.int64)
+        return multiples(self.scale, self.unit, self.granularity)
 
     @property
     def channel_axis(self) -> int | None:
