@@ -21,6 +21,7 @@ from qgraph.plan.edit import edited
 from qgraph.plan.grouped import largest_number
 from qgraph.plan.plan import QuantPlan
 from qgraph.running.sessions import Session
+from qmath import Granularity
 
 
 def network() -> onnx.ModelProto:
@@ -117,17 +118,23 @@ def test_plan_round_trips_to_the_same_bytes() -> None:
 def test_errors_say_what_is_wrong() -> None:
     result = quantize()
     layer = next(layer for layer in result.plan.layers if layer.name == "h")
-    with pytest.raises(PlanError, match="whole multiple"):
+    with pytest.raises(PlanError, match="a whole multiple of its channel's unit"):
         dataclasses.replace(layer.weight, scale=(layer.weight.scale[0] * 1.01, *layer.weight.scale[1:]))
     loose = dataclasses.replace(layer, weight=dataclasses.replace(layer.weight, unit=()))
     with pytest.raises(PlanError, match="no unit per channel"):
         lower(result.net, result.plan.map_layers(lambda q: loose if q.name == "h" else q), format="qdq")
     bytewise = dataclasses.replace(layer, runs="dynamic")
-    with pytest.raises(PlanError, match="at most 127"):
+    with pytest.raises(PlanError, match="codes times their multiples reach"):
         lower(result.net, result.plan.map_layers(lambda q: bytewise if q.name == "h" else q), format="qdq")
-    with pytest.raises(UsageError, match="--group"):
+    with pytest.raises(PlanError, match="a weight grid has units where groups"):
+        dataclasses.replace(layer.weight, granularity=Granularity(axis=0))
+    with pytest.raises(PlanError, match="scales of groups do not fit"):
+        dataclasses.replace(layer.weight, unit=layer.weight.unit[:-1])
+    with pytest.raises(PlanError, match="a weight grid with units has one gain"):
+        dataclasses.replace(layer.weight, gain=(1.0, 2.0))
+    with pytest.raises(UsageError, match="--group must be a number of inputs from 2 on"):
         quantize(group=1)
-    with pytest.raises(UsageError, match="--group"):
+    with pytest.raises(UsageError, match="--group is for grids by least squares"):
         quantize(group=32, per_channel=False)
 
 
