@@ -31,11 +31,10 @@ class CalibrationWarning(UserWarning):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clipped:
-    """The range chosen for one tensor, its mean squared error, and the method that chose it."""
+    """The range chosen for one tensor, and the method that chose it."""
 
     low: float
     high: float
-    error: float
     method: str
 
 
@@ -61,8 +60,7 @@ def clip_activations(
         low, high = chosen.low, chosen.high
         if chosen.method != "mse":  # the best step of "mse" may end beyond the data
             low, high = max(low, float(statistics.min)), min(high, float(statistics.max))
-        if chosen.error > MAX_ENERGY_LOSS * (statistics.variance + statistics.mean**2):
-            _warn_of_loss(statistics, chosen, activation.tensor)
+        _warn_of_loss(statistics, chosen, activation.tensor)
         return activation_grid(activation.tensor, low, high, bits=activation.bits, role=activation.role)
 
     return plan.map_activations(clip)
@@ -86,13 +84,13 @@ def clip_ranges(
     def choose(index: int, method: str, **options: Any) -> Clipped:
         shape = {"bits": bits[index], "one_sided": one_sided[index]}
         found = qmath.clip_range(histograms[index], method=method, **shape, **options)
-        return Clipped(low=found.low, high=found.high, error=found.error, method=method)
+        return Clipped(low=found.low, high=found.high, method=method)
 
     if method != "aciq" or options or not histograms:
         return list(in_parallel(lambda index: choose(index, method, **options), range(len(histograms))))
     prior = qmath.prior_ranges(histograms, bits=bits, one_sided=one_sided)
-    columns = zip(prior.low.tolist(), prior.high.tolist(), prior.error.tolist(), strict=True)
-    chosen = [Clipped(low=low, high=high, error=error, method=method) for low, high, error in columns]
+    ends = zip(prior.low.tolist(), prior.high.tolist(), strict=True)
+    chosen = [Clipped(low=low, high=high, method=method) for low, high in ends]
     rejected = np.flatnonzero(_fails(prior)).tolist()
     for index, exact in zip(rejected, in_parallel(lambda index: choose(index, "mse"), rejected), strict=True):
         chosen[index] = exact

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 
 import numpy as np
@@ -13,11 +12,8 @@ import pytest
 import qgraph
 from qgraph.assess.evaluate import evaluate
 from qgraph.errors import ModelError
-from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model
-from qgraph.onnxfile.normalise import normalise
 from qgraph.plan.plan import QuantPlan
-from qgraph.samples.dataset import open_data
 
 
 def as_model(result) -> Model:
@@ -199,18 +195,3 @@ def qgraph_layers(result):
     from qgraph.graph.sites import GraphView
 
     return GraphView(result.net).layers
-
-
-def test_a_clip_that_cuts_most_of_the_energy_is_reported(digits):
-    from qgraph.graph.sites import GraphView
-    from qgraph.methods.aciq.clip import CalibrationWarning, clip_activations
-    from qgraph.observe.statistics import observe
-
-    net = normalise(load(digits))
-    images = np.zeros((8, 1, 8, 8), np.float32)
-    images[0, 0, 0, 0] = 1.0  # one value in 512 carries all the energy
-    observed = observe(net, open_data(images, net))
-    plan = qgraph.quantize(digits, images, method="minmax").plan
-    only_input = dataclasses.replace(plan, activations=tuple(a for a in plan.activations if a.tensor == "input"))
-    with pytest.warns(CalibrationWarning, match=r"'percentile' cuts \d+% of the energy of 'input'"):
-        clip_activations(only_input, GraphView(net), observed, method="percentile", percentile=99.0)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import qmath
 from qgraph.assess.layer_errors import layer_reports
 from qgraph.graph.sites import GraphView
-from qgraph.methods.aciq.clip import clip_activations, clip_ranges, clip_weights, prior_rejected
+from qgraph.methods.aciq.clip import (
+    CalibrationWarning,
+    Clipped,
+    clip_activations,
+    clip_ranges,
+    clip_weights,
+    prior_rejected,
+)
 from qgraph.methods.aciq.refine import refine
 from qgraph.observe.statistics import observe
 from qgraph.onnxfile.opset import prepare
@@ -91,3 +100,30 @@ def test_an_operand_of_both_signs_is_clipped_on_its_own_sides(model_from_text, m
     for narrow, wide in ((-above.low, above.high), (below.high, -below.low)):
         assert 0.4 < narrow < 0.9
         assert 5 < wide < 16
+
+
+def test_a_clip_that_cuts_most_of_the_energy_is_reported(digits):
+    """One value in 512 carries all the energy; clips that keep it are not reported."""
+    net = prepare(digits)
+    view = GraphView(net)
+    images = np.zeros((8, 1, 8, 8), np.float32)
+    images[0, 0, 0, 0] = 1.0
+    observed = observe(net, open_data(images, net))
+    plan = initial_plan(view, Recipe.choose("minmax", True), observed)
+    only_input = dataclasses.replace(plan, activations=tuple(a for a in plan.activations if a.tensor == "input"))
+    assert len(only_input.activations) == 1
+    with pytest.warns(CalibrationWarning, match=r"'percentile' cuts 100% of the energy of 'input'"):
+        clip_activations(only_input, view, observed, method="percentile", percentile=99.0)
+    assert clip_activations(only_input, view, observed, method="max").activations == only_input.activations
+
+
+@pytest.mark.parametrize(("method", "low", "high"), [("aciq", -1.0, 2.0), ("mse", -9.0, 9.0)])
+def test_only_steps_of_least_error_end_beyond_the_data(model_from_text, monkeypatch, method, low, high):
+    net = prepare(model_from_text(TEXT, w=np.ones((4, 6), np.float32)))
+    view = GraphView(net)
+    observed = observe(net, open_data(np.linspace(-1, 2, 400, dtype=np.float32).reshape(100, 4), net))
+    wide = Clipped(low=-9.0, high=9.0, method=method)
+    monkeypatch.setattr("qgraph.methods.aciq.clip.clip_ranges", lambda histograms, **_: [wide] * len(histograms))
+    plan = initial_plan(view, Recipe.choose("minmax", True, edge_bits=8), observed)
+    grid = clip_activations(plan, view, observed, method="aciq").activations[0]
+    assert (grid.low, grid.high) == pytest.approx((low, high), abs=grid.scale)
