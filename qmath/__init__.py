@@ -22,6 +22,7 @@ _HOMES = {
     "balancing": ("Balance", "balance_channels"),
     "blockwise": ("GroupGrids", "group_grids"),
     "bias": ("BiasCorrection", "bias_correction", "output_shift"),
+    "clipped": ("clipped_statistics",),
     "clipping": ("gauss_clip", "laplace_clip", "prior_clip"),
     "distributions": ("Gaussian", "Laplace", "Prior"),
     "divergence": ("cosine_similarity", "kl_divergence", "power_ratio_db", "sqnr_db"),

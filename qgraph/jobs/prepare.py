@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,13 @@ from qgraph.assess.judge import Judge
 from qgraph.assess.metric import Metric, MetricLike, load_metric
 from qgraph.errors import UsageError
 from qgraph.graph.sites import GraphView, choose_layers
-from qgraph.jobs.distil import DISTILLED, distilled_samples
+from qgraph.jobs.distil import distilled_samples
 from qgraph.jobs.given import open_given
 from qgraph.jobs.trial import Trial, tell
 from qgraph.lowering.lower import lower
+from qgraph.observe.known_laws import with_known_laws
 from qgraph.observe.material import Material, check_needs
-from qgraph.observe.propagation import known_moments
+from qgraph.observe.propagation import Moments, known_moments
 from qgraph.observe.statistics import Observations, observe
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import normalise
@@ -120,12 +122,13 @@ def gather(
     samples = given.samples
     if samples is None and recipe.needs_data and (recipe.mixed or not measured):
         with job.stage("distill"):
-            samples = distilled_samples(given, job, reading, count=DISTILLED)
+            samples = distilled_samples(given, job, reading)
+    known = known_moments(normalise(given.loaded, fold_bn=False)) if data is None and samples is not None else {}
     with job.stage("observe"):
         samples, observed = falling_back(
             given.net,
             samples,
-            lambda some: _observations(given.net, recipe, _parted(some, recipe)[1], calibration, job),
+            lambda some: _observations(given.net, recipe, _parted(some, recipe)[1], calibration, job, known),
         )
     apart, samples, judging = _parted(samples, recipe)
     if data is not None and samples is not None:
@@ -176,8 +179,14 @@ def _source(observed: Observations | None, *, given: bool) -> str:
 
 
 def _observations(
-    net: Model, recipe: Recipe, data: Dataset | None, calibration: str | Path | None, job: Job
+    net: Model,
+    recipe: Recipe,
+    data: Dataset | None,
+    calibration: str | Path | None,
+    job: Job,
+    known: Mapping[str, Moments],
 ) -> Observations | None:
+    """The statistics in the file, or of the samples, corrected by the `known` moments of BatchNormalization."""
     if calibration is not None and Path(calibration).exists():
         observed = Observations.load(calibration)
         observed.check_model(net)
@@ -186,6 +195,7 @@ def _observations(
         return None
     histograms = calibration is not None or recipe.needs_histograms
     observed = observe(net, data, histograms=histograms, threads=job.threads, progress=job.progress)
+    observed = with_known_laws(observed, net, known)
     if calibration is not None:
         observed.save(calibration)
     return observed
