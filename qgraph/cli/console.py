@@ -6,9 +6,12 @@ import functools
 import json
 import logging
 import shlex
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -51,10 +54,44 @@ class Bars:
             yield lambda units, note="": bars.update(task, advance=units, description=f"{title} {note}".rstrip())
 
 
+@dataclass(slots=True, kw_only=True)
+class Minutes:
+    """A line on stderr for every minute (`interval` seconds) that a job takes, where stderr is not a terminal."""
+
+    interval: float = 60.0
+    clock: Callable[[], float] = time.monotonic
+    _began: float = field(init=False)
+    _told: float = field(init=False)
+    _lock: Lock = field(default_factory=Lock, init=False)
+
+    def __post_init__(self) -> None:
+        self._began = self._told = self.clock()
+
+    @contextmanager
+    def stage(self, title: str, total: int | None = None) -> Iterator[Advance]:
+        done = 0
+
+        def advance(units: int, note: str = "") -> None:
+            nonlocal done
+            with self._lock:
+                done += units
+                now = self.clock()
+                if now - self._told >= self.interval:
+                    self._told = now
+                    amount = f"{done}" if total is None else f"{done} of {total}"
+                    parts = [f"{title}: {amount}", note, f"{now - self._began:.0f} s"]
+                    line = ", ".join(part for part in parts if part)
+                    say(line)
+
+        yield advance
+
+
 def progress(quiet: bool) -> Progress:
-    """Progress bars if stderr is a terminal, else none."""
-    if quiet or not stderr().is_terminal:
+    """Progress bars if stderr is a terminal, else a line a minute; nothing if `quiet`."""
+    if quiet:
         return SILENT
+    if not stderr().is_terminal:
+        return Minutes()
     log = logging.getLogger("qmath.kernels")
     if not any(isinstance(handler, _Lines) for handler in log.handlers):
         log.addHandler(_Lines())

@@ -13,7 +13,9 @@ import onnx
 import pytest
 
 from qgraph.cli import main
+from qgraph.cli.console import Minutes, progress
 from qgraph.plan.plan import QuantPlan
+from qgraph.running.progress import SILENT
 
 
 @pytest.fixture
@@ -219,3 +221,19 @@ def test_what_if(run, digits, digits_calibration, digits_test, tmp_path):
     assert "8 -> 2" in out
     assert "output logits, dB" in out
     assert run("whatif", digits, "plan.json")[0] == 2
+
+
+def test_progress_without_a_terminal_is_a_line_a_minute(capsys) -> None:
+    times = iter([0.0, 30.0, 61.0, 90.0, 125.0])
+    lines = Minutes(clock=lambda: next(times))
+    with lines.stage("distilling", 10) as advance:
+        advance(1, "loss 3")
+        advance(2, "loss 2")
+        advance(3)
+    with lines.stage("searching") as advance:
+        advance(1)
+    said = capsys.readouterr()
+    assert said.err.splitlines() == ["distilling: 3 of 10, loss 2, 61 s", "searching: 1, 125 s"]
+    assert said.out == ""
+    assert progress(quiet=True) is SILENT
+    assert isinstance(progress(quiet=False), Minutes)  # pytest's stderr is no terminal
