@@ -93,7 +93,7 @@ def compare(networks: list[str], seeds: int) -> list[dict[str, Any]]:
 
 
 def durations(networks: list[str], threads: int | None) -> list[dict[str, Any]]:
-    """The seconds for 64 samples by default: 500 steps, or 100 where BatchNormalization is folded away."""
+    """The seconds for 64 samples by default."""
     rows = []
     for name in networks:
         path = shared("models", f"{name}.onnx")

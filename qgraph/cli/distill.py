@@ -19,7 +19,9 @@ from qgraph.running.files import check_writable, write_atomically
 @click.option(
     "--count", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="How many samples."
 )
-@click.option("--steps", type=click.IntRange(min=1), default=500, show_default=True, metavar="N", help="Steps of Adam.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=60, show_default=True, metavar="N", help="Steps of Adam, at most."
+)
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the initial noise.")
 @click.option("--resume", metavar="DIR", help="Folder for checkpoints, from which an interrupted job continues.")
 @batch_option

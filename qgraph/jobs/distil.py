@@ -17,13 +17,22 @@ from qgraph.samples.dataset import Dataset, Reading, open_data
 from qgraph.samples.layout import batch_axes, shaped
 
 DISTILLED = 32  # samples distilled by default (ZeroQ, section IV)
+FEWEST = 8  # of large networks, whose samples have many more positions
 
 
-def distilled_samples(given: Given, job: Job, reading: Reading, *, count: int) -> Dataset:
-    """Distil inputs for the batch and the shapes of `reading`, as samples of the normalised network."""
+def distilled_samples(given: Given, job: Job, reading: Reading, *, count: int | None = None) -> Dataset:
+    """Distil inputs for the batch and the shapes of `reading`, as samples of the normalised network.
+
+    By default there are `DISTILLED`, or as many as can be optimised at once where that is less, but `FEWEST` at least.
+    """
+    from qgraph.methods.zeroq.distill import DistillConfig
+
     batch, shapes = reading.get("batch"), reading.get("shapes")
     said = batch_axes(given.loaded.input_values(), reading.get("batch_axes") or {})
     axes = {name: axis for name, axis in said.items() if axis is not None}
+    if count is None:
+        affordable = DistillConfig().affordable(given.loaded, _sizes(given.loaded, shapes, axes), axes)
+        count = min(max(affordable, FEWEST), DISTILLED)
     inputs = distilled_inputs(given.loaded, job, count=count, batch=batch, shapes=shapes, axes=axes)
     return open_data(inputs, given.net, batch=batch, batch_axes=axes)
 
@@ -43,9 +52,7 @@ def distilled_inputs(
 
     config = DistillConfig() if steps is None else DistillConfig(steps=steps)
     config = config if batch is None else replace(config, batch=batch)
-    open_shapes: dict[str, list[Any]] = {
-        str(v.name): list(v.shape or ()) for v in shaped(model.input_values(), shapes or {}, axes or {})
-    }
+    open_shapes = _sizes(model, shapes, axes)
     planned = -(-count // config.batch) * config.steps
     seen = 0
     with job.progress.stage("distilling", planned) as advance:
@@ -70,3 +77,10 @@ def distilled_inputs(
     if result.note:
         warnings.warn(f"{model.source}: {result.note}", stacklevel=2)
     return result.inputs
+
+
+def _sizes(
+    model: Model, shapes: Mapping[str, Sequence[int]] | None, axes: Mapping[str, int] | None
+) -> dict[str, list[Any]]:
+    """The shapes of inputs, with the open sizes that the caller gave."""
+    return {str(v.name): list(v.shape or ()) for v in shaped(model.input_values(), shapes or {}, axes or {})}

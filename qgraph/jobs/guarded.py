@@ -65,7 +65,9 @@ def guarded(given: Gathered, result: Result, *, guard_db: float | str | None) ->
     if _spare(result, judge, target) < 0:
         result = _repaired(given, result, quality, judge, target)
     spare = _spare(result, judge, target)
-    return _comforted(given, result, quality, judge, target) if 0 <= spare < SPARE_DB else result
+    if given.source == "distilled" or not 0 <= spare < SPARE_DB:  # a reserve on distilled samples is none on others
+        return result
+    return _comforted(given, result, quality, judge, target)
 
 
 def _spare(result: Result, judge: PlanJudge | None, target: float) -> float:

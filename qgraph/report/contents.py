@@ -19,7 +19,7 @@ from qgraph.assess.layers_in_file import layers_in_file
 from qgraph.assess.verdict import Verdict
 from qgraph.errors import DataError, UsageError
 from qgraph.graph.sites import GraphView
-from qgraph.jobs.distil import DISTILLED, distilled_samples
+from qgraph.jobs.distil import distilled_samples
 from qgraph.jobs.given import Given, open_given
 from qgraph.jobs.result import Result
 from qgraph.lowering.lower import lower
@@ -231,7 +231,7 @@ def _candidate(net: Model, other: str | QuantPlan, name: str) -> Candidate:
 def _distilled(given: Given, job: Job, reading: Reading) -> Dataset | None:
     """Samples distilled from the model, where that can be done."""
     try:
-        return distilled_samples(given, job, reading, count=DISTILLED)
+        return distilled_samples(given, job, reading)
     except DataError as error:
         warnings.warn(f"nothing is measured: {error}", stacklevel=3)
         return None

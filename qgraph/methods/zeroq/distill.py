@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,17 +18,18 @@ from qgraph.errors import ModelError, UsageError
 from qgraph.gradient import GradientError
 from qgraph.gradient.adam import Adam
 from qgraph.methods.zeroq.loss import Per
-from qgraph.methods.zeroq.objective import Arrays, Objective, has_batch_norms, input_shapes, objective
-from qgraph.methods.zeroq.plateau import Plateau
+from qgraph.methods.zeroq.objective import Arrays, Objective, has_batch_norms, input_shapes, objective, step_bytes
+from qgraph.methods.zeroq.settling import Settling
 from qgraph.methods.zeroq.spectrum import natural_noise
 from qgraph.onnxfile.load import load
-from qgraph.onnxfile.model import ModelLike
+from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import normalise
 from qgraph.running.store import Store, open_store
 from qgraph.running.threads import keeps_threads
 from qgraph.samples import layout
 
 OnStep = Callable[[int, int, float], None]
+AT_ONCE = 2  # batches
 
 _KEEP = (
     "to keep BN, export from torch with training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False, "
@@ -39,38 +41,44 @@ NOISE = f"no BatchNormalization to distil from, kept or folded: using noise with
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillConfig:
-    """The hyper-parameters of distillation; except for `natural` and `per`, the defaults are those of ZeroQ's authors.
+    """The hyper-parameters of distillation.
 
     Optimisation starts from noise with the spectrum of natural images (`natural`) or from the authors' uniform noise of
-    half-width `start`. The learning `rate` is multiplied by `factor` after `patience` steps without progress, down to
-    `floor`. `bound` is the largest magnitude of a value. `per` says whether the statistics of each image (as in the
-    authors' code) or of the batch are matched. On two CIFAR networks, batch statistics and the natural start gave
-    ranges with better accuracy.
+    half-width `start`. Adam's learning `rate` falls to 0 by a cosine over `steps`. A batch is done before if its ranges
+    have `settled` (see `Settling`; 0: never). A `batch` is smaller where its step would take more than half of `memory`
+    bytes; two run at once. `bound` is the largest magnitude of a value. `per` says whether the statistics of each image
+    (as in the authors' code) or of the batch are matched. On two CIFAR networks, batch statistics and the natural start
+    gave ranges with better accuracy.
     """
 
-    steps: int = 500
-    rate: float = 0.5
-    factor: float = 0.1
-    patience: int = 100
-    floor: float = 1e-4
+    steps: int = 60
+    rate: float = 0.2
+    settled: float = 0.02
     start: float = 0.0235
     batch: int = 32
+    memory: int = 5 * 2**28
     per: Per = "batch"
     natural: bool = True
     bound: float = float("inf")
     checkpoint_every: int = 50
 
+    def affordable(
+        self, model: Model, shapes: Mapping[str, Sequence[int]] | None, batch_axes: Mapping[str, int] | None
+    ) -> int:
+        """How many samples can be optimised at once."""
+        return max(self.memory // max(step_bytes(model, shapes=shapes, batch_axes=batch_axes), 1), 1)
+
     def for_folded(self) -> DistillConfig:
         """Short and careful, for estimated statistics: stay close to natural noise and within its range."""
-        return replace(self, steps=min(self.steps, 100), rate=0.05, natural=True, bound=3.0)
+        return replace(self, rate=0.15, settled=0.0, natural=True, bound=3.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Distilled:
     """Distilled inputs by name, with the loss at every step.
 
-    `losses` has one row per batch and one column per step. `layers` counts the BatchNormalizations that were matched;
-    if there were none, `note` says what was done instead.
+    `losses` has one row per batch and one column per step, NaN for steps that a batch did not need. `layers` counts the
+    BatchNormalizations that were matched; if there were none, `note` says what was done instead.
     """
 
     inputs: Mapping[str, NDArray[np.float32]]
@@ -122,13 +130,13 @@ def distill(
     loaded = load(model)
     kept = has_batch_norms(loaded)
     config = config if kept else config.for_folded()
-    size = min(config.batch, count)
+    size = max(min(config.batch, count, config.affordable(loaded, shapes, batch_axes) // AT_ONCE), 1)
     axes = layout.batch_axes(loaded.input_values(), batch_axes or {})
     found = input_shapes(loaded, batch=size, shapes=shapes, batch_axes=batch_axes)
     together = min((found[name][axis] for name, axis in axes.items() if axis is not None), default=1)
     numbers = range(-(-count // together))
     cores = threads or qmath.get_threads()
-    workers = min(cores, len(numbers))
+    workers = min(cores, len(numbers), AT_ONCE)
     try:
         goal = objective(
             loaded, batch=size, per=config.per, threads=max(cores // workers, 1), shapes=shapes, batch_axes=batch_axes
@@ -146,11 +154,17 @@ def distill(
         results = _Job(goal=goal, config=config, seed=seed, store=store, report=report).run_all(numbers, workers)
     return Distilled(
         inputs={name: _together([batch[name] for batch, _ in results], axes[name], count) for name in goal.shapes},
-        losses=np.array([losses for _, losses in results]),
+        losses=_rows([losses for _, losses in results]),
         layers=goal.layers,
         seconds=time.perf_counter() - began,
         note="" if kept else FOLDED,
     )
+
+
+def _rows(losses: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """The losses of every batch as a row, filled up with NaN."""
+    longest = max(map(len, losses))
+    return np.array([[*row, *[np.nan] * (longest - len(row))] for row in losses])
 
 
 @dataclass(slots=True)
@@ -191,54 +205,54 @@ class _Job:
 
     def run(self, number: int) -> tuple[Arrays, list[float]]:
         """Optimise batch `number` to the end, starting from its checkpoint if there is one."""
-        batch, optimisers, losses = self._restored(number) or self._start(number)
+        batch, optimisers, losses, settling = self._restored(number) or self._start(number)
         if losses:
             self.report(len(losses), losses[-1])
-        while len(losses) < self.config.steps and not self.stop.is_set():
-            loss, gradients = self.goal(batch)
+        while len(losses) < self.config.steps and not settling.done and not self.stop.is_set():
+            step = self.goal(batch)
+            rate = self.config.rate * 0.5 * (1 + math.cos(math.pi * len(losses) / self.config.steps))
+            losses.append(step.loss)
             for name, x in batch.items():
-                optimisers[name].update(x, gradients[name], loss)
+                optimisers[name].update(x, step.gradients[name], rate, len(losses))
                 np.clip(x, -self.config.bound, self.config.bound, out=x)
-            losses.append(loss)
-            due = len(losses) % self.config.checkpoint_every == 0 or len(losses) == self.config.steps
-            if self.store.is_kept and due:
-                self._save(number, batch, optimisers, losses)
-            self.report(1, loss)
+            settling.see(step.mean, step.std)
+            ended = settling.done or len(losses) == self.config.steps
+            if self.store.is_kept and (ended or len(losses) % self.config.checkpoint_every == 0):
+                self._save(number, batch, optimisers, losses, settling)
+            self.report(1, step.loss)
+        if settling.done:
+            self.report(self.config.steps - len(losses), losses[-1])
         return batch, losses
 
-    def _save(self, number: int, batch: Arrays, optimisers: dict[str, Plateau], losses: list[float]) -> None:
-        arrays = {f"x {name}": x for name, x in batch.items()}
-        for name, optimiser in optimisers.items():
-            arrays |= {f"{kind} {name}": state for kind, state in optimiser.adam.state.items()}
-        schedules = {name: optimiser.schedule for name, optimiser in optimisers.items()}
-        self.store.put(f"batch {number}", {"losses": losses, "schedules": schedules}, arrays)
+    def _save(
+        self, number: int, batch: Arrays, optimisers: dict[str, Adam], losses: list[float], settling: Settling
+    ) -> None:
+        arrays = {f"x {name}": x for name, x in batch.items()} | settling.state
+        for name, adam in optimisers.items():
+            arrays |= {f"{kind} {name}": state for kind, state in adam.state.items()}
+        self.store.put(f"batch {number}", {"losses": losses}, arrays)
 
-    def _restored(self, number: int) -> tuple[Arrays, dict[str, Plateau], list[float]] | None:
+    def _restored(self, number: int) -> tuple[Arrays, dict[str, Adam], list[float], Settling] | None:
         piece = self.store.get(f"batch {number}")
         if piece is None:
             return None
         batch = {name: piece.arrays[f"x {name}"] for name in self.goal.shapes}
         optimisers = self._optimisers(batch)
-        for name, optimiser in optimisers.items():
-            state = {kind: piece.arrays[f"{kind} {name}"] for kind in optimiser.adam.state}
-            optimiser.restore(piece.content["schedules"][name], state)
-        return batch, optimisers, piece.content["losses"]
+        for name, adam in optimisers.items():
+            adam.state = {kind: piece.arrays[f"{kind} {name}"] for kind in adam.state}
+        return batch, optimisers, piece.content["losses"], Settling.restored(self.config.settled, piece.arrays)
 
-    def _optimisers(self, batch: Arrays) -> dict[str, Plateau]:
-        c = self.config
-        return {
-            name: Plateau(adam=Adam(shape=x.shape), rate=c.rate, factor=c.factor, patience=c.patience, floor=c.floor)
-            for name, x in batch.items()
-        }
+    def _optimisers(self, batch: Arrays) -> dict[str, Adam]:
+        return {name: Adam(shape=x.shape) for name, x in batch.items()}
 
-    def _start(self, number: int) -> tuple[Arrays, dict[str, Plateau], list[float]]:
+    def _start(self, number: int) -> tuple[Arrays, dict[str, Adam], list[float], Settling]:
         c, shapes = self.config, self.goal.shapes
         if c.natural:
             batch = natural_noise(shapes, seed=[self.seed, number])
         else:
             rng = np.random.default_rng([self.seed, number])
             batch = {n: rng.uniform(-c.start, c.start, shape).astype(np.float32) for n, shape in shapes.items()}
-        return batch, self._optimisers(batch), []
+        return batch, self._optimisers(batch), [], Settling(tolerance=c.settled)
 
 
 def _together(batches: Sequence[NDArray[np.float32]], axis: int | None, count: int) -> NDArray[np.float32]:

@@ -23,6 +23,7 @@ from qgraph.methods.zeroq.statistics import BatchNorm
 Per = Literal["image", "batch"]
 EPSILON = 1e-6  # inside the root, as in the authors' code
 LOSS = "distillation_loss"
+MEAN, STD = "distillation_mean", "distillation_std"
 _FADED = 1e-3  # ignore channels whose gamma is below this share of their layer's largest, or of their own beta
 
 
@@ -62,7 +63,7 @@ def standard(name: str, channels: int) -> Target:
 
 
 def with_loss(net: ir.Model, targets: Sequence[Target], *, per: Per) -> ir.Model:
-    """A copy of `net` whose only output is the distillation loss.
+    """A copy of `net` that returns the distillation loss, and the means and deviations that it compares.
 
     Tensors with the same number of images are compared together, as the channels of one wide layer: a few operators
     for the whole network instead of a few dozen per layer.
@@ -75,17 +76,24 @@ def with_loss(net: ir.Model, targets: Sequence[Target], *, per: Per) -> ir.Model
         shape = values[target.tensor].shape or ir.Shape([])
         over_batch = per == "batch" or len(shape) == 2
         groups.setdefault((over_batch, shape[0]), []).append(target)
-    terms = [
+    found = [
         _distance(group, [tensor(values[t.tensor]) for t in group], over_batch, opset)
         for (over_batch, _), group in groups.items()
     ]
-    append(model, reduce(op.Add, terms), name=LOSS)
-    model.graph.outputs[:] = model.graph.outputs[-1:]
+    given = len(model.graph.outputs)
+    append(model, reduce(op.Add, (term for term, _, _ in found)), name=LOSS)
+    for index, (_, mean, std) in enumerate(found):
+        append(model, mean, name=f"{MEAN}/{index}")
+        append(model, std, name=f"{STD}/{index}")
+    model.graph.outputs[:] = model.graph.outputs[given:]
     return model
 
 
-def _distance(targets: list[Target], tensors: list[Expr], over_batch: bool, opset: int) -> Expr:
-    """The squared differences of means and deviations, summed over channels and averaged over images (or the batch)."""
+def _distance(targets: list[Target], tensors: list[Expr], over_batch: bool, opset: int) -> tuple[Expr, Expr, Expr]:
+    """The squared differences of means and deviations, summed over channels and averaged over images (or the batch).
+
+    Also the means and deviations, in the units of the tensors.
+    """
     dtype = tensors[0].dtype
 
     def row(arrays: Sequence[NDArray[np.float64]]) -> Expr:
@@ -95,11 +103,13 @@ def _distance(targets: list[Target], tensors: list[Expr], over_batch: bool, opse
     mean, square = (op.Concat(*(m[i] for m in moments), axis=1) for i in (0, 1))
     if over_batch:
         mean, square = (reduced("ReduceMean", m, [0], opset) for m in (mean, square))
-    variance = op.Max(square - mean * mean, 0.0) * row([t.gain**-2.0 for t in targets])
+    spread = op.Max(square - mean * mean, 0.0)
+    variance = spread * row([t.gain**-2.0 for t in targets])
     off_mean = (mean - row([t.shift for t in targets])) * row([1.0 / t.gain for t in targets])
     off_std = op.Sqrt(variance + EPSILON) - row([t.std for t in targets])
     squares = (off_mean * off_mean + off_std * off_std) * row([t.weight for t in targets])
-    return op.ReduceSum(squares, keepdims=0) / op.Cast(op.Squeeze(op.Shape(mean, start=0, end=1)), to=int(dtype))
+    images = op.Cast(op.Squeeze(op.Shape(mean, start=0, end=1)), to=int(dtype))
+    return op.ReduceSum(squares, keepdims=0) / images, mean, op.Sqrt(spread)
 
 
 def _moments(x: Expr, opset: int) -> tuple[Expr, Expr]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +14,7 @@ from onnx_ir.passes import common as passes
 from qgraph.errors import DataError, ModelError
 from qgraph.gradient import Builder, gradient_name, gradients
 from qgraph.methods.zeroq.assumed_statistics import assumed_targets
-from qgraph.methods.zeroq.loss import LOSS, Per, Target, standard, target_of, with_loss
+from qgraph.methods.zeroq.loss import LOSS, MEAN, STD, Per, Target, standard, target_of, with_loss
 from qgraph.methods.zeroq.spectrum import natural_noise
 from qgraph.methods.zeroq.statistics import BatchNorm, batch_norms
 from qgraph.onnxfile.folding import fold_batch_normalization
@@ -25,7 +26,18 @@ from qgraph.running.sessions import Session
 from qgraph.samples import layout
 
 _GRADIENT_OPSET = 16
+_COPIES = 4  # of every tensor of the forward pass that a step holds: values, squares, and gradients of both
 Arrays = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Step:
+    """The loss and its gradients, and the mean and standard deviation of every channel that it compares."""
+
+    loss: float
+    gradients: Arrays
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,9 +51,14 @@ class Objective:
     shapes: Mapping[str, tuple[int, ...]]
     layers: int
 
-    def __call__(self, batch: Arrays) -> tuple[float, Arrays]:
+    def __call__(self, batch: Arrays) -> Step:
         values = self.session.run(batch)
-        return float(values[LOSS].item()), {name: values[gradient_name(name)] for name in self.shapes}
+        mean, std = (
+            np.concatenate([np.ravel(row) for name, row in values.items() if name.startswith(f"{kind}/")])
+            for kind in (MEAN, STD)
+        )
+        gradients = {name: values[gradient_name(name)] for name in self.shapes}
+        return Step(loss=float(values[LOSS].item()), gradients=gradients, mean=mean, std=std)
 
 
 def has_batch_norms(model: Model) -> bool:
@@ -103,6 +120,26 @@ def step_model(
     targets += [standard(name, shape[1]) for name, shape in inputs.items() if len(shape) > 1]
     step = gradients(with_loss(net, targets, per=per), LOSS, list(inputs), builder=builder)
     return StepModel(model=step, shapes=inputs, layers=len(norms))
+
+
+def step_bytes(
+    model: Model,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch_axes: Mapping[str, int] | None = None,
+) -> int:
+    """About the bytes that a step holds per sample."""
+    net = normalise(model).ir_model.clone()
+    inputs = input_shapes(model, batch=1, shapes=shapes, batch_axes=batch_axes)
+    axes = layout.batch_axes(model.input_values(), batch_axes or {})
+    samples = min((inputs[name][axis] for name, axis in axes.items() if axis is not None), default=1)
+    _fix_shapes(net, inputs)
+    known = [value.shape.numpy() for node in net.graph for value in node.outputs if _is_static(value)]
+    return _COPIES * 4 * sum(map(prod, known)) // max(samples, 1)
+
+
+def _is_static(value: ir.Value) -> bool:
+    return value.shape is not None and value.shape.is_static()
 
 
 def _targets(net: ir.Model, norms: list[BatchNorm]) -> list[Target]:

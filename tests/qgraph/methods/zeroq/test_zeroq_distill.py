@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from qgraph.errors import DataError, QGraphError, StoreError, UsageError
 from qgraph.gradient.adam import Adam
 from qgraph.methods.zeroq.assumed_statistics import assumed_targets
 from qgraph.methods.zeroq.distill import DistillConfig, distill
-from qgraph.methods.zeroq.objective import objective
-from qgraph.methods.zeroq.plateau import Plateau
+from qgraph.methods.zeroq.objective import objective, step_bytes
+from qgraph.methods.zeroq.settling import WINDOW, Settling
 from qgraph.methods.zeroq.spectrum import natural_noise
 from qgraph.methods.zeroq.statistics import batch_norms
 from qgraph.onnxfile.folding import fold_batch_normalization
@@ -21,7 +22,7 @@ from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
 from qgraph.running.sessions import Session
 
-QUICK = DistillConfig(steps=12, batch=4, checkpoint_every=5)
+QUICK = DistillConfig(steps=12, rate=0.5, settled=0.0, batch=4, checkpoint_every=5)
 
 
 def _numbers(shape: tuple[int, ...], seed: int) -> str:
@@ -82,11 +83,11 @@ def _expected_loss(x: np.ndarray, per: str) -> float:
 def test_loss_is_equation_3(per: str) -> None:
     x = _images()
     goal = objective(load(_model(NET)), batch=4, per=per, threads=1)  # type: ignore[arg-type]
-    loss, gradients = goal({"x": x})
-    np.testing.assert_allclose(loss, _expected_loss(x, per), rtol=1e-5)
+    step = goal({"x": x})
+    np.testing.assert_allclose(step.loss, _expected_loss(x, per), rtol=1e-5)
     direction = np.random.default_rng(0).normal(size=x.shape)
     ahead, behind = (_expected_loss(x + s * direction.astype(np.float32), per) for s in (1e-2, -1e-2))
-    np.testing.assert_allclose(np.vdot(gradients["x"], direction), (ahead - behind) / 2e-2, rtol=2e-3)
+    np.testing.assert_allclose(np.vdot(step.gradients["x"], direction), (ahead - behind) / 2e-2, rtol=2e-3)
 
 
 @pytest.mark.parametrize("text", [NET, CHAINED], ids=["initializers", "chains"])
@@ -194,13 +195,13 @@ def _folded_loss(x: np.ndarray) -> float:
 
 def test_folded_layers_are_brought_to_estimated_statistics() -> None:
     x = _images()
-    loss, _ = objective(load(_model(FOLDED)), batch=4, per="batch", threads=1)({"x": x})
-    np.testing.assert_allclose(loss, _folded_loss(x), rtol=1e-4)
+    step = objective(load(_model(FOLDED)), batch=4, per="batch", threads=1)({"x": x})
+    np.testing.assert_allclose(step.loss, _folded_loss(x), rtol=1e-4)
     found = distill(_model(FOLDED), count=4, config=DistillConfig(batch=4), threads=1, seed=1)
     assert found.layers == 0
     assert "do_constant_folding=False" in found.note
     assert "\n" not in found.note
-    assert found.losses.shape == (1, 100)
+    assert found.losses.shape == (1, 60)
     assert found.losses[0, -1] < 0.5 * found.losses[0, 0]
     np.testing.assert_allclose(found.losses[0, -1], _folded_loss(found.inputs["x"]), rtol=0.05)
     assert np.abs(found.inputs["x"]).max() <= 3.0
@@ -286,22 +287,60 @@ def test_nonsense_is_refused() -> None:
         distill(_model(NET), count=0)
 
 
+def test_a_step_tells_the_mean_and_deviation_of_every_channel() -> None:
+    x = _images()
+    step = objective(load(_model(NET)), batch=4, per="batch", threads=1)({"x": x})
+    c = Session(normalise(load(_model(NET)), fold_bn=False).ir_model, outputs=["n"], threads=1).run({"x": x})["n"]
+    want = [np.concatenate([getattr(t, name)((0, 2, 3)) for t in (c, x)]) for name in ("mean", "std")]
+    np.testing.assert_allclose(step.mean, want[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(step.std, want[1], rtol=1e-4, atol=1e-5)
+
+
+def test_ranges_have_settled_when_nine_channels_of_ten_stay() -> None:
+    mean, std = np.zeros(100), np.ones(100)
+    settling = Settling(tolerance=0.02)
+    for step in range(3 * WINDOW):
+        moving = np.arange(100) < (50 if step < WINDOW else 5)
+        mean, std = mean + 0.5 * moving, std * np.where(moving, 1.02, 1.0)
+        settling.see(mean, std)
+        assert settling.done == (step >= 2 * WINDOW - 1)
+        again = Settling.restored(0.02, settling.state)
+        assert again.done == settling.done
+    never = Settling(tolerance=0.0)
+    for _ in range(3 * WINDOW):
+        never.see(mean, std)
+    assert not never.done
+
+
+def test_distillation_stops_when_its_ranges_have_settled() -> None:
+    seen: list[tuple[int, int, float]] = []
+    patient = DistillConfig(steps=200, rate=0.05, settled=0.05, batch=4)
+    found = distill(_model(NET), count=8, config=patient, threads=1, on_step=lambda *step: seen.append(step))
+    taken = np.isfinite(found.losses).sum(axis=1)
+    assert (taken > WINDOW).all()
+    assert (taken < 200).all()
+    assert seen[-1][:2] == (400, 400)  # steps that were not needed count as done
+
+
+def test_batches_are_as_large_as_memory_allows() -> None:
+    shapes = {"x": (4, 3, 6, 6)}
+    each = step_bytes(load(_model(NET)))
+    assert each == 4 * 4 * (4 + 4 + 2) * 36  # four copies of c (with n folded), r and y
+    config = dataclasses.replace(QUICK, memory=2 * 3 * each)
+    found = distill(_model(NET), count=7, config=config, threads=1)
+    assert (len(found.losses), found.inputs["x"].shape[0]) == (3, 7)  # batches of 3
+    small = dataclasses.replace(QUICK, memory=1)
+    assert len(distill(_model(NET), count=2, config=small, threads=1, shapes=shapes).losses) == 1  # of a given size
+
+
 def test_adam_follows_its_equations() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=5).astype(np.float32)
     reference, mean, square = x.astype(np.float64), np.zeros(5), np.zeros(5)
-    plateau = Plateau(adam=Adam(shape=(5,)), rate=0.1, factor=0.5, patience=2, floor=0.03)
-    losses = [5.0, 4.0, 4.5, 4.5, 4.5, 4.5, 4.5, 4.5, 4.5, 3.0]
-    rates = []
-    for t, loss in enumerate(losses, 1):
-        gradient, rate = rng.normal(size=5), plateau.rate
-        plateau.update(x, gradient.astype(np.float32), loss)
+    adam = Adam(shape=(5,))
+    for t in range(1, 11):
+        gradient = rng.normal(size=5)
+        adam.update(x, gradient.astype(np.float32), 0.1 / t, t)
         mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
-        reference -= rate * (mean / (1 - 0.9**t)) / (np.sqrt(square / (1 - 0.999**t)) + 1e-8)
-        rates.append(plateau.rate)
+        reference -= 0.1 / t * (mean / (1 - 0.9**t)) / (np.sqrt(square / (1 - 0.999**t)) + 1e-8)
     np.testing.assert_allclose(x, reference, rtol=1e-4, atol=1e-5)
-    assert rates == [0.1] * 4 + [0.05] * 3 + [0.03] * 3
-    again = Plateau(adam=Adam(shape=(5,)), rate=0.1, factor=0.5, patience=2, floor=0.03)
-    again.restore(plateau.schedule, plateau.adam.state)
-    assert (again.step, again.rate, again.best, again.waited) == (10, 0.03, 3.0, 0)
-    assert again.adam.state is plateau.adam.state
