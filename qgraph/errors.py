@@ -63,6 +63,22 @@ class DataError(QGraphError):
     """
 
 
+class NothingToDistilError(DataError):
+    """Samples cannot be distilled from this model.
+
+    Example:
+        >>> import onnx
+        >>> from qgraph.methods.zeroq.distill import distill
+        >>> tokens = onnx.parser.parse_model(
+        ...     '<ir_version: 8, opset_import: ["": 17]> g (int64[1, 4] x) => (float[1, 4] y) { y = Cast<to = 1>(x) }'
+        ... )
+        >>> distill(tokens)
+        Traceback (most recent call last):
+            ...
+        qgraph.errors.NothingToDistilError: ...
+    """
+
+
 class PlanError(QGraphError):
     """A plan is malformed, or was made for another model.
 

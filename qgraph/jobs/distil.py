@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qgraph.errors import NothingToDistilError
 from qgraph.jobs.given import Given
 from qgraph.onnxfile.model import Model
 from qgraph.running.job import Job
@@ -20,10 +21,13 @@ DISTILLED = 32  # samples distilled by default (ZeroQ, section IV)
 FEWEST = 8  # of large networks, whose samples have many more positions
 
 
-def distilled_samples(given: Given, job: Job, reading: Reading, *, count: int | None = None) -> Dataset:
+def distilled_samples(
+    given: Given, job: Job, reading: Reading, *, count: int | None = None, noise: bool = True
+) -> Dataset:
     """Distil inputs for the batch and the shapes of `reading`, as samples of the normalised network.
 
     By default there are `DISTILLED`, or as many as can be optimised at once where that is less, but `FEWEST` at least.
+    Without `noise`, raises `NothingToDistilError` where they would be noise.
     """
     from qgraph.methods.zeroq.distill import DistillConfig
 
@@ -33,7 +37,7 @@ def distilled_samples(given: Given, job: Job, reading: Reading, *, count: int | 
     if count is None:
         affordable = DistillConfig().affordable(given.loaded, _sizes(given.loaded, shapes, axes), axes)
         count = min(max(affordable, FEWEST), DISTILLED)
-    inputs = distilled_inputs(given.loaded, job, count=count, batch=batch, shapes=shapes, axes=axes)
+    inputs = distilled_inputs(given.loaded, job, count=count, batch=batch, shapes=shapes, axes=axes, noise=noise)
     return open_data(inputs, given.net, batch=batch, batch_axes=axes)
 
 
@@ -46,9 +50,10 @@ def distilled_inputs(
     batch: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     axes: Mapping[str, int] | None = None,
+    noise: bool = True,
 ) -> Mapping[str, NDArray[np.float32]]:
     """Distil inputs from the model (ZeroQ) and report progress; warn where the model has nothing to distil from."""
-    from qgraph.methods.zeroq.distill import DistillConfig, distill  # gradients take a while to import
+    from qgraph.methods.zeroq.distill import NOISE, DistillConfig, distill  # gradients take a while to import
 
     config = DistillConfig() if steps is None else DistillConfig(steps=steps)
     config = config if batch is None else replace(config, batch=batch)
@@ -74,6 +79,8 @@ def distilled_inputs(
             shapes=open_shapes,
             batch_axes=axes,
         )
+    if result.note == NOISE and not noise:
+        raise NothingToDistilError(f"{model.source} has no BatchNormalization to distil from; give data with --data")
     if result.note:
         warnings.warn(f"{model.source}: {result.note}", stacklevel=2)
     return result.inputs

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qgraph.assess.coverage import unseen
 from qgraph.assess.judge import Judge
 from qgraph.assess.metric import Metric, MetricLike, load_metric
-from qgraph.errors import UsageError
+from qgraph.errors import NothingToDistilError, UsageError
 from qgraph.graph.sites import GraphView, choose_layers
 from qgraph.jobs.distil import distilled_samples
 from qgraph.jobs.given import open_given
@@ -115,14 +115,22 @@ def gather(
         given = open_given(model, data, opset=opset, **reading)
         view = GraphView(given.net)
         choose_layers(view, recipe.keep)  # fail before the work begins
-    if given.samples is None and not measured and method is None and "activations" not in overrides:
+    free = given.samples is None and not measured and method is None and "activations" not in overrides
+    free = free and not (recipe.mixed or recipe.ingredients or recipe.correct_outputs)
+    if free:
         recipe = _without_data(recipe, view, given.loaded)
     check_needs(recipe.method, given.loaded, given.samples)
     _check_task(recipe, given.samples, by)
     samples = given.samples
     if samples is None and recipe.needs_data and (recipe.mixed or not measured):
         with job.stage("distill"):
-            samples = distilled_samples(given, job, reading)
+            try:
+                samples = distilled_samples(given, job, reading, noise=not free)
+            except NothingToDistilError as missing:
+                if not free:
+                    raise
+                recipe = dataclasses.replace(recipe, activations="dynamic")
+                tell([f"only weights are quantized, and products find the grids of operands in every run: {missing}"])
     known = known_moments(normalise(given.loaded, fold_bn=False)) if data is None and samples is not None else {}
     with job.stage("observe"):
         samples, observed = falling_back(
@@ -152,8 +160,7 @@ def _without_data(recipe: Recipe, view: GraphView, loaded: Model) -> Recipe:
     """The recipe, with dynamic products where there is nothing to distil samples from: in transformers."""
     layers, _ = choose_layers(view, recipe.keep)
     distillable = not mostly_products(layers) or known_moments(normalise(loaded, fold_bn=False))
-    keeps = recipe.mixed or recipe.ingredients or recipe.correct_outputs or distillable
-    return recipe if keeps else dataclasses.replace(recipe, activations="dynamic")
+    return recipe if distillable else dataclasses.replace(recipe, activations="dynamic")
 
 
 def _check_task(recipe: Recipe, samples: Dataset | None, metric: Metric | None) -> None:

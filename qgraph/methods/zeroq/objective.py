@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
-from qgraph.errors import DataError, ModelError
+from qgraph.errors import DataError, ModelError, NothingToDistilError
 from qgraph.gradient import Builder, gradient_name, gradients
 from qgraph.methods.zeroq.assumed_statistics import assumed_targets
 from qgraph.methods.zeroq.loss import LOSS, MEAN, STD, Per, Target, standard, target_of, with_loss
@@ -164,7 +164,7 @@ def input_shapes(
     for value in model.input_values():
         name = str(value.name)
         if value.dtype != ir.DataType.FLOAT:
-            raise DataError(
+            raise NothingToDistilError(
                 f"input '{name}' of {model.source} is of type {value.dtype}: only float inputs can be distilled; "
                 f"give data with --data"
             )

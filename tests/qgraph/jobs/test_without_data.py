@@ -1,0 +1,48 @@
+"""Models from which nothing can be distilled: what is quantized then, and that it is said."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+import qgraph
+from qgraph.errors import NothingToDistilError
+
+
+def _model(inputs: str, first: str) -> onnx.ModelProto:
+    text = f"""<ir_version: 8, opset_import: ["": 17]> g ({inputs}) => (float[N, 2, 6, 6] y) <
+     float[9, 3] table, float[4, 3, 3, 3] w, float[2, 4, 1, 1] v> {{
+        {first}
+        c = Conv<pads = [1, 1, 1, 1]>(x, w)
+        r = Relu(c)
+        y = Conv(r, v)
+    }}"""
+    model = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for tensor in model.graph.initializer:
+        array = rng.normal(size=tuple(tensor.dims)).astype(np.float32)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    return model
+
+
+TOKENS = _model("int64[N, 6, 6] t", "e = Gather(table, t) x = Transpose<perm = [0, 3, 1, 2]>(e)")
+IMAGES = _model("float[N, 3, 6, 6] i", "x = Identity(i)")
+
+
+@pytest.mark.parametrize(("model", "reason"), [(TOKENS, "only float inputs"), (IMAGES, "no BatchNormalization")])
+def test_weights_alone_where_nothing_can_be_distilled(model: onnx.ModelProto, reason: str) -> None:
+    with pytest.warns(UserWarning, match=f"only weights are quantized.*{reason}.*--data"):
+        result = qgraph.quantize(model, measure=False)
+    assert result.data == "none"
+    assert result.plan.activations == ()
+    assert {layer.runs for layer in result.plan.layers} == {"floats"}
+    assert {layer.weight.bits for layer in result.plan.layers} == {8}
+
+
+def test_static_grids_on_request_are_from_noise_where_there_can_be_noise() -> None:
+    with pytest.warns(UserWarning, match="using noise"):
+        result = qgraph.quantize(IMAGES, activations=8, measure=False, shapes={"i": (4, 3, 6, 6)})
+    assert result.plan.activations
+    with pytest.raises(NothingToDistilError, match="only float inputs"):
+        qgraph.quantize(TOKENS, activations=8, measure=False)
