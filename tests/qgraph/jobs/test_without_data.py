@@ -9,10 +9,11 @@ import pytest
 import qgraph
 from qgraph.errors import NothingToDistilError
 
+WEIGHTS = {"w": (4, 3, 3, 3), "v": (2, 4, 1, 1), "table": (9, 3)}
+
 
 def _model(inputs: str, first: str) -> onnx.ModelProto:
-    text = f"""<ir_version: 8, opset_import: ["": 17]> g ({inputs}) => (float[N, 2, 6, 6] y) <
-     float[9, 3] table, float[4, 3, 3, 3] w, float[2, 4, 1, 1] v> {{
+    text = f"""<ir_version: 8, opset_import: ["": 17]> g ({inputs}) => (float[N, 2, 6, 6] y) {{
         {first}
         c = Conv<pads = [1, 1, 1, 1]>(x, w)
         r = Relu(c)
@@ -20,9 +21,8 @@ def _model(inputs: str, first: str) -> onnx.ModelProto:
     }}"""
     model = onnx.parser.parse_model(text)
     rng = np.random.default_rng(0)
-    for tensor in model.graph.initializer:
-        array = rng.normal(size=tuple(tensor.dims)).astype(np.float32)
-        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    for name, shape in WEIGHTS.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
     return model
 
 
