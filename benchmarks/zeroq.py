@@ -3,6 +3,7 @@
     python -m benchmarks.zeroq accuracy     the paper's settings for ResNet-20, and the same average bits for ResNet-32
     python -m benchmarks.zeroq allocation   the frontier against Inverse and Random at the same size (ZeroQ, Table V)
     python -m benchmarks.zeroq time         seconds of the three stages, and of the same three in PyTorch
+    python -m benchmarks.zeroq default      seconds of `qgraph quantize MODEL -o OUT` at 32 and 224 pixels, by stage
     python -m benchmarks.zeroq closed       rank correlation of measured and closed-form sensitivities
 
 Test images are only used to measure. Distilled data are made once per network and seed, and used for every row.
@@ -14,6 +15,7 @@ import argparse
 import dataclasses
 import importlib.util
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -41,19 +43,20 @@ SETTINGS: tuple[tuple[str, dict[str, Any], float], ...] = (  # name, options, th
     ("mixed, 0.20 MB, A6", {"size_mb": 0.20, "activations": 6}, 0.16),
     ("mixed, 0.13 MB, A8", {"size_mb": 0.13}, 0.87),
 )
+SIZES = (("models", "cifar10_resnet20", 32), ("real", "mobilenetv2", 224))  # of images, in pixels
 DRAWS = 20
 PAPER_BITS = (2, 4, 8)
 
 
 def main() -> None:
     given = arguments(__doc__, _options)
-    tables = {"accuracy": accuracy, "allocation": allocation, "time": times, "closed": closed}
+    tables = {"accuracy": accuracy, "allocation": allocation, "time": times, "default": default, "closed": closed}
     title, rows = tables[given.table](given)
     report(title, rows, json_path=given.json)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("table", choices=["accuracy", "allocation", "time", "closed"])
+    parser.add_argument("table", choices=["accuracy", "allocation", "time", "default", "closed"])
     parser.add_argument("--seed", type=int, default=0, help="seed of the distilled data")
     parser.add_argument("--limit", type=int, help="use at most this many test images")
     parser.add_argument("--network", action="append", help="only these networks (repeatable)")
@@ -161,6 +164,19 @@ def times(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
         for stage in ("distill", "sensitivity", "frontier", "total"):
             rows.append({"network": name, "stage": stage, "qgraph s": ours[stage], "torch s": torch(stage)})
     return "Seconds from file to file at 0.13 MB (torch: n/a where it is not installed)", rows
+
+
+def default(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
+    """The seconds of every stage of the default job without data, and the processor time of all of it."""
+    rows = []
+    for folder, name, pixels in SIZES:
+        if given.network and name not in given.network:
+            continue
+        began = time.process_time()
+        result = qgraph.quantize(shared(folder, f"{name}.onnx"), seed=given.seed, threads=given.threads or None)
+        used = time.process_time() - began
+        rows.append({"network": name, "pixels": pixels, **result.seconds, "CPU": used})
+    return "Seconds of quantization without data, with default settings", rows
 
 
 def _torch_seconds(path: Any, given: argparse.Namespace) -> Callable[[str], Any]:
