@@ -14,7 +14,7 @@ from qgraph.assess.metric import Metric, MetricLike, load_metric
 from qgraph.errors import NothingToDistilError, UsageError
 from qgraph.graph.sites import GraphView, choose_layers
 from qgraph.jobs.distil import distilled_samples
-from qgraph.jobs.given import open_given
+from qgraph.jobs.given import Given, open_given
 from qgraph.jobs.trial import Trial, tell
 from qgraph.lowering.lower import lower
 from qgraph.observe.known_laws import with_known_laws
@@ -29,7 +29,7 @@ from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import Recipe
 from qgraph.running.job import Job
-from qgraph.samples.dataset import DataLike, Dataset, take_reading
+from qgraph.samples.dataset import DataLike, Dataset, Reading, take_reading
 from qgraph.samples.fallback import falling_back
 from qgraph.samples.split import Split, calibrating, hold_out
 
@@ -124,13 +124,7 @@ def gather(
     samples = given.samples
     if samples is None and recipe.needs_data and (recipe.mixed or not measured):
         with job.stage("distill"):
-            try:
-                samples = distilled_samples(given, job, reading, noise=not free)
-            except NothingToDistilError as missing:
-                if not free:
-                    raise
-                recipe = dataclasses.replace(recipe, activations="dynamic")
-                tell([f"only weights are quantized, and products find the grids of operands in every run: {missing}"])
+            recipe, samples = _distilled(given, recipe, reading, job, free=free)
     known = known_moments(normalise(given.loaded, fold_bn=False)) if data is None and samples is not None else {}
     with job.stage("observe"):
         samples, observed = falling_back(
@@ -154,6 +148,19 @@ def gather(
         variants=calibration is None,  # with a file of statistics, the statistics alone decide
         job=job,
     )
+
+
+def _distilled(
+    given: Given, recipe: Recipe, reading: Reading, job: Job, *, free: bool
+) -> tuple[Recipe, Dataset | None]:
+    """The recipe and distilled samples; dynamic products instead, if the caller left them `free` and there are none."""
+    try:
+        return recipe, distilled_samples(given, job, reading, noise=not free)
+    except NothingToDistilError as missing:
+        if not free:
+            raise
+        tell([f"only weights are quantized, and products find the grids of operands in every run: {missing}"])
+        return dataclasses.replace(recipe, activations="dynamic"), None
 
 
 def _without_data(recipe: Recipe, view: GraphView, loaded: Model) -> Recipe:
