@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qmath.distributions import Floats, Prior
-from qmath.statistics import BINS, MIN_EXPONENT, Histogram, Statistics, check_bins
+from qmath.histogram import BINS, MIN_EXPONENT, Histogram, check_bins
+from qmath.statistics import Statistics
 
 _CHANNELS = 64  # whose distribution functions are held at once
 
