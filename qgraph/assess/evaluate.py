@@ -30,12 +30,16 @@ AHEAD = 64  # batches in flight on a cluster, all of them in memory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """`top1` is in percent and needs labels; `kl`, in nats, and `sqnr_db` are relative to the float model's outputs."""
+    """`top1` is in percent and needs labels; `kl`, in nats, and `sqnr_db` are relative to the float model's outputs.
+
+    `against_top1` is the accuracy of the float model.
+    """
 
     count: int
     top1: float | None = None
     kl: float | None = None
     sqnr_db: float | None = None
+    against_top1: float | None = None
     outputs: dict[str, float | None] = field(default_factory=dict)
     """The SQNR in dB of every floating-point output; `sqnr_db` is that of all of them together."""
 
@@ -43,6 +47,7 @@ class Evaluation:
         return {
             "count": self.count,
             "top1": self.top1,
+            "against_top1": self.against_top1,
             "kl": self.kl,
             "sqnr_db": self.sqnr_db,
             "outputs": self.outputs,
@@ -171,7 +176,7 @@ class _Tally:
     def __init__(self, outputs: int) -> None:
         self.signal = np.zeros(outputs)
         self.noise = np.zeros(outputs)
-        self.count = self.labelled = self.correct = 0
+        self.count = self.labelled = self.correct = self.right = 0
         self.kl, self.compared = 0.0, 0
 
     @classmethod
@@ -185,6 +190,8 @@ class _Tally:
             labels = class_labels(batch.labels, produced[scores].shape[1])
             tally.correct = int((produced[scores].argmax(axis=1) == labels).sum())
             tally.labelled = batch.count
+            if expected is not None:
+                tally.right = int((expected[scores].argmax(axis=1) == labels).sum())
         if expected is None:
             return tally
         if scores is not None:
@@ -207,6 +214,7 @@ class _Tally:
         return Evaluation(
             count=self.count,
             top1=100.0 * self.correct / self.labelled if self.labelled else None,
+            against_top1=100.0 * self.right / self.labelled if self.labelled and self.compared else None,
             kl=self.kl / self.compared if self.compared else None,
             sqnr_db=ratio_db(self.signal.sum(), self.noise.sum()) if measured else None,
             outputs=measured,

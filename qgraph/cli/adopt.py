@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qgraph.cli.console import progress, show, show_json, silence_warnings, table
-from qgraph.cli.options import data_options, given, preprocessing, run_options
+from qgraph.cli.options import PATH, data_options, given, preprocessing, run_options
 
 if TYPE_CHECKING:
     from qgraph.jobs.adopt import Adopted
 
 
 @click.command()
-@click.argument("model")
-@click.option("-o", "--output", required=True, metavar="OUT.onnx", help="Where to write the rewritten model.")
+@click.argument("model", type=PATH)
+@click.option(
+    "-o", "--output", type=PATH, required=True, metavar="OUT.onnx", help="Where to write the rewritten model."
+)
 @click.option("--float", "float_model", metavar="FLOAT.onnx", help="The model that MODEL was made from, to judge by.")
 @data_options()
 @click.option("--plan", metavar="PLAN.json", help="Where to write the plan.")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from qgraph.cli.console import number, progress, show, silence_warnings, table
-from qgraph.cli.options import data_options, given, preprocessing, run_options
+from qgraph.cli.options import PATH, data_options, given, preprocessing, run_options
 from qgraph.errors import QGraphError
 
 
@@ -18,8 +18,8 @@ class NotProven(QGraphError):
 
 
 @click.command()
-@click.argument("model")
-@click.option("--against", metavar="FLOAT.onnx", required=True, help="The float model.")
+@click.argument("model", type=PATH)
+@click.option("--against", type=PATH, metavar="FLOAT.onnx", required=True, help="The float model.")
 @data_options(required=True)
 @click.option(
     "--claim",
@@ -32,7 +32,7 @@ class NotProven(QGraphError):
     "--confidence", type=float, default=95.0, show_default=True, metavar="%", help="How sure a claim has to be."
 )
 @click.option("--plan", metavar="PLAN.json", help="The plan that MODEL was made from, to be named by its digest.")
-@click.option("-o", "--output", metavar="OUT.json", help="Where to write the certificate.")
+@click.option("-o", "--output", type=PATH, metavar="OUT.json", help="Where to write the certificate.")
 @click.option("--page", metavar="OUT.html", help="Where to write it as a page.")
 @click.option("--check", metavar="CERTIFICATE.json", help="Verify this certificate again instead.")
 @run_options

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qgraph.cli.console import PRIOR_REJECTED, number, progress, show, show_json, silence_warnings, table
-from qgraph.cli.options import Bits, data_options, given, preprocessing, run_options
+from qgraph.cli.options import PATH, Bits, data_options, given, preprocessing, run_options
 
 if TYPE_CHECKING:
     from qgraph.assess.ablation import Ablation
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, metavar="FLOAT.onnx MODEL...")
+@click.argument("models", type=PATH, nargs=-1, required=True, metavar="FLOAT.onnx MODEL...")
 @data_options(required=True)
 @click.option("--ablation", type=click.Choice(["aciq"]), help="Try all combinations of a method's ingredients.")
 @click.option(

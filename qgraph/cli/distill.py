@@ -9,13 +9,13 @@ import click
 
 from qgraph.cli.clock import elapsed
 from qgraph.cli.console import next_step, progress, show, show_json
-from qgraph.cli.options import batch_axis_option, batch_option, run_options, shape_option
+from qgraph.cli.options import PATH, batch_axis_option, batch_option, run_options, shape_option
 from qgraph.running.files import check_writable, write_atomically
 
 
 @click.command()
-@click.argument("model")
-@click.option("-o", "--output", required=True, metavar="DATA.npz", help="Where to write the samples.")
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, metavar="DATA.npz", help="Where to write the samples.")
 @click.option(
     "--count", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="How many samples."
 )

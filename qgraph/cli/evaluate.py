@@ -7,13 +7,13 @@ from typing import Any
 import click
 
 from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
-from qgraph.cli.options import data_options, executor_option, preprocessing, run_options
+from qgraph.cli.options import PATH, data_options, executor_option, preprocessing, run_options
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=PATH)
 @data_options(required=True)
-@click.option("--against", metavar="FLOAT.onnx", help="Also compare the outputs with those of this model.")
+@click.option("--against", type=PATH, metavar="FLOAT.onnx", help="Also compare the outputs with those of this model.")
 @executor_option
 @run_options
 def evaluate(
@@ -51,6 +51,8 @@ def evaluate(
     rows = table(f"{model} on {result.count:,} samples", "measure", "value")
     if result.top1 is not None:
         rows.add_row("top-1 accuracy, %", number(result.top1))
+    if result.against_top1 is not None:
+        rows.add_row(f"top-1 accuracy of {against}, %", number(result.against_top1))
     if result.kl is not None:
         rows.add_row("KL divergence, nats", f"{result.kl:.5f}")
     for name, decibel in result.outputs.items():

@@ -12,6 +12,7 @@ from qgraph.cli.clock import elapsed, with_total
 from qgraph.cli.console import next_step, number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.invocation import command
 from qgraph.cli.options import (
+    PATH,
     data_options,
     format_options,
     method_option,
@@ -42,8 +43,10 @@ def _setting(name: str, kind: Any, text: str) -> Any:
 
 
 @click.command()
-@click.argument("model")
-@click.option("-o", "--output", required=True, metavar="OUT.onnx", help="Where to write the trained, quantized model.")
+@click.argument("model", type=PATH)
+@click.option(
+    "-o", "--output", type=PATH, required=True, metavar="OUT.onnx", help="Where to write the trained, quantized model."
+)
 @data_options(own_batch=True)
 @method_option("What the training starts from: NAMES.  [default: lsqplus]", trains=True)
 @recipe_options

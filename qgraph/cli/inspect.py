@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qgraph.cli.console import show, show_json, table
-from qgraph.cli.options import threads_option
+from qgraph.cli.options import PATH, threads_option
 
 if TYPE_CHECKING:
     from qgraph.assess.fused import FusedGraph
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=PATH)
 @click.option("--fused", is_flag=True, help="Show which layers onnxruntime runs on integers, and why not the others.")
 @click.option("--portable", is_flag=True, help="Show what is proven to give the same codes on every processor.")
 @threads_option

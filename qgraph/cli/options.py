@@ -16,6 +16,27 @@ if TYPE_CHECKING:
     from qgraph.samples.preprocessing import Preprocessing
 
 F = TypeVar("F", bound=Callable[..., Any])
+_CLIPS = ("max", "percentile", "mse", "kl", "aciq")
+
+
+class PathText(click.types.StringParamType):
+    """The path of a file or a folder, which shells complete."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+PATH = PathText()
+
+
+class Names(click.types.StringParamType):
+    """One of some names, which shells complete; others are for the job to refuse."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in self.names if name.startswith(incomplete)]
 
 
 class _MethodOption(click.Option):
@@ -73,6 +94,7 @@ def data_options(*, required: bool = False, own_batch: bool = False) -> Callable
     return _all(
         click.option(
             "--data",
+            type=PATH,
             metavar="PATH",
             required=required,
             help="Samples: .npz (array named like the input, or 'images'; optional 'labels'), .npy, or a folder "
@@ -185,9 +207,24 @@ def recipe_options(f: F) -> F:
             default=None,
             help="Weight grids symmetric about zero (default at 8 bits), or with both ends chosen.",
         ),
-        click.option("--clip", metavar="METHOD", help="Activation clipping: max, percentile, mse, kl, aciq or qrater."),
-        click.option("--weight-clip", metavar="METHOD", help="Weight clipping: max, percentile, mse, kl or aciq."),
-        click.option("--rounding", metavar="METHOD", help="Rounding: nearest, or qrater (searched)."),
+        click.option(
+            "--clip",
+            type=Names(*_CLIPS, "qrater"),
+            metavar="METHOD",
+            help="Activation clipping: max, percentile, mse, kl, aciq or qrater.",
+        ),
+        click.option(
+            "--weight-clip",
+            type=Names(*_CLIPS),
+            metavar="METHOD",
+            help="Weight clipping: max, percentile, mse, kl or aciq.",
+        ),
+        click.option(
+            "--rounding",
+            type=Names("nearest", "qrater"),
+            metavar="METHOD",
+            help="Rounding: nearest, or qrater (searched).",
+        ),
         click.option(
             "--bias-correction/--no-bias-correction",
             default=None,

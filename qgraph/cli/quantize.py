@@ -11,6 +11,7 @@ from qgraph.cli.clock import elapsed, with_total
 from qgraph.cli.console import PRIOR_REJECTED, next_step, number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.invocation import command
 from qgraph.cli.options import (
+    PATH,
     data_options,
     format_options,
     given,
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
-@click.option("-o", "--output", required=True, metavar="OUT.onnx", help="Where to write the quantized model.")
+@click.argument("model", type=PATH)
+@click.option(
+    "-o", "--output", type=PATH, required=True, metavar="OUT.onnx", help="Where to write the quantized model."
+)
 @method_option("NAMES.  [default: aciq with --data, zeroq without]")
 @data_options()
 @recipe_options
@@ -113,9 +116,11 @@ def quantize(
 
 
 @click.command()
-@click.argument("model")
-@click.argument("plan")
-@click.option("-o", "--output", required=True, metavar="OUT.onnx", help="Where to write the quantized model.")
+@click.argument("model", type=PATH)
+@click.argument("plan", type=PATH)
+@click.option(
+    "-o", "--output", type=PATH, required=True, metavar="OUT.onnx", help="Where to write the quantized model."
+)
 @data_options()
 @format_options
 @quality_options

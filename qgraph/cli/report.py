@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from qgraph.cli.console import progress, show, show_json, silence_warnings
-from qgraph.cli.options import data_options, preprocessing, run_options
+from qgraph.cli.options import PATH, data_options, preprocessing, run_options
 from qgraph.running.files import check_writable, write_atomically
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, metavar="FLOAT.onnx MODEL_OR_PLAN...")
-@click.option("-o", "--output", required=True, metavar="OUT.html", help="Where to write the page.")
+@click.argument("models", type=PATH, nargs=-1, required=True, metavar="FLOAT.onnx MODEL_OR_PLAN...")
+@click.option("-o", "--output", type=PATH, required=True, metavar="OUT.html", help="Where to write the page.")
 @data_options()
 @run_options
 def report(

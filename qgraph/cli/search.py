@@ -11,6 +11,7 @@ import click
 from qgraph.cli.clock import elapsed
 from qgraph.cli.console import next_step, progress, say, show, show_json, silence_warnings, table
 from qgraph.cli.options import (
+    PATH,
     Bits,
     data_options,
     executor_option,
@@ -45,8 +46,8 @@ class Ingredients(click.ParamType):
 
 
 @click.command()
-@click.argument("model")
-@click.option("-o", "--output", required=True, metavar="PLAN.json", help="Where to write the plan.")
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, metavar="PLAN.json", help="Where to write the plan.")
 @data_options(required=True)
 @recipe_options
 @click.option(

@@ -9,6 +9,7 @@ import click
 
 from qgraph.cli.console import next_step, progress, show, show_json, silence_warnings, table
 from qgraph.cli.options import (
+    PATH,
     BitList,
     data_options,
     direction_option,
@@ -30,8 +31,8 @@ _SHADES = ("green", "yellow", "dark_orange", "red")  # each for a quarter of the
 
 
 @click.command()
-@click.argument("model")
-@click.option("-o", "--output", metavar="SENSITIVITY.json", help="Where to write the table.")
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, metavar="SENSITIVITY.json", help="Where to write the table.")
 @click.option("--bits", type=BitList(), default=(2, 4, 8), help="Bit-widths to try, of 2 to 8.  [default: 2,4,8]")
 @method_option("How weights are quantized: NAMES.")
 @data_options()

@@ -10,7 +10,7 @@ import click
 
 from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.invocation import command
-from qgraph.cli.options import data_options, preprocessing, run_options, set_option
+from qgraph.cli.options import PATH, data_options, preprocessing, run_options, set_option
 from qgraph.errors import UsageError
 from qgraph.running.files import check_writable, write_atomically
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
-@click.argument("plan", required=False)
+@click.argument("model", type=PATH)
+@click.argument("plan", type=PATH, required=False)
 @set_option
 @data_options()
 @click.option("--statistics", metavar="FILE.npz", help="Statistics of the model.  [default: those beside the plan]")
-@click.option("-o", "--output", metavar="PLAN.json", help="Where to write the new plan.")
+@click.option("-o", "--output", type=PATH, metavar="PLAN.json", help="Where to write the new plan.")
 @run_options
 def whatif(
     model: str,

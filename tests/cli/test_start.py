@@ -70,3 +70,20 @@ def test_engines_wait_for_their_use(tmp_path):
     assert not tops & {"scipy", "numba", "sympy", "bayes_opt", "sklearn", "rich", "dask", "distributed", "PIL"}
     assert "onnx_ir._symbolic_shapes" not in found
     assert len(found) < 620
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("qgraph quantize mo", ["file,mo"]),
+        ("qgraph quantize model.onnx --data x", ["file,x"]),
+        ("qgraph quantize model.onnx --clip m", ["plain,max", "plain,mse"]),
+        ("qgraph quantize model.onnx --method ac", ["plain,aciq"]),
+        ("qgraph quantize model.onnx --recipe sm", ["plain,smallest"]),
+        ("qgraph whatif model.onnx pl", ["file,pl"]),
+    ],
+)
+def test_shells_complete_paths_and_values(words, offered):
+    command = [sys.executable, "-m", "qgraph"]
+    done = subprocess.run(command, env={**os.environ, **completing(words)}, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == offered
