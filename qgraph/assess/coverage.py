@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qgraph.assess.layers_in_file import InFile
 from qgraph.errors import ModelError
@@ -18,6 +19,8 @@ LOOKED_AT = 64  # samples, at most
 BEYOND = 1.0  # how far outside the calibrated range values must lie, in widths of that range
 ENOUGH = 256  # the fewest values that define a range
 _PIXELS = (30.0, 255.0)  # the largest value of samples that look like bytes
+_SHARES = (0.5, 1.0)  # the same for bytes divided by 255
+_QUIETER = 3.0  # ratio of variances: what BatchNormalization expects to observed
 _LOUDER = 4.0  # ratio of root mean squares: observed to what BatchNormalization expects
 
 
@@ -108,22 +111,37 @@ def _unnormalised(
     ranges: Mapping[str, tuple[float, float, int]],
     moments: Callable[[], Mapping[str, Moments]],
 ) -> list[str]:
-    pixels = [n for n, (low, high, _) in ranges.items() if low >= 0 and _PIXELS[0] < high <= _PIXELS[1]]
+    pixels = {n: (low, high) for n, (low, high, _) in ranges.items() if low >= 0 and _looks_like_pixels(high)}
     known = moments() if pixels else {}
     first = next((str(o.name) for node in net.graph for o in node.outputs if o.name in known), None)
-    if not pixels or first is None:
+    if first is None:
         return []
     try:
         session = Session(net.ir_model, outputs=[first], threads=1)
-        squares = [np.mean(np.square(session.run_list(b.feeds)[0], dtype=np.float64)) for b in samples.batches(1)]
+        results = [session.run_list(batch.feeds)[0].astype(np.float64) for batch in samples.batches(1)]
     except ModelError:
         return []
-    louder = float(np.sqrt(np.mean(squares) / max(float(np.mean(known[first].power)), 1e-12)))
-    if louder < _LOUDER:
+    name, (low, high) = next(iter(pixels.items()))
+    if high > 1:
+        power = float(np.mean([np.mean(np.square(result)) for result in results]))
+        off, what = np.sqrt(power / max(float(np.mean(known[first].power)), 1e-12)) / _LOUDER, "expects"
+    else:
+        off, what = _less_varied(results, known[first]) / _QUIETER, "expects them to vary"
+    if off < 1:
         return []
-    low, high, _ = ranges[pixels[0]]
+    times = f"{off * _LOUDER:.1f} times less" if high > 1 else f"{off * _QUIETER:.0f} times more"
     return [
-        f"the samples look unnormalised: input '{pixels[0]}' goes from {low:g} to {high:g}, and the "
-        f"BatchNormalization of '{first}' expects {louder:.1f} times less; give --mean and --std with images in uint8, "
-        f"or samples as the model was trained on"
+        f"the samples look unnormalised: input '{name}' goes from {low:g} to {high:g}, and the BatchNormalization of "
+        f"'{first}' {what} {times}; give --mean and --std with images in uint8, or samples as the model was trained on"
     ]
+
+
+def _looks_like_pixels(high: float) -> bool:
+    """Whether the largest value of samples is that of bytes, or of bytes divided by 255."""
+    return _PIXELS[0] < high <= _PIXELS[1] or _SHARES[0] < high <= _SHARES[1]
+
+
+def _less_varied(results: list[NDArray[np.float64]], expected: Moments) -> float:
+    """How many times smaller the variance of a result's channels is than expected, in the median."""
+    variance = np.hstack([np.moveaxis(result, 1, 0).reshape(result.shape[1], -1) for result in results]).var(axis=1)
+    return float(np.median(expected.variance / np.maximum(variance, 1e-12)))

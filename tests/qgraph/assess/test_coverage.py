@@ -102,3 +102,18 @@ def test_pixels_that_look_unnormalised(model_from_text):
     assert "the samples look unnormalised: input 'x' goes from 0 to 255" in message
     assert "--mean and --std" in message
     assert said(model, (images - 127.5) / 74) == []
+
+
+def test_images_whose_mean_and_std_were_forgotten(model_from_text):
+    weight = normal(2, 1, 3, 3)
+    power = (weight**2).sum(axis=(1, 2, 3))
+    weights = {"w": weight, "one": np.ones(2, np.float32), "zero": np.zeros(2, np.float32)}
+    centre = weight.sum(axis=(1, 2, 3)) / 2
+    images = np.random.default_rng(0).random(size=(40, 1, 6, 6)).astype(np.float32)
+    trained_on_shares = model_from_text(PIXELS, var=power / 12, mean=centre, **weights)
+    assert said(trained_on_shares, images) == []
+    trained_on_normalised = model_from_text(PIXELS, var=power, mean=np.zeros(2, np.float32), **weights)
+    (message,) = [found for found in said(trained_on_normalised, images) if "below the target" not in found]
+    assert "the samples look unnormalised: input 'x' goes from" in message
+    assert "expects them to vary" in message
+    assert said(trained_on_normalised, (images - 0.5) * np.float32(12**0.5)) == []
