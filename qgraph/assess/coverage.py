@@ -20,6 +20,7 @@ BEYOND = 1.0  # how far outside the calibrated range values must lie, in widths 
 ENOUGH = 256  # the fewest values that define a range
 _PIXELS = (30.0, 255.0)  # the largest value of samples that look like bytes
 _SHARES = (0.5, 1.0)  # the same for bytes divided by 255
+_BLANK = 0.01  # variance of images in 0..1 that hardly show anything
 _QUIETER = 3.0  # ratio of variances: what BatchNormalization expects to observed
 _LOUDER = 4.0  # ratio of root mean squares: observed to what BatchNormalization expects
 
@@ -122,6 +123,9 @@ def _unnormalised(
     except ModelError:
         return []
     name, (low, high) = next(iter(pixels.items()))
+    blank = high <= 1 and np.mean([np.var(batch.feeds[name]) for batch in samples.batches(1)]) < _BLANK
+    if blank:
+        return []
     if high > 1:
         power = float(np.mean([np.mean(np.square(result)) for result in results]))
         off, what = np.sqrt(power / max(float(np.mean(known[first].power)), 1e-12)) / _LOUDER, "expects"

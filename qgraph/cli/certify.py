@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from qgraph.cli.console import number, progress, show, silence_warnings, table
-from qgraph.cli.options import PATH, data_options, given, preprocessing, run_options
+from qgraph.cli.kinds import PATH
+from qgraph.cli.options import data_options, given, preprocessing, run_options
 from qgraph.errors import QGraphError
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qgraph.cli.console import PRIOR_REJECTED, number, progress, show, show_json, silence_warnings, table
-from qgraph.cli.options import PATH, Bits, data_options, given, preprocessing, run_options
+from qgraph.cli.kinds import PATH, Bits
+from qgraph.cli.options import data_options, given, preprocessing, run_options
 
 if TYPE_CHECKING:
     from qgraph.assess.ablation import Ablation

@@ -9,7 +9,8 @@ import click
 
 from qgraph.cli.clock import elapsed
 from qgraph.cli.console import next_step, progress, show, show_json
-from qgraph.cli.options import PATH, batch_axis_option, batch_option, run_options, shape_option
+from qgraph.cli.kinds import PATH
+from qgraph.cli.options import batch_axis_option, batch_option, run_options, shape_option
 from qgraph.running.files import check_writable, write_atomically
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
-from qgraph.cli.options import PATH, data_options, executor_option, preprocessing, run_options
+from qgraph.cli.kinds import PATH
+from qgraph.cli.options import data_options, executor_option, preprocessing, run_options
 
 
 @click.command()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qgraph.cli.console import show, show_json, table
-from qgraph.cli.options import PATH, threads_option
+from qgraph.cli.kinds import PATH
+from qgraph.cli.options import threads_option
 
 if TYPE_CHECKING:
     from qgraph.assess.fused import FusedGraph

@@ -7,6 +7,27 @@ from fractions import Fraction
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
+
+
+class PathText(click.types.StringParamType):
+    """The path of a file or a folder, which shells complete."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+PATH = PathText()
+
+
+class Names(click.types.StringParamType):
+    """One of some names, which shells complete; others are for the job to refuse."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in self.names if name.startswith(incomplete)]
 
 
 class Bits(click.ParamType):

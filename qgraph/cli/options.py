@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from qgraph.cli.kinds import BitList, Bits, Group, Named, Numbers, Sizes, Threshold
+from qgraph.cli.kinds import PATH, BitList, Bits, Group, Named, Names, Numbers, Sizes, Threshold
 from qgraph.plan.registry import method_names, training_methods
 
 if TYPE_CHECKING:
@@ -17,26 +17,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _CLIPS = ("max", "percentile", "mse", "kl", "aciq")
-
-
-class PathText(click.types.StringParamType):
-    """The path of a file or a folder, which shells complete."""
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(incomplete, type="file")]
-
-
-PATH = PathText()
-
-
-class Names(click.types.StringParamType):
-    """One of some names, which shells complete; others are for the job to refuse."""
-
-    def __init__(self, *names: str) -> None:
-        self.names = names
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(name) for name in self.names if name.startswith(incomplete)]
 
 
 class _MethodOption(click.Option):

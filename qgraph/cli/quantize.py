@@ -10,8 +10,8 @@ import click
 from qgraph.cli.clock import elapsed, with_total
 from qgraph.cli.console import PRIOR_REJECTED, next_step, number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.invocation import command
+from qgraph.cli.kinds import PATH
 from qgraph.cli.options import (
-    PATH,
     data_options,
     format_options,
     given,

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from qgraph.cli.console import progress, show, show_json, silence_warnings
-from qgraph.cli.options import PATH, data_options, preprocessing, run_options
+from qgraph.cli.kinds import PATH
+from qgraph.cli.options import data_options, preprocessing, run_options
 from qgraph.running.files import check_writable, write_atomically
 
 

@@ -10,16 +10,8 @@ import click
 
 from qgraph.cli.clock import elapsed
 from qgraph.cli.console import next_step, progress, say, show, show_json, silence_warnings, table
-from qgraph.cli.options import (
-    PATH,
-    Bits,
-    data_options,
-    executor_option,
-    given,
-    preprocessing,
-    recipe_options,
-    run_options,
-)
+from qgraph.cli.kinds import PATH, Bits
+from qgraph.cli.options import data_options, executor_option, given, preprocessing, recipe_options, run_options
 from qgraph.cli.recipe_file import recipe_file_options
 from qgraph.errors import UsageError
 from qgraph.methods.qrater.config import INGREDIENTS, OBJECTIVES, PROTOCOLS, SEARCHES, SearchConfig

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qgraph.cli.console import next_step, progress, show, show_json, silence_warnings, table
+from qgraph.cli.kinds import PATH, BitList
 from qgraph.cli.options import (
-    PATH,
-    BitList,
     data_options,
     direction_option,
     executor_option,

@@ -10,7 +10,8 @@ import click
 
 from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.invocation import command
-from qgraph.cli.options import PATH, data_options, preprocessing, run_options, set_option
+from qgraph.cli.kinds import PATH
+from qgraph.cli.options import data_options, preprocessing, run_options, set_option
 from qgraph.errors import UsageError
 from qgraph.running.files import check_writable, write_atomically
 
