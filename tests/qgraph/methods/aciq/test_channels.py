@@ -121,6 +121,18 @@ def test_what_keeps_one_step_is_noted_and_a_simulation_may_have_more(net):
         export(net, simulated)
 
 
+def test_values_that_merely_happened_to_be_positive_keep_one_step(net):
+    view = GraphView(net)
+    observed = observe(net, open_data(RNG.random((16, 3, 10, 10), np.float32), net))
+    recipe = Recipe.choose("aciq", True, edge_bits=4, weights=8, activations=4)
+    scaled = scale_channels(
+        initial_plan(view, recipe, observed), view, observed, config=ChannelConfig(deployable=False)
+    )
+    x = next(a for a in scaled.activations if a.tensor == "x")
+    assert (x.zero_point, x.channel_scale) == (0, ())
+    assert "'x' keeps one step for all channels: it takes both signs" in scaled.notes
+
+
 def test_a_clip_from_above_zero_lets_no_factor_through(model_from_text):
     net = network(model_from_text, "Clip(c2, one, six)")
     view, observed, plan, _ = start(net, weights=8, activations=4)
