@@ -35,7 +35,7 @@ def distilled_samples(
     said = batch_axes(given.loaded.input_values(), reading.get("batch_axes") or {})
     axes = {name: axis for name, axis in said.items() if axis is not None}
     if count is None:
-        affordable = DistillConfig().affordable(given.loaded, _sizes(given.loaded, shapes, axes), axes)
+        affordable = DistillConfig().affordable(given.loaded, DISTILLED, _sizes(given.loaded, shapes, axes), axes)
         count = min(max(affordable, FEWEST), DISTILLED)
     inputs = distilled_inputs(given.loaded, job, count=count, batch=batch, shapes=shapes, axes=axes, noise=noise)
     return open_data(inputs, given.net, batch=batch, batch_axes=axes)

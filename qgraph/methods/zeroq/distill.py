@@ -63,10 +63,15 @@ class DistillConfig:
     checkpoint_every: int = 50
 
     def affordable(
-        self, model: Model, shapes: Mapping[str, Sequence[int]] | None, batch_axes: Mapping[str, int] | None
+        self,
+        model: Model,
+        count: int,
+        shapes: Mapping[str, Sequence[int]] | None,
+        batch_axes: Mapping[str, int] | None,
     ) -> int:
-        """How many samples can be optimised at once."""
-        return max(self.memory // max(step_bytes(model, shapes=shapes, batch_axes=batch_axes), 1), 1)
+        """How many samples can be optimised at once, of a job that distils `count`."""
+        each = step_bytes(model, batch=min(self.batch, count), shapes=shapes, batch_axes=batch_axes)
+        return max(self.memory // max(each, 1), 1)
 
     def for_folded(self) -> DistillConfig:
         """Short and careful, for estimated statistics: stay close to natural noise and within its range."""
@@ -130,7 +135,8 @@ def distill(
     loaded = load(model)
     kept = has_batch_norms(loaded)
     config = config if kept else config.for_folded()
-    size = max(min(config.batch, count, config.affordable(loaded, shapes, batch_axes) // AT_ONCE), 1)
+    affordable = config.affordable(loaded, count, shapes, batch_axes)
+    size = max(min(config.batch, count, affordable // AT_ONCE), 1)
     axes = layout.batch_axes(loaded.input_values(), batch_axes or {})
     found = input_shapes(loaded, batch=size, shapes=shapes, batch_axes=batch_axes)
     together = min((found[name][axis] for name, axis in axes.items() if axis is not None), default=1)

@@ -125,12 +125,13 @@ def step_model(
 def step_bytes(
     model: Model,
     *,
+    batch: int,
     shapes: Mapping[str, Sequence[int]] | None = None,
     batch_axes: Mapping[str, int] | None = None,
 ) -> int:
-    """About the bytes that a step holds per sample."""
+    """About the bytes that a step on a batch holds per sample."""
     net = normalise(model).ir_model.clone()
-    inputs = input_shapes(model, batch=1, shapes=shapes, batch_axes=batch_axes)
+    inputs = input_shapes(model, batch=batch, shapes=shapes, batch_axes=batch_axes)
     axes = layout.batch_axes(model.input_values(), batch_axes or {})
     samples = min((inputs[name][axis] for name, axis in axes.items() if axis is not None), default=1)
     _fix_shapes(net, inputs)

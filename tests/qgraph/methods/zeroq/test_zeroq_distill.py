@@ -324,7 +324,7 @@ def test_distillation_stops_when_its_ranges_have_settled() -> None:
 
 def test_batches_are_as_large_as_memory_allows() -> None:
     shapes = {"x": (4, 3, 6, 6)}
-    each = step_bytes(load(_model(NET)))
+    each = step_bytes(load(_model(NET)), batch=2)
     assert each == 4 * 4 * (4 + 4 + 2) * 36  # four copies of c (with n folded), r and y
     config = dataclasses.replace(QUICK, memory=2 * 3 * each)
     found = distill(_model(NET), count=7, config=config, threads=1)
