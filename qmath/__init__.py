@@ -60,6 +60,8 @@ _HOMES = {
     "learned_mse": ("mse_parameters",),
     "prior_clipping": ("PriorRanges", "prior_ranges"),
     "rounding": ("Exponent", "rounding_offset", "rounding_table"),
+    "moments": ("Moments", "MomentsAccumulator"),
+    "second_order": ("SecondOrderRounding", "aimed_weights", "neighbour_moments", "round_second_order"),
     "staircase": ("RoundingTable",),
     "statistics": ("Statistics", "StatisticsAccumulator"),
 }

@@ -201,9 +201,9 @@ def recipe_options(f: F) -> F:
         ),
         click.option(
             "--rounding",
-            type=Names("nearest", "qrater"),
+            type=Names("nearest", "second-order", "qrater"),
             metavar="METHOD",
-            help="Rounding: nearest, or qrater (searched).",
+            help="Rounding of weights: nearest, second-order (measured, with data), or qrater (searched).",
         ),
         click.option(
             "--bias-correction/--no-bias-correction",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 import qmath
 from qgraph.errors import PlanError
+from qgraph.plan.held_codes import from_text, to_text
 from qgraph.plan.plan import MAX_SHIFTED_BITS, ActivationQuant, WeightQuant
 from qgraph.plan.staircase import rounding_table
 
@@ -29,7 +31,12 @@ def _within_float32() -> Iterator[None]:
 
 @_within_float32()
 def codes(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.int8]:
-    """clip(round(w input_scale / scale) + zero_point, qmin, qmax) as int8, half to even or by the grid's rounding."""
+    """clip(round(w input_scale / scale) + zero_point, qmin, qmax) as int8, half to even or by the grid's rounding.
+
+    Codes that the grid holds itself are what they are.
+    """
+    if quant.codes:
+        return from_text(quant.codes, weight.shape, bits=max(quant.widths), lowest=quant.qmin)
     weight = scaled(weight, quant)
     if quant.rounding is None:
         return np.asarray(qmath.quantize(weight, rounding_grid(quant, weight.shape)), np.int8)
@@ -38,6 +45,11 @@ def codes(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.int8]:
         return np.asarray(table.quantize(weight, quant.scale[0]), np.int8)
     rows = table.quantize(quant.granularity.rows(weight), quant.scale, axis=0)
     return np.ascontiguousarray(quant.granularity.from_rows(rows, weight.shape), np.int8)
+
+
+def with_codes(quant: WeightQuant, integer: NDArray[np.integer]) -> WeightQuant:
+    """The grid with these codes of its weight."""
+    return replace(quant, codes=to_text(integer, bits=max(quant.widths), lowest=quant.qmin))
 
 
 @_within_float32()
@@ -57,7 +69,7 @@ def scaled(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.float
 @_within_float32()
 def quantized(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.float32]:
     """The weight as the quantized layer sees it."""
-    if quant.rounding is None and not quant.input_scale and set(quant.gain) == {1.0}:
+    if quant.rounding is None and not quant.input_scale and not quant.codes and set(quant.gain) == {1.0}:
         return np.asarray(qmath.fake_quantize(weight, rounding_grid(quant, weight.shape)), np.float32)
     result = values(codes(weight, quant), quant)
     if not quant.input_scale:

@@ -71,7 +71,8 @@ class WeightQuant:
 
     Codes are round(w / scale) + zero_point, half to even, clamped to the signed range of `bits`, without its lowest
     code if `symmetric`. `gain` rescales after rounding (the norm correction of ACIQ, Eq. 12). A symmetric grid may have
-    a `rounding` of its own.
+    a `rounding` of its own. Codes that no rounding of single weights finds are in the plan: `codes`, as text
+    (`qgraph.plan.held_codes`); they hold for this grid alone.
 
     `channel_bits` are the widths of the channels where they differ; the channels share the quota of bins that `bits`
     for each would give. `input_scale` multiplies the weight before it is rounded, one factor per input channel: the
@@ -92,6 +93,7 @@ class WeightQuant:
     channel_bits: tuple[int, ...] = ()
     input_scale: tuple[float, ...] = ()
     unit: tuple[float, ...] = ()
+    codes: str = ""
 
     def __post_init__(self) -> None:
         _check_bits(self.bits)
@@ -103,8 +105,8 @@ class WeightQuant:
         _check_scale(tuple(factor for factor in self.input_scale if factor) or (1.0,))
         if self.rounding is not None and (not self.symmetric or self.rounding.subdivision):
             raise PlanError("a weight grid with a rounding is symmetric, and its rounding has no subdivision")
-        if self.rounding is not None and self.channel_bits:
-            raise PlanError("a weight grid with a rounding has one width for all channels")
+        if self.rounding is not None and (self.channel_bits or self.codes):
+            raise PlanError("a weight grid with a rounding has one width for all channels, and no codes")
         if self.symmetric and any(self.zero_point):
             raise PlanError("a symmetric weight grid has zero_point 0")
         if self.granularity.axis is None and len(self.scale) != 1:

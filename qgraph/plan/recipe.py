@@ -15,7 +15,8 @@ from qgraph.plan.plan import MAX_SHIFTED_BITS
 
 TargetCpu = Literal["any", "vnni"]
 TARGET_CPUS: tuple[str, ...] = get_args(TargetCpu)
-ROUNDINGS = ("nearest", "qrater")
+ROUNDINGS = ("nearest", "second-order", "qrater")
+SECOND_ORDER = "second-order"
 SEARCHED = "qrater"  # the clip or rounding that is found by measuring the task
 FORMATS = ("qdq", "float")
 ALLOCATIONS = ("none", "weights", "activations", "both")
@@ -177,8 +178,9 @@ class Recipe:
 
     @property
     def needs_data(self) -> bool:
-        """Whether samples are needed: to find ranges of activations, to mix bits, or to measure the task."""
-        return self.static_bits is not None or self.mixed or bool(self.ingredients) or self.correct_outputs
+        """Whether samples are needed: for ranges, to mix bits or round weights, or to measure the task."""
+        measured = self.mixed or bool(self.ingredients) or self.correct_outputs or self.rounding == SECOND_ORDER
+        return measured or self.static_bits is not None
 
     @property
     def undecided(self) -> bool:
@@ -217,8 +219,9 @@ class Recipe:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The recipe's method, and Q-Rater where an option asks for what it searches."""
-        return tuple(dict.fromkeys((self.method, *([SEARCHED] if self.ingredients else []))))
+        """The recipe's method, and those that its options ask for: what Q-Rater searches, second-order rounding."""
+        asked = [*([SEARCHED] if self.ingredients else []), *([SECOND_ORDER] if self.rounding == SECOND_ORDER else [])]
+        return tuple(dict.fromkeys((self.method, *asked)))
 
     @property
     def needs_histograms(self) -> bool:

@@ -50,6 +50,19 @@ def without_saturation(plan: QuantPlan, view: GraphView) -> QuantPlan:
     return plan.map_layers(widen)
 
 
+def largest_pair(layer: Layer, quant: LayerQuant, grids: Mapping[str, ActivationQuant]) -> int:
+    """The largest sum of two stored weights that the layer's kernel cannot saturate; 0 where nothing saturates."""
+    highest = _highest_code(layer, quant, grids)
+    alone = quant.weight.granularity.group is not None or not (pairs_products(layer) or has_zero_points(quant.weight))
+    return 0 if not highest or alone else _INT16_MAX // highest
+
+
+def saturated(layer: Layer, grid: WeightQuant, limit: int) -> NDArray[np.bool_]:
+    """For each output channel, whether two neighbours among its codes sum to more than `limit` (`largest_pair`)."""
+    pairs = largest_pairs(layer, codes.stored(codes.codes(layer.weight_array(), grid), grid))
+    return np.asarray(pairs > (limit or np.inf))
+
+
 def _highest_code(layer: Layer, quant: LayerQuant, grids: Mapping[str, ActivationQuant]) -> int:
     """The highest code that the layer's integer kernel reads; 0 where it has none."""
     if quant.runs == "dynamic":
@@ -98,7 +111,7 @@ def _widened(layer: Layer, grid: WeightQuant, highest: int) -> WeightQuant:
         if not over.any():
             return grid
         scale = np.where(over, scale * np.maximum(pairs / limit, 1 + 1 / limit), scale)
-        grid = dataclasses.replace(grid, scale=tuple(float(s) for s in scale.astype(np.float32)))
+        grid = dataclasses.replace(grid, scale=tuple(float(s) for s in scale.astype(np.float32)), codes="")
     return grid
 
 
@@ -107,7 +120,7 @@ def _about_zero(grid: WeightQuant) -> WeightQuant:
     reach = np.asarray([max(high - z, z - low) for z, (low, high) in zip(grid.zero_point, cycle(grid.limits))])
     half = 2.0 ** (np.asarray(grid.widths) - 1) - 1
     scale = (np.asarray(grid.scale) * reach / half).astype(np.float32)
-    return dataclasses.replace(grid, symmetric=True, zero_point=(0,), scale=tuple(float(s) for s in scale))
+    return dataclasses.replace(grid, symmetric=True, zero_point=(0,), scale=tuple(float(s) for s in scale), codes="")
 
 
 def _largest_code(grid: WeightQuant) -> int:

@@ -71,7 +71,7 @@ def _common(grids: list[WeightQuant]) -> WeightQuant | None:
     widest = [grid for grid in grids if grid.bits == bits]
     one = widest[0]
     special = any(
-        grid.channel_bits or grid.granularity.group is not None or grid.input_scale or grid.rounding is not None
+        grid.channel_bits or grid.granularity.group is not None or grid.input_scale or grid.rounding or grid.codes
         for grid in grids
     )
     shapes = {(len(grid.scale), grid.granularity) for grid in grids}
@@ -115,9 +115,9 @@ def _times(grid: WeightQuant, factors: NDArray[np.float64]) -> WeightQuant:
     scale = np.atleast_1d(np.where(factors > 1, np.nextafter(scale, np.float32(np.inf)), scale))
     wider = tuple(float(s) for s in scale)
     if not grid.unit:
-        return dataclasses.replace(grid, scale=wider)
+        return dataclasses.replace(grid, scale=wider, codes="")
     steps = (grid.multiples * np.expand_dims(scale, grid.granularity.axis or 0)).astype(np.float32)
-    return dataclasses.replace(grid, scale=tuple(float(s) for s in steps.ravel()), unit=wider)
+    return dataclasses.replace(grid, scale=tuple(float(s) for s in steps.ravel()), unit=wider, codes="")
 
 
 def _total_bias(layer: Layer, quant: LayerQuant) -> NDArray[np.float64]:

@@ -98,15 +98,15 @@ def _plain(quant: LayerQuant, layer: Layer) -> tuple[LayerQuant, Floats]:
     grid = quant.weight
     weight = layer.weight_array()
     if any(grid.zero_point):
-        around_zero = dataclasses.replace(grid, zero_point=(0,), gain=(1.0,), symmetric=True)
+        around_zero = dataclasses.replace(grid, zero_point=(0,), gain=(1.0,), symmetric=True, codes="")
         half = 2.0 ** (np.asarray(grid.widths) - 1) - 1
         scales = weight_ends(weight, around_zero, "mse")[1] / half
         grid = dataclasses.replace(around_zero, scale=tuple(float(s) for s in scales.astype(np.float32)))
-    if grid.rounding is not None:
+    if grid.rounding is not None or (grid.codes and not any(grid.zero_point)):
         weight = weights.quantized(weight, dataclasses.replace(grid, gain=(1.0,)))
     gain = np.broadcast_to(np.asarray(grid.gain), len(grid.scale))
     scale = tuple(float(s) for s in (np.asarray(grid.scale) * gain).astype(np.float32))
-    plain = dataclasses.replace(grid, scale=scale, gain=(1.0,), rounding=None)
+    plain = dataclasses.replace(grid, scale=scale, gain=(1.0,), rounding=None, codes="")
     return dataclasses.replace(quant, weight=plain, bias_shift=()), (
         weight * grid.granularity.lay(gain, weight.shape)
     ).astype(np.float32)

@@ -1,0 +1,217 @@
+"""plan -> plan: weights rounded to second order, layer after layer (`qmath.round_second_order`).
+
+Every layer reads what reaches it through the layers quantized so far, and aims at what the float layer computes from
+float operands: it also makes up for the errors before it, as far as a linear layer can. With centred moments, the mean
+of its error goes into the bias:
+
+    shift = E[y] - b - gain q E[x]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+import qmath
+from qgraph.graph.layers import Layer
+from qgraph.graph.sites import GraphView
+from qgraph.lowering.places import shift_bias
+from qgraph.lowering.simulate import simulate
+from qgraph.methods.second_order.operands import as_rows, from_rows, rows, why_not
+from qgraph.observe.relay import Relay
+from qgraph.observe.statistics import Observations
+from qgraph.onnxfile.edit import add_initializer, constant
+from qgraph.plan import codes as weights
+from qgraph.plan.plan import MAX_BITS, LayerQuant, QuantPlan, WeightQuant
+from qgraph.plan.saturation import largest_pair, saturated
+from qgraph.running.job import Job
+from qgraph.samples.dataset import Batch, Dataset
+
+MEMORY = 2 << 30  # bytes of activations that are held between two layers, about
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondOrderConfig:
+    """How weights are rounded to second order.
+
+    `samples` are the most that are run, `rows` the operands taken of each layer, and as many more for each product of
+    an output as `rows_per_product` says. `damping` and `factors` are those of `qmath.round_second_order`. Weights of
+    more than `bits` keep their codes.
+    """
+
+    samples: int = 256
+    rows: int = 8192
+    rows_per_product: int = 8
+    damping: float = 0.01
+    factors: tuple[float, ...] = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+    bits: int = MAX_BITS
+    batch: int = 16
+
+
+def round_weights(
+    plan: QuantPlan,
+    view: GraphView,
+    data: Dataset,
+    *,
+    config: SecondOrderConfig | None = None,
+    observed: Observations | None = None,
+    job: Job | None = None,
+) -> QuantPlan:
+    """The plan with codes, gains and bias shifts found layer after layer on samples; labels are not needed."""
+    chosen, job = config or SecondOrderConfig(), job or Job()
+    batches = _batches(data, chosen, observed)
+    done = {q.name: q for q in plan.layers if _takes_codes(view.by_name[q.name], q, chosen)}
+    grids = plan.operand_grids
+    start = plan.map_layers(lambda q: dataclasses.replace(q, bias_shift=()) if q.name in done else q)
+    lowered = simulate(view.model, start)
+    twins = GraphView(dataclasses.replace(view.model, ir_model=lowered)).by_name
+    pair = _Pair(
+        Relay(view.model.ir_model, batches, threads=job.threads), Relay(lowered, batches, threads=job.threads), chosen
+    )
+    with job.progress.stage("rounding", len(done)) as advance:
+        for layer in view.layers:
+            if layer.name in done:
+                allowed = largest_pair(layer, done[layer.name], grids)
+                quant = pair.rounded(layer, twins[layer.name], done[layer.name], allowed)
+                done[layer.name] = quant
+                _put(lowered.graph, twins[layer.name], layer, quant)
+                advance(1, layer.name)
+    return plan.map_layers(lambda q: done.get(q.name, q))
+
+
+def _takes_codes(layer: Layer, quant: LayerQuant, config: SecondOrderConfig) -> bool:
+    grid = quant.weight
+    along = grid.granularity
+    fits = along.axis in (None, layer.output_axis if along.group is None else 1 - layer.output_axis)
+    return not why_not(layer) and grid.bits <= config.bits and grid.rounding is None and fits
+
+
+def _batches(data: Dataset, config: SecondOrderConfig, observed: Observations | None) -> list[Batch]:
+    """Samples spread over the data, as many as memory holds with what lies between two layers."""
+    nbytes = 0 if observed is None else observed.sample_bytes
+    most = int(np.clip(MEMORY // max(nbytes // 4, 1), min(config.batch, data.count), config.samples))
+    spread = data.choose(range(0, data.count, -(-data.count // most)))
+    return list(spread.batches(min(config.batch, max(1, spread.count // 2))))  # two halves, at least
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """The float network and the quantized one, run side by side."""
+
+    float: Relay
+    quantized: Relay
+    config: SecondOrderConfig
+
+    def rounded(self, layer: Layer, twin: Layer, quant: LayerQuant, allowed: int) -> LayerQuant:
+        """The layer with its weight rounded by what reaches it."""
+        shape = layer.weight_array().shape
+        halves = self._moments(layer, twin, int(np.prod(shape)) // shape[layer.output_axis])
+        return quant if halves is None else _rounded(layer, quant, halves, allowed, self.config)
+
+    def _moments(self, layer: Layer, twin: Layer, products: int) -> list[qmath.Moments] | None:
+        """Those of every other batch, and of the batches between."""
+        halves, rng = [qmath.MomentsAccumulator() for _ in range(2)], np.random.default_rng(0)
+        operands, results = self.quantized.value(twin.input), self.float.value(layer.output)
+        wanted = self.config.rows + self.config.rows_per_product * products
+        for index, (operand, result) in enumerate(zip(operands, results, strict=True)):
+            found = rows(layer, operand, result, -(-wanted // len(operands)), rng)
+            if found.results.size:
+                halves[index % 2].update(found.operands, found.results)
+        return [half.result() for half in halves] if all(half.count for half in halves) else None
+
+
+def _rounded(
+    layer: Layer, quant: LayerQuant, halves: list[qmath.Moments], allowed: int, config: SecondOrderConfig
+) -> LayerQuant:
+    grid, weight = quant.weight, layer.weight_array()
+    own = grid.granularity.per_channel  # whether every output has a scale of its own
+    moments = halves[0].joined(halves[1])
+    problem = _Scaled.of(layer, grid, moments.hessian, qmath.aimed_weights(as_rows(layer, weight), halves))
+    found = qmath.round_second_order(
+        problem.weight,
+        problem.hessian,
+        _row_grid(layer, grid, weight.shape, len(problem.kept)),
+        aim=problem.aim,
+        damping=config.damping,
+        factors=config.factors if own and grid.bits < MAX_BITS else (1.0,),
+        refit=own,
+    )
+    before = as_rows(layer, weights.codes(weight, grid))
+    codes = before.copy()
+    codes[:, problem.kept] = found.codes
+    held = weights.with_codes(grid, from_rows(layer, codes, weight.shape))
+    over = saturated(layer, held, allowed)
+    if over.any():  # these channels stay as they are
+        held = weights.with_codes(grid, from_rows(layer, np.where(over[:, None], before, codes), weight.shape))
+    if own:
+        scale = np.where(over, grid.scale, np.asarray(grid.scale) * found.factor).astype(np.float32)
+        gain = np.where(over, grid.gain, found.gain)
+        held = dataclasses.replace(held, scale=tuple(map(float, scale)), gain=tuple(map(float, gain)))
+    return _settled(layer, dataclasses.replace(quant, weight=held), moments)
+
+
+def _settled(layer: Layer, quant: LayerQuant, moments: qmath.Moments) -> LayerQuant:
+    """The layer with the shift of its bias at which its mean output is the float layer's."""
+    values = as_rows(layer, weights.quantized(layer.weight_array(), quant.weight)).astype(np.float64)
+    groups = values.reshape(len(moments.mean), -1, values.shape[1])
+    reached = np.einsum("gok,gk->go", groups, moments.mean).reshape(-1)
+    bias = constant(layer.bias)
+    known = 0.0 if bias is None else np.asarray(bias, np.float64).reshape(-1) * layer.bias_factor
+    shift = (moments.target_mean - known - reached).astype(np.float32)
+    return dataclasses.replace(quant, bias_shift=tuple(float(s) for s in shift))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scaled:
+    """The problem of a layer whose operand is divided by `input_scale` and whose weight contains it.
+
+    Only the columns `kept` are rounded; those without a factor are multiplied in floats.
+    """
+
+    weight: NDArray[np.float64]
+    hessian: NDArray[np.float64]
+    aim: NDArray[np.float64]
+    kept: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, layer: Layer, grid: WeightQuant, hessian: NDArray[np.float64], aim: NDArray[np.float64]) -> _Scaled:
+        weight = layer.weight_array().astype(np.float64)
+        rows = as_rows(layer, weight)
+        if not grid.input_scale:
+            return cls(weight=rows, hessian=hessian, aim=aim, kept=np.arange(rows.shape[1]))
+        factors = as_rows(layer, weights.scaled(np.ones_like(weight), grid))
+        left = (factors == 0).any(axis=0)
+        kept = np.flatnonzero(~left)
+        if left.any():  # of a matrix, which is a single group: what their weights miss of the aim, the others make up
+            inner = hessian[0][np.ix_(kept, kept)] + 1e-6 * np.trace(hessian[0]) / len(rows[0]) * np.eye(len(kept))
+            missing = (aim - rows)[:, left] @ hessian[0][np.ix_(left, kept)]
+            aim = aim[:, kept] + np.linalg.solve(inner, missing.T).T
+            rows, hessian, factors = rows[:, kept], hessian[:, kept][:, :, kept], factors[:, kept]
+        of_group = factors[:: len(factors) // len(hessian)]
+        hessian = hessian / (of_group[:, :, None] * of_group[:, None, :])
+        return cls(weight=rows * factors, hessian=hessian, aim=aim * factors, kept=kept)
+
+
+def _row_grid(layer: Layer, grid: WeightQuant, shape: tuple[int, ...], columns: int) -> qmath.Grid:
+    """The grid of the weight laid out as rows."""
+    granularity, outputs = grid.granularity, shape[layer.output_axis]
+    group = granularity.group
+    rows = dataclasses.replace(granularity, axis=None if granularity.axis is None else int(group is not None))
+    if group is not None and layer.output_axis == 1:
+        by_input = granularity.parameter_shape(shape)
+        parts = {"scale": grid.scale, "zero_point": grid.zero_point}
+        turned = {n: tuple(np.reshape(v, by_input).T.ravel().tolist()) for n, v in parts.items() if len(v) > 1}
+        grid = dataclasses.replace(grid, **turned)
+    return weights.rounding_grid(dataclasses.replace(grid, granularity=rows, codes=""), (outputs, columns))
+
+
+def _put(graph: ir.Graph, twin: Layer, layer: Layer, quant: LayerQuant) -> None:
+    """Let the quantized network compute with the layer as it was rounded."""
+    array = weights.quantized(layer.weight_array(), quant.weight)
+    twin.node.replace_input_with(twin.weight_index, add_initializer(graph, f"{layer.weight.name}/rounded", array))
+    if quant.bias_shift:
+        shift_bias(graph, twin, np.asarray(quant.bias_shift, np.float64))

@@ -1,0 +1,130 @@
+"""Second moments of what a layer reads, and of it with what the layer should compute, summed up batch by batch.
+
+They are all that least squares and second-order rounding (`qmath.round_second_order`) need to know about samples:
+
+    H = E[x x^T] - E[x] E[x]^T,    t = E[y x^T] - E[y] E[x]^T
+
+For a convolution, x are patches; it is enough to look at some positions of every image, since H is an average over all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from qmath._content import ByContent
+from qmath._validation import as_data
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Moments(ByContent):
+    """Moments about the mean of operands x, in G groups of K products, with targets y of C outputs.
+
+    `hessian` has shape (G, K, K) and `target` (C, K), those of the group of every output; `mean` (G, K), `target_mean`
+    and `target_variance` (C,). `count` is the number of operands seen.
+
+    Example:
+        >>> import qmath
+        >>> seen = qmath.MomentsAccumulator()
+        >>> seen.update([[[1.0], [3.0]]], [[2.0], [6.0]])
+        >>> found = seen.result()
+        >>> found.hessian.tolist(), found.target.tolist(), found.mean.tolist()
+        ([[[1.0]]], [[2.0]], [[2.0]])
+    """
+
+    hessian: Floats
+    target: Floats
+    mean: Floats
+    target_mean: Floats
+    target_variance: Floats
+    count: int
+
+    def joined(self, other: Moments) -> Moments:
+        """Return the moments of the samples of both."""
+        share = self.count / (self.count + other.count)
+        apart, aims = self.mean - other.mean, self.target_mean - other.target_mean
+        between, shared = share * (1 - share), np.repeat(apart, len(aims) // len(apart), axis=0)
+
+        def both(name: str, difference: Floats | float = 0.0) -> Floats:
+            parts = share * getattr(self, name) + (1 - share) * getattr(other, name)
+            return np.asarray(parts + between * difference)
+
+        return Moments(
+            hessian=both("hessian", apart[:, :, None] * apart[:, None, :]),
+            target=both("target", aims[:, None] * shared),
+            mean=both("mean"),
+            target_mean=both("target_mean"),
+            target_variance=both("target_variance", aims**2),
+            count=self.count + other.count,
+        )
+
+
+class MomentsAccumulator:
+    """Sums up `Moments`, about a point near the mean so that nothing cancels; memory is that of the moments.
+
+    Example:
+        >>> import numpy as np
+        >>> import qmath
+        >>> seen = qmath.MomentsAccumulator()
+        >>> for batch in np.arange(12.0).reshape(2, 1, 6, 1):
+        ...     seen.update(batch, batch[0])
+        >>> round(float(seen.result().hessian[0, 0, 0]), 3)  # the variance of 0..11
+        11.917
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._about: tuple[NDArray[np.floating], NDArray[np.floating]] | None = None
+
+    def update(self, x: ArrayLike, y: ArrayLike) -> None:
+        """Take in n operands x, shape (G, n, K), and as many targets y, shape (n, C), C a multiple of G.
+
+        Raises:
+            ValueError: For shapes that do not fit one another or an earlier batch, and empty arrays.
+            TypeError: For anything but real numbers.
+        """
+        operands, targets = as_data(x), as_data(y, "y")
+        if operands.ndim != 3 or targets.ndim != 2 or operands.shape[1] != len(targets):
+            raise ValueError(f"x, y: expected shapes (G, n, K) and (n, C), found {operands.shape} and {targets.shape}")
+        groups, count, columns = operands.shape
+        if targets.shape[1] % groups:
+            raise ValueError(f"y: expected a number of outputs that {groups} groups divide, found {targets.shape[1]}")
+        if self._about is None:
+            self._about = operands.mean(axis=1, keepdims=True), targets.mean(axis=0)
+            self._products = np.zeros((groups, columns, columns))
+            self._cross = np.zeros((groups, targets.shape[1] // groups, columns))
+            self._sums, self._of_targets = np.zeros((groups, columns)), np.zeros((2, targets.shape[1]))
+        if self._sums.shape != (groups, columns) or self._of_targets.shape[1] != targets.shape[1]:
+            raise ValueError(f"x, y: expected shapes like those of earlier batches, found {x} and {y}")
+        moved = np.subtract(operands, self._about[0], order="C")
+        aims = targets - self._about[1]
+        by_group = aims.reshape(count, groups, -1).transpose(1, 2, 0)
+        self._products += np.matmul(moved.transpose(0, 2, 1), moved)
+        self._cross += np.matmul(np.ascontiguousarray(by_group), moved)
+        self._sums += moved.sum(axis=1, dtype=np.float64)
+        self._of_targets += aims.sum(axis=0, dtype=np.float64), np.square(aims).sum(axis=0, dtype=np.float64)
+        self.count += count
+
+    def result(self) -> Moments:
+        """Return the moments of everything taken in.
+
+        Raises:
+            ValueError: When nothing was taken in.
+        """
+        if self._about is None:
+            raise ValueError("no operand was taken in: call update first")
+        mean = self._sums / self.count
+        aim, square = self._of_targets / self.count
+        shared = np.repeat(mean, len(aim) // len(mean), axis=0)
+        return Moments(
+            hessian=self._products / self.count - mean[:, :, None] * mean[:, None, :],
+            target=self._cross.reshape(len(aim), -1) / self.count - aim[:, None] * shared,
+            mean=mean + self._about[0][:, 0],
+            target_mean=aim + self._about[1],
+            target_variance=np.maximum(square - aim**2, 0.0),
+            count=self.count,
+        )
