@@ -65,8 +65,9 @@ def layers_in_file(
     probe, seen = _exposed(quantized, set(results.values()))
     factors = {a.tensor: np.asarray(a.channel_scale, np.float64) for a in plan.activations if a.channel_scale}
     layers = [name for name, tensor in results.items() if tensor in seen]
+    activated = [name for name in layers if str(view.by_name[name].output.name) != results[name]]
     try:
-        before = _with_powers(view, layers, list(seen))
+        before = _with_powers(view, activated, list(seen))
         after = Session(probe, outputs=list(seen.values()), threads=1)
 
         def compare(batch: Batch, want: list[NDArray[Any]]) -> list[NDArray[np.float64]]:
@@ -87,17 +88,18 @@ def layers_in_file(
     except ModelError:
         return {}
     *compared, powers = (np.array(parts) for parts in zip(*rows, strict=True))
-    parts, alone = dict(zip(seen, compared, strict=True)), dict(zip(layers, powers.mean(axis=0).tolist(), strict=True))
+    parts = dict(zip(seen, compared, strict=True))
+    alone = dict(zip(activated, powers.mean(axis=0).tolist(), strict=True))
     usable = [name for name in layers if np.isfinite(parts[results[name]]).all()]
-    return {name: _in_file(results[name], parts[results[name]], alone[name]) for name in usable}
+    return {name: _in_file(results[name], parts[results[name]], alone.get(name)) for name in usable}
 
 
-def _in_file(tensor: str, parts: NDArray[np.float64], alone: float) -> InFile:
-    """The rows of `_compared` summed up."""
+def _in_file(tensor: str, parts: NDArray[np.float64], alone: float | None) -> InFile:
+    """The rows of `_compared` summed up; without an activation, the layer `alone` has the power of the result."""
     signal, noise, count, low, high = parts.T
     return InFile(
         tensor=tensor,
-        alone=alone,
+        alone=float(signal.sum() / count.sum()) if alone is None else alone,
         signal=float(signal.sum() / count.sum()),
         noise=float(noise.sum() / count.sum()),
         low=float(low.min()),

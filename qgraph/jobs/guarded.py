@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
 from qgraph.assess.verdict import Verdict
-from qgraph.errors import UsageError
+from qgraph.errors import QualityWarning, UsageError
 from qgraph.jobs.below import TARGET_DB, below_eight_bits
 from qgraph.jobs.plan_judge import PlanJudge, margin
 from qgraph.jobs.prepare import Gathered
 from qgraph.jobs.result import GivenUp, Result
 from qgraph.methods.guard.concessions import widened
-from qgraph.methods.guard.guard import COMFORTS, Guarded, Judge, comforted, guard
+from qgraph.methods.guard.guard import COMFORT, COMFORTS, INSISTED, REPAIR, Effort, comforted, guard
+from qgraph.methods.guard.search import Search
 from qgraph.plan.plan import QuantPlan
 
 SPARE_DB = max(comfort.spare_db for comfort in COMFORTS)  # outputs this far above the target are left alone
 WORTH_DB = 0.5  # a variant must beat the plan by this much
 TIE_DB = 1.0  # full ranges that are this close to clips measure no worse
-SAMPLES = 16  # the most samples on which errors are injected
-FEW_SAMPLES = 4  # where it is only for dB to spare
-ENOUGH = 16  # held-out samples; with fewer, those that calibrate are looked at as well
-SURE_DB = 30.0  # unless the outputs are this far above the target: few samples are enough to see that
+DOUBT_DB = 18.0  # with less to spare, clips are doubted
+SURE_DB = 30.0  # outputs this far above the target on held-out samples, even few of them, are left as they are
 
 
 def parse_target(guard: float | str | None) -> float | None:
@@ -41,13 +43,12 @@ def parse_target(guard: float | str | None) -> float | None:
     return target
 
 
-def guarded(given: Gathered, result: Result, *, guard_db: float | str | None) -> Result:
-    """The result, repaired where its outputs miss the target.
+def guarded(given: Gathered, result: Result, *, judge: Callable[[], PlanJudge], guard_db: float | str | None) -> Result:
+    """The result, repaired where its outputs miss the target; `judge` makes what measures plans, if that is needed.
 
-    If an output is less than `SPARE_DB` above the target, two variants of the plan are tried: full ranges instead of
-    clips, and biases without their shifts. If the target itself is missed, the guard gives up grids; if it is met with
-    less to spare, it gives up what is cheap. When the caller set no target, plans with grids below 8 bits are not
-    changed.
+    With less than `DOUBT_DB` to spare, full ranges are tried instead of clips, and stay unless they measure worse. If
+    the target itself is missed, the guard gives up grids; if it is met with less than `SPARE_DB` to spare, it gives up
+    what is cheap. When the caller set no target, plans with grids below 8 bits are not changed.
     """
     target = parse_target(guard_db)
     quality = result.quality
@@ -55,89 +56,109 @@ def guarded(given: Gathered, result: Result, *, guard_db: float | str | None) ->
         return result
     if guard_db is None and below_eight_bits(result.plan):
         return result
-    sure = quality.samples >= ENOUGH or _margin(result, target) >= SURE_DB
-    judge = None if sure else PlanJudge(given)
-    spare = _spare(result, judge, target)
-    if spare >= SPARE_DB:
+    if _margin(result, target) >= SURE_DB:
         return result
-    judge = judge or PlanJudge(given)
-    result = _best_variant(given, result, judge.above(target))
-    if _spare(result, judge, target) < 0:
-        result = _repaired(given, result, quality, judge, target)
-    spare = _spare(result, judge, target)
-    if given.source == "distilled" or not 0 <= spare < SPARE_DB:  # a reserve on distilled samples is none on others
+    task = _Task(given=given, judge=judge(), target=target, before=quality, insists=guard_db is not None)
+    if task.spare(result) < DOUBT_DB:
+        result = task.best_variant(result)
+    if task.spare(result) < 0:
+        result = task.repaired(result)
+    if given.source == "distilled" or not 0 <= task.spare(result) < SPARE_DB:  # no reserve on distilled samples holds
         return result
-    return _comforted(given, result, quality, judge, target)
+    return task.comforted(result)
 
 
-def _spare(result: Result, judge: PlanJudge | None, target: float) -> float:
-    """How far the outputs are above the target on held-out samples and, with a judge, on those that calibrate."""
-    held_out = _margin(result, target)
-    return held_out if judge is None else min(held_out, judge.margin(result.plan, target))
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Task:
+    """The guard at work on a result whose verdict was `before`; `insists`: the caller named the target."""
 
+    given: Gathered
+    judge: PlanJudge
+    target: float
+    before: Verdict
+    insists: bool
 
-def _best_variant(given: Gathered, result: Result, judge: Judge) -> Result:
-    """The result with full ranges, unless it measures worse, or without bias shifts where that measures better.
+    def spare(self, result: Result) -> float:
+        """How far the outputs are above the target on the samples that calibrate and, if they are, on the others."""
+        margin = self.judge.margin(result.plan, self.target)
+        return margin if margin < 0 else min(margin, _margin(result, self.target))
 
-    Samples beyond a clip may lose any amount and those that calibrate show few of them, so a tie goes to full ranges.
-    """
-    plan, ranges = result.plan, _ranges(given, result.plan)
-    plain = plan.map_layers(lambda layer: dataclasses.replace(layer, bias_shift=()))
-    variants = {
-        "": (plan, 0.0),
-        "whole ranges measured no worse than clips": (plan.map_activations(lambda a: widened(a, ranges)), TIE_DB),
-        "shifts of biases measured worse than none": (plain, -WORTH_DB),
-    }
-    margins = {why: judge(other) + bonus for why, (other, bonus) in variants.items() if not why or other != plan}
-    best = max(margins, key=lambda why: margins[why])
-    if not best:
-        return result
-    chosen = variants[best][0]
-    return dataclasses.replace(result, plan=dataclasses.replace(chosen, notes=(*chosen.notes, best)))
+    def best_variant(self, result: Result) -> Result:
+        """The result with full ranges, unless it measures worse, or without bias shifts where that measures better.
 
+        Samples beyond a clip may lose any amount and those that calibrate show few of them, so a tie goes to full
+        ranges. Shifts are only doubted where little is to spare.
+        """
+        plan, margin = result.plan, self.judge.above(self.target)
+        ranges = _ranges(self.given, plan)
+        variants = {
+            "": (plan, 0.0),
+            "whole ranges measured no worse than clips": (plan.map_activations(lambda a: widened(a, ranges)), TIE_DB),
+        }
+        if margin(plan) < SPARE_DB:
+            plain = plan.map_layers(lambda layer: dataclasses.replace(layer, bias_shift=()))
+            variants["shifts of biases measured worse than none"] = plain, -WORTH_DB
+        margins = {why: margin(other) + bonus for why, (other, bonus) in variants.items() if not why or other != plan}
+        best = max(margins, key=lambda why: margins[why])
+        if not best:
+            return result
+        chosen = variants[best][0]
+        return dataclasses.replace(result, plan=dataclasses.replace(chosen, notes=(*chosen.notes, best)))
 
-def _repaired(given: Gathered, result: Result, before: Verdict, judge: PlanJudge, target: float) -> Result:
-    """The result after the guard, checked on held-out samples as well."""
-    wanted, better = target, result
-    for _ in range(2):  # a target met on calibration samples may be missed on held-out ones
-        found = _give_up(guard, given, result.plan, judge, wanted, samples=SAMPLES)
-        given_up = GivenUp(target, found.concessions, before) if found.concessions else None
+    def repaired(self, result: Result) -> Result:
+        """The result after the guard, checked on held-out samples as well."""
+        effort = dataclasses.replace(REPAIR, queries=REPAIR.queries * (INSISTED if self.insists else 1))
+        wanted, better = self.target, result
+        with self.searching("finding what ruins the outputs", result.plan, effort) as search:
+            for _ in range(2):  # a target met on calibration samples may be missed on held-out ones
+                found = guard(search, self.judge.above(wanted), target_db=wanted)
+                plan = found.plan
+                if search.stopped and not found.holds:
+                    stopped = f"the guard stopped after {effort.queries} measurements"
+                    plan = dataclasses.replace(plan, notes=(*plan.notes, stopped))
+                given_up = GivenUp(self.target, found.concessions, self.before) if found.concessions else None
+                better = dataclasses.replace(result, plan=plan, given_up=given_up)
+                missed = self.spare(better)
+                if missed >= 0:
+                    return better
+                easier = self.judge.margin(plan, self.target) - _margin(better, self.target)  # than held-out samples
+                wanted += 1.0 + max(easier, min(-missed, self.target))
+        if search.stopped and not self.insists:
+            warnings.warn(
+                f"the guard stopped after {effort.queries} measurements: --guard {self.target:g} lets it make "
+                f"{INSISTED} times as many",
+                QualityWarning,
+                stacklevel=4,
+            )
+        return better
+
+    def comforted(self, result: Result) -> Result:
+        """The result further above the target, where that is cheap and no worse on held-out samples."""
+        held_out = _margin(result, self.target)
+        wanted = self.target + max(self.judge.margin(result.plan, self.target) - held_out, 0.0)
+        with self.searching("finding what is cheap to give up", result.plan, COMFORT) as search:
+            found = comforted(search, self.judge.above(wanted), target_db=wanted)
+        if not found.concessions:
+            return result
+        gone = result.given_up or GivenUp(self.target, (), self.before)
+        given_up = dataclasses.replace(gone, concessions=(*gone.concessions, *found.concessions))
         better = dataclasses.replace(result, plan=found.plan, given_up=given_up)
-        missed = _spare(better, judge, target)
-        if missed >= 0:
-            return better
-        easier = judge.margin(better.plan, target) - _margin(better, target)  # than held-out samples
-        wanted += 1.0 + max(easier, min(-missed, target))
-    return better
+        return better if _margin(better, self.target) >= min(held_out - WORTH_DB, SPARE_DB) else result
 
-
-def _comforted(given: Gathered, result: Result, before: Verdict, judge: PlanJudge, target: float) -> Result:
-    """The result further above the target, where that is cheap and no worse on held-out samples."""
-    easier = max(judge.margin(result.plan, target) - _margin(result, target), 0.0)  # than held-out samples
-    wanted = target + easier
-    found = _give_up(comforted, given, result.plan, judge, wanted, samples=FEW_SAMPLES)
-    if not found.concessions:
-        return result
-    gone = result.given_up or GivenUp(target, (), before)
-    given_up = dataclasses.replace(gone, concessions=(*gone.concessions, *found.concessions))
-    better = dataclasses.replace(result, plan=found.plan, given_up=given_up)
-    return better if _margin(better, target) >= min(_margin(result, target) - WORTH_DB, SPARE_DB) else result
-
-
-def _give_up(
-    how: Callable[..., Guarded], given: Gathered, plan: QuantPlan, judge: PlanJudge, wanted: float, *, samples: int
-) -> Guarded:
-    """What `guard` or `comforted` makes of the plan, with errors injected on about so many samples."""
-    return how(
-        plan,
-        given.view,
-        judge.few(samples),
-        judge.above(wanted),
-        target_db=wanted,
-        ranges=_ranges(given, plan),
-        threads=given.job.threads,
-        progress=given.job.progress,
-    )
+    @contextmanager
+    def searching(self, title: str, plan: QuantPlan, effort: Effort) -> Iterator[Search]:
+        """A search for the grids of a plan to give up, which tells the job's progress of every measurement."""
+        given = self.given
+        with given.job.progress.stage(title, None) as advance:
+            yield Search(
+                plan,
+                given.view,
+                self.judge.few(effort.samples),
+                queries=effort.queries,
+                ranges=_ranges(given, plan),
+                threads=given.job.threads,
+                tick=lambda: advance(1),
+            )
 
 
 def _margin(result: Result, target: float) -> float:

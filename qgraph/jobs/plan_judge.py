@@ -62,35 +62,39 @@ class PlanJudge:
 
     def __init__(self, given: Gathered) -> None:
         self.given = given
-        session = Session(given.net.ir_model, threads=given.job.threads)
+        self.session = session = Session(given.net.ir_model, threads=given.job.threads)
         self.names = session.output_names
         self.linear = [is_linear(value) for value in given.net.graph.outputs]
         self.batches: list[Batch] = []
         self.expected: list[list[NDArray[Any]]] = []
         self._known: dict[QuantPlan, tuple[OutputQuality, ...] | None] = {}
+        self._last: dict[QuantPlan, Session] = {}  # of one plan at most, shared with `in_batches`
         samples = given.need_samples("the guard measures on samples")
         began = time.process_time()
         spread = samples.choose(range(0, samples.count, -(-samples.count // MOST)))
         nbytes = RUN_BYTES if given.observed is None else given.observed.sample_bytes
         together = min(batch_within(RUN_BYTES, nbytes), TOGETHER)
-        for batch in spread.batches(max(first_run(session, samples)[0], together)):
+        self.size = max(first_run(session, samples)[0], together)
+        for batch in spread.batches(self.size):
             self.expected.append(session.run_list(batch.feeds))
             self.batches.append(batch)
             if time.process_time() - began > RUN_SECONDS:
                 break
 
     def few(self, most: int) -> list[Batch]:
-        """About `most` of the samples, evenly spread."""
-        return self.batches[:: -(-sum(batch.count for batch in self.batches) // most)]
+        """`most` of the samples, evenly spread, or one run where the model takes more at a time."""
+        samples = self.given.need_samples("errors are measured on samples")
+        count = samples.count
+        return list(samples.choose(i * count // most for i in range(min(most, count))).batches(min(self.size, most)))
 
     def in_batches(self, size: int, *, most: int) -> PlanJudge | None:
         """The same on `most` batches of up to `size` samples; None where the model takes another size alone."""
         samples = self.given.need_samples("plans are measured on samples")
         if samples.batch is not None or samples.count < 2:
             return None
-        other, session = copy.copy(self), Session(self.given.net.ir_model, threads=self.given.job.threads)
+        other = copy.copy(self)
         other.batches, other._known = list(itertools.islice(samples.batches(size), most)), {}
-        other.expected = [session.run_list(batch.feeds) for batch in other.batches]
+        other.expected = [self.session.run_list(batch.feeds) for batch in other.batches]
         return other
 
     def above(self, target: float) -> Callable[[QuantPlan], float]:
@@ -105,11 +109,9 @@ class PlanJudge:
         return _HOPELESS if outputs is None else margin(outputs, target)
 
     def _outputs(self, plan: QuantPlan) -> tuple[OutputQuality, ...] | None:
-        given = self.given
         tallies = [OutputTally(n, linear=flat) for n, flat in zip(self.names, self.linear, strict=True)]
         try:
-            model = lower(given.net, plan, format=given.format, packed=False)
-            session = Session(model, threads=given.job.threads)
+            session = self._session(plan)
             for batch, want in zip(self.batches, self.expected, strict=True):
                 have = session.run(batch.feeds)
                 for tally, expected in zip(tallies, want, strict=True):
@@ -117,3 +119,11 @@ class PlanJudge:
         except ModelError:
             return None
         return tuple(tally.result() for tally in tallies)
+
+    def _session(self, plan: QuantPlan) -> Session:
+        if plan not in self._last:
+            given = self.given
+            self._last.clear()
+            model = lower(given.net, plan, format=given.format, packed=False)
+            self._last[plan] = Session(model, threads=given.job.threads)
+        return self._last[plan]

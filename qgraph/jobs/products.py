@@ -9,6 +9,7 @@ one by one, and in a batch: where a loud one drowns the others, dynamic grids ar
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from qgraph.graph.sites import GraphView, choose_layers
 from qgraph.jobs.below import TARGET_DB
@@ -20,11 +21,11 @@ from qgraph.plan.registry import find
 
 WORTH_DB = 0.5
 _DROWNED_DB = 6.0  # lost in a batch at most
-_TOGETHER = 32
+_TOGETHER = 16
 _COMFORT_DB = 20.0  # above the target: static grids that hold as much stay
 
 
-def best_products(given: Gathered, plan: QuantPlan, *, fixed: bool) -> QuantPlan:
+def best_products(given: Gathered, plan: QuantPlan, *, judge: Callable[[], PlanJudge], fixed: bool) -> QuantPlan:
     """The plan, or the one with dynamic products that measures better; `fixed`: the caller chose static grids."""
     recipe = given.recipe
     searched = recipe.mixed or recipe.ingredients or find(recipe.method).trains
@@ -44,11 +45,10 @@ def best_products(given: Gathered, plan: QuantPlan, *, fixed: bool) -> QuantPlan
             rivals["dynamic products, without moving outlier channels, measured better than static grids"] = _with(
                 given, balance=False, dynamic_products=True
             )
-    return _best(given, plan, rivals) if rivals else plan
+    return _best(given, plan, rivals, judge()) if rivals else plan
 
 
-def _best(given: Gathered, plan: QuantPlan, rivals: dict[str, Gathered]) -> QuantPlan:
-    judge = PlanJudge(given)
+def _best(given: Gathered, plan: QuantPlan, rivals: dict[str, Gathered], judge: PlanJudge) -> QuantPlan:
     best, most = plan, judge.margin(plan, TARGET_DB)
     if most >= _COMFORT_DB and not given.recipe.dynamic:
         return plan

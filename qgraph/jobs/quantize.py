@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from qgraph.jobs.below import warn_of_result
 from qgraph.jobs.guarded import guarded, parse_target
 from qgraph.jobs.no_larger import no_larger, warn_if_larger
 from qgraph.jobs.no_slower import no_slower
+from qgraph.jobs.plan_judge import PlanJudge
 from qgraph.jobs.prepare import Gathered, gather
 from qgraph.jobs.products import best_products
 from qgraph.jobs.result import Result
@@ -123,8 +125,9 @@ def _quantized(
 ) -> Result:
     """The result for everything gathered; `fixed`: the caller asked for quantized activations."""
     job, allocation = given.job, None
+    judge = cache(lambda: PlanJudge(given))
     with job.stage("plan"):
-        plan = best_products(given, given.plan(), fixed=fixed)
+        plan = best_products(given, given.plan(), judge=judge, fixed=fixed)
     if given.recipe.mixed:
         better = None if on_better is None else lambda mixed: on_better(_result(given, mixed))
         plan, allocation = given.mixer(on_better=better).mix(plan)
@@ -148,7 +151,7 @@ def _quantized(
     if measure:
         with job.stage("guard"):
             quick = no_slower(result, fixed=fixed)
-            result = guarded(given, quick, guard_db=guard)
+            result = guarded(given, quick, judge=judge, guard_db=guard)
             result = result if result is quick else no_slower(result, fixed=fixed)
         with job.stage("layers"):
             _ = result.layers_in_file

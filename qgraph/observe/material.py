@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from qgraph.errors import UsageError
 from qgraph.graph.sites import GraphView
@@ -30,6 +31,8 @@ class Material:
     format: str = "qdq"
     variants: bool = False
     job: Job = field(default_factory=Job)
+    known: dict[Any, Any] = field(default_factory=dict, repr=False)
+    """What a method made of a part of the network: plans of one job that share the part, share the work."""
 
     @property
     def net(self) -> Model:

@@ -22,6 +22,7 @@ from qgraph.running import sessions as runtime
 
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it logs a traceback for failed shape inference
 MIN_OPSET = 7
+_PLAIN = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataType.INT64})
 
 
 def load(model: ModelLike) -> Model:
@@ -71,7 +72,7 @@ def _load_file(path: Path) -> Model:
     check_content(proto, str(path), folder=path.parent)
     _check(str(path) if _has_external_data(given) else given, str(path))
     try:
-        model = ir.from_proto(proto)
+        model = _in_arrays(ir.from_proto(proto))
     except Exception as error:
         raise ModelError(f"{path} cannot be read as an ONNX graph: {error}") from error
     ir.external_data.set_base_dir(model.graph, path.parent)
@@ -86,6 +87,15 @@ def _load_file(path: Path) -> Model:
         except (OSError, ValueError) as error:
             raise ModelError(f"{path}: cannot read its external data: {first_line(error)}") from error
     return Model(ir_model=model, source=str(path), nbytes=nbytes)
+
+
+def _in_arrays(model: ir.Model) -> ir.Model:
+    """The model with its weights as arrays: a tensor of protobuf copies its bytes whenever it is read."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.TensorProtoTensor) and tensor.dtype in _PLAIN:
+            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+    return model
 
 
 def _check(model: onnx.ModelProto | str, where: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qgraph.graph.sites import GraphView
+from qgraph.graph.tensors import nearest
 from qgraph.methods.aciq.channels import ChannelConfig, allocate_weights, scale_channels
 from qgraph.methods.aciq.clip import clip_activations, clip_weights
 from qgraph.methods.aciq.corrections import correct_norm, correct_shift
@@ -37,14 +38,26 @@ class AciqConfig:
     target_cpu: TargetCpu = "any"
 
 
+Known = dict[tuple[LayerQuant, int], LayerQuant]
+"""What became of layers that read operands of so many bits (0: no grid)."""
+
+
 def refine(
-    plan: QuantPlan, view: GraphView, observed: Observations | None, *, config: AciqConfig | None = None
+    plan: QuantPlan,
+    view: GraphView,
+    observed: Observations | None,
+    *,
+    config: AciqConfig | None = None,
+    known: Known | None = None,
 ) -> QuantPlan:
-    """Clip every activation and every weight channel at its optimum, then correct norms and expected outputs."""
+    """Clip every activation and every weight channel at its optimum, then correct norms and expected outputs.
+
+    `known` are layers that were refined before with the same network, observations and config; it takes in the others.
+    """
     chosen = config or AciqConfig()
     if observed is not None:
         plan = _scaled(clip_activations(plan, view, observed, method=chosen.clip), view, observed, chosen)
-    return _Weights(view, observed, chosen).refine(plan, chosen.allocate_bits in ("weights", "both"))
+    return _Weights(view, observed, chosen, known).refine(plan, chosen.allocate_bits in ("weights", "both"))
 
 
 def _scaled(plan: QuantPlan, view: GraphView, observed: Observations, config: AciqConfig) -> QuantPlan:
@@ -59,18 +72,26 @@ def _scaled(plan: QuantPlan, view: GraphView, observed: Observations, config: Ac
 class _Weights:
     """Clips and corrects weights; a layer that several plans share is processed once."""
 
-    def __init__(self, view: GraphView, observed: Observations | None, config: AciqConfig) -> None:
+    def __init__(
+        self, view: GraphView, observed: Observations | None, config: AciqConfig, known: Known | None = None
+    ) -> None:
         self.view, self.observed, self.config = view, observed, config
-        self.known: dict[LayerQuant, LayerQuant] = {}
+        self.known: Known = {} if known is None else known
 
     def refine(self, plan: QuantPlan, allocate: bool) -> QuantPlan:
         """The plan with its weights clipped and corrected; with `allocate`, also with bits per channel."""
         if allocate:
             plan = allocate_weights(plan, self.view)
-        fresh = tuple(quant for quant in plan.layers if quant not in self.known)
+        grids = plan.operand_grids
+
+        def key(quant: LayerQuant) -> tuple[LayerQuant, int]:
+            operand = nearest(self.view.by_name[quant.name].input, grids)
+            return quant, 0 if operand is None else operand.bits
+
+        fresh = tuple(quant for quant in plan.layers if key(quant) not in self.known)
         part = self._finished(dataclasses.replace(plan, layers=fresh))
-        self.known.update(zip(fresh, part.layers, strict=True))
-        return plan.map_layers(self.known.__getitem__)
+        self.known.update(zip(map(key, fresh), part.layers, strict=True))
+        return plan.map_layers(lambda quant: self.known[key(quant)])
 
     def _finished(self, plan: QuantPlan) -> QuantPlan:
         if self.config.weight_clip != "max":

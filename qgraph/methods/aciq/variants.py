@@ -28,7 +28,7 @@ def refine(plan: QuantPlan, given: Material) -> QuantPlan:
         target_cpu=recipe.target_cpu,
     )
     if not given.variants or given.samples is None or observed is None or not recipe.undecided:
-        return aciq.refine(plan, view, observed, config=config)
+        return aciq.refine(plan, view, observed, config=config, known=given.known.setdefault(config, {}))
     known = Reference.of(view.model, given.samples, samples=TRIED)
     # squared errors, because the divergence of a confident classifier depends on a few samples
     reference = dataclasses.replace(known, kinds=dict.fromkeys(known.kinds, "nse"))

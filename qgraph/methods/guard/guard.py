@@ -16,21 +16,20 @@ aims `REPAIR_DB` above the target. Beyond that only the target counts, and weigh
 
 Outputs that barely meet their target may miss it on other samples. `comforted` gives up grids that hurt much and cost
 little.
+
+Both measure only so many sets of grids (`Effort`), the noisiest first, and then make the best of what they know.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from qgraph.graph.sites import GraphView
 from qgraph.methods.guard.concessions import Concession, apply_concessions
 from qgraph.methods.guard.search import Search, power
 from qgraph.plan.plan import QuantPlan
-from qgraph.running.progress import SILENT, Progress
-from qgraph.samples.dataset import Batch
 
 Judge = Callable[[QuantPlan], float]
 """How far the written model of a plan is above its targets, in dB; negative where it misses one."""
@@ -38,6 +37,19 @@ Judge = Callable[[QuantPlan], float]
 ROUNDS = 4
 REPAIR_DB = 10.0
 FEW = 4  # tensors that may be given up for a margin even if they are more than a tenth
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """What a search may cost: `queries` sets of grids are measured at most, each on about `samples` samples."""
+
+    samples: int
+    queries: int
+
+
+REPAIR = Effort(samples=4, queries=64)
+COMFORT = Effort(samples=2, queries=28)
+INSISTED = 4  # times as many queries, where the caller names a target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,33 +78,23 @@ class Guarded:
         return self.margin >= 0
 
 
-def guard(
-    plan: QuantPlan,
-    view: GraphView,
-    batches: Sequence[Batch],
-    judge: Judge,
-    *,
-    target_db: float,
-    ranges: Mapping[str, tuple[float, float]],
-    threads: int | None = None,
-    progress: Progress = SILENT,
-) -> Guarded:
-    """Give up grids until `judge` accepts the plan; a plan that it accepts as it is does not change.
-
-    `batches` are samples to measure errors on; `ranges` are the smallest and largest value of every tensor.
-    """
+def guard(search: Search, judge: Judge, *, target_db: float) -> Guarded:
+    """Give up grids until `judge` accepts the plan of the search; one that it accepts as it is does not change."""
+    plan = search.plan
     best = _judged(plan, (), judge)
     if best.holds:
         return best
-    with progress.stage("finding what ruins the outputs", None) as advance:
-        search = Search(plan, view, batches, ranges, threads, lambda: advance(1))
-        generous = search.within(power(target_db + REPAIR_DB), tensors=max(FEW, len(plan.activations) // 10))
-        firm = (search.within(power(target_db + 6 * more)) for more in range(ROUNDS))
-        for conceded in itertools.chain([generous], firm):
-            found = _judged(apply_concessions(plan, view, conceded, ranges), conceded, judge)
-            best = max(best, found, key=lambda guarded: guarded.margin)
-            if best.holds:
-                break
+    generous = (search.within(power(target_db + REPAIR_DB), tensors=max(FEW, len(plan.activations) // 10)),)
+    firm = (search.within(power(target_db + 6 * more)) for more in range(ROUNDS))
+    seen = set[tuple[Concession, ...]]()
+    for conceded in itertools.chain(generous, firm):
+        if conceded in seen:
+            continue
+        seen.add(conceded)
+        found = _judged(apply_concessions(plan, search.view, conceded, search.ranges), conceded, judge)
+        best = max(best, found, key=lambda guarded: guarded.margin)
+        if best.holds:
+            break
     return best
 
 
@@ -106,28 +108,17 @@ def _judged(plan: QuantPlan, concessions: tuple[Concession, ...], judge: Judge) 
     return max(first, second, key=lambda guarded: guarded.margin)
 
 
-def comforted(
-    plan: QuantPlan,
-    view: GraphView,
-    batches: Sequence[Batch],
-    judge: Judge,
-    *,
-    target_db: float,
-    ranges: Mapping[str, tuple[float, float]],
-    threads: int | None = None,
-    progress: Progress = SILENT,
-) -> Guarded:
+def comforted(search: Search, judge: Judge, *, target_db: float) -> Guarded:
     """The plan that meets its target with as much reserve as is cheap to get (see `COMFORTS`)."""
+    plan = search.plan
     best = Guarded(plan=plan, concessions=(), margin=judge(plan))
-    with progress.stage("finding what is cheap to give up", None) as advance:
-        search = Search(plan, view, batches, ranges, threads, lambda: advance(1))
-        for comfort in COMFORTS:
-            if best.margin >= comfort.spare_db:
-                break
-            conceded = search.cheap(power(target_db + comfort.spare_db), budget=comfort.budget)
-            if not conceded:
-                continue
-            found = _judged(apply_concessions(plan, view, conceded, ranges), conceded, judge)
-            if found.margin >= min(best.margin + comfort.gain_db, comfort.spare_db):
-                best = found
+    for comfort in COMFORTS:
+        if best.margin >= comfort.spare_db:
+            break
+        conceded = search.cheap(power(target_db + comfort.spare_db), budget=comfort.budget)
+        if not conceded:
+            continue
+        found = _judged(apply_concessions(plan, search.view, conceded, search.ranges), conceded, judge)
+        if found.margin >= min(best.margin + comfort.gain_db, comfort.spare_db):
+            best = found
     return best

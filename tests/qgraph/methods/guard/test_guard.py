@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -22,15 +23,17 @@ from qgraph.jobs.plan_judge import margin
 from qgraph.lowering.simulate import simulate
 from qgraph.methods.guard.concessions import without_islands
 from qgraph.methods.guard.costs import Costs
-from qgraph.methods.guard.guard import Guarded
+from qgraph.methods.guard.guard import Effort, Guarded
 from qgraph.methods.guard.search import Search
 from qgraph.methods.guard.switches import Grid, Switches, grids_of
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan.grids import activation_grid, weight_grid
 from qgraph.plan.plan import LayerQuant, QuantPlan
+from qgraph.running.job import Job
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import open_data
+from tests.conftest import DEMO
 
 RNG = np.random.default_rng(0)
 
@@ -213,7 +216,7 @@ def test_most_noise_for_the_least_cost_goes_first(spectrum):
     result = qgraph.quantize(model, data, guard="off", activations=8)
     view = GraphView(result.net)
     (batch,) = open_data({"x": data["x"][:16]}, result.net).batches(16)
-    search = Search(result.plan, view, [batch], {}, None, lambda: None)
+    search = Search(result.plan, view, [batch], queries=1000, ranges={})
     costs = Costs.of(view, result.plan)
     ways = {grid: "weights alone" if grid.kind == "tensor" else "float" for grid in grids_of(result.plan)}
     gains = {grid: search.noise(frozenset({grid}))[0] / costs[grid, how] for grid, how in ways.items()}
@@ -222,6 +225,49 @@ def test_most_noise_for_the_least_cost_goes_first(spectrum):
     assert first.alone_db == pytest.approx(-10 * np.log10(search.noise(frozenset({first.grid}))[0]))
     everything = search.within(1e-12)
     assert {c.grid for c in everything} > {Grid("weight", layer.name) for layer in result.plan.layers}
+
+
+def searched(network, queries):
+    """A search of so many measurements, the plan's grids, and the measurements made so far."""
+    model, data = network
+    result = qgraph.quantize(model, data, guard="off", activations=8)
+    (batch,) = open_data(data, result.net, limit=16).batches(16)
+    made = []
+    search = Search(
+        result.plan, GraphView(result.net), [batch], queries=queries, ranges={}, tick=lambda: made.append(1)
+    )
+    return search, [grid for grid in grids_of(result.plan) if grid.kind == "tensor"], made
+
+
+def test_a_search_measures_no_more_than_it_may(digits):
+    search, tensors, made = searched((digits, DEMO / "digits_calibration.npz"), 1000)
+    everything, measured = search.culprits(tensors, 1e-7), len(made)
+    assert not search.stopped
+    assert measured < 2 * len(tensors) - 1, "some halves have what the others leave"
+    most = max(everything, key=lambda grid: everything[grid].max())
+    np.testing.assert_allclose(everything[most], search.switches.noise({most}), rtol=0.5)
+    search, tensors, made = searched((digits, DEMO / "digits_calibration.npz"), measured - 1)
+    few = search.culprits(tensors, 1e-7)
+    assert search.stopped
+    assert len(made) == measured - 1
+    assert few.keys() < everything.keys()
+    assert most in few, "the noisiest sets are halved first"
+
+
+def test_weights_have_switches_only_where_they_are_searched(spectrum):
+    search, _, _ = searched(spectrum, 1000)
+    assert {grid.kind for grid in search.switches.inputs} == {"tensor"}
+    assert {grid.kind for grid in search.with_weights.inputs} == {"tensor", "weight"}
+    culprits = search.culprits([grid for grid in grids_of(search.plan) if grid.kind == "weight"], 1e-12)
+    assert culprits
+
+
+def test_it_says_where_the_guard_stopped(difference, monkeypatch):
+    model, data = difference
+    monkeypatch.setattr("qgraph.jobs.guarded.REPAIR", Effort(samples=4, queries=1))
+    with pytest.warns(QualityWarning, match="stopped after 1 measurements: --guard 20 lets it make 4 times as many"):
+        result = qgraph.quantize(model, data)
+    assert any("stopped after 1 measurements" in note for note in result.plan.notes)
 
 
 def test_costs_are_shares_of_products_and_bytes(model_from_text):
@@ -388,16 +434,26 @@ def test_held_out_samples_may_be_harder(digits, monkeypatch):
     result = qgraph.quantize(digits, activations=None, measure=False)
     wanted = []
 
-    def give_up(how, given, plan, judge, target, *, samples):
-        wanted.append(target)
-        return Guarded(plan=plan, concessions=(), margin=0.0)
+    def give_up(search, judge, *, target_db):
+        wanted.append(target_db)
+        return Guarded(plan=search.plan, concessions=(), margin=0.0)
 
     class Judge:
         def margin(self, plan, target):
             return 8.0
 
-    monkeypatch.setattr(guarded, "_give_up", give_up)
+        def above(self, target):
+            return lambda plan: 8.0
+
+        def few(self, most):
+            return []
+
+    given = SimpleNamespace(view=None, observed=None, job=Job())
+    monkeypatch.setattr(guarded, "guard", give_up)
+    monkeypatch.setattr(guarded, "Search", lambda plan, *_, **__: SimpleNamespace(plan=plan, stopped=False))
+    monkeypatch.setattr(guarded, "_ranges", lambda given, plan: {})
     monkeypatch.setattr(guarded, "_margin", lambda result, target: -4.0)
-    repaired = guarded._repaired(None, result, None, Judge(), 20.0)
+    task = guarded._Task(given=given, judge=Judge(), target=20.0, before=None, insists=False)
+    repaired = task.repaired(result)
     assert wanted == [20.0, 33.0]
     assert repaired.given_up is None, "nothing was given up"
