@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 import qgraph
 from qgraph.assess.fused import inspect_fused
@@ -55,7 +56,7 @@ def test_accuracy(shared, calibration, test_images, name, options, least):
     ("name", "options", "least", "drop"),
     [
         ("cifar10_resnet20", {}, 30.5, 0.3),
-        ("cifar10_resnet20", {"weights": 4, "activations": 4}, 13.9, 1.0),
+        ("cifar10_resnet20", {"weights": 4, "activations": 4}, 13.9, 1.5),  # 0.9 of 10,000; 1,500 are +-0.4 off
         ("cifar10_relu6_dw", {"weights": 4}, 20.9, 0.5),
         ("cifar10_silu_se", {}, 28.5, 0.4),
     ],
@@ -77,8 +78,10 @@ def test_four_bits_weigh_half(shared, calibration):
 
 
 def test_simulation_and_deployment_agree(shared, calibration, few_images):
-    """Same class on 99.5% of the test images. Logits differ by up to 1.5 in the worst image (of some 10 to 20): where a
-    value lies at the edge between two codes, a difference in the last bit of a float moves it by a whole step.
+    """Same class on 99.5% of all images, as far as 1,500 tell: by chance at most 15 of them differ.
+
+    Logits differ by up to 1.5 in the worst image (of some 10 to 20): where a value lies at the edge between two codes,
+    a difference in the last bit of a float moves it by a whole step.
     """
     images = few_images["images"]
     plan = quantized(shared, "cifar10_resnet20", calibration, measure=False)[1].plan
@@ -88,8 +91,8 @@ def test_simulation_and_deployment_agree(shared, calibration, few_images):
         data = qgraph.open_data(images, model, preprocessing=CIFAR)
         session = Session(model.ir_model, threads=1)
         outputs.append(np.concatenate(list(in_parallel(lambda b: session.run(b.feeds)["logits"], data.batches(50)))))  # noqa: B023
-    same = np.mean(outputs[0].argmax(axis=1) == outputs[1].argmax(axis=1))
-    assert same >= 0.995
+    changed = int((outputs[0].argmax(axis=1) != outputs[1].argmax(axis=1)).sum())
+    assert changed <= binom.ppf(0.995, len(images), 0.005)
     assert np.abs(outputs[0] - outputs[1]).max() < 1.5
 
 
