@@ -1,6 +1,7 @@
-"""Write the measured tables of benchmarks/results into README.md, between `<!-- results: NAME -->` and `<!-- end -->`.
+"""Write the measured tables of benchmarks/results into README.md and docs/results.
 
-NAME is the name of a JSON file that a benchmark wrote with --json. `--check` only says whether README is up to date.
+A table stands between `<!-- results: NAME -->` and `<!-- end -->`, where NAME is that of a JSON file that a benchmark
+wrote with --json. `--check` only says which pages are not up to date.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs" / "results").glob("*.md")))
 _BLOCK = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -35,9 +37,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 def _rows(results: Path, name: str) -> list[dict[str, Any]]:
     path = results / f"{name}.json"
     if not path.exists():
-        sys.exit(
-            f"README.md shows results '{name}', but there is no {path}: run the benchmark that writes it with --json"
-        )
+        sys.exit(f"a page shows results '{name}', but there is no {path}: run the benchmark that writes it with --json")
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
     return rows
 
@@ -54,12 +54,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if README is not up to date")
     given = parser.parse_args()
-    readme = ROOT / "README.md"
-    before = readme.read_text(encoding="utf-8")
-    after = filled(before)
+    before = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    after = {page: filled(text) for page, text in before.items()}
+    stale = [page for page in PAGES if after[page] != before[page]]
     if given.check:
-        sys.exit(0 if after == before else "README.md is not up to date: run python -m benchmarks.readme")
-    readme.write_text(after, encoding="utf-8")
+        names = ", ".join(str(page.relative_to(ROOT)) for page in stale)
+        sys.exit(f"not up to date: {names}; run python -m benchmarks.readme" if stale else 0)
+    for page in stale:
+        page.write_text(after[page], encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,23 @@ import json
 
 import pytest
 
-from benchmarks.readme import ROOT, filled, markdown
+from benchmarks.readme import PAGES, RESULTS, ROOT, filled, markdown
 
 
-def test_readme_shows_the_results_as_measured():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pages_show_the_results_as_measured(page):
+    text = page.read_text(encoding="utf-8")
     assert filled(text) == text
+
+
+def test_the_front_page_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 230
+
+
+def test_every_table_that_was_kept_is_shown():
+    shown = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    kept = {path.stem for path in RESULTS.glob("*.json") if isinstance(json.loads(path.read_text()).get("rows"), list)}
+    assert {name for name in kept if f"results: {name} " not in shown} <= {"real", "mutation"}
 
 
 def test_a_block_is_replaced_and_the_rest_kept(tmp_path):

@@ -429,31 +429,45 @@ def test_weights_in_bodies_have_switches():
     assert left == 0, "a branch that is not taken"
 
 
-def test_held_out_samples_may_be_harder(digits, monkeypatch):
-    """Where calibration samples are well above a target that held-out ones miss, the guard aims higher by as much."""
-    result = qgraph.quantize(digits, activations=None, measure=False)
+class _Easy:
+    """Judges every plan 8 dB above its target."""
+
+    def margin(self, plan, target):
+        return 8.0
+
+    def above(self, target):
+        return lambda plan: 8.0
+
+    def few(self, most):
+        return []
+
+
+def a_task(monkeypatch, *, stopped):
+    """A task of the guard whose search gives up nothing, and the targets that it searched for."""
     wanted = []
 
     def give_up(search, judge, *, target_db):
         wanted.append(target_db)
-        return Guarded(plan=search.plan, concessions=(), margin=0.0)
+        return Guarded(plan=search.plan, concessions=(), margin=-1.0)
 
-    class Judge:
-        def margin(self, plan, target):
-            return 8.0
-
-        def above(self, target):
-            return lambda plan: 8.0
-
-        def few(self, most):
-            return []
-
-    given = SimpleNamespace(view=None, observed=None, job=Job())
     monkeypatch.setattr(guarded, "guard", give_up)
-    monkeypatch.setattr(guarded, "Search", lambda plan, *_, **__: SimpleNamespace(plan=plan, stopped=False))
+    monkeypatch.setattr(guarded, "Search", lambda plan, *_, **__: SimpleNamespace(plan=plan, stopped=stopped))
     monkeypatch.setattr(guarded, "_ranges", lambda given, plan: {})
     monkeypatch.setattr(guarded, "_margin", lambda result, target: -4.0)
-    task = guarded._Task(given=given, judge=Judge(), target=20.0, before=None, insists=False)
-    repaired = task.repaired(result)
+    given = SimpleNamespace(view=None, observed=None, job=Job())
+    return guarded._Task(given=given, judge=_Easy(), target=20.0, before=None, insists=False), wanted
+
+
+def test_held_out_samples_may_be_harder(digits, monkeypatch):
+    """Where calibration samples are well above a target that held-out ones miss, the guard aims higher by as much."""
+    task, wanted = a_task(monkeypatch, stopped=False)
+    repaired = task.repaired(qgraph.quantize(digits, activations=None, measure=False))
     assert wanted == [20.0, 33.0]
     assert repaired.given_up is None, "nothing was given up"
+
+
+def test_a_guard_that_stops_says_so(digits, monkeypatch):
+    task, _ = a_task(monkeypatch, stopped=True)
+    with pytest.warns(QualityWarning, match="the guard stopped after"):
+        repaired = task.repaired(qgraph.quantize(digits, activations=None, measure=False))
+    assert any("the guard stopped after" in note for note in repaired.plan.notes)
