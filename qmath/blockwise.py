@@ -29,6 +29,7 @@ from qmath._validation import as_axis, as_bit_count, as_data, as_parameter, chec
 from qmath.kernels.threads import over_threads
 
 MOST_MULTIPLE = 255
+_VALUES = 2**18  # of a block of channels
 _ROUNDS = 2
 _BLOCK = 128  # columns of one part of the work
 
@@ -100,6 +101,15 @@ def group_grids(
     weights = np.ones(len(lines)) if importance is None else as_parameter(importance, "importance", non_negative=True)
     if weights.shape != (len(lines),):
         raise ValueError(f"importance: expected {len(lines)} numbers, found shape {weights.shape}")
+    columns = max(_VALUES // max(len(lines), 1), 1)  # channels are independent: few of them are copied at a time
+    blocks = [lines[:, first : first + columns] for first in range(0, lines.shape[1], columns)]
+    return _joined([_of_block(block, weights, group, levels, symmetric, most) for block in blocks])
+
+
+def _of_block(
+    lines: NDArray[Any], weights: NDArray[Any], group: int, levels: int, symmetric: bool, most: int | None
+) -> GroupGrids:
+    """The grids of some channels, the columns of `lines`."""
     missing = -len(lines) % group  # zeros, which every grid holds
     x = np.pad(lines.astype(np.float32, copy=False), ((0, missing), (0, 0))).reshape(-1, group, lines.shape[1])
     h = np.pad(weights.astype(np.float32), (0, missing)).reshape(-1, group)
@@ -109,6 +119,10 @@ def group_grids(
         found = _at(_projected(best, x, h, levels), x, h, levels, symmetric, most)
         best = _better(best, found)
     return best
+
+
+def _joined(parts: list[GroupGrids]) -> GroupGrids:
+    return GroupGrids(*(np.concatenate([getattr(p, n) for p in parts], axis=-1) for n in GroupGrids.__slots__))
 
 
 def _first_units(x: NDArray[np.float32], levels: int, symmetric: bool, most: int | None) -> NDArray[np.float32]:

@@ -15,6 +15,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from qmath._validation import as_data, check_finite
+
 INT16, INT32 = (-(2**15), 2**15 - 1), (-(2**31), 2**31 - 1)
 EXACT_IN_FLOAT = (-(2**24), 2**24)
 """Whole numbers that float32 represents exactly, so that rescaling them rounds once."""
@@ -73,9 +75,10 @@ def within(found: Range, limits: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def _products(weights: ArrayLike, low: int, high: int) -> Range:
-    rows = np.asarray(weights)
-    if rows.dtype.kind not in "iu" or rows.ndim != 2:
-        raise ValueError(f"weights must be whole numbers, outputs x products, not {rows.dtype} of {rows.ndim} axes")
+    rows = as_data(weights, "weights")
+    check_finite(rows, "weights")
+    if rows.ndim != 2 or (rows != np.rint(rows)).any():
+        raise ValueError(f"weights: expected whole numbers of shape (outputs, products), found shape {rows.shape}")
     if low > high:
         raise ValueError(f"the operand ranges from {low} to {high}: low must not exceed high")
     ends = rows.astype(np.int64) * np.array([low, high], np.int64).reshape(2, 1, 1)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qmath._content import ByContent
-from qmath._validation import as_data
+from qmath._validation import as_data, check_finite
 
 Floats = NDArray[np.float64]
 
@@ -84,10 +84,12 @@ class MomentsAccumulator:
         """Take in n operands x, shape (G, n, K), and as many targets y, shape (n, C), C a multiple of G.
 
         Raises:
-            ValueError: For shapes that do not fit one another or an earlier batch, and empty arrays.
+            ValueError: For shapes that do not fit one another or an earlier batch, empty arrays, NaN and infinities.
             TypeError: For anything but real numbers.
         """
         operands, targets = as_data(x), as_data(y, "y")
+        check_finite(operands, "x")
+        check_finite(targets, "y")
         if operands.ndim != 3 or targets.ndim != 2 or operands.shape[1] != len(targets):
             raise ValueError(f"x, y: expected shapes (G, n, K) and (n, C), found {operands.shape} and {targets.shape}")
         groups, count, columns = operands.shape

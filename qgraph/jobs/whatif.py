@@ -39,6 +39,15 @@ class WhatIf:
 
     `layers` are the reports (before, after) on every layer whose weight or operand changed, `nbytes` the sizes of both
     files, and `quality` the verdicts on both; None without data.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> import qgraph
+        >>> demo = files("qgraph") / "demo_assets"
+        >>> result = qgraph.quantize(demo / "digits.onnx", demo / "digits_calibration.npz", limit=16, measure=False)
+        >>> found = result.whatif("reduce/conv:weights=3")
+        >>> found.nbytes[1] < found.nbytes[0]
+        True
     """
 
     plan: QuantPlan

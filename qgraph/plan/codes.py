@@ -37,6 +37,11 @@ def codes(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.int8]:
     """
     if quant.codes:
         return from_text(quant.codes, weight.shape, bits=max(quant.widths), lowest=quant.qmin)
+    if quant.granularity.group is not None and weight.size > _BLOCK and weight.ndim == 2:
+        found = np.empty(weight.shape, np.int8)
+        for some, part in _channel_blocks(weight.shape, quant):
+            found[some] = codes(weight[some], part)
+        return found
     weight = scaled(weight, quant)
     if quant.rounding is None:
         return np.asarray(qmath.quantize(weight, rounding_grid(quant, weight.shape)), np.int8)
@@ -119,6 +124,26 @@ def row_blocks(array: NDArray[Any], granularity: qmath.Granularity) -> Iterator[
         return (moved[some].reshape(len(moved[some]), -1) for some in _blocks(moved.shape))
     rows = granularity.rows(array)
     return (rows[some] for some in _blocks(rows.shape))
+
+
+def _channel_blocks(shape: tuple[int, ...], quant: WeightQuant) -> Iterator[tuple[tuple[slice, ...], WeightQuant]]:
+    """Parts of a matrix with groups along one axis, some channels of the other at a time, and their grids."""
+    along = quant.granularity.axis or 0
+    wanted, across = quant.granularity.parameter_shape(shape), 1 - along
+    columns = max(1, _BLOCK // max(1, shape[along]))
+    for start in range(0, shape[across], columns):
+        some = [slice(None), slice(None)]
+        some[across] = slice(start, start + columns)
+
+        def part(numbers: tuple[Any, ...], some: list[slice] = some) -> tuple[Any, ...]:
+            return (
+                numbers
+                if len(numbers) == 1
+                else tuple(np.asarray(numbers).reshape(wanted)[tuple(some)].ravel().tolist())
+            )
+
+        unit = quant.unit[some[across]]
+        yield tuple(some), replace(quant, scale=part(quant.scale), zero_point=part(quant.zero_point), unit=unit)
 
 
 def dequantization_scale(quant: WeightQuant) -> NDArray[np.float32]:

@@ -123,7 +123,7 @@ CASES = {
     "too many bits": ([*QUANTIZE, "--weights", "9"], 2, "2 to 8"),
     "nothing left to do": ([*QUANTIZE, "--weights", "none", "--activations", "none"], 2, "nothing to quantize"),
     "unknown method": ([*QUANTIZE, "--method", "magic"], 2, "unknown method 'magic'"),
-    "unknown rounding": ([*QUANTIZE, "--rounding", "stochastic"], 2, "nearest, qrater"),
+    "unknown rounding": ([*QUANTIZE, "--rounding", "stochastic"], 2, "nearest, second-order, qrater"),
     "search without data": (["search", "{model}", "-o", "p.json"], 2, "--data"),
     "unknown ingredient": ([*SEARCH, "--ingredients", "clip,salt"], 2, "clip, round, bias"),
     "confidence of certainty": ([*SEARCH, "--confidence", "1"], 2, "0.5 < confidence < 1"),

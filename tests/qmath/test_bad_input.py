@@ -23,10 +23,13 @@ NOT_CALLED = {
         "BiasCorrection",
         "ClipRange",
         "Frontier",
+        "GroupGrids",
         "LsqConfiguration",
         "LsqGradients",
+        "Moments",
         "PriorFit",
         "PriorRanges",
+        "SecondOrderRounding",
         "Selection",
         "Statistics",
     },
@@ -34,6 +37,8 @@ NOT_CALLED = {
         "Granularity",
         "clip_method",
         "clip_methods",
+        "drop_bound",
+        "drop_confidence",
         "get_threads",
         "lsq_configuration",
         "lsq_gradient_scale",
@@ -41,6 +46,8 @@ NOT_CALLED = {
         "midtread_levels",
         "rounding_table",
         "set_threads",
+        "share_bound",
+        "share_confidence",
     },
 }
 
@@ -70,6 +77,14 @@ def searched(costs):
     return qmath.group_search(costs, [[1, 2, 3, 4]] * 3, lambda choices: float(np.sum(choices)))
 
 
+def moments(x):
+    accumulator = qmath.MomentsAccumulator()
+    accumulator.update([x], np.ones((len(x), 2)))
+    return accumulator.result()
+
+
+HALVES = [moments(WEIGHTS), moments(WEIGHTS[::-1])]
+FORM = WEIGHTS.T @ WEIGHTS + np.eye(4)
 SATURATES = frozenset({"infinite"})
 CALLS = {
     "Gaussian": Call(lambda x: qmath.Gaussian(0.0, x).pdf(0.5), POSITIVE),
@@ -80,6 +95,16 @@ CALLS = {
         lambda x: qmath.RoundingTable(bits=4, signed=True, edges=x, codes=[0, 1, 2, 3, 4]), np.arange(4.0)
     ),
     "StatisticsAccumulator": Call(accumulate, WEIGHTS, frozenset({"empty"})),
+    "MomentsAccumulator": Call(moments, WEIGHTS),
+    "aimed_weights": Call(lambda x: qmath.aimed_weights(x, HALVES), WEIGHTS[:2]),
+    "clipped_statistics": Call(
+        lambda x: qmath.clipped_statistics(qmath.Gaussian(x, np.ones(4)), low=0, reach=4.0).mean, POSITIVE[0]
+    ),
+    "group_grids": Call(lambda x: qmath.group_grids(x, bits=3, group=2).error, WEIGHTS),
+    "neighbour_moments": Call(lambda x: qmath.neighbour_moments(x, taps=3), POSITIVE[0]),
+    "pair_range": Call(lambda x: qmath.pair_range(x, 0, 7), CODES),
+    "round_second_order": Call(lambda x: qmath.round_second_order(x, FORM, GRID).codes, WEIGHTS),
+    "sum_range": Call(lambda x: qmath.sum_range(x, 0, 7), CODES),
     "allocate_bits": Call(lambda x: qmath.allocate_bits(x, bits=4), POSITIVE[0]),
     "allocate_bits_rounded": Call(lambda x: qmath.allocate_bits_rounded(x, bits=4), POSITIVE[0]),
     "balance_channels": Call(lambda x: qmath.balance_channels([-1, 0, -2], [2, 1, 9], [1, 1, 4], x), WEIGHTS),
