@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qmath.distributions import Floats, Prior
+from qmath.distributions import Prior
 from qmath.histogram import BINS, MIN_EXPONENT, Histogram, check_bins
+from qmath.sample import Floats
 from qmath.statistics import Statistics
 
 _CHANNELS = 64  # whose distribution functions are held at once
@@ -57,7 +58,7 @@ def clipped_statistics(
     loc, scale = (np.atleast_1d(np.asarray(a, np.float64)) for a in np.broadcast_arrays(prior.loc, prior.scale))
     far = np.asarray(reach, np.float64)
     if not (low <= high and (far > 0).all() and count > 0):
-        raise ValueError(f"expected low <= high, reach > 0 and count > 0, found {low}..{high}, {reach}, {count}")
+        raise ValueError(f"expected low <= high, reach > 0 and count > 0, found {low}..{high}, {far}, {count}")
     start, end = np.clip(loc - far * scale, low, high), np.clip(loc + far * scale, low, high)
     mean, variance = _moments(prior, loc, scale, start, end)
     positive = _moments(prior, loc, scale, np.maximum(start, 0.0), np.maximum(end, 0.0))[0]

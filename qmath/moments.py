@@ -101,7 +101,9 @@ class MomentsAccumulator:
             self._cross = np.zeros((groups, targets.shape[1] // groups, columns))
             self._sums, self._of_targets = np.zeros((groups, columns)), np.zeros((2, targets.shape[1]))
         if self._sums.shape != (groups, columns) or self._of_targets.shape[1] != targets.shape[1]:
-            raise ValueError(f"x, y: expected shapes like those of earlier batches, found {x} and {y}")
+            raise ValueError(
+                f"x, y: expected shapes like those of earlier batches, found {operands.shape} and {targets.shape}"
+            )
         moved = np.subtract(operands, self._about[0], order="C")
         aims = targets - self._about[1]
         by_group = aims.reshape(count, groups, -1).transpose(1, 2, 0)

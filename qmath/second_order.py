@@ -203,7 +203,7 @@ def neighbour_moments(variance: ArrayLike, *, taps: int, correlation: float = 0.
     if taps < 1:
         raise ValueError(f"taps: expected at least 1, found {taps}")
     kernel = (1 - correlation) * np.eye(taps) + correlation
-    return np.kron(np.diag(spread), kernel)
+    return np.asarray(np.kron(np.diag(spread), kernel), np.float64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,8 +186,7 @@ def kernel_scale(quant: WeightQuant) -> NDArray[np.float32]:
     """The step of the integers that a kernel multiplies (`stored`), per channel or one in all."""
     if quant.unit:
         return np.asarray(quant.unit, np.float32) * np.float32(quant.gain[0])
-    scale: NDArray[np.float32] = dequantization_scale(quant) / np.asarray(finer(quant), np.float32)
-    return scale
+    return np.asarray(dequantization_scale(quant) / np.asarray(finer(quant), np.float32), np.float32)
 
 
 def _blocks(shape: Sequence[int]) -> Iterator[slice]:

@@ -6,6 +6,7 @@ A layer's H is an average over positions, so some positions of every sample are 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,12 +35,12 @@ def why_not(layer: Layer) -> str:
     return "" if plain else "it scales or transposes its operand"
 
 
-def as_rows(layer: Layer, array: NDArray[np.generic]) -> NDArray[np.generic]:
+def as_rows(layer: Layer, array: NDArray[Any]) -> NDArray[Any]:
     """An array of the weight's shape as outputs x products of one output."""
     return array.reshape(len(array), -1) if layer.output_axis == 0 else np.ascontiguousarray(array.T)
 
 
-def from_rows(layer: Layer, rows: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.generic]:
+def from_rows(layer: Layer, rows: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """The array of the weight's shape with these rows."""
     return rows.reshape(shape) if layer.output_axis == 0 else np.ascontiguousarray(rows.T)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -204,7 +205,9 @@ def _row_grid(layer: Layer, grid: WeightQuant, shape: tuple[int, ...], columns: 
     if group is not None and layer.output_axis == 1:
         by_input = granularity.parameter_shape(shape)
         parts = {"scale": grid.scale, "zero_point": grid.zero_point}
-        turned = {n: tuple(np.reshape(v, by_input).T.ravel().tolist()) for n, v in parts.items() if len(v) > 1}
+        turned: dict[str, Any] = {
+            n: tuple(np.reshape(v, by_input).T.ravel().tolist()) for n, v in parts.items() if len(v) > 1
+        }
         grid = dataclasses.replace(grid, **turned)
     return weights.rounding_grid(dataclasses.replace(grid, granularity=rows, codes=""), (outputs, columns))
 

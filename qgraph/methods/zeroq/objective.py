@@ -135,12 +135,9 @@ def step_bytes(
     axes = layout.batch_axes(model.input_values(), batch_axes or {})
     samples = min((inputs[name][axis] for name, axis in axes.items() if axis is not None), default=1)
     _fix_shapes(net, inputs)
-    known = [value.shape.numpy() for node in net.graph for value in node.outputs if _is_static(value)]
-    return _COPIES * 4 * sum(map(prod, known)) // max(samples, 1)
-
-
-def _is_static(value: ir.Value) -> bool:
-    return value.shape is not None and value.shape.is_static()
+    shapes_known = (value.shape for node in net.graph for value in node.outputs)
+    sizes = [prod(shape.numpy()) for shape in shapes_known if shape is not None and shape.is_static()]
+    return _COPIES * 4 * sum(sizes) // max(samples, 1)
 
 
 def _targets(net: ir.Model, norms: list[BatchNorm]) -> list[Target]:
