@@ -13,8 +13,8 @@ from qgraph.errors import PlanError
 from qgraph.plan import schema
 from qgraph.plan.plan import QuantPlan
 
-ROOT = Path(qgraph.__file__).parents[1]
-FILES = (ROOT / "qgraph" / "plan" / "plan.schema.json", ROOT / "docs" / "plan.schema.json")
+PACKAGE = Path(qgraph.__file__).parent  # installed, or beside the tests
+FILES = (PACKAGE / "plan" / "plan.schema.json", Path(__file__).resolve().parents[3] / "docs" / "plan.schema.json")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name)
