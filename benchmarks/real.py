@@ -1,11 +1,12 @@
 """Real networks, quantized with defaults and judged from outside, beside onnxruntime's own tools and onnxsim.
 
-`python -m benchmarks.real FOLDER [--only NAME ...] [--peers] [--again] [--results FILE.json]`: each NAME.onnx in FOLDER
-is calibrated on NAME.calib.npz and judged on NAME.eval.npz. FOLDER/real.toml, and before it benchmarks/real.toml, may
-have a table for a network with other needs: `calibration` and `evaluation` (file names), `mean` and `std` of images,
-`scores` (outputs whose largest value is a class, if they do not sum to 1), `options` (further arguments of `qgraph
-quantize`), `kind` (`--only` takes it like a name), `states` (inputs, and the outputs that become them in the next run:
-`benchmarks.streaming` then runs the files on a stream).
+`python -m benchmarks.real [FOLDER] [--only NAME ...] [--peers] [--again] [--results FILE.json]`: each NAME.onnx in
+FOLDER is calibrated on NAME.calib.npz and judged on NAME.eval.npz; without FOLDER, kept rows are printed.
+FOLDER/real.toml, and before it benchmarks/real.toml, may have a table for a network with other needs: `calibration` and
+`evaluation` (file names), `mean` and `std` of images, `scores` (outputs whose largest value is a class, if they do not
+sum to 1), `options` (further arguments of `qgraph quantize`), `kind` (`--only` takes it like a name), `model` (the
+network that these settings are for, if the name is another), `states` (inputs, and the outputs that become them in the
+next run: `benchmarks.streaming` then runs the files on a stream).
 
 Tools run as whole processes: `CPU s` is user and system time including start-up, and `peak MB` the peak memory. Their
 files run in stock onnxruntime on one thread, one sample at a time. Size, latency (median of thread CPU times, measured
@@ -35,7 +36,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "real.json"
 QGRAPH, STATIC, DYNAMIC, SIMPLIFY = "qgraph", "onnxruntime static", "onnxruntime dynamic", "onnxsim"
-PEERS = (STATIC, DYNAMIC, SIMPLIFY)
+BLOCKS = "onnxruntime MatMulNBits"
+STEPS = {STATIC: "static", DYNAMIC: "dynamic", BLOCKS: "blocks", SIMPLIFY: "simplify"}
+PEERS = tuple(STEPS)
 SUMMARY_ROWS = 8
 Row = dict[str, Any]
 
@@ -71,29 +74,40 @@ class Spent:
 
 def networks(folder: Path, only: Sequence[str] = ()) -> list[Network]:
     """The models in `folder` that have samples, by name; exits if a name does not exist."""
-    settings: dict[str, dict[str, Any]] = {}
-    for toml in (ROOT / "benchmarks" / "real.toml", folder / "real.toml"):
-        settings |= tomllib.loads(toml.read_text(encoding="utf-8")) if toml.exists() else {}
+    settings = known_settings(folder)
+    others = {name: given["model"] for name, given in settings.items() if "model" in given}
+    stems = {path.stem: path.stem for path in folder.glob("*.onnx")}
+    stems |= {name: of for name, of in others.items() if of in stems}
     found = []
-    for model in sorted(folder.glob("*.onnx")):
-        given = settings.get(model.stem, {})
+    for name, stem in sorted(stems.items()):
+        model, given = folder / f"{stem}.onnx", settings.get(name, {})
+        files = {**settings.get(stem, {}), **given}
         data = [
-            folder / given.get(key, f"{model.stem}.{short}.npz")
+            folder / files.get(key, f"{stem}.{short}.npz")
             for key, short in (("calibration", "calib"), ("evaluation", "eval"))
         ]
         if all(path.exists() for path in data):
             calibration, evaluation = data
             found.append(
-                Network(name=model.stem, model=model, calibration=calibration, evaluation=evaluation, settings=given)
+                Network(name=name, model=model, calibration=calibration, evaluation=evaluation, settings=given)
             )
-        elif model.stem in only:
+        elif name in only:
             sys.exit(f"{model} needs samples in {data[0].name} and {data[1].name}; real.toml can name other files")
-    known = {word for network in found for word in (network.name, network.settings.get("kind"))}
-    if missing := [name for name in only if name not in known]:
+    words = {word for network in found for word in (network.name, network.settings.get("kind"))}
+    if missing := [name for name in only if name not in words]:
         sys.exit(f"{folder} has no {', '.join(f'{name}.onnx' for name in missing)}")
     if not found:
         sys.exit(f"{folder} has no NAME.onnx with NAME.calib.npz and NAME.eval.npz")
     return [network for network in found if not only or {network.name, network.settings.get("kind")} & {*only}]
+
+
+def known_settings(folder: Path | None) -> dict[str, dict[str, Any]]:
+    """The tables of this folder's real.toml, and after it of `folder`'s, by the names of networks."""
+    settings: dict[str, dict[str, Any]] = {}
+    for place in (ROOT / "benchmarks", folder):
+        toml = None if place is None else place / "real.toml"
+        settings |= tomllib.loads(toml.read_text(encoding="utf-8")) if toml is not None and toml.exists() else {}
+    return settings
 
 
 def spent(command: Sequence[str]) -> Spent:
@@ -126,9 +140,7 @@ def command(tool: str, network: Network, target: Path, calibration: Path) -> lis
         words = [word for key, value in numbers.items() for word in (f"--{key}", value)]
         data = ["--data", str(network.calibration), *words, *given.get("options", [])]
         return [python, "-m", "qgraph", "quantize", model, "-o", str(target), *data]
-    if tool == STATIC:
-        return [python, *steps, "static", model, str(target), str(calibration)]
-    return [python, *steps, "dynamic" if tool == DYNAMIC else "simplify", model, str(target)]
+    return [python, *steps, STEPS[tool], model, str(target), *([str(calibration)] if tool == STATIC else [])]
 
 
 def measure(network: Network, tools: Iterable[str], folder: Path) -> Iterable[Row]:
@@ -264,15 +276,30 @@ def summary(rows: Sequence[Row]) -> list[Row]:
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="NAME.onnx, NAME.calib.npz and NAME.eval.npz")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these networks")
+    parser.add_argument("folder", type=Path, nargs="?", help="NAME.onnx, NAME.calib.npz and NAME.eval.npz")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these networks, or kinds of them")
     parser.add_argument("--peers", action="store_true", help="also run onnxruntime's tools, and onnxsim")
     parser.add_argument("--again", action="store_true", help="measure again what the results already have")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE.json", help="written after every row")
     given = parser.parse_args(words)
-    chosen = networks(given.folder, given.only)
     known = json.loads(given.results.read_text(encoding="utf-8"))["rows"] if given.results.exists() else []
     rows: dict[tuple[str, str], Row] = {(row["network"], row["tool"]): row for row in known}
+    kept = chosen_names([name for name, _ in rows], given.only)
+    names = kept if given.folder is None else _measured(given, rows)
+    from benchmarks.common import report
+
+    report("Real networks", table(ordered(row for row in rows.values() if row["network"] in names)))
+
+
+def chosen_names(names: Iterable[str], only: Sequence[str]) -> set[str]:
+    """Those that `only` names, or whose kind it names."""
+    settings = known_settings(None)
+    return {name for name in names if not only or {name, settings.get(name, {}).get("kind")} & {*only}}
+
+
+def _measured(given: argparse.Namespace, rows: dict[tuple[str, str], Row]) -> set[str]:
+    """Fill in and write the rows that are missing, and return the names of the networks."""
+    chosen = networks(given.folder, given.only)
     for network in chosen:
         wanted = {tool: version(tool) for tool in (QGRAPH, *(PEERS if given.peers else ()))}
         missing = [
@@ -286,10 +313,7 @@ def main(words: Sequence[str] | None = None) -> None:
                     rows[network.name, row["tool"]] = row
                     keep(given.results, list(rows.values()))
                     print(_line(row), file=sys.stderr, flush=True)
-    from benchmarks.common import report
-
-    names = {network.name for network in chosen}
-    report("Real networks", table(ordered(row for row in rows.values() if row["network"] in names)))
+    return {network.name for network in chosen}
 
 
 def _same(row: Row | None, digest: str, made: str) -> bool:

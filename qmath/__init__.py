@@ -43,6 +43,7 @@ _HOMES = {
     "pareto": ("Frontier", "Selection", "knapsack", "pareto_frontier"),
     "grid": ("Grid", "Rounding", "dequantize", "fake_quantize", "quantize"),
     "histogram": ("BINS", "Histogram"),
+    "lookups": ("lookup_bits", "lookup_probabilities"),
     "kernels.threads": ("get_threads", "set_threads"),
     "integer_range": ("pair_range", "sum_range"),
     "learned": (

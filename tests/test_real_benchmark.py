@@ -103,3 +103,37 @@ def test_only_takes_a_kind(folder):
     with (folder / "real.toml").open("a") as file:
         file.write('kind = "digits"\n')
     assert [network.name for network in real.networks(folder, ["digits"])] == ["net"]
+
+
+def test_settings_may_be_for_a_network_of_another_name(folder):
+    with (folder / "real.toml").open("a") as file:
+        file.write('[net_w4]\nmodel = "net"\nkind = "few bits"\noptions = ["--weights", "4"]\n')
+    (found,) = real.networks(folder, ["few bits"])
+    assert (found.name, found.model.name, found.calibration.name) == ("net_w4", "net.onnx", "other.calibration.npz")
+    assert real.command(real.QGRAPH, found, Path("out.onnx"), Path("c.npz"))[-2:] == ["--weights", "4"]
+    assert found.digest != real.networks(folder, ["net"])[0].digest
+
+
+def test_without_a_folder_kept_rows_are_printed(tmp_path, capsys):
+    rows = [
+        {"network": name, "tool": real.QGRAPH, **real._nothing(), "worst dB": db, "problem": ""}
+        for name, db in (("silero", 43.5), ("orientation", 48.25))
+    ]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"rows": rows}))
+    real.main(["--only", "recurrent", "--results", str(path)])
+    printed = capsys.readouterr().out
+    assert "silero" in printed
+    assert "orientation" not in printed
+
+
+def test_every_tool_has_a_step_of_its_own():
+    from benchmarks import real_steps
+
+    assert set(real.STEPS.values()) <= real_steps.STEPS.keys()
+    assert real.command(
+        real.BLOCKS,
+        real.Network(name="n", model=Path("n.onnx"), calibration=Path("c"), evaluation=Path("e")),
+        Path("out.onnx"),
+        Path("c.npz"),
+    )[-3:] == ["blocks", "n.onnx", "out.onnx"]

@@ -54,7 +54,18 @@ class Gathered(Material):
             from qgraph.methods.balance.balanced import balanced
 
             plan = balanced(plan, self.view, self.observed)
+        if self._counts_lookups and self.samples is not None:
+            from qgraph.methods.tables.lookups import with_bits_by_lookups
+
+            plan = with_bits_by_lookups(plan, self.view, self.samples, threads=self.job.threads)
         return registry.run(self.recipe.method, plan, self)
+
+    @property
+    def _counts_lookups(self) -> bool:
+        """Whether rows of tables get bits by how often samples read them: real ones, which the plan may depend on."""
+        recipe = self.recipe
+        free = recipe.allocate_bits != "none" and not (recipe.mixed or recipe.ingredients) and recipe.per_channel
+        return free and self.variants and self.source == "calibration"
 
     def _at(self, plan: QuantPlan, recipe: Recipe) -> QuantPlan:
         """The plan that the method makes for the bits of another recipe."""

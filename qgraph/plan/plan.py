@@ -74,10 +74,11 @@ class WeightQuant:
     a `rounding` of its own. Codes that no rounding of single weights finds are in the plan: `codes`, as text
     (`qgraph.plan.held_codes`); they hold for this grid alone.
 
-    `channel_bits` are the widths of the channels where they differ; the channels share the quota of bins that `bits`
-    for each would give. `input_scale` multiplies the weight before it is rounded, one factor per input channel: the
-    `channel_scale` of the operand, which the stored codes then contain. A dynamic layer divides its operand by these
-    factors itself; a channel with factor 0 it multiplies in floats, and its codes are zero.
+    `channel_bits` are the widths of the channels where they differ. The channels share the quota of bins that `bits`
+    for each would give, except rows of a table, which have `bits` at least. `input_scale` multiplies the weight before
+    it is rounded, one factor per input channel: the `channel_scale` of the operand, which the stored codes then
+    contain. A dynamic layer divides its operand by these factors itself; a channel with factor 0 it multiplies in
+    floats, and its codes are zero.
 
     With a `unit` per channel, the scale of each of its groups is a whole multiple of it. Integer kernels, which have
     one scale per channel, then get codes times multiples.

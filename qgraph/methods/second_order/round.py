@@ -129,7 +129,7 @@ def _rounded(
     layer: Layer, quant: LayerQuant, halves: list[qmath.Moments], allowed: int, config: SecondOrderConfig
 ) -> LayerQuant:
     grid, weight = quant.weight, layer.weight_array()
-    own = grid.granularity.per_channel  # whether every output has a scale of its own
+    own = grid.channel_axis is not None  # whether every output has scales of its own
     moments = halves[0].joined(halves[1])
     problem = _Scaled.of(layer, grid, moments.hessian, qmath.aimed_weights(as_rows(layer, weight), halves))
     found = qmath.round_second_order(
@@ -149,10 +149,23 @@ def _rounded(
     if over.any():  # these channels stay as they are
         held = weights.with_codes(grid, from_rows(layer, np.where(over[:, None], before, codes), weight.shape))
     if own:
-        scale = np.where(over, grid.scale, np.asarray(grid.scale) * found.factor).astype(np.float32)
-        gain = np.where(over, grid.gain, found.gain)
-        held = dataclasses.replace(held, scale=tuple(map(float, scale)), gain=tuple(map(float, gain)))
+        held = _rescaled(held, np.where(over, 1.0, found.factor), np.where(over, grid.gain, found.gain))
     return _settled(layer, dataclasses.replace(quant, weight=held), moments)
+
+
+def _rescaled(grid: WeightQuant, factor: NDArray[np.float64], gain: NDArray[np.float64]) -> WeightQuant:
+    """The grid with the scales of every channel times its factor, then its gain; groups take both into their steps."""
+
+    def times(numbers: tuple[float, ...], amounts: NDArray[np.float64]) -> tuple[float, ...]:
+        laid = np.reshape(numbers, (-1, len(amounts)) if grid.granularity.axis == 0 else (len(amounts), -1))
+        by_channel = amounts if grid.granularity.axis == 0 else amounts[:, None]
+        return tuple((laid * by_channel).astype(np.float32).ravel().tolist())
+
+    if not grid.unit:
+        scale = (np.asarray(grid.scale) * factor).astype(np.float32)
+        return dataclasses.replace(grid, scale=tuple(scale.tolist()), gain=tuple(gain.tolist()))
+    unit = (np.asarray(grid.unit) * factor * gain).astype(np.float32)
+    return dataclasses.replace(grid, scale=times(grid.scale, factor * gain), unit=tuple(unit.tolist()))
 
 
 def _settled(layer: Layer, quant: LayerQuant, moments: qmath.Moments) -> LayerQuant:
@@ -208,8 +221,8 @@ def _row_grid(layer: Layer, grid: WeightQuant, shape: tuple[int, ...], columns: 
         turned: dict[str, Any] = {
             n: tuple(np.reshape(v, by_input).T.ravel().tolist()) for n, v in parts.items() if len(v) > 1
         }
-        grid = dataclasses.replace(grid, **turned)
-    return weights.rounding_grid(dataclasses.replace(grid, granularity=rows, codes=""), (outputs, columns))
+        grid = dataclasses.replace(grid, unit=(), **turned)
+    return weights.rounding_grid(dataclasses.replace(grid, granularity=rows, unit=(), codes=""), (outputs, columns))
 
 
 def _put(graph: ir.Graph, twin: Layer, layer: Layer, quant: LayerQuant) -> None:

@@ -155,6 +155,34 @@ def test_products_of_matrices_get_codes_and_shifts():
     assert all(quant.weight.codes and quant.bias_shift for quant in better.layers)
 
 
+@pytest.mark.parametrize(("index", "operator"), [(1, "MatMul"), (1, "Gemm<transB = 1>")])
+@pytest.mark.parametrize("activations", [None, "dynamic"])
+def test_groups_are_rounded_and_stay_whole_multiples(index, operator, activations):
+    """A channel's factor and gain become part of its unit, so that kernels still add up whole numbers."""
+    shape = (40, 24) if operator == "MatMul" else (24, 40)
+    numbers = ", ".join(f"{v:.4f}" for v in RNG.laplace(size=40 * 24))
+    net = prepare(
+        ir.from_onnx_text(
+            f"""<ir_version: 10, opset_import: ["": 21]> g (float[N, 40] x) => (float[N, 24] z)
+            <float[{shape[0]}, {shape[1]}] w = {{{numbers}}}> {{ z = {operator}(x, w) }}"""
+        )
+    )
+    x = (RNG.normal(size=(400, 40)) @ RNG.normal(size=(40, 40))).astype(np.float32)
+    recipe = Recipe.choose("aciq", True, weights=3, edge_bits=3, group=16, activations=activations)
+    plan = initial_plan(GraphView(net), recipe, None)
+    better = round_weights(plan, GraphView(net), open_data(x, net), config=SecondOrderConfig(batch=50))
+    (want,) = Session(net.ir_model).run_list({"x": x})
+    files = [Session(lower(net, p, format="qdq")).run_list({"x": x})[0] for p in (plan, better)]
+    errors = [np.square(have - want).mean() for have in files]
+    assert errors[1] < 0.6 * errors[0]
+    (quant,) = better.layers
+    assert quant.weight.unit
+    assert quant.weight.codes
+    assert quant.weight.unit != plan.layers[0].weight.unit
+    simulated = Session(lower(net, better, format="float")).run_list({"x": x})[0]
+    np.testing.assert_allclose(files[1], simulated, atol=1e-3 * np.abs(want).max())
+
+
 def test_weights_of_eight_bits_saturate_no_kernel_and_few_samples_do():
     """Codes of eight bits are chosen where no two neighbours sum to more than 16 bits hold."""
     net = made("Conv", (6, 4, 3, 3), 1)
