@@ -1,4 +1,4 @@
-"""Small transformers for pictures and sound, with random weights and planted outliers, on the parts of `transformers`."""
+"""Small transformers for pictures and sound, with planted outliers, from the parts of `transformers`."""
 
 from __future__ import annotations
 
