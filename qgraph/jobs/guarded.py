@@ -24,6 +24,7 @@ from qgraph.plan.plan import QuantPlan
 SPARE_DB = max(comfort.spare_db for comfort in COMFORTS)  # outputs this far above the target are left alone
 WORTH_DB = 0.5  # a variant must beat the plan by this much
 TIE_DB = 1.0  # full ranges that are this close to clips measure no worse
+UNSURE_DB = 3.0  # nor do those this close, unless a test over the samples says so
 DOUBT_DB = 18.0  # with less to spare, clips are doubted
 SURE_DB = 30.0  # outputs this far above the target on held-out samples, even few of them, are left as they are
 
@@ -87,14 +88,14 @@ class _Task:
         """The result with full ranges, unless it measures worse, or without bias shifts where that measures better.
 
         Samples beyond a clip may lose any amount and those that calibrate show few of them, so a tie goes to full
-        ranges. Shifts are only doubted where little is to spare.
+        ranges, and so does a lead of clips that rests on a few samples. Shifts are only doubted where little is to
+        spare.
         """
         plan, margin = result.plan, self.judge.above(self.target)
         ranges = _ranges(self.given, plan)
-        variants = {
-            "": (plan, 0.0),
-            "whole ranges measured no worse than clips": (plan.map_activations(lambda a: widened(a, ranges)), TIE_DB),
-        }
+        whole = plan.map_activations(lambda a: widened(a, ranges))
+        tie = TIE_DB if self.judge.clearly_better(plan, whole) else UNSURE_DB
+        variants = {"": (plan, 0.0), "whole ranges measured no worse than clips": (whole, tie)}
         if margin(plan) < SPARE_DB:
             plain = plan.map_layers(lambda layer: dataclasses.replace(layer, bias_shift=()))
             variants["shifts of biases measured worse than none"] = plain, -WORTH_DB

@@ -28,6 +28,7 @@ SAME_CLASS = 0.98
 DOUBT = 0.05  # too many classes changed if this count has a smaller probability at a true rate of 2 %
 MOST = 64
 TOGETHER = 8
+SURE = 0.95  # confidence that a plan is better
 RUN_SECONDS = 1.0  # of processor time, for a run over all samples; slower networks get fewer samples
 _HOPELESS = -1000.0
 
@@ -53,6 +54,15 @@ def _too_many_changed(output: OutputQuality) -> bool:
     return bool(changed and special.bdtrc(changed - 1, output.decisions, 1 - SAME_CLASS) < DOUBT)
 
 
+def surely_positive(differences: NDArray[np.float64]) -> bool:
+    """Whether the mean of paired differences is above zero by a one-sided t-test at 95 %; one pair proves nothing."""
+    count = len(differences)
+    if count < 2:
+        return False
+    error = differences.std(ddof=1) / np.sqrt(count)
+    return bool(differences.mean() > special.stdtrit(count - 1, SURE) * error)
+
+
 class PlanJudge:
     """Measures the margin of plans on their models with unpacked weights: the same numbers, sooner.
 
@@ -68,6 +78,7 @@ class PlanJudge:
         self.batches: list[Batch] = []
         self.expected: list[list[NDArray[Any]]] = []
         self._known: dict[QuantPlan, tuple[OutputQuality, ...] | None] = {}
+        self._noise: dict[QuantPlan, list[NDArray[np.float64]]] = {}  # of each output, sample by sample
         self._last: dict[QuantPlan, Session] = {}  # of one plan at most, shared with `in_batches`
         samples = given.need_samples("the guard measures on samples")
         began = time.process_time()
@@ -93,7 +104,7 @@ class PlanJudge:
         if samples.batch is not None or samples.count < 2:
             return None
         other = copy.copy(self)
-        other.batches, other._known = list(itertools.islice(samples.batches(size), most)), {}
+        other.batches, other._known, other._noise = list(itertools.islice(samples.batches(size), most)), {}, {}
         other.expected = [self.session.run_list(batch.feeds) for batch in other.batches]
         return other
 
@@ -108,16 +119,35 @@ class PlanJudge:
         outputs = self._known[plan]
         return _HOPELESS if outputs is None else margin(outputs, target)
 
+    def clearly_better(self, plan: QuantPlan, other: QuantPlan) -> bool:
+        """Whether the plan beats another beyond what chance in the choice of samples explains.
+
+        The squared errors of the output that the other plan hurts most are compared sample by sample, in a one-sided
+        paired t-test at 95 %. A few samples that decide the sum are not enough.
+        """
+        for measured in (plan, other):
+            self.margin(measured, 0.0)
+        if plan not in self._noise or other not in self._noise:
+            return plan in self._noise
+        worst = max(range(len(self.names)), key=lambda output: self._noise[other][output].sum())
+        return surely_positive(self._noise[other][worst] - self._noise[plan][worst])
+
     def _outputs(self, plan: QuantPlan) -> tuple[OutputQuality, ...] | None:
         tallies = [OutputTally(n, linear=flat) for n, flat in zip(self.names, self.linear, strict=True)]
+        noise: list[list[NDArray[np.float64]]] = [[] for _ in self.names]
         try:
             session = self._session(plan)
             for batch, want in zip(self.batches, self.expected, strict=True):
                 have = session.run(batch.feeds)
-                for tally, expected in zip(tallies, want, strict=True):
-                    tally.take(batch.real(expected), batch.real(have[tally.name]))
+                for tally, expected, rows in zip(tallies, want, noise, strict=True):
+                    pair = batch.real(expected), batch.real(have[tally.name])
+                    tally.take(*pair)
+                    rows.append(_squared_errors(*pair, count=batch.count))
         except ModelError:
             return None
+        self._noise[plan] = [
+            np.concatenate(rows) / (tally.signal or 1.0) for rows, tally in zip(noise, tallies, strict=True)
+        ]
         return tuple(tally.result() for tally in tallies)
 
     def _session(self, plan: QuantPlan) -> Session:
@@ -127,3 +157,13 @@ class PlanJudge:
             model = lower(given.net, plan, format=given.format, packed=False)
             self._last[plan] = Session(model, threads=given.job.threads)
         return self._last[plan]
+
+
+def _squared_errors(want: NDArray[Any], have: NDArray[Any], *, count: int) -> NDArray[np.float64]:
+    """The sum of squared errors of each of `count` samples, or of all together where they cannot be told apart."""
+    if want.dtype.kind != "f" or want.shape != have.shape:
+        return np.zeros(count)
+    error = np.square(np.subtract(have, want, dtype=np.float64, where=np.isfinite(want), out=np.zeros(want.shape)))
+    return (
+        error.reshape(count, -1).sum(axis=1) if want.ndim and len(want) == count else error.sum(keepdims=True).ravel()
+    )

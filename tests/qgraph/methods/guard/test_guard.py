@@ -19,7 +19,8 @@ from qgraph.errors import QualityWarning
 from qgraph.graph.sites import GraphView
 from qgraph.jobs import guarded
 from qgraph.jobs.guarded import parse_target
-from qgraph.jobs.plan_judge import margin
+from qgraph.jobs.plan_judge import PlanJudge, margin, surely_positive
+from qgraph.jobs.prepare import gather
 from qgraph.lowering.simulate import simulate
 from qgraph.methods.guard.concessions import without_islands
 from qgraph.methods.guard.costs import Costs
@@ -358,6 +359,33 @@ def test_whole_ranges_where_the_largest_value_decides(model_from_text):
     assert worst_db(result, data) > worst_db(clipped, data) + 3
     assert "whole ranges measured no worse than clips" in result.plan.notes
     assert result.given_up is None
+
+
+def test_plans_are_compared_sample_by_sample(digits, digits_calibration):
+    given = gather(digits, digits_calibration, Job(), limit=24)
+    judge = PlanJudge(given)
+    fine = given.plan()
+    coarse = fine.map_activations(lambda a: activation_grid(a.tensor, a.low, a.high, bits=5, role=a.role))
+    assert judge.clearly_better(fine, coarse)
+    assert not judge.clearly_better(coarse, fine)
+    assert not judge.clearly_better(fine, fine)
+    noise = judge._noise[coarse][0]
+    assert len(noise) == given.samples.count > 8, "one figure for each sample, not for each run"
+    assert judge.margin(coarse, 20.0) == pytest.approx(-10 * np.log10(noise.sum()) - 20, abs=1e-6)
+
+
+def test_a_lead_must_not_rest_on_a_few_samples():
+    steady = np.full(32, 1.0) + 0.1 * RNG.normal(size=32)
+    assert surely_positive(steady)
+    assert not surely_positive(-steady)
+    one_decides = np.full(32, -0.01)
+    one_decides[3] = 32.0
+    assert one_decides.mean() > 0.9
+    assert not surely_positive(one_decides)
+    assert not surely_positive(steady[:1]), "one sample proves nothing"
+    # t = mean / (sd / sqrt(4)) for 1, 2, 3, 4 is 3.873, above t(3, .95) = 2.353; for -1, 2, 3, 4 it is 1.852
+    assert surely_positive(np.array([1.0, 2.0, 3.0, 4.0]))
+    assert not surely_positive(np.array([-1.0, 2.0, 3.0, 4.0]))
 
 
 @pytest.fixture
