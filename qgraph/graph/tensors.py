@@ -117,6 +117,12 @@ def upper_bound(value: ir.Value) -> float | None:
     return None if bound is None else float(bound)
 
 
+def node_before(value: ir.Value) -> ir.Node | None:
+    """The node before the one that writes a tensor, such as the convolution before a ReLU or Clip."""
+    node = value.producer()
+    return node.inputs[0].producer() if node is not None and node.inputs and node.inputs[0] is not None else None
+
+
 def root_name(layer: Layer) -> str:
     """The name of the tensor that the layer's operand was moved from."""
     return str(root(layer.input).name)

@@ -261,7 +261,7 @@ class QdqEmitter:
             return None
         if quantized not in self.integers:  # an operator without a uint8 kernel lies between
             return None
-        if quantized not in self.integers or (node.op_type == "Pad" and quant.offset):  # then no code stands for zero
+        if node.op_type == "Pad" and quant.offset:  # then no code stands for zero
             return None
         node.replace_input_with(0, self.integers[quantized])
         if node.op_type == "Pad":

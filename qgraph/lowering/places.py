@@ -16,7 +16,7 @@ from qgraph.errors import PlanError
 from qgraph.graph.layers import LAYER_OPS, TABLE_OP, Layer
 from qgraph.graph.sites import GLUE_OPS, GraphView
 from qgraph.graph.sums import output_sums
-from qgraph.graph.tensors import is_transparent, nearest
+from qgraph.graph.tensors import is_transparent, nearest, node_before
 from qgraph.graph.walk import sources, uses_here, walk
 from qgraph.onnxfile.edit import add_initializer, append_node, constant, take_place, unique_name
 from qgraph.onnxfile.model import Model
@@ -284,16 +284,10 @@ def producers(plan: QuantPlan, view: GraphView) -> Mapping[str, ActivationQuant]
     layers = {layer.node: layer for layer in view.layers}
     found = {}
     for grid in plan.activations:
-        node = _before(view.values[grid.tensor]) if grid.channel_scale else None
+        node = node_before(view.values[grid.tensor]) if grid.channel_scale else None
         if node in layers:
             found[layers[node].name] = grid
     return found
-
-
-def _before(value: ir.Value) -> ir.Node | None:
-    """The node before the ReLU or Clip that writes a tensor."""
-    node = value.producer()
-    return node.inputs[0].producer() if node is not None and node.inputs and node.inputs[0] is not None else None
 
 
 def offset_sums(layer: Layer, quant: LayerQuant, offset: float) -> NDArray[np.float64]:

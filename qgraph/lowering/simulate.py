@@ -122,8 +122,6 @@ class FloatEmitter:
             below = int((thresholds <= 0).sum())
             thresholds, codes = thresholds[below:], codes[below:]
         base = int(codes[0]) - quant.zero_point
-        if not thresholds.size:
-            return self.op("Add", self.op("Mul", value, self._scalar(0.0)), self._scalar(base * scale))
         codes_type = ir.DataType.UINT8 if self.graph.opset_imports.get("", 1) >= _ADDS_BYTES else ir.DataType.INT32
         risers: list[ir.Value] = []
         for threshold, height in zip(thresholds, np.diff(codes), strict=True):

@@ -37,7 +37,8 @@ def codes(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.int8]:
     """
     if quant.codes:
         return from_text(quant.codes, weight.shape, bits=max(quant.widths), lowest=quant.qmin)
-    if quant.granularity.group is not None and weight.size > _BLOCK and weight.ndim == 2:
+    groups = quant.granularity.group is not None and weight.ndim == 2
+    if groups and weight.size > _BLOCK and weight.shape[quant.channel_axis or 0] > 1:
         found = np.empty(weight.shape, np.int8)
         for some, part in _channel_blocks(weight.shape, quant):
             found[some] = codes(weight[some], part)

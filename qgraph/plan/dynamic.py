@@ -15,8 +15,6 @@ def why_not_dynamic(layer: Layer) -> str:
         return "of recurrent layers and of those in bodies the weight alone is quantized"
     if layer.op not in ("MatMul", "Gemm"):
         return f"onnxruntime's {layer.op} on such integers is slower than in floats"
-    if layer.weight_only:
-        return "it lies in the body of a control-flow operator"
     if layer.weight_index == 0:
         return "its weight is the left factor, which no kernel takes in int8 beside bytes on the right"
     return ""

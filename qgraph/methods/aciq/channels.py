@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import qmath
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
-from qgraph.graph.tensors import fused_output, is_non_negative
+from qgraph.graph.tensors import fused_output, is_non_negative, node_before
 from qgraph.observe.channel_laws import FAINTEST, ChannelPrior, channel_errors, channel_prior
 from qgraph.observe.statistics import Observations
 from qgraph.onnxfile.edit import constant
@@ -184,15 +184,10 @@ def _obstacle(value: ir.Value, grid: ActivationQuant, readers: list[Layer], plan
     producer = value.producer()
     if producer is not None and producer.op_type == "Clip" and np.any(constant(producer.inputs[1]) != 0):
         return "its Clip does not start at zero, so that positive factors do not pass through it"
-    source = producer.inputs[0].producer() if producer is not None and producer.inputs[0] is not None else None
-    name = str(source.name) if source is not None else ""
-    if (
-        name not in quantized
-        or source is None
-        or source.op_type != "Conv"
-        or fused_output(source.outputs[0]) is not value
-    ):
+    source = node_before(value)
+    written = None if source is None or source.op_type != "Conv" else quantized.get(str(source.name))
+    if source is None or written is None or fused_output(source.outputs[0]) is not value:
         return "no quantized convolution writes it"
-    if quantized[name].granularity != qmath.Granularity(axis=0):
+    if written.granularity != qmath.Granularity(axis=0):
         return "the weights before it have no scale per channel"
     return ""
