@@ -225,6 +225,11 @@ def recipe_options(f: F) -> F:
         ),
         click.option("--reduce-range", is_flag=True, default=None, help="7-bit weights, for CPUs without VNNI."),
         click.option(
+            "--target",
+            type=click.Choice(["batch", "decode"]),
+            help="decode: weights of 4 or 8 bits stay packed in memory, faster for one row at a time.",
+        ),
+        click.option(
             "--target-cpu",
             type=click.Choice(["any", "vnni"]),
             help="any (default): saturates on no CPU; vnni: uses all of int8, for CPUs with VNNI (or not x86).",

@@ -14,6 +14,7 @@ from qgraph.jobs.given import open_given
 from qgraph.jobs.trial import Trial
 from qgraph.lowering.lower import lower
 from qgraph.onnxfile.model import Model, ModelLike
+from qgraph.plan.blocks import BLOCK_OPSET
 from qgraph.plan.check import checked
 from qgraph.plan.plan import QuantPlan
 from qgraph.running.progress import SILENT, Progress
@@ -69,7 +70,8 @@ def apply(
         True
     """
     by = None if metric is None else load_metric(metric)
-    given = open_given(model, data, opset=opset, fold_bn=plan.fold_bn, **reading)
+    least = BLOCK_OPSET if any(layer.runs == "blocks" for layer in plan.layers) else 0
+    given = open_given(model, data, opset=opset, least_opset=least, fold_bn=plan.fold_bn, **reading)
     net, samples = given.net, given.samples
     plan.check_model(net.digest, net.source)
     lowered = lower(net, checked(plan, GraphView(net)), format=format)

@@ -27,13 +27,16 @@ def open_given(
     data: DataLike | None,
     *,
     opset: int | None = None,
+    least_opset: int = 0,
     fold_bn: bool = True,
     **reading: Unpack[Reading],
 ) -> Given:
-    """Load and normalise a model, and open the data for it."""
+    """Load and normalise a model, at `opset` or else at `least_opset` or a later one, and open the data for it."""
     loaded = load(model)
     shapes, axes = reading.get("shapes") or {}, reading.get("batch_axes") or {}
     shaped(loaded.input_values(), shapes, axes)  # fail before the work begins
     loaded = dataclasses.replace(loaded, shapes=shapes)
+    if opset is None and loaded.opset < least_opset:
+        opset = least_opset
     net = prepare(loaded, opset=opset, fold_bn=fold_bn)
     return Given(loaded=loaded, net=net, samples=None if data is None else open_data(data, net, **reading))

@@ -22,6 +22,9 @@ def no_slower(result: Result, *, fixed: bool) -> Result:
     quality = result.quality
     slow = quality is not None and (quality.latency or 0.0) > SLOWER and (quality.float_seconds or 0.0) > TIMED_SECONDS
     plan = result.plan
+    blocks = any(quant.runs == "blocks" for quant in plan.layers)
+    if quality is not None and slow and blocks and result.format == "qdq":
+        return _without_blocks(result, quality.latency or 0.0)
     integers = plan.activations or any(quant.runs == "dynamic" for quant in plan.layers)
     if quality is None or not slow or not integers or result.format != "qdq":
         return result
@@ -35,3 +38,17 @@ def no_slower(result: Result, *, fixed: bool) -> Result:
     plain = dataclasses.replace(result, plan=dataclasses.replace(alone, activations=(), notes=notes))
     other = None if plain.quality is None else plain.quality.latency
     return plain if other is not None and other < (quality.latency or 0.0) else result
+
+
+def _without_blocks(result: Result, latency: float) -> Result:
+    """The result with floats that are unpacked while loading, where they measure faster than blocks of codes."""
+    plan = result.plan
+    said = (
+        f"weights become floats when the file is loaded: blocks of codes take {latency:.2f} of the float model's time"
+    )
+    alone = plan.map_layers(lambda q: dataclasses.replace(q, runs="floats") if q.runs == "blocks" else q)
+    plain = dataclasses.replace(
+        result, plan=dataclasses.replace(alone, notes=(*plan.notes, f"{said} on these samples"))
+    )
+    other = None if plain.quality is None else plain.quality.latency
+    return plain if other is not None and other < latency else result

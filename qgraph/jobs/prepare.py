@@ -24,6 +24,7 @@ from qgraph.observe.statistics import Observations, observe
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan import registry
+from qgraph.plan.blocks import BLOCK_OPSET
 from qgraph.plan.dynamic import mostly_products
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
@@ -123,11 +124,12 @@ def gather(
     recipe = Recipe.choose(method, data is not None or measured, **overrides)
     by = None if metric is None else load_metric(metric)
     with job.stage("load"):
-        given = open_given(model, data, opset=opset, **reading)
+        least = BLOCK_OPSET if recipe.target == "decode" else 0
+        given = open_given(model, data, opset=opset, least_opset=least, **reading)
         view = GraphView(given.net)
         choose_layers(view, recipe.keep)  # fail before the work begins
     free = given.samples is None and not measured and method is None and "activations" not in overrides
-    free = free and not (recipe.mixed or recipe.ingredients or recipe.correct_outputs)
+    free = free and recipe.target != "decode" and not (recipe.mixed or recipe.ingredients or recipe.correct_outputs)
     if free:
         recipe = _without_data(recipe, view, given.loaded)
     check_needs(recipe.method, given.loaded, given.samples)

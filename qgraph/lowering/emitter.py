@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from qgraph.errors import PlanError
 from qgraph.graph.layers import Layer, attribute, pads
 from qgraph.graph.tensors import upper_bound
+from qgraph.lowering.blocks import blocks
 from qgraph.lowering.dynamic import DynamicProducts
 from qgraph.lowering.nodes import Nodes
 from qgraph.lowering.packing import StoredCodes
@@ -60,6 +61,8 @@ class QdqEmitter:
 
     def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
         """The weight made from its codes, which are stored once for all layers that read it on the same grid."""
+        if quant.runs == "blocks":
+            return blocks(self.nodes, layer, quant.weight, self._codes_of(layer, quant.weight))
         step = self._take_codes(layer) if operand is None else np.float32(1)
         factors = self._factors(layer)
         steps = () if factors is None else tuple(factors.tolist())

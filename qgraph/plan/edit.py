@@ -12,6 +12,7 @@ from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import nearest
 from qgraph.plan import codes as weights
+from qgraph.plan.blocks import why_not_on_grid
 from qgraph.plan.changes import Change, bits_for, check_patterns
 from qgraph.plan.grids import STORAGE_BITS, activation_grid, regridded, sound, weight_ends
 from qgraph.plan.grouped import fitting, regrouped, room_of
@@ -46,7 +47,8 @@ def _weights(quant: LayerQuant, view: GraphView, changes: Sequence[Change]) -> L
     bits, old = bits_for(changes, quant.name, "weights"), quant.weight
     if bits is None or (bits == old.bits and not old.channel_bits):
         return quant
-    symmetric = bits == MAX_BITS and quant.runs != "floats" if MAX_BITS in (bits, old.bits) else old.symmetric
+    floats = quant.runs in ("floats", "blocks")
+    symmetric = bits == MAX_BITS and not floats if MAX_BITS in (bits, old.bits) else old.symmetric
     form = dataclasses.replace(
         old, bits=bits, symmetric=symmetric, zero_point=(0,), gain=(1.0,), rounding=None, channel_bits=()
     )
@@ -56,7 +58,8 @@ def _weights(quant: LayerQuant, view: GraphView, changes: Sequence[Change]) -> L
     grid = (
         regrouped(weight, form, most=room_of(old)) if form.unit else regridded(form, *weight_ends(weight, form, "mse"))
     )
-    return dataclasses.replace(quant, weight=grid, bias_shift=())
+    runs = "floats" if quant.runs == "blocks" and why_not_on_grid(grid) else quant.runs
+    return dataclasses.replace(quant, weight=grid, bias_shift=(), runs=runs)
 
 
 def _activations(

@@ -14,6 +14,7 @@ from qgraph.graph.layers import Layer
 from qgraph.graph.sites import ActivationSite, GraphView, choose_layers
 from qgraph.graph.tensors import root
 from qgraph.plan import codes as weights
+from qgraph.plan.blocks import why_no_blocks, why_not_on_grid
 from qgraph.plan.changes import bits_for, check_patterns, parsed
 from qgraph.plan.dynamic import why_not_dynamic
 from qgraph.plan.grouped import fitting, group_of, grouped_grid, regrouped, room, room_of
@@ -107,6 +108,8 @@ def _layer_grid(layer: Layer, recipe: Recipe, view: GraphView, runs: Runs) -> La
     if group is not None:
         granularity = qmath.Granularity(axis=1 - layer.output_axis, group=group)
         grid = grouped_grid(weight, granularity, bits=bits, symmetric=symmetric, most=most)
+        if recipe.target == "decode" and not (why_no_blocks(layer) or why_not_on_grid(grid)):
+            runs = "blocks"
         return LayerQuant(name=layer.name, op=layer.op, weight=grid, runs=runs)
     granularity = qmath.Granularity(axis=layer.scale_axis if recipe.per_channel else None)
     low, high = (granularity.reduce(end, weight) for end in (np.minimum, np.maximum))

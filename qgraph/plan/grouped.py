@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 import qmath
 from qgraph.graph.layers import TABLE_OP, Layer
+from qgraph.plan.blocks import BLOCK, BLOCK_BITS, why_no_blocks
 from qgraph.plan.plan import WeightQuant
 from qgraph.plan.recipe import Recipe, TargetCpu
 
@@ -26,6 +27,8 @@ def group_of(layer: Layer, bits: int, recipe: Recipe, most: int | None) -> int |
     """How many inputs of a layer share a step; None where each channel has one. `most` is the layer's `room`."""
     shape = layer.weight_array().shape
     group = recipe.group_at(bits)
+    if group is None and recipe.target == "decode" and bits in BLOCK_BITS and not why_no_blocks(layer):
+        group = BLOCK
     if group is None or layer.op not in GROUPED_OPS or len(shape) != 2 or layer.scale_axis is None:
         return None
     fits = most is None or _WORTH * (2**bits - 1) <= most

@@ -34,7 +34,7 @@ PER_TENSOR = qmath.Granularity()
 _LEAST_SCALE, _LARGEST_SCALE = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # normal numbers of float32: what files hold
 MAX_SHIFTED_BITS = 7  # the widest weights for which code - zero_point fits int8
 _ROLES = ("tensor", "operand")
-Runs = Literal["integers", "floats", "dynamic"]
+Runs = Literal["integers", "floats", "dynamic", "blocks"]
 _NUMBERS = re.compile(r"\[\n([-+.\deE,\s]*)\]")  # lists of numbers are written on one line
 
 
@@ -234,7 +234,7 @@ class LayerQuant:
     `runs` says what the kernel computes on. A layer that runs in `floats` still has its weight on the grid: it is
     stored in few bits and turned into floats once, when the file is loaded. One that is `dynamic` multiplies integers
     and computes the 8-bit grid of its operand in every run, from the smallest to the largest value, so that the plan
-    holds none.
+    holds none. One that runs in `blocks` multiplies floats with packed codes, which stay in memory as they are stored.
     """
 
     name: str

@@ -14,6 +14,8 @@ from qgraph.plan.changes import bits_for, parsed, per_layer
 from qgraph.plan.plan import MAX_SHIFTED_BITS
 
 TargetCpu = Literal["any", "vnni"]
+Target = Literal["batch", "decode"]
+TARGETS: tuple[str, ...] = get_args(Target)
 TARGET_CPUS: tuple[str, ...] = get_args(TargetCpu)
 ROUNDINGS = ("nearest", "second-order", "qrater")
 SECOND_ORDER = "second-order"
@@ -64,6 +66,9 @@ class Recipe:
     reduce_range: bool = False
     target_cpu: TargetCpu = "any"
     """`any`: weights are kept small enough for CPUs without VNNI not to saturate; `vnni`: they use all of int8."""
+    target: Target = "batch"
+    """What the file is for: `batch`, many rows at a time, or `decode`, products of one row at a time, whose weights of
+    4 or 8 bits then stay packed in memory (`qgraph.plan.blocks`)."""
     balance: bool = True
     """Whether outlier channels of what dynamic layers read are moved into weights, where that measures better."""
     dynamic_products: bool = False
@@ -108,6 +113,8 @@ class Recipe:
         for option in ("weights", "activations"):
             if given.get(option) == "none":
                 given[option] = None
+        if given.get("target") == "decode":
+            given.setdefault("activations", None)
         recipe = cls(method=name, **given)
         recipe._check(has_data)
         return recipe
@@ -144,11 +151,20 @@ class Recipe:
             raise UsageError(
                 "--activations dynamic leaves no grid to search or to train: give bits, or --method minmax or aciq"
             )
+        if self.target == "decode" and (self.activations is not None or self.group == "none" or not self.per_channel):
+            raise UsageError(
+                "--target decode multiplies floats with blocks of codes: not with --activations or without --group"
+            )
         if self.allocate_bits not in (None, *ALLOCATIONS):
             raise UsageError(f"--allocate-bits must be one of {', '.join(ALLOCATIONS)}, not '{self.allocate_bits}'")
         if self.mixed and self.allocate_bits not in (None, "none"):
             raise UsageError("--weights mixed gives bits to layers, --allocate-bits to channels: choose one of them")
-        for option, known in (("search", SEARCHES), ("direction", DIRECTIONS), ("target_cpu", TARGET_CPUS)):
+        for option, known in (
+            ("search", SEARCHES),
+            ("direction", DIRECTIONS),
+            ("target_cpu", TARGET_CPUS),
+            ("target", TARGETS),
+        ):
             if getattr(self, option) not in known:
                 raise UsageError(f"{_flag(option)} must be one of {', '.join(known)}, not '{getattr(self, option)}'")
         method = registry.find(self.method)

@@ -40,8 +40,8 @@ class SecondOrderConfig:
     """How weights are rounded to second order.
 
     `samples` are the most that are run, `rows` the operands taken of each layer, and as many more for each product of
-    an output as `rows_per_product` says. `damping` and `factors` are those of `qmath.round_second_order`. Weights of
-    more than `bits` keep their codes.
+    an output as `rows_per_product` says. `damping` and `factors` are those of `qmath.round_second_order`; grids of
+    groups have clips of their own already, and are tried as they are. Weights of more than `bits` keep their codes.
     """
 
     samples: int = 256
@@ -138,7 +138,7 @@ def _rounded(
         _row_grid(layer, grid, weight.shape, len(problem.kept)),
         aim=problem.aim,
         damping=config.damping,
-        factors=config.factors if own and grid.bits < MAX_BITS else (1.0,),
+        factors=config.factors if own and grid.bits < MAX_BITS and not grid.unit else (1.0,),
         refit=own,
     )
     before = as_rows(layer, weights.codes(weight, grid))
