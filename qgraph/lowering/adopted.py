@@ -83,7 +83,7 @@ class FileRanges:
         if not keeps and node.op_type not in ("Add", "Mul", "Concat", "Relu", "Clip"):
             return None
         first = node.inputs[:1] if keeps else node.inputs
-        parts = [self._range(v) for v in first if v is not None]
+        parts = [(-np.inf, np.inf) if v is None else self._range(v) for v in first]  # of Clip, a bound that is left out
         if any(part is None for part in parts):
             return None
         return _combined(node.op_type, [part for part in parts if part is not None])

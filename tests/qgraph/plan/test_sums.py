@@ -15,6 +15,7 @@ from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan.codes import accumulator_scale
 from qgraph.plan.grids import activation_grid, weight_grid
+from qgraph.plan.grouped import grouped_grid
 from qgraph.plan.plan import LayerQuant, QuantPlan
 from qgraph.plan.sums import bias_fits, with_room_for_biases, with_shared_weights
 from qgraph.running.sessions import Session
@@ -137,3 +138,55 @@ def test_a_weight_with_grids_of_different_shapes_keeps_both(model_from_text):
     layers = tuple(LayerQuant(name=name, op="MatMul", weight=grid) for name, grid in grids.items())
     plan = QuantPlan(model=net.digest, recipe="", layers=layers)
     assert with_shared_weights(plan, view) == plan
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_units_of_groups_are_widened_as_far_as_biases_need(model_from_text, transposed):
+    """The steps of a channel's groups keep their multiples; other channels stay as they are."""
+    rng = np.random.default_rng(4)
+    weight, bias = rng.normal(0, 0.1, (64, 6)).astype(np.float32), np.array([0, 1, -4e6, 0.5, 9e6, 2], np.float32)
+    call, shape = ("Gemm<transB=1>", "6,64") if transposed else ("Gemm", "64,6")
+    text = f"float[N,64] x, float[{shape}] w, float[6] b) => (float[N,6] y) {{ y = {call}(x, w, b) }}"
+    held = np.ascontiguousarray(weight.T) if transposed else weight
+    view = GraphView(normalise(load(model_from_text(HEAD + text, w=held, b=bias))))
+    (layer,) = view.layers
+    along = qmath.Granularity(axis=1 - layer.output_axis, group=16)
+    grid = grouped_grid(held, along, bits=3, symmetric=False, most=64)
+    operand = activation_grid("x", 0, 1, bits=8)
+    quant = LayerQuant(name=layer.name, op="Gemm", weight=grid)
+    plan = QuantPlan(model=view.model.digest, recipe="", layers=(quant,), activations=(operand,))
+    assert not bias_fits(layer, quant, operand)
+    (safe,) = with_room_for_biases(plan, view).layers
+    assert bias_fits(layer, safe, operand)
+    np.testing.assert_array_equal(safe.weight.multiples, grid.multiples)
+    wider = np.asarray(safe.weight.unit) / np.asarray(grid.unit)
+    assert ((wider > 1) == (np.abs(bias) > 1e6)).all()
+    np.testing.assert_allclose(wider[4] * grid.unit[4] * operand.scale, 9e6 / 2**30, rtol=1e-5)
+    assert quant.weight.zero_point == safe.weight.zero_point
+
+
+def test_layers_of_one_weight_share_its_widest_grid(model_from_text):
+    """The most bits and, of those, the largest scale; what runs in floats takes the grid of integers."""
+    text = "float[N,8] x, float[8,8] w) => (float[N,8] z) { h = MatMul(x, w) r = Relu(h) g = MatMul(r, w)"
+    text += " s = Relu(g) z = MatMul(s, w) }"
+    rng = np.random.default_rng(0)
+    net = normalise(load(model_from_text(HEAD + text, w=rng.normal(size=(8, 8)).astype(np.float32))))
+    view = GraphView(net)
+    names = [layer.name for layer in view.layers]
+
+    def shared(*quants):
+        layers = tuple(
+            LayerQuant(name=name, op="MatMul", weight=weight_grid(-c, c, bits=b, symmetric=True), runs=runs)
+            for name, (c, b, runs) in zip(names, quants, strict=True)
+        )
+        plan = QuantPlan(model=net.digest, recipe="", layers=layers)
+        return [(q.weight.bits, q.weight.scale[0]) for q in with_shared_weights(plan, view).layers], layers
+
+    found, _ = shared((1.0, 8, "integers"), (2.0, 8, "integers"), (9.0, 4, "integers"))
+    assert found == [(8, pytest.approx(2 / 127))] * 3
+    found, layers = shared((1.0, 4, "integers"), (2.0, 8, "floats"), (1.0, 4, "integers"))
+    assert found == [(q.weight.bits, q.weight.scale[0]) for q in layers], "no fewer bits than the layer was given"
+    found, _ = shared((1.0, 8, "integers"), (3.0, 4, "floats"), (1.0, 8, "integers"))
+    assert found == [(8, pytest.approx(1 / 127))] * 3
+    found, _ = shared((1.0, 8, "floats"), (3.0, 4, "floats"), (1.0, 8, "floats"))
+    assert found == [(8, pytest.approx(1 / 127))] * 3
