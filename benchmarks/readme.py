@@ -1,7 +1,7 @@
 """Write the measured tables of benchmarks/results into README.md and docs/results.
 
 A table stands between `<!-- results: NAME -->` and `<!-- end -->`, where NAME is that of a JSON file that a benchmark
-wrote with --json. `--check` only says which pages are not up to date.
+wrote with --json. The picture of README is drawn from real.json. `--check` only says which pages are not up to date.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.front_picture import drawn
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs" / "results").glob("*.md")))
+PICTURE = ROOT / "docs" / "assets" / "networks.svg"
 _BLOCK = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -52,11 +55,13 @@ def _cell(value: Any) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if README is not up to date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is not up to date")
     given = parser.parse_args()
     before = {page: page.read_text(encoding="utf-8") for page in PAGES}
     after = {page: filled(text) for page, text in before.items()}
-    stale = [page for page in PAGES if after[page] != before[page]]
+    before[PICTURE] = PICTURE.read_text(encoding="utf-8") if PICTURE.exists() else ""
+    after[PICTURE] = drawn(_rows(RESULTS, "real"))
+    stale = [page for page in before if after[page] != before[page]]
     if given.check:
         names = ", ".join(str(page.relative_to(ROOT)) for page in stale)
         sys.exit(f"not up to date: {names}; run python -m benchmarks.readme" if stale else 0)

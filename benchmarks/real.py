@@ -4,9 +4,9 @@
 FOLDER is calibrated on NAME.calib.npz and judged on NAME.eval.npz; without FOLDER, kept rows are printed.
 FOLDER/real.toml, and before it benchmarks/real.toml, may have a table for a network with other needs: `calibration` and
 `evaluation` (file names), `mean` and `std` of images, `scores` (outputs whose largest value is a class, if they do not
-sum to 1), `options` (further arguments of `qgraph quantize`), `kind` (`--only` takes it like a name), `model` (the
-network that these settings are for, if the name is another), `states` (inputs, and the outputs that become them in the
-next run: `benchmarks.streaming` then runs the files on a stream).
+sum to 1), `options` (further arguments of `qgraph quantize`), `about` (what it is, for README), `kind` (`--only` takes
+it like a name), `model` (the network that these settings are for, if the name is another), `states` (inputs, and the
+outputs that become them in the next run: `benchmarks.streaming` then runs the files on a stream).
 
 Tools run as whole processes: `CPU s` is user and system time including start-up, and `peak MB` the peak memory. Their
 files run in stock onnxruntime on one thread, one sample at a time. Size, latency (median of thread CPU times, measured
@@ -39,7 +39,7 @@ QGRAPH, STATIC, DYNAMIC, SIMPLIFY = "qgraph", "onnxruntime static", "onnxruntime
 BLOCKS = "onnxruntime MatMulNBits"
 STEPS = {STATIC: "static", DYNAMIC: "dynamic", BLOCKS: "blocks", SIMPLIFY: "simplify"}
 PEERS = tuple(STEPS)
-SUMMARY_ROWS = 8
+SUMMARY_ROWS = 10
 Row = dict[str, Any]
 
 
@@ -56,7 +56,8 @@ class Network:
     @property
     def digest(self) -> str:
         """A digest of the model, its samples and its settings."""
-        found = sha256(json.dumps(self.settings, sort_keys=True).encode())
+        settings = {key: value for key, value in self.settings.items() if key != "about"}
+        found = sha256(json.dumps(settings, sort_keys=True).encode())
         for path in (self.model, self.calibration, self.evaluation):
             found.update(sha256(path.read_bytes()).digest())
         return found.hexdigest()[:16]
@@ -258,20 +259,29 @@ def table(rows: Sequence[Row]) -> list[Row]:
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
-    """One line per network: first those measured beside the other tools, then by increasing dB."""
-    tools: dict[str, dict[str, Row]] = {}
+    """One line per network with default settings: first those measured beside other tools, then by increasing dB."""
+    settings, tools = known_settings(None), dict[str, dict[str, Row]]()
     for row in table(rows):
-        tools.setdefault(row["network"], {})[row["tool"]] = row
+        if not settings.get(row["network"], {}).get("options"):
+            tools.setdefault(row["network"], {})[row["tool"]] = row
+    order = sorted(tools, key=lambda n: (len(tools[n]) == 1, (tools[n].get(QGRAPH) or _nothing())["worst dB"] or 0.0))
     lines = []
-    for name, found in tools.items():
-        line: Row = {"network": name}
-        for tool, short in ((QGRAPH, "qgraph"), (STATIC, "static"), (DYNAMIC, "dynamic")):
-            row = found.get(tool) or _nothing()
-            line |= {f"{short} dB": row["worst dB"], f"{short} size": row["size"], f"{short} latency": row["latency"]}
+    for name in order[:SUMMARY_ROWS]:
+        found = tools[name]
+        line: Row = {"network": name, "what it is": settings.get(name, {}).get("about", "")}
+        line |= {tool: _figures(found.get(tool)) for tool in (QGRAPH, STATIC, DYNAMIC, SIMPLIFY)}
         line["CPU s / static"] = (found.get(QGRAPH) or {}).get("CPU / static")
         lines.append(line)
-    lines.sort(key=lambda line: (line["CPU s / static"] is None, line["qgraph dB"] or 0.0))
-    return lines[:SUMMARY_ROWS]
+    return lines
+
+
+def _figures(row: Row | None) -> str:
+    """The dB of the worst output, and size and latency relative to float, of one tool's file."""
+    if row is None or row["problem"]:
+        return "-" if row is None else "fails"
+    figures = (row["size"], row["latency"])
+    decibels = "exact" if row["worst dB"] is None else f"{row['worst dB']:.1f} dB"
+    return ", ".join((decibels, *("-" if f is None else f"{f:.2f}" for f in figures)))
 
 
 def main(words: Sequence[str] | None = None) -> None:

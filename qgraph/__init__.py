@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from qgraph.running.slim import slim_onnx_ir
+from qgraph.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from qgraph.assess.compare import compare as compare

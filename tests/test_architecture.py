@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "qgraph" / "demo_assets"  # beside the data that they made, not part of the package
 FILES = sorted(p for top in ("qmath", "qgraph") for p in (ROOT / top).rglob("*.py") if SCRIPTS not in p.parents)
 RUNTIMES = {"qgraph/running/sessions.py", "qgraph/gradient/training.py"}
-FLOORS = ["errors", "running", "onnxfile", "graph", "samples", "plan", "observe", "lowering", "gradient"]
+FLOORS = ["errors", "version", "running", "onnxfile", "graph", "samples", "plan", "observe", "lowering", "gradient"]
 FLOORS += ["methods", "assess", "jobs", "report", "cli", "__main__"]
 FLAT = 14  # modules that may lie in qgraph/ itself
 
@@ -90,8 +90,8 @@ def test_few_modules_lie_flat():
     assert len(list((ROOT / "qgraph").glob("*.py"))) <= FLAT
 
 
-def test_the_map_in_the_readme_is_the_folders():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_map_for_contributors_is_the_folders():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     drawn = re.findall(r"^  (\w+)/ ", text.split("\nqgraph/\n")[1].split("```")[0], flags=re.M)
     rooms = {p.name for p in (ROOT / "qgraph").iterdir() if p.is_dir() and (p / "__init__.py").exists()}
     assert set(drawn) == rooms

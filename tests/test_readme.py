@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from benchmarks.readme import PAGES, RESULTS, ROOT, filled, markdown
+from benchmarks.front_picture import drawn
+from benchmarks.readme import PAGES, PICTURE, RESULTS, ROOT, filled, markdown
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -12,7 +13,11 @@ def test_pages_show_the_results_as_measured(page):
 
 
 def test_the_front_page_is_short():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 230
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 200
+
+
+def test_the_picture_is_drawn_from_the_results():
+    assert drawn(json.loads((RESULTS / "real.json").read_text(encoding="utf-8"))["rows"]) == PICTURE.read_text("utf-8")
 
 
 def test_every_table_that_was_kept_is_shown():

@@ -49,8 +49,8 @@ def test_a_row_is_measured_kept_and_measured_again_for_other_settings(folder, mo
     assert row["CPU s"] > 0.1
     summary = {line["network"]: line for line in json.loads((folder / "rows_summary.json").read_text())["rows"]}
     line = summary["net"]
-    assert line["qgraph dB"] == row["worst dB"]
-    assert line["static dB"] is None
+    assert line["qgraph"] == f"{row['worst dB']:.1f} dB, {row['size']:.2f}, {row['latency']:.2f}"
+    assert line["onnxruntime static"] == "-"
 
     measured = []
     monkeypatch.setattr(real, "measure", lambda network, tools, _: measured.append(tools) or [])
@@ -137,3 +137,20 @@ def test_every_tool_has_a_step_of_its_own():
         Path("out.onnx"),
         Path("c.npz"),
     )[-3:] == ["blocks", "n.onnx", "out.onnx"]
+
+
+def test_the_summary_is_short_and_says_what_fails():
+    row = {"tool": "qgraph", "problem": "", "worst dB": 31.26, "size": 0.26, "latency": 0.5, "CPU s": 4.0}
+    rows = [{**row, "network": f"net{i}", "worst dB": 20.0 + i} for i in range(12)]
+    rows += [{**row, "network": "net9", "tool": "onnxruntime static", "CPU s": 2.0}]
+    rows += [{**row, "network": "net9", "tool": "onnxsim", "worst dB": None, "size": 1.0}]
+    rows += [{**row, "network": "net9", "tool": "onnxruntime dynamic", "problem": "does not load", "CPU s": None}]
+    rows += [{**row, "network": "minilm_w4_only"}]
+    lines = real.summary(rows)
+    assert len(lines) == 10
+    assert [line["network"] for line in lines[:3]] == ["net9", "net0", "net1"]
+    first = lines[0]
+    assert first["onnxruntime static"] == "31.3 dB, 0.26, 0.50"
+    assert (first["onnxruntime dynamic"], first["onnxsim"]) == ("fails", "exact, 1.00, 0.50")
+    assert first["CPU s / static"] == 2.0
+    assert "minilm_w4_only" not in {line["network"] for line in real.summary(rows[-1:])}

@@ -15,6 +15,7 @@ import click
 from qgraph.cli import clock
 from qgraph.cli.console import say, show_warning
 from qgraph.errors import QGraphError
+from qgraph.version import __version__
 
 COMMANDS = {
     "quantize": "qgraph.cli.quantize",
@@ -50,7 +51,7 @@ class _LazyGroup(click.Group):
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="qgraph-onnx", prog_name="qgraph")
+@click.version_option(__version__, prog_name="qgraph")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
     """Quantize ONNX models on a CPU, with the mathematics on the table.

@@ -105,7 +105,9 @@ def quantize(
     if report is not None:
         from qgraph.report import render, report_of
 
-        write_atomically(Path(report), render(report_of(result, name=output, progress=bars)).encode())
+        write_atomically(
+            Path(report), render(report_of(result, name=output, command=command(), progress=bars)).encode()
+        )
     if as_json:
         content = result.to_dict(output=output, nbytes=nbytes)
         show_json({**content, "seconds": with_total(result.seconds)})

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from qgraph.cli.console import progress, show, show_json, silence_warnings
+from qgraph.cli.invocation import command
 from qgraph.cli.kinds import PATH
 from qgraph.cli.options import data_options, preprocessing, run_options
 from qgraph.running.files import check_writable, write_atomically
@@ -33,8 +34,8 @@ def report(
 ) -> None:
     """Write an HTML page that compares quantized models and plans (.json) with their float model, which comes first.
 
-    Shows accuracy, size and latency, and bits and errors layer by layer. Without --data, errors are measured on
-    distilled samples.
+    Shows accuracy, size and latency, and bits and errors layer by layer. Of data that calibrated a plan, only the
+    samples that it held out are used; without --data, errors are measured on distilled samples.
 
     \b
     Examples:
@@ -59,6 +60,7 @@ def report(
         batch=batch,
         shapes=shapes,
         batch_axes=batch_axes,
+        command=command(),
         threads=threads,
         progress=progress(quiet or as_json),
     )

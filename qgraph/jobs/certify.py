@@ -6,12 +6,9 @@ It names both models, the samples and the plan by their digests, so that anyone 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Unpack
@@ -25,6 +22,7 @@ from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import content_digest, normalise
 from qgraph.plan.plan import QuantPlan
+from qgraph.running.here import here
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session
 from qgraph.running.threads import keeps_threads
@@ -32,7 +30,6 @@ from qgraph.samples.dataset import DataLike, Dataset, Reading, open_data
 
 SCHEMA = 1
 DEFAULT_CONFIDENCE = 0.95
-_PACKAGES = {"qgraph": "qgraph-onnx", "onnxruntime": "onnxruntime", "onnx": "onnx", "numpy": "numpy"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,12 +281,13 @@ def _measured(model: Model, reference: Model, samples: Dataset) -> Measured:
         timed = latency(Session(reference.ir_model, threads=1), Session(model.ir_model, threads=1), feeds).ratio
     except ModelError:
         timed = None
+    on = here()
     return Measured(
         size=model.nbytes / max(reference.nbytes, 1),
         latency=timed,
-        cpu=f"{platform.machine()} {platform.processor()}".strip(),
-        versions={name: importlib.metadata.version(package) for name, package in _PACKAGES.items()},
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        cpu=on.cpu,
+        versions=on.versions,
+        date=on.date,
     )
 
 

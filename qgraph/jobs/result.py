@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +23,11 @@ from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.write import save
 from qgraph.plan.plan import QuantPlan
 from qgraph.samples.dataset import Dataset
+from qgraph.version import __version__
 
 if TYPE_CHECKING:
     from qgraph.jobs.whatif import WhatIf
     from qgraph.methods.zeroq.allocate import Allocation
-
-
-def _version() -> str:
-    try:
-        return metadata.version("qgraph-onnx")
-    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +144,7 @@ class Result:
 
     def described_plan(self, *, command: str | None = None) -> QuantPlan:
         """The plan with the verdict on its file, and with what made it: version, command and preprocessing."""
-        made: dict[str, Any] = {"qgraph": _version()} | ({} if command is None else {"command": command})
+        made: dict[str, Any] = {"qgraph": __version__} | ({} if command is None else {"command": command})
         reading = None if self.samples is None else self.samples.preprocessing
         if reading is not None and (reading.mean or reading.std):
             made["preprocessing"] = {"mean": list(reading.mean), "std": list(reading.std)}

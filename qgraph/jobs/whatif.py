@@ -142,7 +142,7 @@ def compared(
         raise UsageError("say what to change, such as 'stem/conv:weights=3'")
     view = GraphView(net)
     plan = checked(plan, view)
-    other = _shifted(edited(plan, view, parsed(changes), observed), plan, view, observed)
+    other = shifted_again(edited(plan, view, parsed(changes), observed), plan, view, observed)
     signals = {} if observed is None else expected_signals(view, plan, observed)
     reports = [layer_reports(view, p, observed, samples, signals=signals, threads=threads) for p in (plan, other)]
     same = {quant.name for quant in plan.layers if quant in other.layers}
@@ -165,7 +165,7 @@ def _size(net: Model, view: GraphView, plan: QuantPlan) -> int:
     return sum(stored_bytes(view.by_name[quant.name].weight_array().shape, quant.weight) for quant in plan.layers)
 
 
-def _shifted(plan: QuantPlan, before: QuantPlan, view: GraphView, observed: Observations | None) -> QuantPlan:
+def shifted_again(plan: QuantPlan, before: QuantPlan, view: GraphView, observed: Observations | None) -> QuantPlan:
     """The plan, with biases of changed layers shifted by the expected change of outputs if they were shifted before."""
     had = {quant.name for quant in before.layers if quant.bias_shift}
     layers = []

@@ -6,15 +6,17 @@ is never the only difference. Every mark has a title, and the page shows the sam
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from qgraph.report.html import Markup, element
 
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 54, 10, 10, 40
 COLOURS = 6
+RADIUS = 3.5  # of a mark
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +30,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """Points of one colour: as marks, marks on a line, or bars from zero."""
+    """Points of one colour: as marks, marks on a line, or (in charts of layers) bars from zero."""
 
     name: str
     points: tuple[Point, ...]
@@ -54,13 +56,15 @@ class Axis:
     whole: bool = False
 
     @classmethod
-    def over(cls, label: str, values: Sequence[float], *, log: bool = False, zero: bool = False) -> Axis:
-        """An axis that shows all values, with a margin at ends that are not zero."""
+    def over(
+        cls, label: str, values: Sequence[float], *, log: bool = False, zero: bool = False, most: float = math.inf
+    ) -> Axis:
+        """An axis that shows all values, with a margin at ends that are not zero or `most`, the largest possible."""
         low, high = (min(values), max(values)) if values else (1.0, 1.0)
         if log:
             return cls(label=label, low=low / 1.2, high=high * 1.2, log=True)
         margin = 0.04 * (high - low) or 0.02 * abs(high) or 1.0
-        return cls(label=label, low=0.0 if zero else low - margin, high=high + margin)
+        return cls(label=label, low=0.0 if zero else low - margin, high=max(high, min(high + margin, most)))
 
     def place(self, value: float) -> float:
         """The position of a value on the axis, from 0 (low) to 1 (high)."""
@@ -86,7 +90,8 @@ def chart(
     title: str, series: Sequence[Series], x: Axis, y: Axis, *, height: int = HEIGHT, diagonal: bool = False
 ) -> Markup:
     """Draw the series on two axes; `diagonal` adds the line of equal values. Screen readers read the title."""
-    frame = _Frame(x=x, y=y, height=height)
+    frame = Frame(x=x, y=y, height=height)
+    frame = dataclasses.replace(frame, moved=frame.apart(series))
     return element(
         "svg",
         element("title", title),
@@ -101,31 +106,51 @@ def chart(
 
 def swatch(series: Series) -> Markup:
     """The mark of a series, for a legend."""
-    shape = _bar(2, 2, 12, 12) if series.bars else _mark(8, 8, series.colour, 5)
+    shape = bar(2, 2, 12, 12) if series.bars else mark(8, 8, series.colour, 5)
     inner = element("g", shape, class_=f"c{series.colour % COLOURS}")
     return element("svg", inner, viewBox="0 0 16 16", class_="swatch", aria_hidden="true")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Frame:
+class Frame:
+    """The rectangle between two axes; `moved` says by how much marks stand beside their place, so that all are seen."""
+
     x: Axis
     y: Axis
     height: int
+    moved: Mapping[tuple[str, Point], float] = field(default_factory=dict)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         across = LEFT + self.x.place(x) * (WIDTH - LEFT - RIGHT)
         return round(across, 1), round(self.height - BOTTOM - self.y.place(y) * (self.height - TOP - BOTTOM), 1)
+
+    def apart(self, series: Sequence[Series]) -> dict[tuple[str, Point], float]:
+        """How far to move marks of different series sideways that would cover each other."""
+        cells: dict[tuple[int, int], list[tuple[str, Point]]] = {}
+        for one in series:
+            for point in one.finite() if one.marks else ():
+                x, y = self.at(point.x, point.y)
+                cells.setdefault((round(x / RADIUS), round(y / RADIUS)), []).append((one.name, point))
+        moved = {}
+        for held in cells.values():
+            if len({name for name, _ in held}) > 1:
+                across = [self.at(point.x, point.y)[0] for _, point in held]
+                width = (2 * RADIUS + 1) * (len(held) - 1) / 2
+                middle = min(max(across[0], LEFT + width), WIDTH - RIGHT - width)
+                for index, (key, x) in enumerate(zip(held, across, strict=True)):
+                    moved[key] = middle - width + (2 * RADIUS + 1) * index - x
+        return moved
 
     def axes(self) -> Iterator[Markup]:
         bottom, middle = self.height - BOTTOM, (self.height - BOTTOM + TOP) / 2
         for tick in self.y.ticks():
             _, at = self.at(self.x.low, tick)
             yield element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at, class_="rule")
-            yield element("text", _number(tick), x=LEFT - 5, y=at + 4, text_anchor="end")
+            yield element("text", tick_text(tick), x=LEFT - 5, y=at + 4, text_anchor="end")
         for tick in self.x.ticks():
             at, _ = self.at(tick, self.y.low)
             yield element("line", x1=at, x2=at, y1=bottom, y2=bottom + 4, class_="tick")
-            yield element("text", _number(tick), x=at, y=bottom + 16, text_anchor="middle")
+            yield element("text", tick_text(tick), x=at, y=bottom + 16, text_anchor="middle")
         yield element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom, class_="tick")
         label_x = (LEFT + WIDTH - RIGHT) / 2
         yield element("text", self.x.label, x=label_x, y=self.height - 6, text_anchor="middle", class_="label")
@@ -145,24 +170,19 @@ class _Frame:
         if series.line and len(points) > 1:
             path = "M" + "L".join(f"{x} {y}" for x, y in (self.at(p.x, p.y) for p in points))
             parts.append(element("path", d=path, class_="line"))
-        if series.bars:
-            parts.extend(self._bars(points))
-        elif series.marks:
-            size = 7 if series.emphasis else 3.5
+        if series.marks:
+            size = 7 if series.emphasis else RADIUS
             parts.extend(
-                element("g", element("title", p.title), _mark(*self.at(p.x, p.y), series.colour, size)) for p in points
+                element("g", element("title", p.title), mark(*self._placed(p, series), series.colour, size))
+                for p in points
             )
         if series.emphasis:
             parts.extend(self._written(p) for p in points)
         return element("g", parts, class_=f"c{series.colour % COLOURS}")
 
-    def _bars(self, points: Sequence[Point]) -> Iterator[Markup]:
-        width = (WIDTH - LEFT - RIGHT) / (self.x.high - self.x.low)
-        gap = min(1.5, 0.2 * width)
-        for point in points:
-            x, y = self.at(point.x - 0.5, point.y)
-            _, zero = self.at(point.x, self.y.low)
-            yield element("g", element("title", point.title), _bar(x + gap / 2, y, width - gap, zero - y))
+    def _placed(self, point: Point, series: Series) -> tuple[float, float]:
+        x, y = self.at(point.x, point.y)
+        return x + self.moved.get((series.name, point), 0.0), y
 
     def _written(self, point: Point) -> Markup:
         x, y = self.at(point.x, point.y)
@@ -171,11 +191,12 @@ class _Frame:
         return element("text", point.title, y=max(y - 8, 12), class_="written", **across)
 
 
-def _bar(x: float, y: float, width: float, height: float) -> Markup:
+def bar(x: float, y: float, width: float, height: float) -> Markup:
+    """A filled rectangle."""
     return element("rect", x=round(x, 2), y=y, width=round(width, 2), height=round(height, 2), class_="fill")
 
 
-def _mark(x: float, y: float, colour: int, r: float) -> Markup:
+def mark(x: float, y: float, colour: int, r: float) -> Markup:
     """Circle, square, diamond, triangle, triangle down, plus: one shape per colour."""
     shape = colour % COLOURS
     if shape == 0:
@@ -191,7 +212,8 @@ def _mark(x: float, y: float, colour: int, r: float) -> Markup:
     return element("path", d=path, class_="cross" if shape == 5 else "fill")
 
 
-def _number(value: float) -> str:
+def tick_text(value: float) -> str:
+    """A number as short as an axis needs it."""
     if value and (abs(value) < 1e-3 or abs(value) >= 1e5):
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
-    return f"{value:.4g}"
+    return f"{value:.5g}"

@@ -12,10 +12,10 @@ Section = tuple[str, Content]
 """The heading of a section and its content."""
 
 
-def figure(caption: str, drawn: Markup, series: Sequence[Series]) -> Markup:
-    """A chart with its caption, and a legend if there is more than one series."""
+def figure(caption: str, drawn: Markup, series: Sequence[Series], *, always: bool = False) -> Markup:
+    """A chart with its caption, and a legend if there is more than one series, or `always`."""
     items = [element("li", swatch(s), element("span", s.name)) for s in series if s.points]
-    legend = element("ul", items, class_="legend") if len(items) > 1 else None
+    legend = element("ul", items, class_="legend") if len(items) > (0 if always else 1) else None
     return element("figure", element("figcaption", caption), drawn, legend)
 
 

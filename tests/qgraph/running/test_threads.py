@@ -18,7 +18,7 @@ from qgraph.jobs.sensitivity import measure_sensitivity
 from qgraph.methods.lsqplus.config import LsqPlusConfig
 from qgraph.methods.qrater.config import SearchConfig
 from qgraph.methods.zeroq.distill import DistillConfig, distill
-from qgraph.report.contents import report_on
+from qgraph.report import report_on
 from qgraph.running.sessions import Session, in_parallel
 from qgraph.running.threads import limited
 

@@ -1,0 +1,3 @@
+"""The version of the package, which `pyproject.toml`, plans, certificates and `qgraph --version` read here."""
+
+__version__ = "0.2.0"
