@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import click
@@ -154,3 +157,71 @@ def test_every_recipe_is_shown_and_parses():
     assert shown == {f"exporters/{path.name}" for path in RECIPES}
     for path in RECIPES:
         ast.parse(path.read_text(encoding="utf-8"))
+
+
+def hook(name):
+    """A hook of MkDocs, loaded as MkDocs loads it."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "hooks" / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_of_the_command_line_is_complete():
+    """Every command with its help, its examples and its options, in the page that has the marker."""
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    made = hook("command_line").on_page_markdown(page)
+    sections = dict(
+        zip(re.findall(r"^## ([\w-]+)$", made, re.MULTILINE), re.split(r"^## .*$", made, flags=re.M)[1:], strict=True)
+    )
+    assert list(sections) == list(COMMANDS)
+    for name, section in sections.items():
+        command = cli.get_command(click.Context(cli), name)
+        options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+        assert all(o in section for p in options for o in (*p.opts, *p.secondary_opts)), name
+        examples = re.findall(r"^ *(qgraph .*)$", command.help or "", re.MULTILINE)
+        assert all(example.split("\\")[0].strip() in section for example in examples), name
+        rows = [line for line in section.splitlines() if line.startswith("| `")]
+        assert len(rows) == len(options), name
+
+
+def documented():
+    """The dotted names that the pages take from docstrings."""
+    return {
+        name for page in PAGES for name in re.findall(r"^::: (\S+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+
+
+@pytest.mark.parametrize("package", ["qgraph", "qgraph.gradient", "qmath"])
+def test_every_public_name_is_documented(package):
+    module, pages = importlib.import_module(package), documented()
+    missing = []
+    for name in module.__all__:
+        home = getattr(getattr(module, name), "__module__", None)
+        named = any(page.startswith(f"{package}.") and page.endswith(f".{name}") for page in pages)
+        if not named and home not in pages:
+            missing.append(name)
+    assert missing == []
+
+
+def test_formulas_become_mathml():
+    pytest.importorskip("latex2mathml", reason='needs the extra: pip install ".[docs]"')
+    content = (
+        '<p>so <span class="arithmatex">\\(x &lt; \\alpha\\)</span></p><div class="arithmatex">\\[\\frac{1}{2}\\]</div>'
+    )
+    made = hook("formulas").on_page_content(content)
+    assert made.count("<math") == 2
+    assert "<mfrac>" in made
+    assert "arithmatex" not in made
+
+
+def test_every_notebook_becomes_a_page_with_its_pictures():
+    pytest.importorskip("mkdocs", reason='needs the extra: pip install ".[docs]"')
+    pages = hook("notebooks").pages()
+    assert [page.name for page in pages] == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    for page in pages:
+        assert page.title.endswith("?")
+        assert len(page.summary) > 80
+        assert page.pictures
+        assert all(content.startswith(b"\x89PNG") for content in page.pictures.values())
+        assert set(re.findall(r"\]\(([\w-]+\.png)\)", page.markdown)) == set(page.pictures)
