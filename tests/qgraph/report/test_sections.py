@@ -113,7 +113,7 @@ def test_rows_are_named_and_marks_lie_beside_their_names(count, kinds):
     drawing = ElementTree.fromstring(row_chart("rows", names, series, axis))
     height = float(drawing.get("viewBox").split()[3])
     marks = [(float(c.get("cx")), float(c.get("cy"))) for c in drawing.iter("circle")]
-    assert len(marks) == count * kinds
+    assert len(marks) == len(set(marks)) == count * kinds
     assert all(140 < x < WIDTH and 0 < y < height for x, y in marks)
     labels = [t for t in drawing.iter("text") if t.find("title") is not None]
     assert labels[0].findtext("title") == names[0]
