@@ -2,8 +2,9 @@
 
 A static grid spans what calibration saw; a dynamic one what the run at hand has, and outlier channels of its operand
 may be moved into the weight (`qgraph.methods.balance`). All cost about the same, so that what measures best on
-calibration samples is taken: static grids where they hold 40 dB, or no other is better by `WORTH_DB`. Samples are run
-one by one, and in a batch: where a loud one drowns the others, dynamic grids are not taken.
+calibration samples is taken: static grids where they hold 40 dB, or the target in a network with next to no
+products, or where no other is better by `WORTH_DB`. Samples are run one by one, and in a batch: where a loud one drowns
+the others, dynamic grids are not taken.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 from collections.abc import Callable
 
 from qgraph.graph.sites import GraphView, choose_layers
+from qgraph.graph.work import multiplications
 from qgraph.jobs.below import TARGET_DB
 from qgraph.jobs.plan_judge import PlanJudge
 from qgraph.jobs.prepare import Gathered
@@ -23,6 +25,7 @@ WORTH_DB = 0.5
 _DROWNED_DB = 6.0  # lost in a batch at most
 _TOGETHER = 16
 _COMFORT_DB = 20.0  # above the target: static grids that hold as much stay
+_FEW = 0.02  # of the network's multiplications in products: then the target itself is enough
 
 
 def best_products(given: Gathered, plan: QuantPlan, *, judge: Callable[[], PlanJudge], fixed: bool) -> QuantPlan:
@@ -50,7 +53,8 @@ def best_products(given: Gathered, plan: QuantPlan, *, judge: Callable[[], PlanJ
 
 def _best(given: Gathered, plan: QuantPlan, rivals: dict[str, Gathered], judge: PlanJudge) -> QuantPlan:
     best, most = plan, judge.margin(plan, TARGET_DB)
-    if most >= _COMFORT_DB and not given.recipe.dynamic:
+    enough = 0.0 if _products(given) < _FEW else _COMFORT_DB
+    if most >= enough and not given.recipe.dynamic:
         return plan
     most += WORTH_DB
     seen = [plan]
@@ -76,6 +80,12 @@ def _holds_in_a_batch(plan: QuantPlan, judge: PlanJudge) -> bool:
 def _with(given: Gathered, *, balance: bool, dynamic_products: bool) -> Gathered:
     recipe = dataclasses.replace(given.recipe, balance=balance, dynamic_products=dynamic_products)
     return dataclasses.replace(given, recipe=recipe)
+
+
+def _products(given: Gathered) -> float:
+    """The share of the network's multiplications in products that could be dynamic."""
+    work = {layer: multiplications(layer) for layer in choose_layers(given.view, given.recipe.keep)[0]}
+    return sum(n for layer, n in work.items() if not why_not_dynamic(layer)) / max(sum(work.values()), 1)
 
 
 def _has_products(view: GraphView, keep: tuple[str, ...]) -> bool:

@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qgraph.graph.layers import TABLE_OP, Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import fused_output, nearest
+from qgraph.graph.work import multiplications
 from qgraph.methods.guard.switches import Grid
 from qgraph.plan.plan import QuantPlan
 
@@ -27,7 +27,7 @@ class Costs:
     @classmethod
     def of(cls, view: GraphView, plan: QuantPlan) -> Costs:
         layers = [view.by_name[quant.name] for quant in plan.layers]
-        work = {layer.name: products(layer) for layer in layers}
+        work = {layer.name: multiplications(layer) for layer in layers}
         size = {layer.name: math.prod(layer.weight_array().shape) for layer in layers}
         all_work, all_size = sum(work.values()) or 1, sum(size.values()) or 1
         shares: dict[Grid, float] = defaultdict(float)
@@ -47,13 +47,3 @@ class Costs:
         if how == "whole range":
             return LEAST / 10
         return LEAST + self.products.get(grid, 0.0) + BYTES * self.weights.get(grid, 0.0)
-
-
-def products(layer: Layer) -> int:
-    """The multiplications that a layer does per sample; unknown dimensions count as one."""
-    if layer.op == TABLE_OP:
-        return 0
-    shape = layer.output.shape
-    dims = [d if isinstance(d, int) and d > 0 else 1 for d in (shape or ())]
-    places = dims[2:] if layer.op in ("Conv", "ConvTranspose") else dims[1:-1]
-    return math.prod(layer.weight_array().shape) * math.prod(places)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.walk import descendants
+from qgraph.graph.work import multiplications
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class Cost:
 
 def shares(view: GraphView) -> dict[str, float]:
     """For every layer, the share of the network's multiplications in it and in everything that depends on it."""
-    work = {layer.node: _multiplications(layer) for layer in view.layers}
+    work = {layer.node: multiplications(layer) for layer in view.layers}
     total = sum(work.values()) or 1.0
     return {
         layer.name: sum(work[node] for node in _with_all_behind(layer) if node in work) / total for layer in view.layers
@@ -52,16 +52,9 @@ def shares(view: GraphView) -> dict[str, float]:
 
 def own_shares(view: GraphView) -> dict[str, float]:
     """For every layer, its own share of the network's multiplications."""
-    work = {layer.name: _multiplications(layer) for layer in view.layers}
+    work = {layer.name: multiplications(layer) for layer in view.layers}
     total = sum(work.values()) or 1.0
     return {name: own / total for name, own in work.items()}
-
-
-def _multiplications(layer: Layer) -> float:
-    """The multiplications for one sample; unknown sizes count as one."""
-    weight, shape = layer.weight_array(), layer.output.shape
-    sizes = [d if isinstance(d, int) else 1 for d in (shape if shape is not None else ())][1:]
-    return float(np.prod(sizes, dtype=np.float64)) * weight.size / weight.shape[layer.output_axis]
 
 
 def _with_all_behind(layer: Layer) -> dict[ir.Node, None]:
