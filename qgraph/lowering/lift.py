@@ -197,8 +197,10 @@ def _narrowed(graph: ir.Graph, quantizer: ir.Node, grid: FileGrid) -> FileGrid:
             node = use.node
             if node.op_type == "Min" and (top := constant(node.inputs[1 - use.idx])) is not None and top.size == 1:
                 high = min(high, int(top.item()))
-                _bypass(graph, node, node.inputs[use.idx])  # type: ignore[arg-type]
-                values += [node.inputs[use.idx]]  # type: ignore[list-item]
+                source: ir.Value = node.inputs[use.idx]  # type: ignore[assignment]
+                _bypass(graph, node, source)
+                graph.remove(node, safe=True)
+                values += [source]
                 break
             if node.op_type == "Pad" and len(node.inputs) > 2 and (fill := constant(node.inputs[2])) is not None:
                 real = (fill.astype(np.float64) - int(grid.zero_point.reshape(-1)[0])) * float(grid.scale.max())

@@ -120,12 +120,19 @@ def test_codes_of_weights_stay(made):
         np.testing.assert_array_equal(np.rint(real / scale), codes)
 
 
-def test_a_file_written_here_comes_back_bit_by_bit():
-    theirs = qgraph.quantize(DEMO / "digits.onnx", DEMO / "digits_calibration.npz", limit=32, weights=4, measure=False)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_file_written_here_comes_back(bits):
+    """Bit by bit, except that a tensor which layers read in fewer bits than its other readers keeps the more."""
+    options = {"weights": 4, "activations": bits, "allocate_bits": "none", "guard": "off", "measure": False}
+    theirs = qgraph.quantize(DEMO / "digits.onnx", DEMO / "digits_calibration.npz", limit=32, **options)
     adopted = qgraph.adopt(theirs.model, measure=False)
     feeds = next(qgraph.open_data(DEMO / "digits_test.npz", load(DEMO / "digits.onnx"), limit=64).batches(64)).feeds
-    np.testing.assert_array_equal(outputs(theirs.model, feeds), outputs(adopted.model, feeds))
+    exact, before, after = (outputs(model, feeds) for model in (DEMO / "digits.onnx", theirs.model, adopted.model))
+    if bits == 8:
+        np.testing.assert_array_equal(before, after)
+    assert decibels(exact, after) > decibels(exact, before) - 0.5
     assert [layer.weight.bits for layer in adopted.plan.layers] == [layer.weight.bits for layer in theirs.plan.layers]
+    assert {grid.bits for grid in adopted.plan.activations} == {8, bits}
 
 
 @pytest.mark.parametrize("bits", [3, 8])
