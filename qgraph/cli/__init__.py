@@ -9,11 +9,13 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from logging import ERROR
 
 import click
 
-from qgraph.cli import clock
+from qgraph.cli import clock, log
 from qgraph.cli.console import say, show_warning
+from qgraph.cli.help import Help
 from qgraph.errors import QGraphError
 from qgraph.version import __version__
 
@@ -37,7 +39,7 @@ COMMANDS = {
 }
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(Help, click.Group):
     """Imports the module of a command only when it runs, so that --help and completion are quick."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -50,9 +52,10 @@ class _LazyGroup(click.Group):
         return getattr(module, name)
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="qgraph")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error (before or after the command).")
+@log.log_options
 def cli(debug: bool) -> None:
     """Quantize ONNX models on a CPU, with the mathematics on the table.
 
@@ -86,6 +89,17 @@ def _sigterm_unwinds() -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     clock.begin(process=argv is None)
+    try:
+        status = _run(argv)
+        log.LOG.info("exit status %d after %.2f s", status, clock.elapsed())
+        return status
+    finally:
+        log.end()
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    if "_QGRAPH_COMPLETE" in os.environ:
+        import qgraph.cli.completion  # noqa: F401  (it registers completion for bash)
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -98,26 +112,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, click.Abort):
-        say("interrupted", style="bold red")
+        say("interrupted", style="bold red", level=ERROR)
         return 130
     except _Terminated:
         return 128 + signal.SIGTERM
     except click.ClickException as error:
+        log.LOG.error(error.format_message())
         error.show(sys.stderr)
         return error.exit_code
     except QGraphError as error:
         if debug:
             raise
-        say("error:", str(error), style="red")
+        _say_error(f"error: {error}", error)
         return error.exit_status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except MemoryError:
-        say("error: out of memory; try --limit with fewer samples", style="red")
+        _say_error("error: out of memory; try --limit with fewer samples", None)
         return 1
     except Exception as error:
         if debug:
             raise
-        say(f"error: {type(error).__name__}: {error} (unexpected; --debug shows where)", style="red")
+        _say_error(f"error: {type(error).__name__}: {error} (unexpected; --debug shows where)", error)
         return 1
+
+
+def _say_error(text: str, error: BaseException | None) -> None:
+    """Show an error in one message; the log has its traceback."""
+    say(text, style="red", log=False)
+    log.LOG.error(text, exc_info=error)

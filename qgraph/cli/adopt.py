@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qgraph.cli.console import progress, show, show_json, silence_warnings, table
+from qgraph.cli.console import next_step, progress, show, show_json, silence_warnings, table
+from qgraph.cli.help import Command, Renamed, grouped
 from qgraph.cli.kinds import PATH
 from qgraph.cli.options import data_options, given, preprocessing, run_options
 
@@ -15,15 +16,26 @@ if TYPE_CHECKING:
     from qgraph.jobs.adopt import Adopted
 
 
-@click.command()
+@click.command(cls=Command, short_help="Make another tool's file run on integers.")
 @click.argument("model", type=PATH)
 @click.option(
     "-o", "--output", type=PATH, required=True, metavar="OUT.onnx", help="Where to write the rewritten model."
 )
-@click.option("--float", "float_model", metavar="FLOAT.onnx", help="The model that MODEL was made from, to judge by.")
+@click.option(
+    "--against",
+    "float_model",
+    cls=Renamed,
+    former="--float",
+    type=PATH,
+    metavar="FLOAT.onnx",
+    help="The model that MODEL was made from, to judge by.",
+)
 @data_options()
-@click.option("--plan", metavar="PLAN.json", help="Where to write the plan.")
-@click.option("--network", metavar="NET.onnx", help="Where to write the float network that the plan is for.")
+@grouped(
+    "Files",
+    click.option("--plan", type=PATH, metavar="PLAN.json", help="Also write the plan."),
+    click.option("--network", type=PATH, metavar="NET.onnx", help="Also write the float network that the plan is for."),
+)
 @click.option(
     "--target-cpu",
     type=click.Choice(["any", "vnni"]),
@@ -50,7 +62,7 @@ def adopt(
     \b
     Examples:
       qgraph adopt quantized.onnx -o fast.onnx
-      qgraph adopt quantized.onnx -o fast.onnx --float model.onnx --data test.npz
+      qgraph adopt quantized.onnx -o fast.onnx --against model.onnx --data test.npz
       qgraph adopt quantized.onnx -o fast.onnx --plan plan.json --network net.onnx
     """
     from qgraph.jobs.adopt import adopt as run
@@ -73,6 +85,7 @@ def adopt(
         show_json({"output": output, "bytes": nbytes, **found.to_dict()})
     elif not quiet:
         _show(found, output, nbytes)
+        next_step("what onnxruntime makes of it", "inspect", output, "--fused")
 
 
 def _show(found: Adopted, output: str, nbytes: int) -> None:

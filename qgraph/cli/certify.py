@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from qgraph.cli.console import number, progress, show, silence_warnings, table
-from qgraph.cli.kinds import PATH
+from qgraph.cli.console import next_step, number, progress, show, silence_warnings, table
+from qgraph.cli.help import Command, Renamed
+from qgraph.cli.kinds import PATH, Share
 from qgraph.cli.options import data_options, given, preprocessing, run_options
 from qgraph.errors import QGraphError
 
@@ -18,7 +19,7 @@ class NotProven(QGraphError):
     """A claim does not hold, or a certificate is about something else."""
 
 
-@click.command()
+@click.command(cls=Command, short_help="State how sure a claim about a model is.")
 @click.argument("model", type=PATH)
 @click.option("--against", type=PATH, metavar="FLOAT.onnx", required=True, help="The float model.")
 @data_options(required=True)
@@ -29,13 +30,19 @@ class NotProven(QGraphError):
     metavar="CLAIM",
     help="drop<=POINTS, accuracy>=%, same>=% (of the float model's classes) or sqnr>=DB[@%] (repeatable).",
 )
+@click.option("--confidence", type=Share(), default="95%", show_default=True, help="How sure a claim has to be.")
 @click.option(
-    "--confidence", type=float, default=95.0, show_default=True, metavar="%", help="How sure a claim has to be."
+    "--made-from",
+    "plan",
+    cls=Renamed,
+    former="--plan",
+    type=PATH,
+    metavar="PLAN.json",
+    help="The plan that MODEL was made from, to be named by its digest.",
 )
-@click.option("--plan", metavar="PLAN.json", help="The plan that MODEL was made from, to be named by its digest.")
 @click.option("-o", "--output", type=PATH, metavar="OUT.json", help="Where to write the certificate.")
-@click.option("--page", metavar="OUT.html", help="Where to write it as a page.")
-@click.option("--check", metavar="CERTIFICATE.json", help="Verify this certificate again instead.")
+@click.option("--page", type=PATH, metavar="OUT.html", help="Where to write it as a page.")
+@click.option("--check", type=PATH, metavar="CERTIFICATE.json", help="Verify this certificate again instead.")
 @run_options
 def certify(
     model: str,
@@ -77,7 +84,7 @@ def certify(
     options["plan"] = None if plan is None else QuantPlan.load(plan)
     differences: tuple[str, ...] = ()
     if check is None:
-        found = run(model, against, data, claims, confidence=confidence / 100, **given(options))
+        found = run(model, against, data, claims, confidence=confidence, **given(options))
     else:
         found, differences = check_certificate(Certificate.load(check), model, against, data, **given(options))
     if output is not None:
@@ -90,6 +97,9 @@ def certify(
         click.echo(json.dumps({**json.loads(found.to_json()), "differences": list(differences)}, indent=1))
     elif not quiet:
         _show(found, model)
+        if output is not None:
+            words = ("certify", model, "--against", against, "--data", data, "--check", output)
+            next_step("anybody can verify it", *words)
     if differences:
         raise NotProven(f"{check} is not confirmed: {'; '.join(differences)}")
     failed = [f"{p.claim} ({100 * p.reached:.1f} % sure)" for p in found.proofs if not p.holds]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qgraph.cli.console import PRIOR_REJECTED, number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.console import PRIOR_REJECTED, next_step, number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.help import Command
 from qgraph.cli.kinds import PATH, Bits
 from qgraph.cli.options import data_options, given, preprocessing, run_options
 
@@ -16,12 +18,16 @@ if TYPE_CHECKING:
     from qgraph.assess.compare import LayerComparison
 
 
-@click.command()
+@click.command(cls=Command, short_help="Compare models layer by layer.")
 @click.argument("models", type=PATH, nargs=-1, required=True, metavar="FLOAT.onnx MODEL...")
 @data_options(required=True)
 @click.option("--ablation", type=click.Choice(["aciq"]), help="Try all combinations of a method's ingredients.")
 @click.option(
-    "--calibration-data", "calibration", metavar="PATH", help="Samples for the statistics of --ablation (256 are read)."
+    "--calibration-data",
+    "calibration",
+    type=PATH,
+    metavar="PATH",
+    help="Samples for the statistics of --ablation (256 are read).",
 )
 @click.option("--weights", type=Bits(), help="Bits of weights in --ablation.  [default: 4]")
 @click.option("--activations", type=Bits(), help="Bits of activations in --ablation.  [default: 4]")
@@ -63,7 +69,11 @@ def compare(
         raise click.UsageError("compare needs the float model and at least one other")
     options["limit"] = options["limit"] or SAMPLES
     layers = run_compare(models[0], models[1:], data, **options)
-    show_json(_described(models, layers)) if as_json else _show_layers(models, layers)
+    if as_json:
+        show_json(_described(models, layers))
+    else:
+        _show_layers(models, layers)
+        next_step("which layers run on integers", "inspect", models[-1], "--fused")
 
 
 def _described(models: Sequence[str], layers: Sequence[LayerComparison]) -> dict[str, Any]:
@@ -80,10 +90,12 @@ def _described(models: Sequence[str], layers: Sequence[LayerComparison]) -> dict
 
 
 def _show_layers(models: Sequence[str], layers: Sequence[LayerComparison]) -> None:
-    rows = table(f"SQNR against {models[0]}, dB", "layer", *models[1:])
+    rows = table(f"SQNR against {models[0]}, dB", "layer", *models[1:], heaviest="those of the largest errors")
     for row in layers:
         cells = zip(row.sqnr_db, row.prior_rejected, strict=True)
-        rows.add_row(row.layer, *(number(value, 1) + (" *" if rejected else "") for value, rejected in cells))
+        worst = min((value for value in row.sqnr_db if value is not None), default=math.inf)
+        texts = (number(value, 1) + (" *" if rejected else "") for value, rejected in cells)
+        rows.add_row(row.layer, *texts, weight=-worst)
     show(rows)
     if any(any(row.prior_rejected) for row in layers):
         show(PRIOR_REJECTED)

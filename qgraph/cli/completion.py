@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import click
-from click.shell_completion import get_completion_class
+from click.shell_completion import BashComplete, add_completion_class, get_completion_class
+
+from qgraph.cli.help import Command
 
 
-@click.command()
+@add_completion_class
+class _Bash(BashComplete):
+    """Completion for bash, which splits `--clip=m` into three words."""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        words, incomplete = super().get_completion_args()
+        if incomplete == "=":
+            return words, ""
+        return (words[:-1], incomplete) if words[-1:] == ["="] else (words, incomplete)
+
+
+@click.command(cls=Command, short_help="Print the completion script for a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the completion script for a shell.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import shlex
-import time
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +17,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from qgraph.cli.clock import elapsed
+from qgraph.cli.log import LOG, Logged, verbose
+from qgraph.cli.tables import Table
 from qgraph.running.progress import SILENT, Advance, Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
+
+WIDE = 100_000  # characters: no limit
 
 PRIOR_REJECTED = (
     "* prior rejected: neither Laplace nor Gaussian describes what the layer reads, at these bits to 0.25 dB"
@@ -35,9 +40,24 @@ def stderr() -> Console:
     return Console(stderr=True)
 
 
-def say(*parts: str, style: str | None = None) -> None:
-    """Print text on stderr as it is, without wrapping it."""
-    stderr().print(*parts, style=style, markup=False, highlight=False, soft_wrap=True)
+def say(*parts: str, style: str | None = None, level: int = logging.DEBUG, log: bool = True) -> None:
+    """Print text on stderr, wrapped at words if that is a terminal, and log it."""
+    text = " ".join(parts)
+    if log:
+        LOG.log(level, text)
+    console = stderr()
+    console.print(_wrapped(console, text), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _wrapped(console: Console, text: str) -> str:
+    """Lines that a terminal need not break within words; what goes to a file or another program stays as it is."""
+    if not console.is_terminal:
+        return text
+    lines = (
+        textwrap.wrap(line, console.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
+    return "\n".join("\n".join(parts) for parts in lines)
 
 
 class Bars:
@@ -56,16 +76,18 @@ class Bars:
 
 @dataclass(slots=True, kw_only=True)
 class Minutes:
-    """A line on stderr for every minute (`interval` seconds) that a job takes, where stderr is not a terminal."""
+    """A line on stderr for every minute (`interval` seconds) that a job takes, where stderr is not a terminal.
+
+    The seconds count from the start of the process.
+    """
 
     interval: float = 60.0
-    clock: Callable[[], float] = time.monotonic
-    _began: float = field(init=False)
+    clock: Callable[[], float] = elapsed
     _told: float = field(init=False)
     _lock: Lock = field(default_factory=Lock, init=False)
 
     def __post_init__(self) -> None:
-        self._began = self._told = self.clock()
+        self._told = self.clock()
 
     @contextmanager
     def stage(self, title: str, total: int | None = None) -> Iterator[Advance]:
@@ -79,7 +101,7 @@ class Minutes:
                 if now - self._told >= self.interval:
                     self._told = now
                     amount = f"{done}" if total is None else f"{done} of {total}"
-                    parts = [f"{title}: {amount}", note, f"{now - self._began:.0f} s"]
+                    parts = [f"{title}: {amount}", note, f"{now:.0f} s"]
                     line = ", ".join(part for part in parts if part)
                     say(line)
 
@@ -87,37 +109,32 @@ class Minutes:
 
 
 def progress(quiet: bool) -> Progress:
-    """Progress bars if stderr is a terminal, else a line a minute; nothing if `quiet`."""
+    """Progress bars if stderr is a terminal, else a line a minute; nothing if `quiet`. Stages are logged."""
     if quiet:
-        return SILENT
+        return Logged(SILENT)
     if not stderr().is_terminal:
-        return Minutes()
-    log = logging.getLogger("qmath.kernels")
-    if not any(isinstance(handler, _Lines) for handler in log.handlers):
-        log.addHandler(_Lines())
-        log.setLevel(logging.INFO)
-    return Bars()
+        return Logged(Minutes())
+    kernels = logging.getLogger("qmath.kernels")
+    if not any(isinstance(handler, _Lines) for handler in kernels.handlers):
+        kernels.addHandler(_Lines())
+        kernels.setLevel(logging.INFO)
+    return Logged(Bars())
 
 
 class _Lines(logging.Handler):
     """Shows what is logged as lines on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage(), style="dim")
+        say(record.getMessage(), style="dim", log=False)
 
 
-def table(title: str, *columns: str, left: int = 1) -> Table:
-    """A table whose first `left` columns are text and whose others are numbers."""
-    from rich.table import Table
-
-    result = Table(title=title, title_justify="left", title_style="bold")
-    for index, column in enumerate(columns):
-        result.add_column(column, justify="left" if index < left else "right", overflow="fold")
-    return result
+def table(title: str, *columns: str, left: int = 1, heaviest: str = "") -> Table:
+    """A table whose first `left` columns are text and whose others are numbers; see `Table`."""
+    return Table(title=title, columns=columns, left=left, heaviest=heaviest)
 
 
-def show(*parts: Any) -> None:
-    """Print tables or lines on stdout."""
+def show(*parts: Table | str) -> None:
+    """Print tables or lines on stdout. Lines and tables fit a terminal; in files and pipes each row is one line."""
     from rich.console import Console
 
     class Output(Console):
@@ -125,18 +142,33 @@ def show(*parts: Any) -> None:
             raise BrokenPipeError  # (| head): `main` knows what to do
 
     console = Output()
-    if not console.is_terminal:
-        console.width = max(console.width, 120)
+    fits = console.is_terminal or "COLUMNS" in os.environ
     for part in parts:
         if isinstance(part, str):
-            console.print(part, markup=False, highlight=False, soft_wrap=True)
-        else:
-            console.print(part)
+            LOG.debug(part)
+            console.print(_wrapped(console, part), markup=False, highlight=False, soft_wrap=True)
+            continue
+        LOG.debug(as_text(part))
+        for piece in part.lay_out(console.width if fits else None, whole=verbose()):
+            console.print(piece, crop=False, width=console.width if fits else WIDE)
+
+
+def as_text(part: Table) -> str:
+    """All rows of a table, as a log keeps them."""
+    rows = [tuple(part.columns), *(tuple(map(str, row)) for row in part.rows)]
+    return "\n".join([part.title, *("\t".join(row) for row in rows)])
 
 
 def next_step(why: str, *words: str) -> None:
-    """Print on stdout what a user may want to do next: the words of a command line, and why."""
-    show(f"next: {shlex.join(('qgraph', *words))}  ({why})")
+    """Print on stdout what a user may want to do next: the words of a command line, whole for copying, and why."""
+    from rich.console import Console
+
+    command, console = f"next: {shlex.join(('qgraph', *words))}", Console()
+    together = not console.is_terminal or len(command) + len(why) + 4 <= console.width
+    LOG.debug(f"{command}  ({why})")
+    lines = (f"{command}  ({why})",) if together else (command, f"      ({why})")
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_json(content: Any) -> None:
@@ -153,7 +185,7 @@ def show_warning(
 ) -> None:
     """A readable replacement for `warnings.showwarning`."""
     if issubclass(category, (UserWarning, RuntimeWarning)) and not issubclass(category, DeprecationWarning):
-        say("warning:", str(message), style="yellow")
+        say("warning:", str(message), style="yellow", level=logging.WARNING)
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qgraph.cli.console import number, progress, show, show_json, table
+from qgraph.cli.console import next_step, number, progress, show, show_json, table
+from qgraph.cli.help import Command
+from qgraph.cli.kinds import FOLDER
+from qgraph.cli.log import log_options
 from qgraph.cli.options import threads_option
 from qgraph.errors import ModelError
 from qgraph.running.files import write_atomically
@@ -38,10 +41,19 @@ VARIANTS = (
 LATENCY_BATCH = 32
 
 
-@click.command()
-@click.option("-o", "--output", default="qgraph-demo", metavar="DIR", show_default=True, help="Folder for the results.")
+@click.command(cls=Command, short_help="Try it on a small network.")
+@click.option(
+    "-o",
+    "--output",
+    type=FOLDER,
+    default="qgraph-demo",
+    metavar="DIR",
+    show_default=True,
+    help="Folder for the results.",
+)
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
+@log_options
 def demo(output: str, threads: int | None, as_json: bool) -> None:
     """Quantize the digits network that ships with qgraph, and show accuracy, size and latency.
 
@@ -71,6 +83,9 @@ def demo(output: str, threads: int | None, as_json: bool) -> None:
             number(row["seconds"]),
         )
     show(result, f"models and plans are in {folder}/")
+    next_step(
+        "the same for a model of yours", "quantize", "model.onnx", "--data", "calibration.npz", "-o", "small.onnx"
+    )
 
 
 def _run(assets: Path, folder: Path, threads: int | None, bars: Progress) -> list[dict[str, Any]]:

@@ -9,12 +9,13 @@ import click
 
 from qgraph.cli.clock import elapsed
 from qgraph.cli.console import next_step, progress, show, show_json
+from qgraph.cli.help import Command, grouped
 from qgraph.cli.kinds import PATH
-from qgraph.cli.options import batch_axis_option, batch_option, run_options, shape_option
+from qgraph.cli.options import batch_axis_option, batch_option, resume_option, run_options, shape_option
 from qgraph.running.files import check_writable, write_atomically
 
 
-@click.command()
+@click.command(cls=Command, short_help="Make samples from the model (ZeroQ).")
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, metavar="DATA.npz", help="Where to write the samples.")
 @click.option(
@@ -24,10 +25,8 @@ from qgraph.running.files import check_writable, write_atomically
     "--steps", type=click.IntRange(min=1), default=60, show_default=True, metavar="N", help="Steps of Adam, at most."
 )
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the initial noise.")
-@click.option("--resume", metavar="DIR", help="Folder for checkpoints, from which an interrupted job continues.")
-@batch_option
-@shape_option
-@batch_axis_option
+@resume_option
+@grouped("Data", batch_option, shape_option, batch_axis_option)
 @run_options
 def distill(
     model: str,

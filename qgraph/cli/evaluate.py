@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
-from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.console import next_step, number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.help import Command
 from qgraph.cli.kinds import PATH
 from qgraph.cli.options import data_options, executor_option, preprocessing, run_options
 
 
-@click.command()
+@click.command(cls=Command, short_help="Measure accuracy, or distance from float.")
 @click.argument("model", type=PATH)
 @data_options(required=True)
 @click.option("--against", type=PATH, metavar="FLOAT.onnx", help="Also compare the outputs with those of this model.")
@@ -59,3 +60,7 @@ def evaluate(
     for name, decibel in result.outputs.items():
         rows.add_row(f"SQNR of {name}, dB", "exact" if decibel is None else number(decibel))
     show(rows)
+    if against is None:
+        next_step("how far it is from the float model", "evaluate", model, "--data", data, "--against", "model.onnx")
+    else:
+        next_step("which layers lose it", "compare", against, model, "--data", data)

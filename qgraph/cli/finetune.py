@@ -10,6 +10,7 @@ import click
 
 from qgraph.cli.clock import elapsed, with_total
 from qgraph.cli.console import next_step, number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.help import Command, Renamed, grouped
 from qgraph.cli.invocation import command
 from qgraph.cli.kinds import PATH
 from qgraph.cli.options import (
@@ -19,6 +20,7 @@ from qgraph.cli.options import (
     preprocessing,
     quality_options,
     recipe_options,
+    resume_option,
     run_options,
 )
 from qgraph.cli.quality import Threshold, check_threshold, hold_against, show_quality
@@ -39,10 +41,10 @@ def _setting(name: str, kind: Any, text: str) -> Any:
     default = getattr(_DEFAULTS, name)
     shown = f"{text}  [default: {default}]" if default is not None else text
     metavar = None if isinstance(kind, click.Choice) else "X" if kind is float else "N"
-    return click.option(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=shown)
+    return grouped("Training", click.option(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=shown))
 
 
-@click.command()
+@click.command(cls=Command, short_help="Train a model for few bits (LSQ+).")
 @click.argument("model", type=PATH)
 @click.option(
     "-o", "--output", type=PATH, required=True, metavar="OUT.onnx", help="Where to write the trained, quantized model."
@@ -62,22 +64,49 @@ def _setting(name: str, kind: Any, text: str) -> Any:
 @_setting("label_weight", float, "Weight of the labels in the loss; the float model's outputs have the rest.")
 @_setting("temperature", float, "Temperature of the float model's outputs in the loss.")
 @_setting("holdout", float, "Share of the data held out to choose the epoch.")
-@click.option("--config", "configuration", type=click.IntRange(1, 4), help="Row of LSQ+'s Table 1 for all tensors.")
-@click.option(
-    "--init", "initialisation", type=click.Choice(["lsqplus", "lsq", "minmax"]), help="Initial scales and offsets."
+@grouped(
+    "Training",
+    click.option(
+        "--config",
+        "configuration",
+        type=click.IntRange(1, 4),
+        metavar="1|2|3|4",
+        help="Row of LSQ+'s Table 1 for all tensors.",
+    ),
+    click.option(
+        "--init", "initialisation", type=click.Choice(["lsqplus", "lsq", "minmax"]), help="Initial scales and offsets."
+    ),
+    click.option("--start", type=PATH, metavar="PLAN.json", help="Start from the grids of a plan for MODEL."),
+    click.option(
+        "--augment/--no-augment",
+        default=None,
+        help="Mirror and shift images (default: do not). Good for photographs, bad for digits and text.",
+    ),
+    click.option(
+        "--keep-bn/--fold-bn", default=None, help="Normalise by the batch during training (default: fold first)."
+    ),
 )
-@click.option(
-    "--augment/--no-augment",
-    default=None,
-    help="Mirror and shift images (default: do not). Good for photographs, bad for digits and text.",
-)
-@click.option("--keep-bn/--fold-bn", default=None, help="Normalise by the batch during training (default: fold first).")
-@click.option("--start", metavar="PLAN.json", help="Start from the grids of a plan for MODEL.")
 @format_options
-@click.option("--seed", type=int, metavar="N", help="Seed of order, augmentation and distilled data.  [default: 0]")
-@click.option("--resume", metavar="DIR", help="Folder for checkpoints, from which an interrupted job continues.")
-@click.option("--plan", metavar="PLAN.json", help="Also write the plan; it names the trained float model.")
-@click.option("--float", "trained", metavar="FLOAT.onnx", help="Also write the trained float model.")
+@grouped(
+    "Running",
+    click.option("--seed", type=int, metavar="N", help="Seed of order, augmentation and distilled data.  [default: 0]"),
+)
+@resume_option
+@grouped(
+    "Files",
+    click.option(
+        "--plan", type=PATH, metavar="PLAN.json", help="Also write the plan; it names the trained float model."
+    ),
+    click.option(
+        "--network",
+        "trained",
+        cls=Renamed,
+        former="--float",
+        type=PATH,
+        metavar="NET.onnx",
+        help="Also write the float network that the plan is for: the trained one.",
+    ),
+)
 @quality_options
 @recipe_file_options
 @run_options
@@ -110,7 +139,7 @@ def finetune(
     check_threshold(fail_below, measure=options["measure"])
     written = [path for path in (output, plan, trained) if path is not None]
     if len({Path(path).absolute() for path in written}) < len(written):
-        raise UsageError("-o, --plan and --float must name different files")
+        raise UsageError("-o, --plan and --network must name different files")
     for path in written:
         check_writable(path, source=model)
     mean, std = options.pop("mean"), options.pop("std")

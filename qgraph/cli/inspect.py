@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qgraph.cli.console import show, show_json, table
+from qgraph.cli.console import next_step, show, show_json, table
+from qgraph.cli.help import Command
 from qgraph.cli.kinds import PATH
+from qgraph.cli.log import log_options, verbose
 from qgraph.cli.options import threads_option
 
 if TYPE_CHECKING:
@@ -18,12 +20,13 @@ if TYPE_CHECKING:
     from qgraph.onnxfile.model import Model
 
 
-@click.command()
+@click.command(cls=Command, short_help="Show layers, and how they run.")
 @click.argument("model", type=PATH)
 @click.option("--fused", is_flag=True, help="Show which layers onnxruntime runs on integers, and why not the others.")
 @click.option("--portable", is_flag=True, help="Show what is proven to give the same codes on every processor.")
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout.")
+@log_options
 def inspect(model: str, fused: bool, portable: bool, threads: int | None, as_json: bool) -> None:
     """Show what is in MODEL: interface, layers, weights; with --fused, how onnxruntime runs it.
 
@@ -67,7 +70,13 @@ def _show_model(net: Model, as_json: bool) -> None:
         }
         for layer in view.by_name.values()
     ]
-    kept = kept_in_float(view, view.skipped | view.unfolded, set(view.by_name), tail=False)
+    integer = _quantized_layers(net)
+    names = {layer["name"] for layer in integer}
+    kept = [
+        entry
+        for entry in kept_in_float(view, view.skipped | view.unfolded, set(view.by_name), tail=False)
+        if entry.name not in names
+    ]
     content: dict[str, Any] = {
         "file": net.source,
         "bytes": net.nbytes,
@@ -77,6 +86,7 @@ def _show_model(net: Model, as_json: bool) -> None:
         "outputs": [_describe(v) for v in net.graph.outputs],
         "operators": dict(Counter(node.op_type for node in net.graph)),
         "layers": layers,
+        "quantized": integer,
         "kept_float": [dataclasses.asdict(entry) for entry in kept],
         "unchanged": [dataclasses.asdict(node) for node in view.model.unchanged],
     }
@@ -88,7 +98,9 @@ def _show_model(net: Model, as_json: bool) -> None:
         for item in content[kind]:
             show(f"  {kind[:-1]} {item['name']}: {item['type']} {item['shape']}")
     show("  operators: " + ", ".join(f"{count} {op}" for op, count in content["operators"].items()))
-    rows = table("quantizable layers", "layer", "op", "weight", "", left=4)
+    if integer:
+        _show_quantized(integer)
+    rows = table("float layers" if integer else "quantizable layers", "layer", "op", "weight", "", left=4)
     for layer in view.by_name.values():
         shape = " x ".join(map(str, layer.weight_array().shape))
         rows.add_row(layer.name, layer.op, shape, "edge" if layer.name in view.edge_layers else "")
@@ -96,12 +108,42 @@ def _show_model(net: Model, as_json: bool) -> None:
         if entry.name in view.skipped or entry.bytes:
             size = f" ({entry.bytes:,} bytes)" if entry.bytes else ""
             rows.add_row(entry.name, "-", "-", f"stays float: {entry.why}{size}")
-    show(rows)
-    if view.model.unchanged:
+    if rows.rows or not integer:
+        show(rows)
+    if view.model.unchanged and (verbose() or not integer):
         left = table("left as they are", "node", "op", "rewrite", "why not", left=4)
         for node in view.model.unchanged:
             left.add_row(node.name, node.op, node.rewrite, node.why)
         show(left)
+    if integer:
+        next_step("how onnxruntime runs it", "inspect", str(net.source), "--fused")
+    elif layers:
+        next_step("make it smaller", "quantize", str(net.source), "-o", "small.onnx")
+
+
+def _quantized_layers(net: Model) -> list[dict[str, Any]]:
+    """The layers whose weights the file holds as codes, with the bits of weight and operand (None: float)."""
+    from qgraph.assess.bits_in_file import bits_in_file
+    from qgraph.assess.fused import with_names
+
+    named = with_names(net)
+    found = bits_in_file(named)
+    layers = []
+    for node in named.graph:
+        weight, operand = found.get(str(node.name), (None, None))
+        if weight is not None:
+            runs = "integer" if operand is not None else "float"
+            layer = {"name": node.name, "op": node.op_type, "weight_bits": weight, "activation_bits": operand}
+            layers.append({**layer, "arithmetic": runs})
+    return layers
+
+
+def _show_quantized(layers: list[dict[str, Any]]) -> None:
+    rows = table("quantized layers", "layer", "op", "arithmetic", "weights", "activations", left=3)
+    for layer in layers:
+        operand = "float" if layer["activation_bits"] is None else str(layer["activation_bits"])
+        rows.add_row(layer["name"], layer["op"], layer["arithmetic"], str(layer["weight_bits"]), operand)
+    show(rows)
 
 
 def _describe(value: Any) -> dict[str, Any]:

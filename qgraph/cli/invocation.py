@@ -7,8 +7,13 @@ from collections.abc import Sequence
 
 import click
 
-_ELSEWHERE = {"-o", "--output", "--plan", "--report", "--resume", "--threads", "--save-recipe"}
-_SHOWN = {"--json", "--quiet"}
+_ELSEWHERE = {"-o", "--output", "--plan", "--report", "--resume", "--threads", "--save-recipe", "--log-file"}
+_SHOWN = {"--json", "--quiet", "-v", "--verbose"}
+
+
+def whole_command() -> str:
+    """The command that runs, as it was given."""
+    return shlex.join(("qgraph", *(click.get_current_context().find_root().obj or ())))
 
 
 def command() -> str:

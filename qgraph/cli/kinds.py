@@ -10,6 +10,13 @@ import click
 from click.shell_completion import CompletionItem
 
 
+class Shown(click.ParamType):
+    """A kind of values that help texts show as `name` is written."""
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return self.name
+
+
 class PathText(click.types.StringParamType):
     """The path of a file or a folder, which shells complete."""
 
@@ -17,7 +24,15 @@ class PathText(click.types.StringParamType):
         return [CompletionItem(incomplete, type="file")]
 
 
+class FolderText(click.types.StringParamType):
+    """The path of a folder."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="dir")]
+
+
 PATH = PathText()
+FOLDER = FolderText()
 
 
 class Names(click.types.StringParamType):
@@ -41,6 +56,9 @@ class Bits(click.ParamType):
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         return "|".join(("N", *self.words))
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value in self.words or isinstance(value, int):
             return value
@@ -55,7 +73,7 @@ class Bits(click.ParamType):
         return self.fail(f"'{value}' is not a number of bits from 2 to 8{words}", param, ctx)
 
 
-class Group(click.ParamType):
+class Group(Shown):
     """A number of inputs from 2 on, or `none`."""
 
     name = "N|none"
@@ -68,7 +86,7 @@ class Group(click.ParamType):
         return self.fail(f"'{value}' is not a number of inputs from 2 on, such as 32, or none", param, ctx)
 
 
-class BitList(click.ParamType):
+class BitList(Shown):
     """Comma-separated numbers of bits from 2 to 8."""
 
     name = "2,4,8"
@@ -82,7 +100,7 @@ class BitList(click.ParamType):
         return self.fail(f"'{value}' is not a list of bits from 2 to 8 such as 2,4,8", param, ctx)
 
 
-class Numbers(click.ParamType):
+class Numbers(Shown):
     """Comma-separated numbers; fractions such as 127/255 are exact."""
 
     name = "a,b,c"
@@ -96,7 +114,21 @@ class Numbers(click.ParamType):
             return self.fail(f"'{value}' is not a list of numbers such as 0.485,0.456,0.406 or 127/255", param, ctx)
 
 
-class Threshold(click.ParamType):
+class Share(Shown):
+    """A share of one, as 0.95, 95 or 95%."""
+
+    name = "%"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            text = str(value).strip()
+            number = float(text.removesuffix("%"))
+        except ValueError:
+            return self.fail(f"'{value}' is not a share such as 95% or 0.95", param, ctx)
+        return number / 100 if text.endswith("%") or number > 1 else number
+
+
+class Threshold(Shown):
     """A number with an optional unit, dB or %: (20.0, "dB")."""
 
     name = "X[dB|%]"
@@ -111,7 +143,7 @@ class Threshold(click.ParamType):
         return float(found[1]), unit
 
 
-class Named(click.ParamType):
+class Named(Shown):
     """NAME=VALUE: a pair of the name of an input and a value for it."""
 
     def __init__(self, kind: click.ParamType, example: str) -> None:
@@ -126,7 +158,7 @@ class Named(click.ParamType):
         return name, self.kind.convert(text, param, ctx)
 
 
-class Sizes(click.ParamType):
+class Sizes(Shown):
     """Comma-separated sizes of an input."""
 
     name = "1,3,320,320"

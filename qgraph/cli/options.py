@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from qgraph.cli.kinds import PATH, BitList, Bits, Group, Named, Names, Numbers, Sizes, Threshold
+from qgraph.cli.help import Renamed, grouped
+from qgraph.cli.kinds import FOLDER, PATH, BitList, Bits, Group, Named, Names, Numbers, Sizes, Threshold
+from qgraph.cli.log import log_options
 from qgraph.plan.registry import method_names, training_methods
 
 if TYPE_CHECKING:
@@ -71,15 +73,16 @@ batch_axis_option = click.option(
 
 
 def data_options(*, required: bool = False, own_batch: bool = False) -> Callable[[F], F]:
-    return _all(
-        click.option(
-            "--data",
-            type=PATH,
-            metavar="PATH",
-            required=required,
-            help="Samples: .npz (array named like the input, or 'images'; optional 'labels'), .npy, or a folder "
-            "of images.",
-        ),
+    samples = click.option(
+        "--data",
+        type=PATH,
+        metavar="PATH",
+        required=required,
+        help="Samples: .npz (array named like the input, or 'images'; optional 'labels'), .npy, or a folder of images.",
+    )
+    return grouped(
+        "Data",
+        grouped("Options", samples),
         click.option("--mean", type=Numbers(), default=(), help="Mean per channel of images in 0..1 (or one number)."),
         click.option("--std", type=Numbers(), default=(), help="Standard deviation per channel (or one number)."),
         click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N samples."),
@@ -108,16 +111,30 @@ threads_option = click.option(
 
 
 def run_options(f: F) -> F:
-    return _all(
+    return grouped(
+        "Running",
         threads_option,
         click.option("--json", "as_json", is_flag=True, help="Result as JSON on stdout, everything else on stderr."),
         click.option("--quiet", is_flag=True, help="No progress bars and no tables."),
+        log_options,
     )(f)
+
+
+resume_option = grouped(
+    "Files",
+    click.option(
+        "--resume",
+        type=FOLDER,
+        metavar="DIR",
+        help="Folder for checkpoints, from which an interrupted job continues.",
+    ),
+)
 
 
 def quality_options(f: F) -> F:
     """How the written file is judged."""
-    return _all(
+    return grouped(
+        "Judging",
         click.option(
             "--measure/--no-measure",
             default=True,
@@ -138,7 +155,8 @@ def quality_options(f: F) -> F:
 
 
 def format_options(f: F) -> F:
-    return _all(
+    return grouped(
+        "Files",
         click.option(
             "--format",
             type=click.Choice(["qdq", "float"]),
@@ -150,30 +168,63 @@ def format_options(f: F) -> F:
     )(f)
 
 
-set_option = click.option(
-    "--set",
-    "changes",
-    multiple=True,
-    metavar="NAME:weights=N",
-    help="Other bits for layers by name (glob; repeatable, the last that matches counts): 'layer2.*:weights=4', "
-    "'stem/conv:activations=6'.",
+set_option = grouped(
+    "Layers",
+    click.option(
+        "--set",
+        "changes",
+        multiple=True,
+        metavar="NAME:weights=N",
+        help="Other bits for layers by name (glob; repeatable, the last that matches counts): 'layer2.*:weights=4', "
+        "'stem/conv:activations=6'.",
+    ),
+)
+
+
+keep_option = grouped(
+    "Layers",
+    click.option("--keep", multiple=True, metavar="NAME", help="Leave a layer in float (glob; repeatable)."),
+)
+edge_bits_option = grouped(
+    "Layers",
+    click.option(
+        "--edge-bits",
+        type=Bits(),
+        metavar="N",
+        help="Bits of the first and last layers.  [default: 8, and mixed with --weights mixed]",
+    ),
+)
+weight_clip_option = grouped(
+    "Grids",
+    click.option(
+        "--weight-clip",
+        type=Names(*_CLIPS),
+        metavar="METHOD",
+        help="Weight clipping: max, percentile, mse, kl or aciq.",
+    ),
+)
+bits_options = grouped(
+    "Options",
+    click.option(
+        "--weights",
+        type=Bits("mixed", "none", layers=True),
+        help="Bits of weights, 2 to 8; mixed: chosen per layer; or by name: 'head.*=8,*=4'.  "
+        "[default: 8; 4 to search and finetune]",
+    ),
+    click.option(
+        "--activations",
+        type=Bits("none", "dynamic"),
+        help="Bits of activations; none: weights only; dynamic: MatMul and Gemm find their ranges in every run. "
+        "Both need no data.  [default: 8; 4 to search and finetune]",
+    ),
 )
 
 
 def recipe_options(f: F) -> F:
     """The options that override the defaults of a method."""
-    return _all(
-        click.option(
-            "--weights",
-            type=Bits("mixed", "none", layers=True),
-            help="Bits of weights, 2 to 8; mixed: chosen per layer; or by name: 'head.*=8,*=4'.  [default: 8]",
-        ),
-        click.option(
-            "--activations",
-            type=Bits("none", "dynamic"),
-            help="Bits of activations; none: weights only; dynamic: MatMul and Gemm find their ranges in every run. "
-            "Both need no data.  [default: 8]",
-        ),
+    return grouped(
+        "Grids",
+        bits_options,
         click.option(
             "--per-channel/--per-tensor", default=None, help="One scale per output channel (default), or one."
         ),
@@ -193,12 +244,7 @@ def recipe_options(f: F) -> F:
             metavar="METHOD",
             help="Activation clipping: max, percentile, mse, kl, aciq or qrater.",
         ),
-        click.option(
-            "--weight-clip",
-            type=Names(*_CLIPS),
-            metavar="METHOD",
-            help="Weight clipping: max, percentile, mse, kl or aciq.",
-        ),
+        weight_clip_option,
         click.option(
             "--rounding",
             type=Names("nearest", "second-order", "qrater"),
@@ -215,14 +261,9 @@ def recipe_options(f: F) -> F:
             type=click.Choice(["none", "weights", "activations", "both"]),
             help="Whose channels share bits by the 2/3-power rule.  [default: what is best, below 8 bits]",
         ),
-        click.option("--keep", multiple=True, metavar="NAME", help="Leave a layer in float (glob; repeatable)."),
+        keep_option,
         set_option,
-        click.option(
-            "--edge-bits",
-            type=Bits(),
-            metavar="N",
-            help="Bits of the first and last layers.  [default: 8, and mixed with --weights mixed]",
-        ),
+        edge_bits_option,
         click.option("--reduce-range", is_flag=True, default=None, help="7-bit weights, for CPUs without VNNI."),
         click.option(
             "--target",
@@ -239,7 +280,8 @@ def recipe_options(f: F) -> F:
 
 def mixed_options(f: F) -> F:
     """The options of `--weights mixed`: its budget, and how bits are chosen."""
-    return _all(
+    return grouped(
+        "Mixed bits",
         click.option("--size-mb", type=float, metavar="X", help="Budget of mixed weights; 1 MB = 2**20 bytes."),
         click.option("--average-bits", type=float, metavar="X", help="The same as bits per weight.  [default: 4]"),
         click.option(
@@ -247,7 +289,10 @@ def mixed_options(f: F) -> F:
         ),
         click.option("--bits", type=BitList(), help="Bits that a layer may take.  [default: 2,3,4,5,6,7,8]"),
         click.option(
-            "--search",
+            "--select",
+            "search",
+            cls=Renamed,
+            former="--search",
             type=click.Choice(["frontier", "groups"]),
             help="Add sensitivities (default), or measure combinations, group by group.",
         ),
@@ -257,24 +302,26 @@ def mixed_options(f: F) -> F:
 
 
 def direction_option(f: F) -> F:
-    return _all(
+    return grouped(
+        "Mixed bits",
         click.option(
             "--direction",
             type=click.Choice(["forward", "reverse"]),
             help="Sensitivity as KL(float || quantized) (default), or KL(quantized || float).",
-        )
+        ),
     )(f)
 
 
 def executor_option(f: F) -> F:
-    return _all(
+    return grouped(
+        "Running",
         click.option(
             "--executor",
             metavar="local|dask:ADDRESS",
             default="local",
             show_default=True,
             help="Where independent jobs run: in threads here, or on a Dask cluster.",
-        )
+        ),
     )(f)
 
 
@@ -292,12 +339,3 @@ def preprocessing(
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were passed; the others keep the defaults of the recipe."""
     return {name: value for name, value in options.items() if value is not None and value != ()}
-
-
-def _all(*options: Callable[[Any], Any]) -> Callable[[F], F]:
-    def decorate(f: F) -> F:
-        for option in reversed(options):
-            f = option(f)
-        return f
-
-    return decorate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,10 @@ import click
 
 from qgraph.cli.clock import elapsed, with_total
 from qgraph.cli.console import PRIOR_REJECTED, next_step, number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.help import Command, grouped
 from qgraph.cli.invocation import command
 from qgraph.cli.kinds import PATH
+from qgraph.cli.log import verbose
 from qgraph.cli.options import (
     data_options,
     format_options,
@@ -20,6 +23,7 @@ from qgraph.cli.options import (
     preprocessing,
     quality_options,
     recipe_options,
+    resume_option,
     run_options,
 )
 from qgraph.cli.quality import Threshold, check_threshold, hold_against, show_quality
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
     from qgraph.jobs.result import Result
 
 
-@click.command()
+@click.command(cls=Command, short_help="Make a model smaller and faster.")
 @click.argument("model", type=PATH)
 @click.option(
     "-o", "--output", type=PATH, required=True, metavar="OUT.onnx", help="Where to write the quantized model."
@@ -42,22 +46,45 @@ if TYPE_CHECKING:
 @recipe_options
 @mixed_options
 @format_options
-@click.option(
-    "--correct-outputs",
-    is_flag=True,
-    default=None,
-    help="Measure the shift of every layer's mean output and undo it in the bias.",
+@grouped(
+    "Grids",
+    click.option(
+        "--correct-outputs",
+        is_flag=True,
+        default=None,
+        help="Measure the shift of every layer's mean output and undo it in the bias.",
+    ),
 )
-@click.option("--calibration", metavar="FILE", help="File of statistics: read if it exists, written otherwise.")
-@click.option("--seed", type=int, metavar="N", help="Seed of distilled data.  [default: 0]")
-@click.option("--resume", metavar="DIR", help="Folder for checkpoints, from which an interrupted job continues.")
-@click.option("--plan", metavar="PLAN.json", help="Also write the plan, and beside it the statistics for whatif.")
-@click.option("--report", metavar="FILE.html", help="Also write a report as an HTML page.")
+@grouped(
+    "Data",
+    click.option(
+        "--calibration",
+        type=PATH,
+        metavar="FILE",
+        help="File of statistics: read if it exists, written otherwise.",
+    ),
+)
+@grouped("Running", click.option("--seed", type=int, metavar="N", help="Seed of distilled data.  [default: 0]"))
+@resume_option
+@grouped(
+    "Files",
+    click.option(
+        "--plan",
+        type=PATH,
+        metavar="PLAN.json",
+        help="Also write the plan, and beside it the statistics for whatif.",
+    ),
+    click.option("--report", type=PATH, metavar="FILE.html", help="Also write a report as an HTML page."),
+)
 @quality_options
-@click.option(
-    "--guard",
-    metavar="DB|off",
-    help="Keep every output at or above DB by giving up grids that ruin it.  [default: 20 if all grids have 8 bits]",
+@grouped(
+    "Judging",
+    click.option(
+        "--guard",
+        metavar="DB|off",
+        help="Keep every output at or above DB by giving up grids that ruin it.  "
+        "[default: 20 if all grids have 8 bits]",
+    ),
 )
 @recipe_file_options
 @run_options
@@ -117,7 +144,7 @@ def quantize(
     hold_against(fail_below, result.quality, output)
 
 
-@click.command()
+@click.command(cls=Command, short_help="Quantize a model as a plan says.")
 @click.argument("model", type=PATH)
 @click.argument("plan", type=PATH)
 @click.option(
@@ -192,8 +219,15 @@ def _operand(layer: LayerReport) -> str:
     return f"{layer.activation_bits}{' *' if layer.prior_rejected else ''}"
 
 
+def _error(layer: LayerReport) -> float:
+    """The error of a layer, larger being worse: as measured, else as predicted."""
+    decibels = (layer.measured_sqnr_db, layer.predicted_sqnr_db)
+    return next((-known for known in decibels if known is not None), -math.inf)
+
+
 def _show(result: Result, output: str, nbytes: int) -> None:
-    layers = table("layers", "layer", "op", "weights", "activations", "predicted dB", "measured dB", left=2)
+    columns = ("layer", "op", "weights", "activations", "predicted dB", "measured dB")
+    layers = table("layers", *columns, left=2, heaviest="those of the largest errors")
     for layer in result.layers_unsimulated:
         layers.add_row(
             layer.name,
@@ -202,6 +236,7 @@ def _show(result: Result, output: str, nbytes: int) -> None:
             _operand(layer),
             number(layer.predicted_sqnr_db, 1),
             number(layer.measured_sqnr_db, 1),
+            weight=_error(layer),
         )
     show(layers)
     if any(layer.prior_rejected for layer in result.layers_unsimulated):
@@ -209,11 +244,12 @@ def _show(result: Result, output: str, nbytes: int) -> None:
     if result.plan.kept_float:
         largest = sorted(result.plan.kept_float, key=lambda entry: -entry.bytes)
         kept = table("kept in floating point", "layer", "why", "bytes", left=2)
-        for entry in largest[:_KEPT_SHOWN]:
+        shown = len(largest) if verbose() else _KEPT_SHOWN
+        for entry in largest[:shown]:
             kept.add_row(entry.name, entry.why, f"{entry.bytes:,}")
         show(kept)
-        if rest := largest[_KEPT_SHOWN:]:
-            show(f"and {len(rest)} more, {sum(e.bytes for e in rest):,} bytes in all (--json lists them)")
+        if rest := largest[shown:]:
+            show(f"and {len(rest)} more, {sum(e.bytes for e in rest):,} bytes in all (-v shows, --json lists them)")
     if result.allocation is not None and result.allocation.drop is not None:
         drop = result.allocation.drop
         margin = "" if drop.margin is None else f" +- {drop.margin:.3g}"

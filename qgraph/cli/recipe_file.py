@@ -17,12 +17,14 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
+from qgraph.cli.help import Renamed, grouped
+from qgraph.cli.kinds import PATH
 from qgraph.errors import UsageError, hint
 from qgraph.running.files import check_writable, write_atomically
 
 F = TypeVar("F", bound=Callable[..., Any])
 PRESETS = ("fast", "balanced", "smallest", "accurate")
-_NOT_KEPT = {"recipe_file", "save_recipe"}
+_NOT_KEPT = {"recipe_file", "save_recipe", "verbose", "log_file"}
 
 
 def recipe_file_options(f: F) -> F:
@@ -39,12 +41,13 @@ def recipe_file_options(f: F) -> F:
     )
     write = click.option(
         "--save-recipe",
+        type=PATH,
         metavar="FILE.toml",
         expose_value=False,
         callback=_write,
         help="Write the options of this command to a file for --recipe.",
     )
-    return read(write(f))
+    return grouped("Files", read, write)(f)
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -92,6 +95,8 @@ def _keys(command: click.Command) -> dict[str, tuple[Any, bool]]:
         if isinstance(param, click.Argument):
             keys[str(param.name)] = param, False
         keys |= {name[2:]: (param, False) for name in param.opts if name.startswith("--")}
+        if isinstance(param, Renamed):
+            keys.setdefault(param.former[2:], (param, False))
         keys |= {name[2:]: (param, True) for name in param.secondary_opts if name.startswith("--")}
     return keys
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from qgraph.cli.console import progress, show, show_json, silence_warnings
+from qgraph.cli.help import Command
 from qgraph.cli.invocation import command
 from qgraph.cli.kinds import PATH
 from qgraph.cli.options import data_options, preprocessing, run_options
 from qgraph.running.files import check_writable, write_atomically
 
 
-@click.command()
+@click.command(cls=Command, short_help="Write a page that compares models.")
 @click.argument("models", type=PATH, nargs=-1, required=True, metavar="FLOAT.onnx MODEL_OR_PLAN...")
 @click.option("-o", "--output", type=PATH, required=True, metavar="OUT.html", help="Where to write the page.")
 @data_options()
@@ -69,4 +70,6 @@ def report(
     if as_json:
         show_json({"output": output, **result.to_dict()})
     elif not quiet:
-        show(f"{output}: {len(result.variants)} models, {len(page):,} bytes")
+        count = len(result.variants)
+        compared = f"{count} model{'s' if count != 1 else ''}"
+        show(f"{output}: {compared} beside {models[0]}, {len(page):,} bytes; open it in a browser")

@@ -10,7 +10,9 @@ import click
 
 from qgraph.cli.clock import elapsed
 from qgraph.cli.console import next_step, progress, say, show, show_json, silence_warnings, table
-from qgraph.cli.kinds import PATH, Bits
+from qgraph.cli.help import Command, Renamed, grouped
+from qgraph.cli.invocation import whole_command
+from qgraph.cli.kinds import FOLDER, PATH, Bits, Share, Shown
 from qgraph.cli.options import data_options, executor_option, given, preprocessing, recipe_options, run_options
 from qgraph.cli.recipe_file import recipe_file_options
 from qgraph.errors import UsageError
@@ -19,12 +21,13 @@ from qgraph.running.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
     from qgraph.jobs.search import Searched
+    from qgraph.methods.qrater.search import Found
     from qgraph.plan.plan import Rounding
 
 DEFAULT = SearchConfig()
 
 
-class Ingredients(click.ParamType):
+class Ingredients(Shown):
     """Comma-separated names from clip, round and bias."""
 
     name = "a,b"
@@ -37,94 +40,115 @@ class Ingredients(click.ParamType):
         return tuple(name for name in INGREDIENTS if name in names)
 
 
-@click.command()
+@click.command(cls=Command, short_help="Search grids by measuring (Q-Rater).")
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, metavar="PLAN.json", help="Where to write the plan.")
 @data_options(required=True)
 @recipe_options
-@click.option(
-    "--protocol",
-    type=click.Choice(PROTOCOLS),
-    default="deploy",
-    show_default=True,
-    help="deploy: grids that run on integers. paper: signed symmetric grids per layer, first layer in float.",
+@grouped(
+    "Search",
+    click.option(
+        "--protocol",
+        type=click.Choice(PROTOCOLS),
+        default="deploy",
+        show_default=True,
+        help="deploy: grids that run on integers. paper: signed symmetric grids per layer, first layer in float.",
+    ),
+    click.option(
+        "--first-layer-bits", type=Bits(), metavar="N", help="With --protocol paper: quantize the first layer too."
+    ),
+    click.option(
+        "--ingredients", type=Ingredients(), default=INGREDIENTS, help="Any of clip, round, bias.  [default: all]"
+    ),
+    click.option("--objective", type=click.Choice(OBJECTIVES), help="What to measure.  [default: mse]"),
+    click.option(
+        "--explore",
+        "search",
+        cls=Renamed,
+        former="--search",
+        type=click.Choice(SEARCHES),
+        default=DEFAULT.search,
+        show_default=True,
+        help="bo: Bayesian optimisation after the grid.",
+    ),
+    click.option(
+        "--order", type=click.IntRange(1, 2), default=2, show_default=True, help="Order of the rounding scheme."
+    ),
+    click.option(
+        "--passes",
+        type=click.IntRange(min=1),
+        default=DEFAULT.passes,
+        show_default=True,
+        metavar="N",
+        help="How many times to go through the layers.",
+    ),
+    click.option(
+        "--first",
+        type=click.IntRange(min=2),
+        default=DEFAULT.first,
+        show_default=True,
+        metavar="N",
+        help="Samples in the first round of a race.",
+    ),
+    click.option(
+        "--confidence",
+        type=Share(),
+        default=f"{DEFAULT.confidence:.0%}",
+        show_default=True,
+        help="Confidence of all tests in a round together.",
+    ),
+    click.option(
+        "--survivors",
+        type=float,
+        metavar="X",
+        default=DEFAULT.keep,
+        show_default=True,
+        help="Largest share of candidates that a round keeps, but at least eight.",
+    ),
+    click.option(
+        "--tolerance",
+        type=float,
+        metavar="X",
+        default=DEFAULT.tolerance,
+        show_default=True,
+        help="Differences to ignore, as a share of the objective.",
+    ),
+    click.option(
+        "--race/--no-race",
+        default=True,
+        help="Drop candidates that lose on few samples (default), or measure all on all.",
+    ),
+    click.option(
+        "--reuse/--no-reuse",
+        default=True,
+        help="Measure candidates that compute the same only once (default), or each.",
+    ),
+    click.option(
+        "--cache/--no-cache", default=True, help="Keep the results of earlier layers (default), or compute them again."
+    ),
+    click.option(
+        "--cache-mb",
+        type=click.IntRange(min=1),
+        default=DEFAULT.cache_bytes // 2**20,
+        show_default=True,
+        metavar="N",
+        help="Memory for the cache; the rest goes to disk.",
+    ),
 )
-@click.option(
-    "--first-layer-bits", type=Bits(), metavar="N", help="With --protocol paper: quantize the first layer too."
+@grouped(
+    "Running",
+    click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of Bayesian optimisation."),
 )
-@click.option(
-    "--ingredients", type=Ingredients(), default=INGREDIENTS, help="Any of clip, round, bias.  [default: all]"
-)
-@click.option("--objective", type=click.Choice(OBJECTIVES), help="What to measure.  [default: mse]")
-@click.option(
-    "--search",
-    type=click.Choice(SEARCHES),
-    default=DEFAULT.search,
-    show_default=True,
-    help="bo: Bayesian optimisation after the grid.",
-)
-@click.option("--order", type=click.IntRange(1, 2), default=2, show_default=True, help="Order of the rounding scheme.")
-@click.option(
-    "--passes",
-    type=click.IntRange(min=1),
-    default=DEFAULT.passes,
-    show_default=True,
-    metavar="N",
-    help="How many times to go through the layers.",
-)
-@click.option(
-    "--first",
-    type=click.IntRange(min=2),
-    default=DEFAULT.first,
-    show_default=True,
-    metavar="N",
-    help="Samples in the first round of a race.",
-)
-@click.option(
-    "--confidence",
-    type=float,
-    default=DEFAULT.confidence,
-    show_default=True,
-    help="Confidence of all tests in a round together.",
-)
-@click.option(
-    "--survivors",
-    type=float,
-    default=DEFAULT.keep,
-    show_default=True,
-    help="Largest share of candidates that a round keeps, but at least eight.",
-)
-@click.option(
-    "--tolerance",
-    type=float,
-    default=DEFAULT.tolerance,
-    show_default=True,
-    help="Differences to ignore, as a share of the objective.",
-)
-@click.option(
-    "--race/--no-race", default=True, help="Drop candidates that lose on few samples (default), or measure all on all."
-)
-@click.option(
-    "--reuse/--no-reuse", default=True, help="Measure candidates that compute the same only once (default), or each."
-)
-@click.option(
-    "--cache/--no-cache", default=True, help="Keep the results of earlier layers (default), or compute them again."
-)
-@click.option(
-    "--cache-mb",
-    type=click.IntRange(min=1),
-    default=DEFAULT.cache_bytes // 2**20,
-    show_default=True,
-    metavar="N",
-    help="Memory for the cache; the rest goes to disk.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of Bayesian optimisation.")
-@click.option("--opset", type=int, metavar="N", help="Raise the model to opset N first.")
+@grouped("Files", click.option("--opset", type=int, metavar="N", help="Raise the model to opset N first."))
 @executor_option
-@click.option(
-    "--resume",
-    metavar="DIR",
-    help="Folder for checkpoints, from which an interrupted search continues.  [default: PLAN.json.search]",
+@grouped(
+    "Files",
+    click.option(
+        "--resume",
+        type=FOLDER,
+        metavar="DIR",
+        help="Folder for checkpoints, from which an interrupted search continues.  [default: PLAN.json.search]",
+    ),
 )
 @recipe_file_options
 @run_options
@@ -136,7 +160,7 @@ def search(model: str, output: str, resume: str | None, as_json: bool, quiet: bo
     \b
     Examples:
       qgraph search model.onnx --data train.npz --limit 1024 -o plan.json --weights 4 --activations 4
-      qgraph search model.onnx --data train.npz -o plan.json --weights 3 --activations 3 --protocol paper --search bo
+      qgraph search model.onnx --data train.npz -o plan.json --weights 3 --activations 3 --protocol paper --explore bo
     """
     from qgraph.jobs.search import search as run
 
@@ -193,7 +217,7 @@ def _config(options: dict[str, Any]) -> SearchConfig:
 
 def _say_how_to_go_on(folder: Path, model: str) -> None:
     best = folder / "best.plan.json"
-    say(f"stopped; the same command continues from {folder}")
+    say(f"stopped; the same command continues from {folder}: {whole_command()}")
     if best.exists():
         say(f"the best plan so far makes a file: qgraph apply {shlex.join((model, str(best)))} -o small.onnx")
 
@@ -203,6 +227,8 @@ def _result(searched: Searched, output: str, seconds: float) -> dict[str, Any]:
     return {
         "output": output,
         "objective": found.objective,
+        "objective_before": found.start,
+        "objective_after": _after(found),
         "samples": found.samples,
         "evaluations": {"algorithm": found.cost.asked, "run": found.cost.run},
         "image_forwards": {
@@ -223,10 +249,10 @@ def _show(searched: Searched, result: dict[str, Any]) -> None:
     rows = table(
         f"found on {found.samples:,} samples, by {found.objective}",
         "layer",
-        "weights",
-        "input",
+        "weights, gamma",
+        "input, gamma",
         "shift",
-        "objective",
+        found.objective,
         left=4,
     )
     grids = plan.operand_grids
@@ -241,9 +267,11 @@ def _show(searched: Searched, result: dict[str, Any]) -> None:
             _rounding(quant.weight.bits, quant.weight.rounding),
             "float" if grid is None else _rounding(grid.bits, grid.rounding),
             "yes" if quant.bias_shift else "no",
-            f"{means[quant.name]:.5f}",
+            _measured(found.objective, means[quant.name]),
+            weight=-means[quant.name],
         )
     show(rows)
+    show(_gain(found))
     forwards = result["image_forwards"]
     show(
         f"{result['output']}: {found.cost.run:,} evaluations for {found.cost.asked:,} of Algorithm 1, "
@@ -253,7 +281,27 @@ def _show(searched: Searched, result: dict[str, Any]) -> None:
 
 
 def _rounding(bits: int, rounding: Rounding | None) -> str:
+    """Bits, and the parameters of their rounding unless it is to nearest."""
     if rounding is None:
-        return f"{bits} bits, nearest"
-    second = "" if rounding.gamma_s is None else f", {rounding.gamma_s:.2f}"
-    return f"{bits} bits, gamma {rounding.gamma_n:+.2f}{second}"
+        return f"{bits}"
+    second = "" if rounding.gamma_s is None else f" {rounding.gamma_s:.2f}"
+    return f"{bits}, {rounding.gamma_n:+.1f}{second}"
+
+
+def _after(found: Found) -> float:
+    return found.history[-1][1] if found.history else found.start
+
+
+def _measured(objective: str, mean: float) -> str:
+    """A mean objective as people know it: accuracy in percent, and losses and distances as positive numbers."""
+    return f"{100 * mean:.2f} %" if objective == "accuracy" else f"{abs(mean):.5f}"
+
+
+def _gain(found: Found) -> str:
+    """What the search gained over the plan that it started from."""
+    before, after = found.start, _after(found)
+    texts = f"{_measured(found.objective, before)} -> {_measured(found.objective, after)}"
+    change = f"{100 * (after - before):+.2f} points"
+    if found.objective != "accuracy":
+        change = f"{abs(after) / abs(before) - 1:+.0%}" if before else "no change"
+    return f"gained: {found.objective} {texts} ({change}) over the plan it started from, on the same samples"

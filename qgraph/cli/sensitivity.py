@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from qgraph.cli.console import next_step, progress, show, show_json, silence_warnings, table
+from qgraph.cli.help import Command
 from qgraph.cli.kinds import PATH, BitList
+from qgraph.cli.log import verbose
 from qgraph.cli.options import (
     data_options,
     direction_option,
     executor_option,
     given,
+    keep_option,
     method_option,
     preprocessing,
+    resume_option,
     run_options,
+    weight_clip_option,
 )
 from qgraph.running.files import check_writable, write_atomically
 
@@ -25,11 +31,12 @@ if TYPE_CHECKING:
 
     from qgraph.methods.zeroq.sensitivity import Sensitivity
 
-_KINDS = ("measured", "predicted")
+GIVEN_ARRAYS = "the given mapping"  # how a dataset describes what was distilled
+_MEASURES = {"kl": "KL divergence", "nse": "squared error over signal"}
 _SHADES = ("green", "yellow", "dark_orange", "red")  # each for a quarter of the range of log Omega
 
 
-@click.command()
+@click.command(cls=Command, short_help="Measure how much each layer matters.")
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=PATH, metavar="SENSITIVITY.json", help="Where to write the table.")
 @click.option("--bits", type=BitList(), default=(2, 4, 8), help="Bit-widths to try, of 2 to 8.  [default: 2,4,8]")
@@ -41,12 +48,12 @@ _SHADES = ("green", "yellow", "dark_orange", "red")  # each for a quarter of the
     default=None,
     help="Weight grids symmetric about zero (default at 8 bits), or with both ends chosen.",
 )
-@click.option("--weight-clip", metavar="METHOD", help="Weight clipping: max, percentile, mse, kl or aciq.")
-@click.option("--keep", multiple=True, metavar="NAME", help="Leave a layer in float (glob; repeatable).")
+@weight_clip_option
+@keep_option
 @direction_option
 @executor_option
 @click.option("--seed", type=int, metavar="N", help="Seed of distilled data.  [default: 0]")
-@click.option("--resume", metavar="DIR", help="Folder for checkpoints, from which an interrupted job continues.")
+@resume_option
 @run_options
 def sensitivity(model: str, output: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Measure how far the outputs of MODEL move when one layer alone is quantized, at each bit-width (ZeroQ).
@@ -77,23 +84,38 @@ def sensitivity(model: str, output: str | None, as_json: bool, quiet: bool, **op
 
 
 def _show(model: str, result: Sensitivity) -> None:
-    """Print measured sensitivities, followed by the closed forms."""
+    """Print measured sensitivities in one unit; with -v, the closed forms as well."""
+    compared = " + ".join(f"{_MEASURES.get(kind, kind)} of {name}" for name, kind in result.outputs)
+    samples = "distilled samples" if result.data == GIVEN_ARRAYS else f"samples of {result.data}"
+    _show_one(model, result, "measured", f"{compared}, on {result.samples} {samples}")
+    if verbose():
+        _show_one(model, result, "predicted", "in closed form, from errors of weights")
+    show(f"rank correlation of measured and closed form: {result.agreement():.3f}")
+
+
+def _show_one(model: str, result: Sensitivity, kind: str, described: str) -> None:
     bits = sorted({k for row in result.layers for k in row.bits})
-    compared = " + ".join(f"{kind} of {name}" for name, kind in result.outputs)
-    title = f"sensitivity of {model} on {result.samples} samples of {result.data}: {compared}"
-    columns = [*(f"{k} bits" for k in bits), *(f"{k}, closed" for k in bits)]
-    rows = table(title, "layer", "weights", *columns)
-    ranges = [[v for row in result.layers for v in getattr(row, kind) if v > 0] for kind in _KINDS]
+    positive = [v for row in result.layers for v in getattr(row, kind) if v > 0]
+    unit, text = _unit(max(positive, default=1.0))
+    if kind == "measured" and all(measure != "nse" for _, measure in result.outputs):
+        text = f"{text} nats" if text else "nats"
+    columns = [f"{k} bits" for k in bits]
+    title = f"sensitivity of {model}{text and f', {text}'}: {described}"
+    rows = table(title, "layer", "weights", *columns, heaviest="the most sensitive ones")
     for row in result.layers:
-        cells = []
-        for kind, values in zip(_KINDS, ranges, strict=True):
-            known = dict(zip(row.bits, getattr(row, kind), strict=True))
-            cells += [_cell(known.get(k), values) for k in bits]
-        rows.add_row(row.name, f"{row.weights:,}", *cells)
-    show(rows, f"rank correlation of measured and closed form: {result.agreement():.3f}")
+        known = dict(zip(row.bits, getattr(row, kind), strict=True))
+        cells = (_cell(known.get(k), positive, unit) for k in bits)
+        rows.add_row(row.name, f"{row.weights:,}", *cells, weight=max(row.measured, default=0.0))
+    show(rows)
 
 
-def _cell(value: float | None, positive: list[float]) -> Text:
+def _unit(largest: float) -> tuple[float, str]:
+    """A power of a thousand in which the largest value has one to three digits, and how to write it."""
+    power = math.floor(math.log10(largest) / 3) * 3
+    return 10.0**power, f"1e{power}" if power else ""
+
+
+def _cell(value: float | None, positive: list[float], unit: float) -> Text:
     """The value, shaded by its position between the smallest and the largest on a logarithmic scale."""
     from rich.text import Text
 
@@ -103,4 +125,11 @@ def _cell(value: float | None, positive: list[float]) -> Text:
     place = 0
     while place < len(_SHADES) - 1 and value > low * (high / low) ** ((place + 1) / len(_SHADES)):
         place += 1
-    return Text(f"{value:.2e}", style=_SHADES[place])
+    return Text(_digits(value / unit), style=_SHADES[place])
+
+
+def _digits(value: float) -> str:
+    """Three digits, and none behind hundredths."""
+    if 0 < value < 0.01:
+        return "<0.01"
+    return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f}" if value < 100 else f"{value:.0f}"

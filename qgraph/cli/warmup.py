@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from qgraph.cli.clock import elapsed
-from qgraph.cli.console import progress, show, silence_warnings
+from qgraph.cli.console import next_step, progress, show, silence_warnings
+from qgraph.cli.help import Command
+from qgraph.cli.log import log_options
 
 JOBS: tuple[dict[str, Any], ...] = (
     {"weights": 8, "activations": 8},
@@ -18,8 +20,9 @@ JOBS: tuple[dict[str, Any], ...] = (
 """What to quantize the demo's network with: together they use the kernels of `qgraph quantize`."""
 
 
-@click.command()
+@click.command(cls=Command, short_help="Compile kernels ahead of the first run.")
 @click.option("--quiet", is_flag=True, help="Print nothing.")
+@log_options
 def warmup(quiet: bool) -> None:
     """Compile the kernels of `qgraph quantize` now, so that its first run need not: for container images.
 
@@ -43,3 +46,4 @@ def warmup(quiet: bool) -> None:
             advance(1)
     if not quiet:
         show(f"kernels are compiled, in {elapsed():.1f} s")
+        next_step("it starts at once", "quantize", "model.onnx", "-o", "small.onnx")

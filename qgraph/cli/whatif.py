@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.console import next_step, number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.help import Command, Renamed
 from qgraph.cli.invocation import command
 from qgraph.cli.kinds import PATH
 from qgraph.cli.options import data_options, preprocessing, run_options, set_option
@@ -20,12 +21,20 @@ if TYPE_CHECKING:
     from qgraph.jobs.whatif import WhatIf
 
 
-@click.command()
+@click.command(cls=Command, short_help="Try other bits for some layers of a plan.")
 @click.argument("model", type=PATH)
 @click.argument("plan", type=PATH, required=False)
 @set_option
 @data_options()
-@click.option("--statistics", metavar="FILE.npz", help="Statistics of the model.  [default: those beside the plan]")
+@click.option(
+    "--calibration",
+    "statistics",
+    cls=Renamed,
+    former="--statistics",
+    type=PATH,
+    metavar="FILE",
+    help="File of statistics of the model.  [default: that beside the plan]",
+)
 @click.option("-o", "--output", type=PATH, metavar="PLAN.json", help="Where to write the new plan.")
 @run_options
 def whatif(
@@ -79,9 +88,12 @@ def whatif(
     elif not quiet:
         _show(found, known=known is not None or data is not None)
         if output is not None:
-            show(f"{output}: make a file of it with qgraph apply {model} {output} -o small.onnx")
+            next_step("make a file of the new plan", "apply", model, output, "-o", "small.onnx")
         else:
-            show("-o PLAN.json writes the new plan")
+            again = [word for word in ("whatif", model, plan) if word]
+            for change in changes:
+                again += ["--set", change]
+            next_step("write the new plan", *again, "-o", "new.json")
 
 
 def _show(found: WhatIf, *, known: bool) -> None:
@@ -97,7 +109,7 @@ def _show(found: WhatIf, *, known: bool) -> None:
         rows.add_row(before.name, *texts, *(_change(*(number(v, 1) for v in pair)) for pair in errors))
     show(rows)
     if not known:
-        show("no statistics beside the plan: give --statistics or --data to predict errors")
+        show("no statistics beside the plan: give --calibration or --data to predict errors")
     for name, before_text, after_text in _outcomes(found):
         show(f"{name}: {before_text} -> {after_text}")
 

@@ -235,5 +235,5 @@ def test_progress_without_a_terminal_is_a_line_a_minute(capsys) -> None:
     said = capsys.readouterr()
     assert said.err.splitlines() == ["distilling: 3 of 10, loss 2, 61 s", "searching: 1, 125 s"]
     assert said.out == ""
-    assert progress(quiet=True) is SILENT
-    assert isinstance(progress(quiet=False), Minutes)  # pytest's stderr is no terminal
+    assert progress(quiet=True).inner is SILENT
+    assert isinstance(progress(quiet=False).inner, Minutes)  # pytest's stderr is no terminal

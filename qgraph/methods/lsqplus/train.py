@@ -138,7 +138,7 @@ class _Run:
                 note = f"epoch {(state.step - 1) // self.feed.steps + 1}, loss {loss:.4f}"
                 if state.step % self.feed.steps == 0:
                     self._close_epoch(state)
-                    note += f", {state.epochs[state.best_epoch]}"
+                    note += f", {Judgement(**state.epochs[state.best_epoch])}"
                 due = state.step % CHECKPOINT_EVERY == 0 or state.step % self.feed.steps == 0
                 if store.is_kept and due:
                     state.save(store)

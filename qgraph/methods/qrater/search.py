@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
+from qgraph.lowering.simulate import simulate
 from qgraph.methods.qrater.assembly import Assembly, from_json
 from qgraph.methods.qrater.bench import Bench, Candidate, Job, Samples, Stand, advance, collect
 from qgraph.methods.qrater.config import SearchConfig
@@ -34,6 +35,7 @@ from qgraph.plan.plan import QuantPlan
 from qgraph.running.executor import Executor
 from qgraph.running.files import write_atomically
 from qgraph.running.progress import SILENT, Advance, Progress
+from qgraph.running.sessions import Session, in_parallel
 from qgraph.running.store import Piece, Store, open_store
 from qgraph.samples.dataset import Dataset
 
@@ -56,6 +58,8 @@ class Found:
     samples: int
     constant: bool
     """Whether every candidate scored the same."""
+    start: float = 0.0
+    """The mean objective of the starting plan, on the same samples."""
 
 
 def search(
@@ -102,7 +106,7 @@ class _Search:
         store: Store,
         executor: Executor,
     ) -> None:
-        self.model, self.samples, self.tensors = model, samples, tensors
+        self.base, self.model, self.samples, self.tensors = base, model, samples, tensors
         self.config, self.store, self.executor = config, store, executor
         self.view = GraphView(model)
         self.assembly = Assembly(base, self.view)
@@ -121,6 +125,7 @@ class _Search:
         self.float_means = FloatMeans(model, self.view, samples, tensors)
 
     def run(self, bar: Advance, folder: Path | None) -> Found:
+        start = self._start()
         for turn in range(self.config.passes):
             for quant in self.assembly.searched:
                 best = _Layer(self, self.view.by_name[quant.name], turn, bar).run()
@@ -134,7 +139,22 @@ class _Search:
             cost=self.cost,
             samples=self.samples.total,
             constant=not self.varied,
+            start=start,
         )
+
+    def _start(self) -> float:
+        """The mean objective of the starting plan on all samples, to tell what the search gains."""
+        samples = self.samples
+        session = Session(simulate(self.model, self.base), threads=1)
+
+        def scores(batch: int) -> Scores:
+            feeds = {name: self.tensors.get(name, batch) for name in session.input_names}
+            frame = samples.batches[batch]
+            outputs = [frame.real(output) for output in session.run_list(feeds)]
+            return samples.scorer(outputs, samples.reference[batch], frame.labels).astype(np.float32)
+
+        measured = list(in_parallel(scores, range(len(samples.counts))))
+        return float(np.concatenate(measured).astype(np.float64).mean())
 
     def _blocks(self) -> list[int]:
         """The numbers of batches after which the candidates of a race are tested."""
