@@ -92,13 +92,19 @@ def test_one_name_for_one_thing():
         (["search", "no.onnx", "-o", "plan.json", "--data", "d.npz", "--search", "bo"], "no such model file"),
         (["adopt", "no.onnx", "-o", "out.onnx", "--float", "f.onnx"], "no such model file"),
         (["whatif", "no.onnx", "--statistics", "s.npz", "--set", "*:weights=4"], "no such model file"),
-        (["certify", "no.onnx", "--against", "f", "--data", "d", "--claim", "drop<=1", "--confidence", "x"], "share"),
+        (["adopt", "no.onnx", "-o", "out.onnx", "--network", "n.onnx", "--float", "f.onnx"], "no such model file"),
     ],
 )
 def test_former_names_still_work(arguments, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) != 0
     assert says in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_confidence_that_is_none(capsys):
+    words = ["certify", "no.onnx", "--against", "float.onnx", "--data", "d.npz", "--claim", "drop<=1"]
+    assert main([*words, "--confidence", "x"]) == 2
+    assert "is not a share such as" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(("text", "share"), [("95", 0.95), ("95%", 0.95), ("0.95", 0.95), ("99.9%", 0.999), ("1", 1.0)])

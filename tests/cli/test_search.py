@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,13 +24,21 @@ def test_a_plan_is_found_and_applied(digits, digits_calibration, tmp_path, capsy
     result = json.loads(capsys.readouterr().out)
     assert result["objective"] == "mse"
     assert result["samples"] == 48
+    assert result["objective_before"] < result["objective_after"] < 0
+    assert result["objective_after"] == result["layers"][-1]["objective"]
     assert result["image_forwards"]["run"] < result["image_forwards"]["algorithm"]
     assert {layer["name"] for layer in result["layers"]} == {layer.name for layer in QuantPlan.load(plan).layers}
     assert main(["apply", str(digits), str(plan), "-o", str(out), "--quiet"]) == 0
     before = plan.read_bytes()
     assert main(["search", str(digits), "--data", str(digits_calibration), "-o", str(plan), *QUICK]) == 0
     assert plan.read_bytes() == before
-    assert "image-forwards" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "image-forwards" in out
+    before, after, percent = re.search(r"gained: mse (\S+) -> (\S+) \((-\d+)%\) over the plan", out).groups()
+    assert before == f"{-result['objective_before']:.5f}"
+    assert after == f"{-result['objective_after']:.5f}"
+    assert abs(float(percent) - 100 * (float(after) / float(before) - 1)) < 2
+    assert f"next: qgraph apply {digits} {plan} -o small.onnx" in out
 
 
 def test_a_paper_plan_keeps_batch_normalization_when_applied(digits, digits_calibration, digits_test, tmp_path, capsys):
@@ -59,7 +68,7 @@ def test_interrupted_says_how_to_go_on(digits, digits_calibration, tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "the same command continues" in err
+    assert f"the same command continues from {folder}: qgraph {' '.join(command)}" in err
     assert "best plan so far makes a file: qgraph apply" in err
     assert len(err.splitlines()) < 10
     assert not (tmp_path / "plan.json").exists()
