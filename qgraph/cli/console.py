@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
 import shlex
-import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import click
 
 from qgraph.cli.clock import elapsed
 from qgraph.cli.log import LOG, Logged, verbose
+from qgraph.cli.screen import stderr, wrapped
 from qgraph.cli.tables import Table
 from qgraph.running.progress import SILENT, Advance, Progress
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 WIDE = 100_000  # characters: no limit
 
@@ -32,32 +28,13 @@ PRIOR_REJECTED = (
 )
 
 
-@functools.cache
-def stderr() -> Console:
-    """The terminal for progress, warnings and errors."""
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
 def say(*parts: str, style: str | None = None, level: int = logging.DEBUG, log: bool = True) -> None:
     """Print text on stderr, wrapped at words if that is a terminal, and log it."""
     text = " ".join(parts)
     if log:
         LOG.log(level, text)
     console = stderr()
-    console.print(_wrapped(console, text), style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-def _wrapped(console: Console, text: str) -> str:
-    """Lines that a terminal need not break within words; what goes to a file or another program stays as it is."""
-    if not console.is_terminal:
-        return text
-    lines = (
-        textwrap.wrap(line, console.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-        for line in text.split("\n")
-    )
-    return "\n".join("\n".join(parts) for parts in lines)
+    console.print(wrapped(console, text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 class Bars:
@@ -146,7 +123,7 @@ def show(*parts: Table | str) -> None:
     for part in parts:
         if isinstance(part, str):
             LOG.debug(part)
-            console.print(_wrapped(console, part), markup=False, highlight=False, soft_wrap=True)
+            console.print(wrapped(console, part), markup=False, highlight=False, soft_wrap=True)
             continue
         LOG.debug(as_text(part))
         for piece in part.lay_out(console.width if fits else None, whole=verbose()):

@@ -14,6 +14,7 @@ import click
 
 from qgraph.cli.clock import elapsed
 from qgraph.cli.kinds import PATH
+from qgraph.cli.screen import stderr, wrapped
 from qgraph.errors import UsageError
 from qgraph.running.progress import Advance, Progress
 
@@ -99,10 +100,9 @@ class _Shown(logging.Handler):
     """Shows what is logged on stderr, with the seconds since the process started."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from qgraph.cli.console import say
-
         if record.levelno == logging.INFO:  # warnings and errors are shown anyhow
-            say(f"{elapsed():7.2f} s  {record.getMessage()}", style="dim", log=False)
+            text = wrapped(stderr(), f"{elapsed():7.2f} s  {record.getMessage()}")
+            stderr().print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
