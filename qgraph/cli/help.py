@@ -59,6 +59,11 @@ class Help(click.Command):
 class Command(Help):
     """A command with options in groups, all groups in the same columns."""
 
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        for param in self.params:
+            param.group = getattr(param, "group", GROUPS[0])  # type: ignore[attr-defined]
+
     def invoke(self, ctx: click.Context) -> Any:
         log.begin(ctx.find_root().obj or (self.name or "",))
         return super().invoke(ctx)
@@ -68,7 +73,7 @@ class Command(Help):
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
             if record is not None:
-                group = "Running" if param.name == "help" else getattr(param, "group", GROUPS[0])
+                group = getattr(param, "group", "Running")  # --help is made by click
                 records[group].append((record[0], record[1].replace("-", _HYPHEN)))
         most = _COLUMN if formatter.width >= _ROOMY else _NARROW_COLUMN
         column = max(len(name) for lines in records.values() for name, _ in lines if len(name) <= most)

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
-from qgraph.lowering.simulate import simulate
 from qgraph.methods.qrater.assembly import Assembly, from_json
 from qgraph.methods.qrater.bench import Bench, Candidate, Job, Samples, Stand, advance, collect
 from qgraph.methods.qrater.config import SearchConfig
@@ -30,12 +29,12 @@ from qgraph.methods.qrater.means import FloatMeans
 from qgraph.methods.qrater.race import Outcome, Rules, Scores, race
 from qgraph.methods.qrater.space import Stage, can_clip, can_round, clip_stage, round_stage, weight_limits
 from qgraph.methods.qrater.tensors import Tensors
+from qgraph.methods.qrater.whole import mean_objective
 from qgraph.onnxfile.model import Model
 from qgraph.plan.plan import QuantPlan
 from qgraph.running.executor import Executor
 from qgraph.running.files import write_atomically
 from qgraph.running.progress import SILENT, Advance, Progress
-from qgraph.running.sessions import Session, in_parallel
 from qgraph.running.store import Piece, Store, open_store
 from qgraph.samples.dataset import Dataset
 
@@ -125,7 +124,7 @@ class _Search:
         self.float_means = FloatMeans(model, self.view, samples, tensors)
 
     def run(self, bar: Advance, folder: Path | None) -> Found:
-        start = self._start()
+        start = mean_objective(self.base, self.model, self.samples, self.tensors)
         for turn in range(self.config.passes):
             for quant in self.assembly.searched:
                 best = _Layer(self, self.view.by_name[quant.name], turn, bar).run()
@@ -141,20 +140,6 @@ class _Search:
             constant=not self.varied,
             start=start,
         )
-
-    def _start(self) -> float:
-        """The mean objective of the starting plan on all samples, to tell what the search gains."""
-        samples = self.samples
-        session = Session(simulate(self.model, self.base), threads=1)
-
-        def scores(batch: int) -> Scores:
-            feeds = {name: self.tensors.get(name, batch) for name in session.input_names}
-            frame = samples.batches[batch]
-            outputs = [frame.real(output) for output in session.run_list(feeds)]
-            return samples.scorer(outputs, samples.reference[batch], frame.labels).astype(np.float32)
-
-        measured = list(in_parallel(scores, range(len(samples.counts))))
-        return float(np.concatenate(measured).astype(np.float64).mean())
 
     def _blocks(self) -> list[int]:
         """The numbers of batches after which the candidates of a race are tested."""
