@@ -40,6 +40,8 @@ _HOMES = {
     "fitting": ("PriorFit", "fit_prior", "goodness_of_fit", "rectified_prior"),
     "granularity": ("Granularity",),
     "grouping": ("group_search",),
+    "paired_rounding": ("round_pairs",),
+    "rescaling": ("Margin", "add_margin", "odd_steps", "short_steps", "significant_bits"),
     "pareto": ("Frontier", "Selection", "knapsack", "pareto_frontier"),
     "grid": ("Grid", "Rounding", "dequantize", "fake_quantize", "quantize"),
     "histogram": ("BINS", "Histogram"),

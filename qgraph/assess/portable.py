@@ -15,6 +15,7 @@ them: an Add between codes, for example, becomes QLinearAdd, whose two products 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 import qmath
+from qgraph.assess.exact_operators import exact_operators
 from qgraph.assess.fused import INTEGER_KERNELS, inspect_fused, with_names
 from qgraph.graph.layers import attribute
 from qgraph.graph.tensors import root
@@ -131,7 +133,8 @@ def prove_portable(model: Model, *, threads: int | None = None) -> Portable:
     layers = [_proven(found, known) for found in products.values()]
     layers += [_in_floats(node) for node in nodes if _is_layer(node) and node not in products]
     told = _ROUNDED_ONCE | _ADD_FLOATS | INTEGER_KERNELS
-    return Portable(layers=tuple(layers), inexact={op: n for op, n in fused.operators.items() if op not in told})
+    left = Counter({op: n for op, n in fused.operators.items() if op not in told}) - exact_operators(model)
+    return Portable(layers=tuple(layers), inexact=dict(left))
 
 
 def _product(node: ir.Node) -> _Product | None:

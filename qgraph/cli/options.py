@@ -220,6 +220,11 @@ bits_options = grouped(
 )
 
 
+portable_option = click.option(
+    "--portable", is_flag=True, default=None, help="The same codes on every processor: exact steps, no saturation."
+)
+
+
 def recipe_options(f: F) -> F:
     """The options that override the defaults of a method."""
     return grouped(
@@ -275,6 +280,7 @@ def recipe_options(f: F) -> F:
             type=click.Choice(["any", "vnni"]),
             help="any (default): saturates on no CPU; vnni: uses all of int8, for CPUs with VNNI (or not x86).",
         ),
+        portable_option,
     )(f)
 
 

@@ -20,6 +20,7 @@ from qgraph.cli.options import (
     given,
     method_option,
     mixed_options,
+    portable_option,
     preprocessing,
     quality_options,
     recipe_options,
@@ -34,6 +35,7 @@ from qgraph.running.files import check_writable, write_atomically
 if TYPE_CHECKING:
     from qgraph.assess.layer_errors import LayerReport
     from qgraph.jobs.result import Result
+    from qgraph.plan.plan import QuantPlan
 
 
 @click.command(cls=Command, short_help="Make a model smaller and faster.")
@@ -152,6 +154,7 @@ def quantize(
 )
 @data_options()
 @format_options
+@portable_option
 @quality_options
 @run_options
 def apply(
@@ -189,6 +192,7 @@ def apply(
     elif not quiet:
         show(f"{output}: {nbytes:,} bytes ({nbytes / quantized.nbytes:.0%} of {quantized.nbytes:,})")
         show_quality(quantized.quality)
+        show_portable(quantized.plan)
         next_step("measure it on other data", "evaluate", output, "--against", model, "--data", "test.npz")
     hold_against(fail_below, quantized.quality, output)
 
@@ -196,6 +200,17 @@ def apply(
 def statistics_beside(plan: str) -> Path:
     """The file of statistics that a plan was made from, for `qgraph whatif`."""
     return Path(plan).with_suffix(".statistics.npz")
+
+
+def show_portable(plan: QuantPlan) -> None:
+    """Show what a portable plan gave for being so, and what is not proven."""
+    if not plan.portable:
+        return
+    from qgraph.methods.portable.portable import portable_notes
+
+    show("portable: the same codes on every processor; qgraph inspect --portable proves it")
+    for note in portable_notes(plan):
+        show(f"  {note}")
 
 
 _KEPT_SHOWN = 12  # the most entries to show of what stays in floating point, largest first
@@ -263,6 +278,7 @@ def _show(result: Result, output: str, nbytes: int) -> None:
     share = nbytes / result.net.nbytes
     show(f"{output}: {nbytes:,} bytes ({share:.0%} of {result.net.nbytes:,}) in {elapsed():.2f} s")
     show_quality(result.quality)
+    show_portable(result.plan)
     if result.given_up is not None and result.quality is not None:
         for line in result.given_up.lines(result.quality):
             show(line)

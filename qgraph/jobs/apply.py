@@ -13,6 +13,7 @@ from qgraph.jobs.below import expected_db, warn_below
 from qgraph.jobs.given import open_given
 from qgraph.jobs.trial import Trial
 from qgraph.lowering.lower import lower
+from qgraph.methods.portable.portable import made_portable
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.plan.blocks import BLOCK_OPSET
 from qgraph.plan.check import checked
@@ -25,8 +26,9 @@ from qgraph.samples.split import hold_out
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Applied(Model):
-    """A quantized model and the verdict on it (None where none was asked for)."""
+    """A quantized model, the plan that it was made from, and the verdict on it (None where none was asked for)."""
 
+    plan: QuantPlan
     quality: Verdict | None = None
 
 
@@ -37,6 +39,7 @@ def apply(
     data: DataLike | None = None,
     *,
     format: str = "qdq",
+    portable: bool = False,
     opset: int | None = None,
     measure: bool = True,
     metric: MetricLike | None = None,
@@ -52,6 +55,7 @@ def apply(
         data: samples to judge the result on, with a warning for outputs below 25 dB (20 dB for grids below
             8 bits); they do not change it. Without data it is judged on noise.
         format: `qdq` to deploy, or `float` for a simulation in plain float operators.
+        portable: change steps and codes as little as needed for the same codes on every processor.
         opset, preprocessing, limit, batch, shapes, batch_axes, metric, threads: as in `quantize`.
         measure: compare the result with the float model in onnxruntime (`Applied.quality`).
 
@@ -74,7 +78,11 @@ def apply(
     given = open_given(model, data, opset=opset, least_opset=least, fold_bn=plan.fold_bn, **reading)
     net, samples = given.net, given.samples
     plan.check_model(net.digest, net.source)
-    lowered = lower(net, checked(plan, GraphView(net)), format=format)
+    view = GraphView(net)
+    plan = checked(plan, view)
+    if portable:
+        plan = made_portable(plan, view)
+    lowered = lower(net, plan, format=format)
     quality = None
     if measure:
         held = None if samples is None else hold_out(samples).held_out
@@ -84,4 +92,6 @@ def apply(
         verify(lowered, net, samples)
     if quality is not None:
         warn_below(quality, expected_db(plan))
-    return Applied(ir_model=lowered, source=net.source, nbytes=net.nbytes, digest=net.digest, quality=quality)
+    return Applied(
+        ir_model=lowered, plan=plan, source=net.source, nbytes=net.nbytes, digest=net.digest, quality=quality
+    )

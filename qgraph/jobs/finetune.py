@@ -24,6 +24,7 @@ from qgraph.methods.lsqplus.config import LsqPlusConfig, Schedule
 from qgraph.methods.lsqplus.holdout import Judgement
 from qgraph.methods.lsqplus.step import check_trainable
 from qgraph.methods.lsqplus.train import Training, train
+from qgraph.methods.portable.portable import made_portable
 from qgraph.observe.material import Material, check_needs
 from qgraph.observe.propagation import known_moments
 from qgraph.observe.statistics import observe
@@ -151,6 +152,7 @@ class _Begun:
     plan: QuantPlan
     apart: Split
     calibration: Dataset
+    portable: bool
 
 
 def _begin(
@@ -177,7 +179,7 @@ def _begin(
     apart, view = hold_out(samples), GraphView(net)
     material = Material(view=view, recipe=recipe, observed=observed, samples=apart.used, format=format, job=job)
     plan = plan or registry.run(recipe.method, initial_plan(view, recipe, observed), material, config=config)
-    return _Begun(method=recipe.method, plan=plan, apart=apart, calibration=first(apart.used))
+    return _Begun(method=recipe.method, plan=plan, apart=apart, calibration=first(apart.used), portable=recipe.portable)
 
 
 def _recipe(method: str, has_data: bool, **overrides: Any) -> Recipe:
@@ -209,13 +211,16 @@ def _trained(
     net, plan = settle_biases(
         training.net, _complete(training, begun.plan, begun.method, begun.calibration, job.threads)
     )
+    observed = observe(net, begun.calibration, threads=job.threads, progress=job.progress)
+    if begun.portable:
+        plan = made_portable(plan, GraphView(net), observed)
     return Finetuned(
         net=net,
         plan=plan,
         format=format,
         data=source,
         seconds=job.seconds,
-        observed=observe(net, begun.calibration, threads=job.threads, progress=job.progress),
+        observed=observed,
         samples=begun.apart.used,
         threads=job.threads,
         trial=trial,

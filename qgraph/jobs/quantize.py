@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -138,7 +139,7 @@ def _quantized(
         with job.stage("correct"):
             samples = given.need_samples("--correct-outputs measures on samples")
             plan = correct_outputs(plan, given.view, samples, threads=job.threads, progress=job.progress)
-    plan = sound(plan, given.view, target_cpu=given.recipe.target_cpu)
+    plan = _settled(sound(plan, given.view, target_cpu=given.recipe.target_cpu), given)
     with job.stage("export"):
         result = no_larger(_result(given, plan, allocation, measure=measure), fixed=fixed)
         _ = result.model
@@ -153,6 +154,7 @@ def _quantized(
             quick = no_slower(result, fixed=fixed)
             result = guarded(given, quick, judge=judge, guard_db=guard)
             result = result if result is quick else no_slower(result, fixed=fixed)
+            result = _replanned(result, _settled(result.plan, given))
         with job.stage("layers"):
             _ = result.layers_in_file
         tell(result.warnings())
@@ -161,6 +163,19 @@ def _quantized(
     warn_if_larger(result)
     job.finish()
     return result
+
+
+def _settled(plan: QuantPlan, given: Gathered) -> QuantPlan:
+    """The plan as it is written: the same on every processor, where the recipe asks for that."""
+    if not given.recipe.portable:
+        return plan
+    from qgraph.methods.portable.portable import made_portable
+
+    return made_portable(plan, given.view, given.observed)
+
+
+def _replanned(result: Result, plan: QuantPlan) -> Result:
+    return result if plan == result.plan else dataclasses.replace(result, plan=plan)
 
 
 def _result(given: Gathered, plan: QuantPlan, allocation: Allocation | None = None, *, measure: bool = False) -> Result:

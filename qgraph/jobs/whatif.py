@@ -19,6 +19,7 @@ from qgraph.jobs.trial import Trial
 from qgraph.lowering.lower import lower
 from qgraph.lowering.packing import stored_bytes
 from qgraph.methods.aciq.corrections import expected_shift
+from qgraph.methods.portable.portable import made_portable
 from qgraph.observe.statistics import Observations, observe
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.write import serialised
@@ -143,6 +144,8 @@ def compared(
     view = GraphView(net)
     plan = checked(plan, view)
     other = shifted_again(edited(plan, view, parsed(changes), observed), plan, view, observed)
+    if plan.portable:
+        other = made_portable(other, view, observed)
     signals = {} if observed is None else expected_signals(view, plan, observed)
     reports = [layer_reports(view, p, observed, samples, signals=signals, threads=threads) for p in (plan, other)]
     same = {quant.name for quant in plan.layers if quant in other.layers}

@@ -44,11 +44,20 @@ _MOVES_INTEGERS = frozenset(  # transparent operators that onnxruntime has uint8
 class QdqEmitter:
     """Makes the nodes of deployable files.
 
-    `producers` are the layers, by name, whose results have steps per channel, with the grids of these results.
+    `producers` are the layers, by name, whose results have steps per channel, with the grids of these results. With
+    `whole_biases`, those of convolutions are written as integers too, not left to onnxruntime to round.
     """
 
-    def __init__(self, graph: ir.Graph, producers: Mapping[str, ActivationQuant], *, packed: bool) -> None:
+    def __init__(
+        self,
+        graph: ir.Graph,
+        producers: Mapping[str, ActivationQuant],
+        *,
+        packed: bool,
+        whole_biases: bool = False,
+    ) -> None:
         self.nodes = Nodes(graph)
+        self.whole_biases = whole_biases
         self.stored = StoredCodes(self.nodes, packed=packed)
         self.producers = producers
         self.grids: dict[tuple[float, int], tuple[ir.Value, ir.Value]] = {}
@@ -181,7 +190,13 @@ class QdqEmitter:
         if floats is not None and factors is not None:
             return self.nodes.constant(str(layer.bias.name), floats / factors)  # type: ignore[union-attr]
         plain = attribute(layer.node, "beta", 1.0) == attribute(layer.node, "alpha", 1.0) == 1.0
-        if layer.op != "Gemm" or operand is None or floats is None or not plain or not _is_row(floats, layer):
+        if (
+            layer.op not in self._with_whole_biases
+            or operand is None
+            or floats is None
+            or not plain
+            or not _is_row(floats, layer)
+        ):
             return None
         scale = weights.accumulator_scale(quant.weight, operand)
         codes = np.rint(floats.reshape(-1) / scale.astype(np.float64))
@@ -196,6 +211,10 @@ class QdqEmitter:
             self.nodes.shared(np.zeros(scale.shape, np.int32)),
         ]
         return self.nodes.op("DequantizeLinear", *inputs, **({"axis": 0} if per_channel else {}))
+
+    @property
+    def _with_whole_biases(self) -> tuple[str, ...]:
+        return ("Gemm", "Conv") if self.whole_biases else ("Gemm",)
 
     def activation(self, value: ir.Value, quant: ActivationQuant) -> ir.Value:
         if quant.rounding is None:

@@ -24,7 +24,11 @@ def export(model: Model, plan: QuantPlan, *, packed: bool = True) -> ir.Model:
     plan.check_model(model.digest, model.source)
     _check_groups(plan)
     _check_factors(plan, view)
-    net = put_in_place(model, plan, lambda graph: QdqEmitter(graph, producers(plan, view), packed=packed))
+
+    def emitter(graph: ir.Graph) -> QdqEmitter:
+        return QdqEmitter(graph, producers(plan, view), packed=packed, whole_biases=plan.portable)
+
+    net = put_in_place(model, plan, emitter)
     _spread_dilated_pools(net.graph)
     compact(net, known=[*view.values, *(str(node.name) for node in model.graph)])
     return net

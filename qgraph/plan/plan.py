@@ -257,9 +257,10 @@ class KeptFloat:
 class QuantPlan:
     """What is quantized and how, for the model with the digest `model`.
 
-    `fold_bn` says whether BatchNormalization was folded into layers first. `quality` is the verdict on the file made
-    from the plan, and `made` says what wrote it: the version of qgraph, the command, and the preprocessing of images.
-    Both decide nothing, and plans that differ only in them are equal.
+    `fold_bn` says whether BatchNormalization was folded into layers first, `portable` that files compute the same codes
+    on every processor (`qgraph quantize --portable`): biases are then written as integers. `quality` is the verdict on
+    the file made from the plan, and `made` says what wrote it: the version of qgraph, the command, and the
+    preprocessing of images. Both decide nothing, and plans that differ only in them are equal.
 
     Example:
         >>> from importlib.resources import files
@@ -279,6 +280,7 @@ class QuantPlan:
     kept_float: tuple[KeptFloat, ...] = ()
     notes: tuple[str, ...] = ()
     fold_bn: bool = True
+    portable: bool = False
     quality: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False)
     made: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False)
     schema: int = SCHEMA

@@ -69,6 +69,8 @@ class Recipe:
     target: Target = "batch"
     """What the file is for: `batch`, many rows at a time, or `decode`, products of one row at a time, whose weights of
     4 or 8 bits then stay packed in memory (`qgraph.plan.blocks`)."""
+    portable: bool = False
+    """Whether the file computes the same codes on every processor; see `qgraph.methods.portable`."""
     balance: bool = True
     """Whether outlier channels of what dynamic layers read are moved into weights, where that measures better."""
     dynamic_products: bool = False

@@ -1,0 +1,176 @@
+"""plan -> plan: the same codes on every processor.
+
+Three things differ between processors, and the plan excludes them, layer by layer:
+
+* **sums beyond 32 bits**: the range of every sum follows from the codes (`qmath.sum_range`); steps of weights are made
+  coarser where it leaves int32;
+* **pairs of products beyond 16 bits**, on x86-64 without VNNI: such pairs are narrowed (`narrow`);
+* **rescaling**: steps have so few bits that every multiplier is exact, and tensors that are added have steps at which
+  no sum comes close to a rounding threshold (`steps`). Biases are written as integers.
+
+What is still computed in floats between codes is named in the plan's notes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+import qmath
+from qgraph.graph.layers import Layer
+from qgraph.graph.sites import GraphView
+from qgraph.graph.sums import output_sums
+from qgraph.graph.tensors import nearest
+from qgraph.methods.portable.narrow import Narrowed, narrowed
+from qgraph.methods.portable.steps import exact_activations, exact_weight_steps, result_grid
+from qgraph.observe.statistics import Observations
+from qgraph.onnxfile.edit import constant
+from qgraph.plan import codes as weights
+from qgraph.plan.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan, WeightQuant
+from qgraph.plan.saturation import largest_pair, without_saturation
+from qgraph.plan.sums import with_room_for_biases
+from qmath.integer_range import INT32, within
+
+_MARK = "portable: "
+_ATTEMPTS = 32
+
+
+def made_portable(plan: QuantPlan, view: GraphView, observed: Observations | None = None) -> QuantPlan:
+    """The plan whose file computes the same codes on every processor, with notes on what that costs and what is left.
+
+    `observed` weights the errors of pairs that are narrowed, and keeps the means of outputs. A portable plan stays as
+    it is.
+    """
+    notes: list[str] = []
+    before = plan
+    plan, inexact = exact_activations(with_room_for_biases(plan, view), view)
+    grids = plan.operand_grids
+    tensors = {a.tensor: a for a in plan.activations if a.role == "tensor"}
+    layers = []
+    for quant in plan.layers:
+        layer = view.by_name[quant.name]
+        operand = nearest(layer.input, grids) if quant.runs == "integers" else None
+        quant, found = _layer(layer, quant, operand, result_grid(layer, tensors), plan, observed)
+        if found is not None and found.moved:
+            notes.append(f"{_MARK}layer '{quant.name}': {found}")
+        layers.append(_within_int32(layer, _unmoved(layer, quant, before, observed), operand))
+    if inexact:
+        notes.append(f"{_MARK}may round differently elsewhere: {', '.join(inexact)}")
+    kept = tuple(note for note in plan.notes if not note.startswith(_MARK) or "pairs of products" in note)
+    told = tuple(note for note in notes if note not in kept)
+    plan = dataclasses.replace(plan, layers=tuple(layers), notes=(*kept, *told), portable=True)
+    return without_saturation(plan, view)
+
+
+def portable_notes(plan: QuantPlan) -> tuple[str, ...]:
+    """What `made_portable` says in a plan: pairs that were narrowed, and operators that may round differently."""
+    return tuple(note.removeprefix(_MARK) for note in plan.notes if note.startswith(_MARK))
+
+
+def _layer(
+    layer: Layer,
+    quant: LayerQuant,
+    operand: ActivationQuant | None,
+    result: ActivationQuant | None,
+    plan: QuantPlan,
+    observed: Observations | None,
+) -> tuple[LayerQuant, Narrowed | None]:
+    """The layer with exact steps, and with pairs narrowed where some would saturate."""
+    grid = quant.weight
+    if quant.runs == "floats" or not layer.has_integer_kernel or grid.input_scale:
+        return quant, None
+
+    def exact(steps: NDArray[np.floating]) -> NDArray[np.float64]:
+        return exact_weight_steps(steps, operand, result, up=True)
+
+    limit = largest_pair(layer, quant, plan.operand_grids)
+    plain = grid.symmetric and grid.bits == MAX_BITS and not (grid.channel_bits or grid.unit or grid.codes)
+    plain = plain and grid.rounding is None and set(grid.gain) == {1.0}
+    found = narrowed(layer, grid, limit, _variance(layer, observed), exact) if plain and limit else None
+    if found is not None:
+        return dataclasses.replace(quant, weight=found.grid), found
+    if operand is None or grid.channel_bits or (len(grid.scale) == 1 and grid.rounding is not None):
+        return quant, None
+    return dataclasses.replace(quant, weight=_stepped(grid, operand, result, known=observed is not None)), None
+
+
+def _stepped(
+    grid: WeightQuant, operand: ActivationQuant, result: ActivationQuant | None, *, known: bool
+) -> WeightQuant:
+    """The grid with exact steps in the kernel: by its scale, or by its gain where codes should stay.
+
+    They stay if the plan holds them, and where it is not `known` what new ones would shift.
+    """
+    kernel = weights.kernel_scale(grid).astype(np.float64)
+    held = bool(grid.codes) or not known
+    wanted = exact_weight_steps(kernel, operand, result, up=not held)
+    if np.array_equal(wanted, kernel):
+        return grid
+    if grid.unit:
+        if held or grid.gain != (1.0,):
+            return grid
+        steps = (grid.multiples * np.expand_dims(wanted, grid.granularity.axis or 0)).ravel()
+        return dataclasses.replace(grid, scale=tuple(map(float, steps)), unit=tuple(map(float, wanted)))
+    whole = wanted * np.asarray(weights.finer(grid))
+    if held:
+        return dataclasses.replace(grid, gain=tuple(map(float, whole / np.asarray(grid.scale))))
+    return dataclasses.replace(grid, scale=tuple(map(float, whole / np.asarray(grid.gain))))
+
+
+def _variance(layer: Layer, observed: Observations | None) -> NDArray[np.float64] | None:
+    """The variance of each channel of what the layer reads."""
+    if observed is None:
+        return None
+    channels = observed.operand(layer).channels
+    return None if channels is None or not np.size(channels.mean) else np.square(np.asarray(channels.std, np.float64))
+
+
+def _unmoved(layer: Layer, quant: LayerQuant, before: QuantPlan, observed: Observations | None) -> LayerQuant:
+    """The layer with its bias shifted by what new codes take from the mean of its outputs."""
+    old = before.layer(quant.name)
+    channels = None if observed is None or layer.weight_only else observed.operand(layer).channels
+    if (
+        old is None
+        or old.weight == quant.weight
+        or not old.bias_shift
+        or channels is None
+        or not np.size(channels.mean)
+    ):
+        return quant
+    array = layer.weight_array()
+    lost = weights.quantized(array, old.weight).astype(np.float64) - weights.quantized(array, quant.weight)
+    shift = np.asarray(old.bias_shift) + output_sums(layer, lost, np.asarray(channels.mean, np.float64))
+    return dataclasses.replace(quant, bias_shift=tuple(float(s) for s in shift.astype(np.float32)))
+
+
+def _within_int32(layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> LayerQuant:
+    """The layer with steps so coarse that no sum can leave 32 bits."""
+    if operand is None:
+        return quant
+    for _ in range(_ATTEMPTS):
+        over = [row for row, fits in enumerate(_sums_fit(layer, quant.weight, operand)) if not fits]
+        if not over:
+            return quant
+        grid = quant.weight
+        factors = np.ones(len(grid.unit or grid.scale))
+        factors[over if len(factors) > 1 else slice(None)] = 2.0  # exact steps stay exact
+        scale = np.asarray(grid.scale) * (factors if not grid.unit else 2.0)
+        unit = tuple(float(u) for u in np.asarray(grid.unit) * factors) if grid.unit else ()
+        scale = (grid.multiples * np.expand_dims(unit, grid.granularity.axis or 0)).ravel() if unit else scale
+        quant = dataclasses.replace(
+            quant, weight=dataclasses.replace(grid, scale=tuple(map(float, scale)), unit=unit, codes="")
+        )
+    return dataclasses.replace(quant, runs="floats")
+
+
+def _sums_fit(layer: Layer, grid: WeightQuant, operand: ActivationQuant) -> Iterator[bool]:
+    """Whether the sums of each output fit 32 bits with any bias that has at most half of them."""
+    stored = weights.stored(weights.codes(layer.weight_array(), grid), grid)
+    low, high = -operand.zero_point, operand.qmax - operand.zero_point
+    least, greatest = qmath.sum_range(layer.kernel_rows(stored), low, high)
+    bias = constant(layer.bias)
+    room = 0 if bias is None else 2**30
+    return iter(within((least - room, greatest + room), INT32).tolist())
