@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from qgraph.cli.names import shortened
+from qgraph.running.names import shortened
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

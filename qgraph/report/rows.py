@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from qgraph.report.charts import COLOURS, RADIUS, RIGHT, WIDTH, Axis, Series, bar, mark, tick_text
 from qgraph.report.html import Markup, element
+from qgraph.running.names import shortened
 
-NAMES, TOP, BOTTOM = 142, 8, 38  # units for the names, and above and below the rows
+TOP, BOTTOM = 8, 38  # units above and below the rows
 STEP, LEAST, TALLEST = 18.0, 4.0, 1100  # units of a row, at least, and of all of them
-LETTERS = 19  # of a name that fit beside its row
+LETTERS, LETTER = 22, 7.0  # of a name beside its row, and units of one
 
 
 def row_chart(
@@ -20,7 +21,8 @@ def row_chart(
 
     Marks of different series in one row stand one below the other. Rows of many layers are lower, and not all named.
     """
-    rows = _Rows(names=names, axis=axis, notes=notes or {}, dodged=[s for s in series if not s.bars])
+    short = shortened(names, LETTERS)
+    rows = _Rows(names=names, short=short, axis=axis, notes=notes or {}, dodged=[s for s in series if not s.bars])
     return element(
         "svg",
         element("title", title),
@@ -33,20 +35,18 @@ def row_chart(
     )
 
 
-def shortened(name: str, letters: int = LETTERS) -> str:
-    """The name with dots in its middle if it is too long: both ends tell layers apart."""
-    if len(name) <= letters:
-        return name
-    kept = letters - 1
-    return f"{name[: kept // 3]}…{name[-(kept - kept // 3) :]}"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rows:
     names: Sequence[str]
+    short: Mapping[str, str]
     axis: Axis
     notes: Mapping[int, str] = field(default_factory=dict)
     dodged: Sequence[Series] = ()
+
+    @property
+    def left(self) -> float:
+        """Where the rows begin: behind the longest of their names."""
+        return min(0.6 * WIDTH, 12 + LETTER * max(map(len, self.short.values()), default=0))
 
     @property
     def step(self) -> float:
@@ -57,7 +57,7 @@ class _Rows:
         return TOP + BOTTOM + self.step * max(len(self.names), 1)
 
     def across(self, value: float) -> float:
-        return round(NAMES + self.axis.place(value) * (WIDTH - NAMES - RIGHT), 1)
+        return round(self.left + self.axis.place(value) * (WIDTH - self.left - RIGHT), 1)
 
     def down(self, index: float) -> float:
         return round(TOP + self.step * (index + 0.5), 1)
@@ -68,17 +68,17 @@ class _Rows:
             at = self.across(tick)
             yield element("line", x1=at, x2=at, y1=TOP, y2=bottom, class_="rule")
             yield element("text", tick_text(tick), x=at, y=bottom + 15, text_anchor="middle")
-        middle = (NAMES + WIDTH - RIGHT) / 2
+        middle = (self.left + WIDTH - RIGHT) / 2
         yield element("text", self.axis.label, x=middle, y=self.height - 6, text_anchor="middle", class_="label")
 
     def labels(self) -> Iterator[Markup]:
         every = max(1, round(14 / self.step + 0.49))
         for index in range(0, len(self.names), every):
-            text = element("title", self.names[index]), shortened(self.names[index])
-            yield element("text", *text, x=NAMES - 8, y=self.down(index) + 4, text_anchor="end")
+            text = element("title", self.names[index]), self.short[self.names[index]]
+            yield element("text", *text, x=self.left - 8, y=self.down(index) + 4, text_anchor="end")
         for index, note in self.notes.items():
             if index % every == 0:
-                yield element("text", note, x=NAMES + 4, y=self.down(index) + 4, class_="label")
+                yield element("text", note, x=self.left + 4, y=self.down(index) + 4, class_="label")
 
     def draw(self, series: Series) -> Markup:
         found = sorted(series.finite(), key=lambda p: p.y)
@@ -95,6 +95,6 @@ class _Rows:
             shape = mark(x, y, series.colour, radius)
             if series.bars:
                 thick = 0.62 * self.step
-                shape = bar(NAMES, y - thick / 2, max(x - NAMES, 0.0), thick)
+                shape = bar(self.left, y - thick / 2, max(x - self.left, 0.0), thick)
             parts.append(element("g", element("title", point.title), shape))
         return element("g", parts, class_=f"c{series.colour % COLOURS}")

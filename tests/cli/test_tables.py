@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from qgraph.cli.names import GAP, shortened
 from qgraph.cli.tables import SHOWN, Table
+from qgraph.running.names import GAP, shortened
 
 SCOPE = "StatefulPartitionedCall/mobilenetv2_1.00_224"
 NAMES = [f"{SCOPE}/block_{i}_{part}/Conv2D__{90 + i}" for i in range(1, 17) for part in ("expand", "project")]
