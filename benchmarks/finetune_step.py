@@ -26,13 +26,14 @@ import torch.nn.functional as F
 
 from benchmarks import torch_net
 from benchmarks.common import CIFAR, arguments, images, in_turn, report, shared
+from qgraph.gradient.step import TrainingStep
 from qgraph.graph.sites import GraphView
 from qgraph.methods.lsqplus.config import LsqPlusConfig
 from qgraph.methods.lsqplus.initialise import initialise
 from qgraph.methods.lsqplus.loss import one_hot, targets_of
 from qgraph.methods.lsqplus.optimise import optimiser
 from qgraph.methods.lsqplus.parameters import absorb
-from qgraph.methods.lsqplus.step import TrainingStep, trainable_graph, training_graph
+from qgraph.methods.lsqplus.step import trainable_graph, training_graph
 from qgraph.methods.lsqplus.trained import Trained
 from qgraph.observe.statistics import observe
 from qgraph.onnxfile.model import Model

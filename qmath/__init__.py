@@ -62,6 +62,7 @@ _HOMES = {
     ),
     "learned_mse": ("mse_parameters",),
     "prior_clipping": ("PriorRanges", "prior_ranges"),
+    "soft_rounding": ("soft_round",),
     "rounding": ("Exponent", "rounding_offset", "rounding_table"),
     "moments": ("Moments", "MomentsAccumulator"),
     "second_order": ("SecondOrderRounding", "aimed_weights", "neighbour_moments", "round_second_order"),

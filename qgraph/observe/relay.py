@@ -56,8 +56,8 @@ class Relay:
     def _run(self, nodes: Sequence[ir.Node], wanted: ir.Value) -> None:
         self._done.update(nodes)
         made = [v for node in nodes for v in node.outputs if v is wanted or self._is_read(v)]
-        part, sources = _part(self.model, nodes, made)
-        session = Session(part, threads=1)
+        model, sources = part(self.model, nodes, made)
+        session = Session(model, threads=1)
 
         def step(index: int) -> list[NDArray[Any]]:
             return session.run_list({str(v.name): self._held[v][index] for v in sources})
@@ -74,7 +74,7 @@ class Relay:
         self._held = {v: arrays for v, arrays in self._held.items() if self._is_read(v)}
 
 
-def _part(model: ir.Model, nodes: Sequence[ir.Node], made: Sequence[ir.Value]) -> tuple[ir.Model, list[ir.Value]]:
+def part(model: ir.Model, nodes: Sequence[ir.Node], made: Sequence[ir.Value]) -> tuple[ir.Model, list[ir.Value]]:
     """A model of these nodes alone with the outputs `made`, and the tensors that it reads."""
     inside = {v for node in nodes for v in node.outputs}
     outer = dict.fromkeys(v for node in nodes for v in reads(node) if v not in inside)

@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from qgraph.errors import DataError
 from qgraph.gradient import Expr, append, op, tensor
+from qgraph.gradient.step import LOSS
 from qgraph.methods.lsqplus.config import LsqPlusConfig
 from qgraph.onnxfile.readable import type_text
-
-LOSS = "loss"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

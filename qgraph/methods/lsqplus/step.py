@@ -1,31 +1,25 @@
-"""The training step: a session that computes the loss and all gradients, and is never rebuilt.
+"""The training graph: the quantized network with its loss and all gradients, which is never rebuilt.
 
-Its inputs are samples, targets, weights, scales and offsets. A batch is split into shards that run in parallel, one
-thread each; gradients are added in the order of the shards.
+Its inputs are samples, targets, weights, scales and offsets (`qgraph.gradient.step` runs it).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from types import TracebackType
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from qgraph.errors import ModelError, PlanError
-from qgraph.gradient import Deferred, GradientError, deferred_gradients, gradient_name, weight_gradients
+from qgraph.gradient import Deferred, GradientError, deferred_gradients
+from qgraph.gradient.step import LOSS
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.walk import ancestors, descendants, has_bodies
 from qgraph.lowering.places import put_in_place
 from qgraph.methods.lsqplus.batch_norm import normalise_results
 from qgraph.methods.lsqplus.config import LsqPlusConfig
-from qgraph.methods.lsqplus.layout import blocked
-from qgraph.methods.lsqplus.loss import LOSS, Targets, append_loss, targets_of
+from qgraph.methods.lsqplus.loss import Targets, append_loss, targets_of
 from qgraph.methods.lsqplus.quantizer import DOMAIN, expand, learned_quantize
 from qgraph.methods.lsqplus.trained import Trained, TrainedGrid
 from qgraph.onnxfile.model import Model
@@ -36,7 +30,6 @@ from qgraph.plan.plan import ActivationQuant, LayerQuant
 from qgraph.running.sessions import Session
 from qgraph.samples.layout import FIRST, Axes
 
-Arrays = Mapping[str, NDArray[Any]]
 _GRADIENT_OPSET = 16
 
 
@@ -100,57 +93,6 @@ def wanted_gradients(trained: Trained) -> list[str]:
     names = [f"weight:{layer}" for layer in trained.weights]
     names += [slot.name for slot in trained.slots.values() if slot.kind in ("bias", "scale", "offset", "gain")]
     return names
-
-
-class TrainingStep:
-    """Computes the loss and gradients of a batch; use it as a context manager."""
-
-    def __init__(self, graph: Deferred, *, teacher: Session | None = None, threads: int) -> None:
-        trained = [str(v.name) for v in graph.model.graph.inputs if str(v.name).startswith(("weight:", "bias:"))]
-        self._blocked = blocked(graph.model, trained)
-        model = graph.model if self._blocked is None else self._blocked.model
-        self._session = Session(model, threads=1, fuse_integers=False, optimize=self._blocked is None)
-        self._wrt = [str(v.name) for v in graph.wrt]
-        self._statistics = [str(v.name) for v in graph.outputs if v.name != LOSS]
-        self._contractions = [(str(c.weight.name), str(c.x.name), str(c.dy.name), c) for c in graph.contractions]
-        self._teacher = teacher
-        self._inputs = set(self._session.input_names)
-        self._pool = ThreadPoolExecutor(threads)
-
-    def __enter__(self) -> TrainingStep:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def __call__(self, parameters: Arrays, shards: Sequence[Arrays]) -> tuple[float, dict[str, NDArray[np.float32]]]:
-        """The loss and the gradients by input name, summed over all samples; statistics are averaged."""
-        if self._blocked is not None:
-            parameters = {**parameters, **self._blocked.feeds(parameters)}
-        jobs = [self._pool.submit(self._run, parameters, shard) for shard in shards]
-        loss = 0.0
-        total: dict[str, NDArray[np.float32]] = {}
-        for job in jobs:
-            part, found = job.result()
-            loss += part
-            total = {name: total[name] + g for name, g in found.items()} if total else found
-        return loss, total | {name: total[name] / np.float32(len(shards)) for name in self._statistics}
-
-    def _run(self, parameters: Arrays, shard: Arrays) -> tuple[float, dict[str, NDArray[np.float32]]]:
-        feeds = {**parameters, **shard}
-        if self._teacher is not None:
-            samples = {name: shard[name] for name in self._teacher.input_names}
-            feeds |= {f"float:{name}": x for name, x in self._teacher.run(samples).items()}
-        values = {**feeds, **self._session.run({name: x for name, x in feeds.items() if name in self._inputs})}
-        found = {name: values[key] for name in self._wrt if (key := gradient_name(name)) in values}
-        found |= {name: values[name] for name in self._statistics}
-        operands = [(values[x], values[dy], c.correlation) for _, x, dy, c in self._contractions]
-        for (name, x, *_), term in zip(self._contractions, weight_gradients(operands), strict=True):
-            term = term.reshape(term.shape[:2] + term.shape[3:]) if values[x].ndim == 3 else term
-            found[name] = found[name] + term if name in found else term
-        return float(values[LOSS]), found
 
 
 class _Emitter:

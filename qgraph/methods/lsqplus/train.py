@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import qmath
 from qgraph.errors import DataError, ModelError
+from qgraph.gradient.step import TrainingStep
 from qgraph.methods.lsqplus.batches import Feed, open_feed
 from qgraph.methods.lsqplus.config import LsqPlusConfig, Schedule
 from qgraph.methods.lsqplus.holdout import Judgement, is_kept, judge
@@ -20,7 +21,7 @@ from qgraph.methods.lsqplus.optimise import Optimiser, cosine, decayed, optimise
 from qgraph.methods.lsqplus.parameters import absorb
 from qgraph.methods.lsqplus.state import State
 from qgraph.methods.lsqplus.statistics import with_statistics
-from qgraph.methods.lsqplus.step import TrainingStep, training_graph
+from qgraph.methods.lsqplus.step import training_graph
 from qgraph.methods.lsqplus.trained import Trained
 from qgraph.methods.lsqplus.weight_quantizer import Floats
 from qgraph.observe.distance import are_probabilities

@@ -7,10 +7,10 @@ import onnx_ir as ir
 import pytest
 
 from qgraph.gradient import deferred_gradients
+from qgraph.gradient.layout import DOMAIN, blocked
 from qgraph.graph.sites import GraphView
 from qgraph.methods.lsqplus.config import LsqPlusConfig
 from qgraph.methods.lsqplus.initialise import initialise
-from qgraph.methods.lsqplus.layout import DOMAIN, blocked
 from qgraph.methods.lsqplus.loss import targets_of
 from qgraph.methods.lsqplus.parameters import absorb
 from qgraph.methods.lsqplus.step import training_graph

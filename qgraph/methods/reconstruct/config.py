@@ -1,0 +1,47 @@
+"""How blocks are reconstructed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qgraph.errors import UsageError
+
+Effort = Literal["fast", "default", "best"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconstructConfig:
+    """How the roundings, grids and biases of a block are learned.
+
+    * `steps` of `batch` samples for every block, computed in shards of `shard`; `samples` are the most that are used.
+      Images larger than `crop` along a side are cut to that, where a block has only convolutions and the like.
+    * `drop`: the share of values whose rounding is dropped in a step (QDrop); the same share of what enters the block
+      comes from the float network.
+    * `reach`: how far a weight of 4 bits may move in all, in steps of its grid. `softness`: how much of its distance
+      from the float weight a code starts with. `hardness` is the last of `qmath.soft_round`, before codes are fixed;
+      `settle` is the share of steps after that, which train grids and biases alone.
+    * `rate` of scales (relative) and of biases (relative to their root mean square); `shift_rate` of zero points, in
+      codes.
+    """
+
+    steps: int = 300
+    batch: int = 32
+    shard: int = 16
+    samples: int = 1024
+    crop: int = 32
+    drop: float = 0.5
+    reach: float = 2.0
+    softness: float = 0.5
+    hardness: float = 12.0
+    settle: float = 0.1
+    rate: float = 5e-3
+    shift_rate: float = 2e-2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "shard", "samples", "crop"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} of a reconstruction must be at least 1, not {getattr(self, name)}")
+        for name in ("drop", "softness", "settle"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} of a reconstruction must lie in 0..1, below 1, not {getattr(self, name)}")

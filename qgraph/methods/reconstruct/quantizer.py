@@ -1,0 +1,75 @@
+"""A grid in the training graph whose rounding can be dropped at random, value by value (QDrop, Wei et al., 2022).
+
+`DropQuantize(x, scale, low, high, zero_point, highest, rounded)` is differentiated as one operator, then expanded::
+
+    Where(rounded, DequantizeLinear(Min(QuantizeLinear(x), highest)), x)
+
+With g = dL/dy, and m = 1 where low < x < high or the rounding is dropped, dx = m g. Eq. 3 of LSQ+ for the scale s then
+takes two sums over the values that share it, as y - x = 0 where rounding is dropped:
+
+    dL/ds = (sum g y - sum dx x) / s,        dL/dlow = sum g - sum dx
+
+dL/dlow is the gradient for a shift of the whole range, which moves only what is clipped.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from qgraph.gradient import Expr, Gradient, Node, constant, op, rank, rule
+
+DOMAIN = "qgraph.reconstruct"
+OPERATOR = "DropQuantize"
+INPUTS = ("scale", "low", "high", "zero_point", "highest", "rounded")
+
+
+def drop_quantize(graph: ir.Graph, x: ir.Value, inputs: list[ir.Value], *, non_negative: bool) -> ir.Value:
+    """Append the node; `inputs` are those of `INPUTS`; `non_negative` says that x is never below `low` = 0."""
+    node = ir.node(OPERATOR, [x, *inputs], attributes={"non_negative": int(non_negative)}, domain=DOMAIN)
+    graph.append(node)
+    node.outputs[0].shape, node.outputs[0].type = x.shape, x.type
+    return node.outputs[0]
+
+
+@rule(OPERATOR, domain=DOMAIN)
+def _drop_quantize(n: Node) -> Gradient:
+    x, y, g, scale, rounded = n.x, n.y, n.g, n.input(1), n.input(6)
+    inside = x < n.input(3)
+    if not n.attribute("non_negative"):
+        inside = op.And(inside, x > n.input(2))
+    dx = g * op.Cast(op.Or(inside, op.Not(rounded)), to=int(g.dtype))
+    value = n.ir.inputs[1]
+    if value is not None and value.shape is not None and len(value.shape):
+        axes = constant([axis for axis in range(rank(x)) if axis != 1])
+        moved = op.ReduceSum(g * y - dx * x, axes, keepdims=0)
+    else:
+        moved = _dot(g, y) - _dot(dx, x)
+    shifted = None if n.attribute("non_negative") else op.ReduceSum(g, keepdims=0) - op.ReduceSum(dx, keepdims=0)
+    return dx, moved / scale, shifted
+
+
+def _dot(a: Expr, b: Expr) -> Expr:
+    """The dot product of two tensors, in one product that writes no intermediate."""
+    row = constant([1, -1])
+    product = op.Gemm(op.Reshape(a, row), op.Reshape(b, row), transB=1)
+    return op.Reshape(product, constant(np.array([], np.int64)))
+
+
+def expand(model: ir.Model) -> None:
+    """Expand every `DropQuantize` into standard operators."""
+    graph = model.graph
+    for node in list(graph):
+        if node.op_type == OPERATOR and node.domain == DOMAIN:
+            x, scale, _, _, zero_point, highest, rounded = node.inputs
+            codes = ir.node("QuantizeLinear", [x, scale, zero_point])
+            cut = ir.node("Min", [codes.outputs[0], highest])
+            back = ir.node("DequantizeLinear", [cut.outputs[0], scale, zero_point])
+            kept = ir.node("Where", [rounded, back.outputs[0], x])
+            result, old = kept.outputs[0], node.outputs[0]
+            result.shape, result.type = old.shape, old.type
+            graph.insert_before(node, [codes, cut, back, kept])
+            old.replace_all_uses_with(result, replace_graph_outputs=True)
+            graph.remove(node, safe=True)
+            result.name = old.name
+    model.opset_imports.pop(DOMAIN, None)

@@ -1,0 +1,223 @@
+"""plan -> plan: block after block, codes, grids and biases that bring the block's result nearest to the float network's.
+
+Each block is trained on what reaches it in the network quantized so far (BRECQ, Li et al., 2021): the roundings of its
+weights (AdaRound, Nagel et al., 2020), the scales and zero points of its activations (LSQ+), and its biases, with
+roundings of activations dropped at random (QDrop, Wei et al., 2022).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph.graph.blocks import Block, blocks
+from qgraph.graph.layers import Layer
+from qgraph.graph.sites import GraphView
+from qgraph.graph.tensors import is_non_negative
+from qgraph.lowering.simulate import simulate
+from qgraph.methods.reconstruct.config import ReconstructConfig
+from qgraph.methods.reconstruct.crops import croppable, cropped
+from qgraph.methods.reconstruct.graph import block_part, key, trainable, trained_grids, training_graph
+from qgraph.methods.reconstruct.training import Samples, Variables, train_block
+from qgraph.methods.reconstruct.variables import SoftWeight, TrainedGrid
+from qgraph.observe.statistics import Observations
+from qgraph.onnxfile.edit import constant
+from qgraph.plan import codes as weights
+from qgraph.plan.plan import LayerQuant, QuantPlan
+from qgraph.plan.saturation import largest_pair, saturated
+from qgraph.running.job import Job
+from qgraph.running.sessions import Session, in_parallel
+from qgraph.running.store import Store, open_store
+from qgraph.samples.dataset import Batch, Dataset
+
+Arrays = dict[str, list[NDArray[Any]]]  # by tensor, one for each batch
+MEMORY = 3 << 30  # bytes of what enters blocks, at most
+
+
+def reconstruct(
+    plan: QuantPlan,
+    view: GraphView,
+    data: Dataset,
+    *,
+    config: ReconstructConfig | None = None,
+    observed: Observations | None = None,
+    job: Job | None = None,
+) -> QuantPlan:
+    """The plan with codes, activation grids and bias shifts learned block after block; labels are not needed.
+
+    Blocks that no gradient passes keep what they have. The same arguments give the same bytes on any number of threads.
+    """
+    chosen, job = config or ReconstructConfig(), job or Job()
+    batches = list(data.choose(range(0, data.count, -(-data.count // chosen.samples))).batches(chosen.shard))
+    walk = _Walk.begin(plan, view, batches, chosen, job)
+    decisive = {"model": view.model, "plan": plan.to_json(), "settings": chosen, "seed": job.seed, "samples": data}
+    with open_store(job.resume, "reconstruction", **decisive) as store, job.progress.stage(
+        "reconstruct", len(walk.blocks)
+    ) as advance:
+        for index in range(len(walk.blocks)):
+            advance(1, walk.step(index, store))
+    return walk.plan
+
+
+@dataclass(eq=False, kw_only=True)
+class _Walk:
+    """Where the walk through the blocks has come: the plan, and what enters the blocks to come."""
+
+    plan: QuantPlan
+    view: GraphView
+    blocks: tuple[Block, ...]
+    floats: Arrays
+    quantized: Arrays
+    graph: ir.Model
+    config: ReconstructConfig
+    job: Job
+
+    @classmethod
+    def begin(
+        cls, plan: QuantPlan, view: GraphView, batches: Sequence[Batch], config: ReconstructConfig, job: Job
+    ) -> _Walk:
+        cut = blocks(view)
+        layers = [quant.name for quant in plan.layers if _is_trained(view.by_name[quant.name], quant)]
+        side = _side_values(view, cut, batches, job.threads)
+        graph = trainable(view.model, plan, frozenset(layers))
+        return cls(
+            plan=plan,
+            view=view,
+            blocks=cut,
+            floats=dict(side),
+            quantized=dict(side),
+            graph=graph,
+            config=config,
+            job=job,
+        )
+
+    def step(self, index: int, store: Store) -> str:
+        """Reconstruct a block, and let the samples pass it; returns a note on the gain."""
+        block, floats = self.blocks[index], self.view.model.ir_model
+        targets = _run(floats, block, self.floats, self.job.threads)
+        note = self._learn(index, store)
+        results = _run(simulate(self.view.model, self.plan), block, self.quantized, self.job.threads)
+        later = {name for after in self.blocks[index + 1 :] for name in after.reads}
+        for held, made in ((self.floats, targets), (self.quantized, results)):
+            held.update(made)
+            for name in [name for name in held if name not in later]:
+                del held[name]
+        return note
+
+    def _learn(self, index: int, store: Store) -> str:
+        block = self.blocks[index]
+        variables = self._variables(block)
+        if not variables.weights and not variables.grids:
+            return block.layers[-1]
+        samples = self._samples(block)
+        sizes = {name: (self.config.shard, *array.shape[1:]) for name, array in samples.quantized.items()}
+        power = {
+            name: float(np.mean(np.square(array, dtype=np.float64))) * array[0].size
+            for name, array in samples.targets.items()
+        }
+        graph = training_graph(self.graph, self.view.model.ir_model, block, sizes, power)
+        wanted = {str(v.name): v for v in graph.model.graph.inputs}
+        grids = {name: g for name, g in variables.grids.items() if f"scale:{name}" in wanted}
+        variables = dataclasses.replace(variables, grids=grids)
+        masks = {name: self._mask_size(name, graph.model) for name in grids}
+        seed = (self.job.seed, index)
+        losses = train_block(graph, variables, samples, masks, self.config, seed=seed, threads=self.job.threads)
+        self._keep(variables)
+        k = max(1, len(losses) // 10)
+        return f"{block.layers[-1]}: {np.mean(losses[:k]):.4f} -> {np.mean(losses[-k:]):.4f}"
+
+    def _mask_size(self, name: str, model: ir.Model) -> tuple[int, ...]:
+        """The size of the tensor of a grid: that of the operator that drops its rounding."""
+        for node in model.graph:
+            if node.op_type == "Where" and node.inputs[0] is not None and node.inputs[0].name == f"rounded:{name}":
+                shape = node.outputs[0].shape
+                if shape is not None:
+                    return tuple(int(size) for size in shape)  # type: ignore[arg-type]
+        raise ValueError(f"no size is known for '{name}'")
+
+    def _samples(self, block: Block) -> Samples:
+        quantized, floats = ({n: held[n] for n in block.reads} for held in (self.quantized, self.floats))
+        if croppable(block, quantized, self.config.crop):
+            quantized, floats = cropped(quantized, floats, self.config.crop, seed=self.job.seed)
+        targets = _run(self.view.model.ir_model, block, floats, self.job.threads)
+        return Samples(**{n: {k: np.concatenate(v) for k, v in part.items()} for n, part in
+                          (("quantized", quantized), ("floats", floats), ("targets", targets))})
+
+    def _variables(self, block: Block) -> Variables:
+        found = Variables(weights={}, biases={}, grids={})
+        for name in block.layers:
+            quant, layer = self.plan.layer(name), self.view.by_name[name]
+            if quant is None or not _is_trained(layer, quant):
+                continue
+            found.weights[name] = SoftWeight.of(layer.weight_array(), quant.weight, self.config.softness)
+            bias = constant(layer.bias)
+            size = layer.weight_array().shape[layer.output_axis]
+            total = np.zeros(size) if bias is None else np.asarray(bias, np.float64).reshape(-1)
+            total = total + (np.asarray(quant.bias_shift) / layer.bias_factor if quant.bias_shift else 0.0)
+            if layer.op in ("Conv", "Gemm"):
+                found.biases[name] = total.astype(np.float32)
+        for grid in trained_grids(self.plan):
+            value = self.view.values[grid.tensor]
+            one = TrainedGrid.of(grid, non_negative=not grid.zero_point and is_non_negative(value))
+            one.rank = len(value.shape or ())
+            found.grids[key(grid)] = one
+        return found
+
+    def _keep(self, variables: Variables) -> None:
+        """Put what was learned into the plan."""
+        grids = self.plan.operand_grids
+
+        def layer(quant: LayerQuant) -> LayerQuant:
+            if quant.name not in variables.weights:
+                return quant
+            found, target = variables.weights[quant.name], self.view.by_name[quant.name]
+            held = weights.with_codes(quant.weight, found.codes())
+            if saturated(target, held, largest_pair(target, quant, grids)).any():
+                held = quant.weight
+            shift = quant.bias_shift
+            if quant.name in variables.biases:
+                bias = constant(target.bias)
+                known = 0.0 if bias is None else np.asarray(bias, np.float64).reshape(-1)
+                moved = (variables.biases[quant.name] - known) * target.bias_factor
+                shift = tuple(float(s) for s in moved.astype(np.float32))
+            return dataclasses.replace(quant, weight=held, bias_shift=shift)
+
+        learned = {key(grid.quant): grid.now() for grid in variables.grids.values()}
+        self.plan = self.plan.map_layers(layer).map_activations(lambda a: learned.get(key(a), a))
+
+
+def _is_trained(layer: Layer, quant: LayerQuant) -> bool:
+    """Whether codes of the layer can be learned: of a weight that it alone reads."""
+    alone = len(list(layer.weight.uses())) == 1 and not layer.weight_only
+    return alone and quant.weight.rounding is None and quant.runs != "dynamic"
+
+
+def _side_values(view: GraphView, cut: Sequence[Block], batches: Sequence[Batch], threads: int | None) -> Arrays:
+    """What enters blocks without coming out of one, for every batch."""
+    made = {name for block in cut for name in block.writes}
+    wanted = dict.fromkeys(name for block in cut for name in block.reads if name not in made)
+    given = {name: [batch.feeds[name] for batch in batches] for name in wanted if name in batches[0].feeds}
+    rest = [name for name in wanted if name not in given]
+    if rest:
+        session = Session(view.model.ir_model, outputs=rest, threads=1)
+        rows = list(in_parallel(lambda batch: session.run_list(batch.feeds), batches, workers=threads))
+        given |= {name: [row[i] for row in rows] for i, name in enumerate(rest)}
+    return given
+
+
+def _run(model: ir.Model, block: Block, held: Mapping[str, Sequence[NDArray[Any]]], threads: int | None) -> Arrays:
+    """What leaves a block for what enters, for every batch."""
+    session = Session(block_part(model, block.reads, block.writes), threads=1)
+    count = len(held[block.reads[0]])
+
+    def step(index: int) -> dict[str, NDArray[Any]]:
+        return session.run({name: held[name][index] for name in block.reads})
+
+    rows = list(in_parallel(step, range(count), workers=threads))
+    return {name: [row[name] for row in rows] for name in block.writes}

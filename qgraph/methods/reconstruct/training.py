@@ -1,0 +1,150 @@
+"""Training of one block: a task that holds all it needs, and what it learned.
+
+The task may run anywhere and gives the same bytes on any number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+import qmath
+from qgraph.gradient import Deferred
+from qgraph.gradient.adam import Adam
+from qgraph.gradient.step import TrainingStep
+from qgraph.methods.reconstruct.config import ReconstructConfig
+from qgraph.methods.reconstruct.variables import Feeds, Floats, SoftWeight, TrainedGrid, rates
+
+Arrays = Mapping[str, NDArray[np.floating]]
+
+
+@dataclass(eq=False, kw_only=True)
+class Variables:
+    """Everything that is learned of a block, by the layer's name or the grid's key."""
+
+    weights: dict[str, SoftWeight]
+    biases: dict[str, Floats]
+    grids: dict[str, TrainedGrid]
+
+    def feeds(self, hardness: float) -> tuple[Feeds, dict[str, Floats]]:
+        """The inputs of the training graph, and the slopes of the weights."""
+        found: Feeds = {f"bias:{name}": bias for name, bias in self.biases.items()}
+        slopes = {}
+        for name, weight in self.weights.items():
+            found[f"weight:{name}"], slopes[name] = weight.value(hardness)
+        for grid in self.grids.values():
+            found |= grid.feeds()
+        return found, slopes
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Samples:
+    """What enters a block in the quantized and in the float network, and what leaves it in the float network."""
+
+    quantized: Arrays
+    floats: Arrays
+    targets: Arrays
+
+    @property
+    def count(self) -> int:
+        return len(next(iter(self.targets.values())))
+
+
+class _Learner:
+    """Adam for every array of the variables, each with a rate of its own."""
+
+    def __init__(self, variables: Variables, config: ReconstructConfig) -> None:
+        self.variables = variables
+        self.config = config
+        self.adam: dict[str, Adam] = {}
+
+    def step(self, gradients: Feeds, slopes: Mapping[str, Floats], number: int, factor: float, *, hard: bool) -> None:
+        c, v = self.config, self.variables
+        if not hard:
+            for name, weight in v.weights.items():
+                slope = np.asarray(gradients[f"weight:{name}"] * slopes[name], np.float32)
+                rate = rates(c, weight.quant.bits) * factor
+                self._update(f"weight:{name}", weight.position, slope, rate, number)
+                weight.constrain()
+        for name, bias in v.biases.items():
+            if f"bias:{name}" in gradients:
+                unit = float(np.sqrt(np.mean(np.square(bias)))) + 1e-6
+                self._update(f"bias:{name}", bias, np.asarray(gradients[f"bias:{name}"]), c.rate * unit * factor, number)
+        for name, grid in v.grids.items():
+            if f"scale:{name}" in gradients:
+                by_scale, by_zero = grid.gradients(gradients)
+                self._update(f"scale:{name}", grid.log_scale, by_scale, c.rate * factor, number)
+                if not grid.non_negative:
+                    self._update(f"zero:{name}", grid.zero_point, by_zero, c.shift_rate * factor, number)
+
+    def _update(self, name: str, x: Floats, gradient: NDArray[np.generic], rate: float, number: int) -> None:
+        if name not in self.adam:
+            self.adam[name] = Adam(shape=x.shape, epsilon=1e-12, epsilon_hat=True)
+        self.adam[name].update(x, np.asarray(gradient, np.float32).reshape(x.shape), np.float32(rate), number)
+
+
+def train_block(
+    graph: Deferred,
+    variables: Variables,
+    samples: Samples,
+    masks: Mapping[str, tuple[int, ...]],
+    config: ReconstructConfig,
+    *,
+    seed: tuple[int, ...],
+    threads: int | None = None,
+) -> list[float]:
+    """Train `variables` in place; returns the loss of every step, per sample.
+
+    `masks` are the sizes of the tensors of trained grids, by their keys.
+    """
+    learner, losses = _Learner(variables, config), []
+    wanted = {str(v.name) for v in graph.model.graph.inputs}
+    last = round(config.steps * (1 - config.settle))
+    batch = min(config.batch, samples.count // config.shard * config.shard or samples.count)
+    shard = min(config.shard, batch)
+    with TrainingStep(graph, threads=threads or qmath.get_threads()) as step:
+        for number in range(1, config.steps + 1):
+            rng = np.random.default_rng([*seed, number])
+            hard = number > last
+            hardness = 60.0 if hard else config.hardness * (number / last) ** 2
+            if number == last + 1:
+                for weight in variables.weights.values():
+                    weight.position[...] = weight.codes()
+            feeds, slopes = variables.feeds(hardness)
+            feeds |= _masks(masks, config.drop, rng)
+            chosen = np.sort(rng.choice(samples.count, batch, replace=False))
+            shards = [_shard(samples, chosen[i : i + shard], config.drop, rng) for i in range(0, batch, shard)]
+            loss, gradients = step({k: v for k, v in feeds.items() if k in wanted}, shards)
+            losses.append(loss / batch)
+            factor = 0.5 * (1 + math.cos(math.pi * (number - 1) / config.steps))
+            learner.step(gradients, slopes, number, factor, hard=hard)
+    for weight in variables.weights.values():
+        weight.position[...] = weight.codes()
+    return losses
+
+
+def _masks(sizes: Mapping[str, tuple[int, ...]], drop: float, rng: np.random.Generator) -> Feeds:
+    """Where values are rounded, one mask for all samples of a step."""
+    return {f"rounded:{name}": _chance((1, *size[1:]), 1 - drop, rng) for name, size in sizes.items()}
+
+
+def _chance(shape: tuple[int, ...], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    count = math.prod(shape)
+    return (np.frombuffer(rng.bytes(count), np.uint8) < round(share * 256)).reshape(shape)
+
+
+def _shard(samples: Samples, chosen: NDArray[np.int64], drop: float, rng: np.random.Generator) -> Feeds:
+    """Some samples, with a share of what enters taken from the float network."""
+    feeds: Feeds = {f"float:{name}": array[chosen] for name, array in samples.targets.items()}
+    for name, array in samples.quantized.items():
+        x, other = array[chosen], samples.floats[name]
+        if x.dtype.kind == "f" and other is not array and drop:
+            x = np.where(_chance(x.shape, 1 - drop, rng), x, other[chosen])
+        feeds[name] = x
+    return feeds
+
+
