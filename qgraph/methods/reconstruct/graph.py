@@ -109,7 +109,7 @@ def training_graph(model: ir.Model, float_model: ir.Model, block: Block, sizes: 
 
 def _wanted(made: ir.Model) -> list[str]:
     """The parameters among the inputs of a graph."""
-    kinds = ("weight:", "bias:", "scale:", "low:")
+    kinds = ("weight:", "bias:", "step:", "low:")
     names = [str(v.name) for v in made.graph.inputs if str(v.name).startswith(kinds) and v.uses()]
     signed = {
         str(node.inputs[2].name)
@@ -167,9 +167,9 @@ class _Emitter:
         per_channel = len(quant.channel_scale)
         along = (1, per_channel, *[1] * (rank - 2)) if per_channel else ()
         code = ir.DataType.UINT8
-        kinds = {"zero_point": code, "highest": code, "rounded": ir.DataType.BOOL}
+        kinds = {"zero_point": code, "highest": code}
         shapes = {"scale": (per_channel,) if per_channel else (), "low": along, "high": along}
-        shapes |= {"zero_point": shapes["scale"], "highest": along}
+        shapes |= {"zero_point": shapes["scale"], "highest": along, "step": ()}
         inputs = []
         for name in INPUTS:
             shape = shapes.get(name)

@@ -123,7 +123,7 @@ class _Walk:
         }
         graph = training_graph(self.graph, self.view.model.ir_model, block, sizes, power)
         wanted = {str(v.name): v for v in graph.model.graph.inputs}
-        grids = {name: g for name, g in variables.grids.items() if f"scale:{name}" in wanted}
+        grids = {name: g for name, g in variables.grids.items() if f"step:{name}" in wanted or f"scale:{name}" in wanted}
         variables = dataclasses.replace(variables, grids=grids)
         masks = {name: self._mask_size(name, graph.model) for name in grids}
         seed = (self.job.seed, index)
@@ -135,8 +135,9 @@ class _Walk:
     def _mask_size(self, name: str, model: ir.Model) -> tuple[int, ...]:
         """The size of the tensor of a grid: that of the operator that drops its rounding."""
         for node in model.graph:
-            if node.op_type == "Where" and node.inputs[0] is not None and node.inputs[0].name == f"rounded:{name}":
-                shape = node.outputs[0].shape
+            names = [None if v is None else v.name for v in node.inputs]
+            if node.op_type == "Mul" and f"rounded:{name}" in names and node.inputs[0] is not None:
+                shape = node.inputs[0].shape
                 if shape is not None:
                     return tuple(int(size) for size in shape)  # type: ignore[arg-type]
         raise ValueError(f"no size is known for '{name}'")

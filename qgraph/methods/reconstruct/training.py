@@ -75,7 +75,7 @@ class _Learner:
                 unit = float(np.sqrt(np.mean(np.square(bias)))) + 1e-6
                 self._update(f"bias:{name}", bias, np.asarray(gradients[f"bias:{name}"]), c.rate * unit * factor, number)
         for name, grid in v.grids.items():
-            if f"scale:{name}" in gradients:
+            if f"step:{name}" in gradients:
                 by_scale, by_zero = grid.gradients(gradients)
                 self._update(f"scale:{name}", grid.log_scale, by_scale, c.rate * factor, number)
                 if not grid.non_negative:
@@ -129,7 +129,7 @@ def train_block(
 
 def _masks(sizes: Mapping[str, tuple[int, ...]], drop: float, rng: np.random.Generator) -> Feeds:
     """Where values are rounded, one mask for all samples of a step."""
-    return {f"rounded:{name}": _chance((1, *size[1:]), 1 - drop, rng) for name, size in sizes.items()}
+    return {f"rounded:{name}": _chance((1, *size[1:]), 1 - drop, rng).astype(np.float32) for name, size in sizes.items()}
 
 
 def _chance(shape: tuple[int, ...], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:

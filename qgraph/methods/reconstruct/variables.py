@@ -86,6 +86,7 @@ class TrainedGrid:
         scale = np.asarray(np.float32(grid.scale) * factors, np.float32)
         highest = np.asarray(grid.channel_qmax if grid.channel_bits else grid.qmax, np.uint8)
         return {
+            f"step:{name}": np.asarray(grid.scale, np.float32),
             f"scale:{name}": scale,
             f"low:{name}": self._along(-scale * np.float32(grid.zero_point)),
             f"high:{name}": self._along(scale * (highest.astype(np.float32) - np.float32(grid.zero_point))),
@@ -103,8 +104,7 @@ class TrainedGrid:
     def gradients(self, found: Feeds) -> tuple[Floats, Floats]:
         """Those of `log_scale` and `zero_point`."""
         grid = self.now()
-        factors = np.asarray(grid.channel_scale or 1.0, np.float32)
-        by_scale = np.sum(np.asarray(found[f"scale:{key(grid)}"]) * factors) * np.float32(grid.scale)
+        by_scale = np.asarray(found[f"step:{key(grid)}"]) * np.float32(grid.scale)
         if self.non_negative:
             return np.full(1, by_scale, np.float32), np.zeros(1, np.float32)
         shifted = np.asarray(found[f"low:{key(grid)}"]).sum()
