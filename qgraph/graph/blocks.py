@@ -117,9 +117,7 @@ class _Cutter:
     def block(self, start: int, stop: int) -> Block:
         inside = [n for n in self.nodes[start:stop] if n in self.names or any(v in self.computed for v in n.outputs)]
         made = {v for node in inside for v in node.outputs}
-        entering = dict.fromkeys(
-            v for node in inside for v in reads(node) if v not in made and v.const_value is None
-        )
+        entering = dict.fromkeys(v for node in inside for v in reads(node) if v not in made and v.const_value is None)
         leaving = [v for v in made if v in self.computed and (v.is_graph_output() or self.last[v] >= stop)]
         return Block(
             nodes=tuple(inside),

@@ -58,7 +58,7 @@ class Tied:
 
 
 def tied_channels(view: GraphView) -> tuple[Tied, ...]:
-    """The groups of tensors that are written by layers, in graph order; `why_not` says what keeps factors out of one."""
+    """The groups of tensors that layers write, in graph order; `why_not` says what keeps factors out of one."""
     layers = {layer.node: layer for layer in view.layers}
     groups: list[Tied] = []
     seen: set[ir.Value] = set()

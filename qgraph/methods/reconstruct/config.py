@@ -29,9 +29,9 @@ class ReconstructConfig:
     batch: int = 32
     shard: int = 16
     samples: int = 1024
-    crop: int = 32
+    crop: int = 16
     drop: float = 0.5
-    reach: float = 2.0
+    reach: float = 3.0
     softness: float = 0.5
     hardness: float = 12.0
     settle: float = 0.1

@@ -33,10 +33,12 @@ def cropped(quantized: Arrays, floats: Arrays, size: int, *, seed: int) -> tuple
     """The same random part, up to `size` along each side, of every sample that enters in both networks."""
     rng = np.random.default_rng(seed)
     ((name, first),) = quantized.items()
-    second, found = floats[name], ([], [])
+    second = floats[name]
+    found: tuple[list[NDArray[np.floating]], list[NDArray[np.floating]]] = ([], [])
     for x, y in zip(first, second, strict=True):
         height, width = (min(size, side) for side in x.shape[2:])
-        tops, lefts = (rng.integers(0, side - part + 1, len(x)) for side, part in zip(x.shape[2:], (height, width)))
+        tops = rng.integers(0, x.shape[2] - height + 1, len(x))
+        lefts = rng.integers(0, x.shape[3] - width + 1, len(x))
         for held, array in zip(found, (x, y), strict=True):
             held.append(
                 np.stack([a[:, t : t + height, s : s + width] for a, t, s in zip(array, tops, lefts, strict=True)])

@@ -47,7 +47,7 @@ def trained_grids(plan: QuantPlan) -> tuple[ActivationQuant, ...]:
 def trainable(net: Model, plan: QuantPlan, layers: Collection[str]) -> ir.Model:
     """The quantized network with the weights and biases of `layers`, and the grids below 8 bits, as inputs."""
     raised = raise_opset(net, max(net.opset, _GRADIENT_OPSET))
-    zeros = {name: (0.0,) for name in layers}
+    zeros = dict.fromkeys(layers, (0.0,))
 
     def with_shift(quant: LayerQuant) -> LayerQuant:  # so that every layer that can have a bias has one
         if quant.name not in zeros or quant.bias_shift:
@@ -76,7 +76,9 @@ def _until(model: ir.Model, wanted: Sequence[ir.Value], entering: Collection[ir.
     return [node for node in model.graph if id(node) in stop]
 
 
-def training_graph(model: ir.Model, float_model: ir.Model, block: Block, sizes: Sizes, power: Mapping[str, float]) -> Deferred:
+def training_graph(
+    model: ir.Model, float_model: ir.Model, block: Block, sizes: Sizes, power: Mapping[str, float]
+) -> Deferred:
     """Loss and gradients of a block for inputs of these sizes; `power` is the mean square of what leaves it.
 
     Raises `GradientError` for an operator that cannot be differentiated.

@@ -1,4 +1,4 @@
-"""plan -> plan: block after block, codes, grids and biases that bring the block's result nearest to the float network's.
+"""plan -> plan: block after block, the codes, grids and biases that bring its result near the float network's.
 
 Each block is trained on what reaches it in the network quantized so far (BRECQ, Li et al., 2021): the roundings of its
 weights (AdaRound, Nagel et al., 2020), the scales and zero points of its activations (LSQ+), and its biases, with
@@ -8,6 +8,7 @@ roundings of activations dropped at random (QDrop, Wei et al., 2022).
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qgraph.gradient import GradientError
 from qgraph.graph.blocks import Block, blocks
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
@@ -57,9 +59,10 @@ def reconstruct(
     batches = list(data.choose(range(0, data.count, -(-data.count // chosen.samples))).batches(chosen.shard))
     walk = _Walk.begin(plan, view, batches, chosen, job)
     decisive = {"model": view.model, "plan": plan.to_json(), "settings": chosen, "seed": job.seed, "samples": data}
-    with open_store(job.resume, "reconstruction", **decisive) as store, job.progress.stage(
-        "reconstruct", len(walk.blocks)
-    ) as advance:
+    with (
+        open_store(job.resume, "reconstruction", **decisive) as store,
+        job.progress.stage("reconstruct", len(walk.blocks)) as advance,
+    ):
         for index in range(len(walk.blocks)):
             advance(1, walk.step(index, store))
     return walk.plan
@@ -98,11 +101,23 @@ class _Walk:
         )
 
     def step(self, index: int, store: Store) -> str:
-        """Reconstruct a block, and let the samples pass it; returns a note on the gain."""
-        block, floats = self.blocks[index], self.view.model.ir_model
-        targets = _run(floats, block, self.floats, self.job.threads)
-        note = self._learn(index, store)
-        results = _run(simulate(self.view.model, self.plan), block, self.quantized, self.job.threads)
+        """Reconstruct a block, and let the samples pass it; returns a note on the gain.
+
+        What was learned stays only if it brings the block's results on the samples nearer to the float network's.
+        """
+        block = self.blocks[index]
+        targets = _run(self.view.model.ir_model, block, self.floats, self.job.threads)
+        results, before = self._results(block), self.plan
+        start = _error(results, targets)
+        note = f"{block.layers[-1]}: {start:.4f}"
+        if self._learn(index, store):
+            learned = self._results(block)
+            error = _error(learned, targets)
+            note += f" -> {error:.4f}"
+            if error < start:
+                results = learned
+            else:
+                self.plan = before
         later = {name for after in self.blocks[index + 1 :] for name in after.reads}
         for held, made in ((self.floats, targets), (self.quantized, results)):
             held.update(made)
@@ -110,11 +125,32 @@ class _Walk:
                 del held[name]
         return note
 
-    def _learn(self, index: int, store: Store) -> str:
-        block = self.blocks[index]
+    def _results(self, block: Block) -> Arrays:
+        """What leaves a block in the network as it is quantized so far."""
+        return _run(simulate(self.view.model, self.plan), block, self.quantized, self.job.threads)
+
+    def _learn(self, index: int, store: Store) -> bool:
+        """Train a block, or take what an earlier run learned; whether there was anything to learn."""
+        block, piece = self.blocks[index], f"block {index}"
         variables = self._variables(block)
-        if not variables.weights and not variables.grids:
-            return block.layers[-1]
+        known = store.get(piece)
+        if known is not None:
+            self._keep(variables.restored(known.arrays))
+            return bool(known.arrays)
+        try:
+            found = self._trained(index, block, variables)
+        except GradientError as error:
+            warnings.warn(f"block '{block.layers[-1]}' is not reconstructed: {error}", stacklevel=2)
+            found = None
+        store.put(piece, arrays={} if found is None else found.arrays())
+        if found is not None:
+            self._keep(found)
+        return found is not None
+
+    def _trained(self, index: int, block: Block, variables: Variables) -> Variables | None:
+        """The variables of a block after training; None if it has none."""
+        if not variables.weights:
+            return None
         samples = self._samples(block)
         sizes = {name: (self.config.shard, *array.shape[1:]) for name, array in samples.quantized.items()}
         power = {
@@ -122,15 +158,14 @@ class _Walk:
             for name, array in samples.targets.items()
         }
         graph = training_graph(self.graph, self.view.model.ir_model, block, sizes, power)
-        wanted = {str(v.name): v for v in graph.model.graph.inputs}
-        grids = {name: g for name, g in variables.grids.items() if f"step:{name}" in wanted or f"scale:{name}" in wanted}
+        inputs = {str(v.name) for v in graph.model.graph.inputs}
+        grids = {name: grid for name, grid in variables.grids.items() if f"rounded:{name}" in inputs}
         variables = dataclasses.replace(variables, grids=grids)
         masks = {name: self._mask_size(name, graph.model) for name in grids}
-        seed = (self.job.seed, index)
-        losses = train_block(graph, variables, samples, masks, self.config, seed=seed, threads=self.job.threads)
-        self._keep(variables)
-        k = max(1, len(losses) // 10)
-        return f"{block.layers[-1]}: {np.mean(losses[:k]):.4f} -> {np.mean(losses[-k:]):.4f}"
+        train_block(
+            graph, variables, samples, masks, self.config, seed=(self.job.seed, index), threads=self.job.threads
+        )
+        return variables
 
     def _mask_size(self, name: str, model: ir.Model) -> tuple[int, ...]:
         """The size of the tensor of a grid: that of the operator that drops its rounding."""
@@ -147,8 +182,12 @@ class _Walk:
         if croppable(block, quantized, self.config.crop):
             quantized, floats = cropped(quantized, floats, self.config.crop, seed=self.job.seed)
         targets = _run(self.view.model.ir_model, block, floats, self.job.threads)
-        return Samples(**{n: {k: np.concatenate(v) for k, v in part.items()} for n, part in
-                          (("quantized", quantized), ("floats", floats), ("targets", targets))})
+        return Samples(
+            **{
+                n: {k: np.concatenate(v) for k, v in part.items()}
+                for n, part in (("quantized", quantized), ("floats", floats), ("targets", targets))
+            }
+        )
 
     def _variables(self, block: Block) -> Variables:
         found = Variables(weights={}, biases={}, grids={})
@@ -210,6 +249,15 @@ def _side_values(view: GraphView, cut: Sequence[Block], batches: Sequence[Batch]
         rows = list(in_parallel(lambda batch: session.run_list(batch.feeds), batches, workers=threads))
         given |= {name: [row[i] for row in rows] for i, name in enumerate(rest)}
     return given
+
+
+def _error(results: Arrays, targets: Arrays) -> float:
+    """The squared error of what leaves a block, relative to its power, summed over tensors."""
+    found = 0.0
+    for name, made in results.items():
+        gap = sum(float(np.sum(np.square(a - b, dtype=np.float64))) for a, b in zip(made, targets[name], strict=True))
+        found += gap / max(sum(float(np.sum(np.square(b, dtype=np.float64))) for b in targets[name]), 1e-30)
+    return found
 
 
 def _run(model: ir.Model, block: Block, held: Mapping[str, Sequence[NDArray[Any]]], threads: int | None) -> Arrays:

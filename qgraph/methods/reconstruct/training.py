@@ -20,6 +20,8 @@ from qgraph.methods.reconstruct.config import ReconstructConfig
 from qgraph.methods.reconstruct.variables import Feeds, Floats, SoftWeight, TrainedGrid, rates
 
 Arrays = Mapping[str, NDArray[np.floating]]
+_WARM_UP = 0.1  # of the steps: until then, Adam knows too little of the gradients' sizes
+_HARD = 60.0  # the hardness at which `qmath.soft_round` is round
 
 
 @dataclass(eq=False, kw_only=True)
@@ -39,6 +41,22 @@ class Variables:
         for grid in self.grids.values():
             found |= grid.feeds()
         return found, slopes
+
+    def arrays(self) -> dict[str, Floats]:
+        """Everything by name, to be stored."""
+        found = {f"weight:{name}": weight.position for name, weight in self.weights.items()}
+        found |= {f"bias:{name}": bias for name, bias in self.biases.items()}
+        for name, grid in self.grids.items():
+            found |= {f"scale:{name}": grid.log_scale, f"zero:{name}": grid.zero_point}
+        return found
+
+    def restored(self, arrays: Mapping[str, NDArray[np.floating]]) -> Variables:
+        """The variables with what was stored; grids that were not trained are left out."""
+        self.grids = {name: grid for name, grid in self.grids.items() if f"scale:{name}" in arrays}
+        for name, array in self.arrays().items():
+            if name in arrays:
+                array[...] = arrays[name]
+        return self
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -73,7 +91,9 @@ class _Learner:
         for name, bias in v.biases.items():
             if f"bias:{name}" in gradients:
                 unit = float(np.sqrt(np.mean(np.square(bias)))) + 1e-6
-                self._update(f"bias:{name}", bias, np.asarray(gradients[f"bias:{name}"]), c.rate * unit * factor, number)
+                self._update(
+                    f"bias:{name}", bias, np.asarray(gradients[f"bias:{name}"]), c.rate * unit * factor, number
+                )
         for name, grid in v.grids.items():
             if f"step:{name}" in gradients:
                 by_scale, by_zero = grid.gradients(gradients)
@@ -110,7 +130,7 @@ def train_block(
         for number in range(1, config.steps + 1):
             rng = np.random.default_rng([*seed, number])
             hard = number > last
-            hardness = 60.0 if hard else config.hardness * (number / last) ** 2
+            hardness = _HARD if hard else config.hardness * (number / last) ** 2
             if number == last + 1:
                 for weight in variables.weights.values():
                     weight.position[...] = weight.codes()
@@ -120,7 +140,9 @@ def train_block(
             shards = [_shard(samples, chosen[i : i + shard], config.drop, rng) for i in range(0, batch, shard)]
             loss, gradients = step({k: v for k, v in feeds.items() if k in wanted}, shards)
             losses.append(loss / batch)
-            factor = 0.5 * (1 + math.cos(math.pi * (number - 1) / config.steps))
+            factor = (
+                min(1.0, number / (_WARM_UP * config.steps)) * math.cos(math.pi / 2 * (number - 1) / config.steps) ** 2
+            )
             learner.step(gradients, slopes, number, factor, hard=hard)
     for weight in variables.weights.values():
         weight.position[...] = weight.codes()
@@ -129,7 +151,9 @@ def train_block(
 
 def _masks(sizes: Mapping[str, tuple[int, ...]], drop: float, rng: np.random.Generator) -> Feeds:
     """Where values are rounded, one mask for all samples of a step."""
-    return {f"rounded:{name}": _chance((1, *size[1:]), 1 - drop, rng).astype(np.float32) for name, size in sizes.items()}
+    return {
+        f"rounded:{name}": _chance((1, *size[1:]), 1 - drop, rng).astype(np.float32) for name, size in sizes.items()
+    }
 
 
 def _chance(shape: tuple[int, ...], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -146,5 +170,3 @@ def _shard(samples: Samples, chosen: NDArray[np.int64], drop: float, rng: np.ran
             x = np.where(_chance(x.shape, 1 - drop, rng), x, other[chosen])
         feeds[name] = x
     return feeds
-
-

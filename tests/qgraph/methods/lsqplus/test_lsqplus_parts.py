@@ -11,6 +11,7 @@ import pytest
 
 import qmath
 from qgraph.errors import DataError, UsageError
+from qgraph.gradient.layout import blocked
 from qgraph.graph.sites import GraphView
 from qgraph.methods.lsqplus.batches import augment, open_feed
 from qgraph.methods.lsqplus.biases import settle_biases
@@ -18,7 +19,6 @@ from qgraph.methods.lsqplus.config import LsqPlusConfig
 from qgraph.methods.lsqplus.configurations import offset_kind
 from qgraph.methods.lsqplus.holdout import Judgement
 from qgraph.methods.lsqplus.initialise import initialise
-from qgraph.methods.lsqplus.layout import blocked
 from qgraph.methods.lsqplus.optimise import decayed
 from qgraph.methods.lsqplus.parameters import absorb, rms
 from qgraph.methods.lsqplus.trained import put
