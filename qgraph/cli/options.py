@@ -257,6 +257,12 @@ def recipe_options(f: F) -> F:
             help="Rounding of weights: nearest, second-order (measured, with data), or qrater (searched).",
         ),
         click.option(
+            "--effort",
+            type=Names("fast", "default", "best"),
+            metavar="LEVEL",
+            help="With data: fast rounds weights to second order, default and best also learn them block by block.",
+        ),
+        click.option(
             "--bias-correction/--no-bias-correction",
             default=None,
             help="Correct the norms of weights and the means of outputs.",

@@ -74,8 +74,11 @@ class Gathered(Material):
 
     def finished(self, plan: QuantPlan) -> QuantPlan:
         """The plan after the methods that run once, after every layer has its bits."""
-        for name in self.recipe.methods:
-            plan = registry.run(name, plan, self, once=True)
+        names = self.recipe.methods
+        stood_on = {step.name for name in names for step in registry.chain(name)[:-1]}
+        for name in names:
+            if name not in stood_on:  # else the method that stands on it runs it
+                plan = registry.run(name, plan, self, once=True)
         return plan
 
     def mixer(self, *, on_better: Better | None = None) -> Mixer:

@@ -19,6 +19,9 @@ TARGETS: tuple[str, ...] = get_args(Target)
 TARGET_CPUS: tuple[str, ...] = get_args(TargetCpu)
 ROUNDINGS = ("nearest", "second-order", "qrater")
 SECOND_ORDER = "second-order"
+RECONSTRUCT = "reconstruct"
+Effort = Literal["fast", "default", "best"]
+EFFORTS: tuple[str, ...] = get_args(Effort)
 SEARCHED = "qrater"  # the clip or rounding that is found by measuring the task
 FORMATS = ("qdq", "float")
 ALLOCATIONS = ("none", "weights", "activations", "both")
@@ -62,6 +65,9 @@ class Recipe:
     rounding: str = "nearest"
     bias_correction: bool = True
     correct_outputs: bool = False
+    effort: Effort | None = None
+    """How long to look for weights that lose less: `fast` rounds them to second order, `default` and `best` also learn
+    them block by block, for some minutes or as long as it pays (`qgraph.methods.reconstruct`)."""
     allocate_bits: str | None = None
     reduce_range: bool = False
     target_cpu: TargetCpu = "any"
@@ -174,6 +180,12 @@ class Recipe:
             raise UsageError(
                 "--asymmetric is for grids that are not trained: LSQ+ learns weight grids with --symmetric"
             )
+        if self.effort not in (None, *EFFORTS):
+            raise UsageError(f"--effort must be one of {', '.join(EFFORTS)}, not '{self.effort}'")
+        if self.effort and method.trains:
+            raise UsageError(
+                f"--effort is for plans that are not trained: method '{self.method}' has epochs of its own"
+            )
         if self.correct_outputs and method.trains:
             raise UsageError(
                 f"--correct-outputs is for plans that are not trained: method '{self.method}' learns its biases"
@@ -198,6 +210,7 @@ class Recipe:
     def needs_data(self) -> bool:
         """Whether samples are needed: for ranges, to mix bits or round weights, or to measure the task."""
         measured = self.mixed or bool(self.ingredients) or self.correct_outputs or self.rounding == SECOND_ORDER
+        measured = measured or self.effort is not None
         return measured or self.static_bits is not None
 
     @property
@@ -237,9 +250,17 @@ class Recipe:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The recipe's method, and those that its options ask for: what Q-Rater searches, second-order rounding."""
-        asked = [*([SEARCHED] if self.ingredients else []), *([SECOND_ORDER] if self.rounding == SECOND_ORDER else [])]
-        return tuple(dict.fromkeys((self.method, *asked)))
+        """The recipe's method, and those that its options ask for: Q-Rater's search, second-order rounding, training.
+
+        What a method stands on is not repeated.
+        """
+        own = [step.name for step in registry.chain(self.method)]
+        asked = [SEARCHED] if self.ingredients else []
+        if self.effort in ("default", "best"):
+            asked.append(RECONSTRUCT)  # which rounds to second order first
+        elif self.effort == "fast" or self.rounding == SECOND_ORDER:
+            asked.append(SECOND_ORDER)
+        return (self.method, *(name for name in asked if name not in own))
 
     @property
     def needs_histograms(self) -> bool:

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 @method("reconstruct", after="second-order", once=True, needs=["data"])
 def reconstruct(plan: QuantPlan, given: Material) -> QuantPlan:
     """Second-order rounding, then codes, grids and biases learned block by block (AdaRound, BRECQ, QDrop)."""
-    from qgraph.methods.reconstruct.reconstruct import reconstruct as learned
+    from qgraph.methods.reconstruct.config import MEMORY, STEPS, ReconstructConfig
+    from qgraph.methods.reconstruct.walk import reconstruct_blocks
 
     samples = given.need_samples("reconstruction learns from samples")
-    return learned(plan, given.view, samples, observed=given.observed, job=given.job)
+    each = 0 if given.observed is None else given.observed.sample_bytes // 4  # of a sample, held between blocks
+    most = max(1, min(ReconstructConfig().samples, MEMORY // max(each, 1)))
+    config = ReconstructConfig(steps=STEPS[given.recipe.effort or "default"], samples=most)
+    return reconstruct_blocks(plan, given.view, samples, config=config, job=given.job)

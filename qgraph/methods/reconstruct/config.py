@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from qgraph.errors import UsageError
+from qgraph.plan.recipe import Effort
 
-Effort = Literal["fast", "default", "best"]
+MEMORY = 2 << 30  # bytes of activations that are held between two blocks, about
+STEPS: dict[Effort, int] = {"fast": 40, "default": 200, "best": 1000}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,7 @@ class ReconstructConfig:
       codes.
     """
 
-    steps: int = 300
+    steps: int = STEPS["default"]
     batch: int = 32
     shard: int = 16
     samples: int = 1024

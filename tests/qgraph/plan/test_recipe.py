@@ -138,6 +138,13 @@ def test_what_is_searched():
     assert choose(clip="qrater").methods == ("aciq", "qrater")
     assert choose("qrater").methods == ("qrater",)
     assert choose(rounding="second-order").methods == ("aciq", "second-order")
+    assert choose("second-order").methods == ("second-order",)
+    assert choose("reconstruct").methods == choose("reconstruct", effort="best").methods == ("reconstruct",)
+    assert choose(effort="fast").methods == choose(effort="fast", rounding="second-order").methods
+    assert choose(effort="fast").methods == ("aciq", "second-order")
+    assert choose(effort="default").methods == choose(effort="best", rounding="second-order").methods
+    assert choose(effort="default").methods == ("aciq", "reconstruct")
+    assert choose("second-order", effort="best").methods == ("second-order", "reconstruct")
 
 
 def test_what_needs_samples():
@@ -145,7 +152,13 @@ def test_what_needs_samples():
     assert not choose(**weights_alone).needs_data
     assert choose("zeroq").needs_data
     assert not choose("zeroq", activations="dynamic").needs_data
-    for asked in ({"weights": "mixed"}, {"correct_outputs": True}, {"rounding": "second-order"}, {"clip": "qrater"}):
+    for asked in (
+        {"weights": "mixed"},
+        {"correct_outputs": True},
+        {"rounding": "second-order"},
+        {"effort": "fast"},
+        {"clip": "qrater"},
+    ):
         assert choose(**weights_alone, **asked).needs_data
     assert choose().needs_histograms
     assert not choose(clip="max").needs_histograms

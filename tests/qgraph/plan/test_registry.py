@@ -180,6 +180,7 @@ def test_defaults_are_those_of_the_contract():
         "zeroq": {},
         "qrater": {"symmetric": True, "clip": "qrater", "rounding": "qrater"},
         "lsqplus": plain | {"weights": 4, "activations": 4},
+        "reconstruct": {"rounding": "second-order"},
         "second-order": {"rounding": "second-order"},
     }
     assert {name: registry.defaults(name) for name in registry.method_names()} == expected

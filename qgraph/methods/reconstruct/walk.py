@@ -28,7 +28,6 @@ from qgraph.methods.reconstruct.crops import croppable, cropped
 from qgraph.methods.reconstruct.graph import block_part, key, trainable, trained_grids, training_graph
 from qgraph.methods.reconstruct.training import Samples, Variables, train_block
 from qgraph.methods.reconstruct.variables import SoftWeight, TrainedGrid
-from qgraph.observe.statistics import Observations
 from qgraph.onnxfile.edit import constant
 from qgraph.plan import codes as weights
 from qgraph.plan.plan import LayerQuant, QuantPlan
@@ -39,16 +38,14 @@ from qgraph.running.store import Store, open_store
 from qgraph.samples.dataset import Batch, Dataset
 
 Arrays = dict[str, list[NDArray[Any]]]  # by tensor, one for each batch
-MEMORY = 3 << 30  # bytes of what enters blocks, at most
 
 
-def reconstruct(
+def reconstruct_blocks(
     plan: QuantPlan,
     view: GraphView,
     data: Dataset,
     *,
     config: ReconstructConfig | None = None,
-    observed: Observations | None = None,
     job: Job | None = None,
 ) -> QuantPlan:
     """The plan with codes, activation grids and bias shifts learned block after block; labels are not needed.

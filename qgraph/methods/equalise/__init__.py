@@ -1,1 +1,0 @@
-"""Equalisation across layers: an equivalent network whose channels suit grids of few bits."""

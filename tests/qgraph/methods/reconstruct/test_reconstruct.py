@@ -1,0 +1,152 @@
+"""Reconstruction: its grid's gradients, what it gains, and that it can be interrupted and repeated."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import qgraph
+from qgraph.errors import UsageError
+from qgraph.gradient import gradients
+from qgraph.graph.sites import GraphView
+from qgraph.jobs.given import open_given
+from qgraph.lowering.simulate import simulate
+from qgraph.methods.reconstruct.config import ReconstructConfig
+from qgraph.methods.reconstruct.crops import cropped
+from qgraph.methods.reconstruct.quantizer import DOMAIN, INPUTS, drop_quantize, expand
+from qgraph.methods.reconstruct.walk import reconstruct_blocks
+from qgraph.observe.distance import Reference
+from qgraph.running.job import Job
+from qgraph.running.sessions import Session
+
+RNG = np.random.default_rng(6)
+DEMO = files("qgraph") / "demo_assets"
+QUICK = ReconstructConfig(steps=24, batch=16, shard=8, samples=64)
+
+
+@pytest.fixture(scope="module")
+def start():
+    data = str(DEMO / "digits_calibration.npz")
+    plan = qgraph.quantize(DEMO / "digits.onnx", data, weights=2, activations=4, limit=64, measure=False).plan
+    given = open_given(DEMO / "digits.onnx", data, limit=64)
+    return plan, GraphView(given.net), given.samples
+
+
+def test_it_brings_the_network_nearer_to_the_float_one(start):
+    plan, view, samples = start
+    learned = reconstruct_blocks(plan, view, samples, config=QUICK, job=Job(threads=1))
+    reference = Reference.of(view.model, samples, samples=64)
+    before, after = (reference.distance(Session(simulate(view.model, p))) for p in (plan, learned))
+    assert after < 0.7 * before
+    assert [q.weight.scale for q in learned.layers] == [q.weight.scale for q in plan.layers]
+    assert learned != plan
+    qgraph.apply(DEMO / "digits.onnx", learned)  # the file is written from the plan alone
+
+
+def test_threads_and_interruptions_change_nothing(start, tmp_path):
+    plan, view, samples = start
+    whole = reconstruct_blocks(plan, view, samples, config=QUICK, job=Job(threads=1))
+
+    class Enough(Exception):
+        pass
+
+    class Stops:
+        def stage(self, title, total=None):
+            import contextlib
+
+            @contextlib.contextmanager
+            def entered():
+                def advance(units, note=""):
+                    raise Enough
+
+                yield advance
+
+            return entered()
+
+    with pytest.raises(Enough):
+        reconstruct_blocks(plan, view, samples, config=QUICK, job=Job(threads=2, resume=tmp_path, progress=Stops()))
+    again = reconstruct_blocks(plan, view, samples, config=QUICK, job=Job(threads=2, resume=tmp_path))
+    assert again.to_json() == whole.to_json()
+
+
+def test_the_gradient_of_a_grid_with_dropped_roundings():
+    """Against the straight-through rule, written out in NumPy."""
+    x = ir.Value(name="x", shape=ir.Shape([3, 2, 2, 2]), type=ir.TensorType(ir.DataType.FLOAT))
+    graph = ir.Graph([x], [], nodes=[], opset_imports={"": 21, DOMAIN: 1}, name="g")
+    scale, zero, highest = np.float32([0.3, 0.6]), 3, 7
+    along = scale.reshape(1, 2, 1, 1)
+    rounded = (RNG.random((1, 2, 2, 2)) < 0.6).astype(np.float32)
+    feeds = {
+        "scale": scale,
+        "low": -along * zero,
+        "high": along * (highest - zero),
+        "zero_point": np.full(2, zero, np.uint8),
+        "highest": np.uint8(highest).reshape(()),
+        "rounded": rounded,
+        "step": np.float32(0.3).reshape(()),
+    }
+    inputs = []
+    for name in INPUTS:
+        array = np.asarray(feeds[name])
+        dtype = ir.DataType.UINT8 if array.dtype == np.uint8 else ir.DataType.FLOAT
+        inputs.append(ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype)))
+    graph.inputs.extend(inputs)
+    y = drop_quantize(graph, x, inputs, non_negative=False)
+    g = ir.Value(name="g", shape=x.shape, type=x.type)
+    graph.inputs.append(g)
+    product = ir.node("Mul", [y, g])
+    total = ir.node("ReduceSum", [product.outputs[0]], attributes={"keepdims": 0})
+    graph.extend([product, total])
+    y.name, total.outputs[0].name = "y", "loss"
+    total.outputs[0].type, total.outputs[0].shape = x.type, ir.Shape([])
+    graph.outputs.extend([y, total.outputs[0]])
+    step = gradients(ir.Model(graph, ir_version=10), "loss", ["x", "step", "low"], builder="portable")
+    expand(step)
+    values = RNG.normal(0, 2, (3, 2, 2, 2)).astype(np.float32)
+    slope = RNG.normal(size=values.shape).astype(np.float32)
+    found = Session(step).run({n: np.asarray(v) for n, v in feeds.items()} | {"x": values, "g": slope})
+    steps = np.rint(values / along)
+    on_grid = (np.clip(steps + zero, 0, highest) - zero) * along
+    expected = np.where(rounded > 0, on_grid, values)
+    np.testing.assert_allclose(found["y"], expected, atol=1e-6)
+    inside = (values > feeds["low"]) & (values < feeds["high"])
+    passes = inside | (rounded == 0)
+    np.testing.assert_allclose(found["x_grad"], slope * passes, atol=1e-6)
+    factors = along / np.float32(0.3)
+    per_value = np.where(inside, on_grid / along - values / along, on_grid / along) * factors * (rounded > 0)
+    np.testing.assert_allclose(found["step_grad"], (slope * per_value).sum(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["low_grad"], (slope * ~passes).sum(), rtol=1e-4, atol=1e-5)
+
+
+def test_parts_of_images_are_the_same_in_both_networks():
+    x = np.arange(2 * 3 * 9 * 8, dtype=np.float32).reshape(2, 3, 9, 8)
+    first, second = cropped({"t": [x]}, {"t": [-x]}, 4, seed=1)
+    assert first["t"][0].shape == (2, 3, 4, 4)
+    np.testing.assert_array_equal(first["t"][0], -second["t"][0])
+    assert np.isin(first["t"][0], x).all()
+
+
+def test_the_command_and_bad_settings():
+    with pytest.raises(UsageError, match="effort"):
+        qgraph.quantize(DEMO / "digits.onnx", effort="some")
+    with pytest.raises(UsageError, match="--effort is for plans"):
+        qgraph.quantize(DEMO / "digits.onnx", method="lsqplus", effort="best")
+    for setting in ({"steps": 0}, {"drop": 1.0}):
+        with pytest.raises(UsageError, match=f"{next(iter(setting))} of a reconstruction must"):
+            ReconstructConfig(**setting)
+
+
+def test_a_block_without_a_gradient_keeps_its_codes():
+    head = '<ir_version: 10, opset_import: ["": 21]> g (float[n, 3, 6, 6] x) => (float[n, 2, 4, 4] y)'
+    first, second = (", ".join(f"{v:.3f}" for v in RNG.normal(size=size)) for size in (108, 8))
+    held = f"float[4, 3, 3, 3] a = {{{first}}}, float[2, 4, 1, 1] b = {{{second}}}"
+    model = ir.from_onnx_text(f"{head} <{held}> {{ c = Conv(x, a) d = Atan(c) y = Conv(d, b) }}")
+    samples = RNG.normal(size=(16, 3, 6, 6)).astype(np.float32)
+    options = {"weights": 3, "edge_bits": 3, "activations": 4, "measure": False}
+    rounded = qgraph.quantize(model, samples, rounding="second-order", **options)
+    with pytest.warns(UserWarning, match="is not reconstructed"):
+        learned = qgraph.quantize(model, samples, effort="default", **options)
+    assert [q.weight.codes for q in learned.plan.layers] == [q.weight.codes for q in rounded.plan.layers]
