@@ -7,8 +7,11 @@ import importlib
 import importlib.util
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import click
 import pytest
@@ -225,3 +228,37 @@ def test_every_notebook_becomes_a_page_with_its_pictures():
         assert page.pictures
         assert all(content.startswith(b"\x89PNG") for content in page.pictures.values())
         assert set(re.findall(r"\]\(([\w-]+\.png)\)", page.markdown)) == set(page.pictures)
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [
+        ("the path is wrong", ["no such model file"]),
+        ("error: x.onnx: no such model file (see docs)", ["no such model file"]),
+        ("NaN", ["has NaN"]),
+        ("", ["no such model file", "has NaN"]),
+        ("of quite another thing", []),
+    ],
+)
+def test_messages_can_be_searched(tmp_path, asked, shown):
+    script = (ROOT / "docs" / "assets" / "filter.js").read_text(encoding="utf-8")
+    rows = {"no such model file": "the path is wrong", "has NaN": "some samples have NaN values"}
+    tables = "".join(
+        f"<h2>{i}</h2><table><tbody><tr><td>{says}</td><td>{why}</td></tr></tbody></table>"
+        for i, (says, why) in enumerate(rows.items())
+    )
+    box = '<input id="message-filter" hidden><span id="message-count"></span>'
+    page = tmp_path / "page.html"
+    page.write_text(f"<meta charset=utf-8><article>{box}{tables}</article><script>{script}</script>", encoding="utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    flags += "--disable-component-update --disable-sync --virtual-time-budget=2000 --dump-dom"
+    address = f"{page.as_uri()}#message={quote(asked)}"
+    command = [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path / 'user'}", address]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert re.findall(r"<tr(?: class=\"\")?><td>(.*?)</td>", dom) == shown
+    assert len(re.findall(r'<h2 class="filtered-out">', dom)) == len(rows) - len(shown)
+    assert ("hidden" in re.search(r"<input[^>]*>", dom)[0]) is False
