@@ -89,9 +89,9 @@ def adopt(
 
 
 def _show(found: Adopted, output: str, nbytes: int) -> None:
-    rows = table("layers", "layer", "op", "bits", "runs on", "what moved", left=5)
+    rows = table("layers", "layer", "op", "bits", "runs on", "what moved", left=5, heaviest="those that moved first")
     for layer in found.layers:
-        rows.add_row(layer.name, layer.op, str(layer.bits), layer.runs, layer.moved)
+        rows.add_row(layer.name, layer.op, str(layer.bits), layer.runs, layer.moved, weight=bool(layer.moved))
     show(rows, f"{found.kept} of {len(found.layers)} layers keep every code of their weight")
     share = nbytes / max(found.given.nbytes, 1)
     show(f"{output}: {nbytes:,} bytes ({share:.0%} of the {found.given.nbytes:,} of {found.given.source})")

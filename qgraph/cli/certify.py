@@ -10,6 +10,7 @@ import click
 
 from qgraph.cli.console import next_step, number, progress, show, silence_warnings, table
 from qgraph.cli.help import Command, Renamed
+from qgraph.cli.invocation import READING, words_of
 from qgraph.cli.kinds import PATH, Share
 from qgraph.cli.options import data_options, given, preprocessing, run_options
 from qgraph.errors import QGraphError
@@ -98,7 +99,17 @@ def certify(
     elif not quiet:
         _show(found, model)
         if output is not None:
-            words = ("certify", model, "--against", against, "--data", data, "--check", output)
+            words = (
+                "certify",
+                model,
+                "--against",
+                against,
+                "--data",
+                data,
+                *words_of(*READING, "--limit"),
+                "--check",
+                output,
+            )
             next_step("anybody can verify it", *words)
     if differences:
         raise NotProven(f"{check} is not confirmed: {'; '.join(differences)}")
@@ -113,7 +124,14 @@ def _show(found: Any, model: str) -> None:
     from qgraph.jobs.certify import described
 
     rows = table(
-        f"{model} on {found.counts['samples']:,} samples", "claim", "holds", "sure, %", "observed", "proven", "unit"
+        f"{model} on {found.counts['samples']:,} samples",
+        "claim",
+        "holds",
+        "sure, %",
+        "observed",
+        "proven",
+        "unit",
+        text=(1, 5),
     )
     for proof in found.proofs:
         sure = number(100 * proof.reached)

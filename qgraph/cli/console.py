@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
@@ -105,9 +105,9 @@ class _Lines(logging.Handler):
         say(record.getMessage(), style="dim", log=False)
 
 
-def table(title: str, *columns: str, left: int = 1, heaviest: str = "") -> Table:
+def table(title: str, *columns: str, left: int = 1, text: Sequence[int] = (), heaviest: str = "") -> Table:
     """A table whose first `left` columns are text and whose others are numbers; see `Table`."""
-    return Table(title=title, columns=columns, left=left, heaviest=heaviest)
+    return Table(title=title, columns=columns, left=left, text=text, heaviest=heaviest)
 
 
 def show(*parts: Table | str) -> None:

@@ -8,6 +8,7 @@ import click
 
 from qgraph.cli.console import next_step, number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.help import Command
+from qgraph.cli.invocation import READING, words_of
 from qgraph.cli.kinds import PATH
 from qgraph.cli.options import data_options, executor_option, preprocessing, run_options
 
@@ -61,6 +62,7 @@ def evaluate(
         rows.add_row(f"SQNR of {name}, dB", "exact" if decibel is None else number(decibel))
     show(rows)
     if against is None:
-        next_step("how far it is from the float model", "evaluate", model, "--data", data, "--against", "model.onnx")
+        words = ("evaluate", model, "--data", data, *words_of(*READING), "--against", "model.onnx")
+        next_step("how far it is from the float model", *words)
     else:
-        next_step("which layers lose it", "compare", against, model, "--data", data)
+        next_step("which layers lose it", "compare", against, model, "--data", data, *words_of(*READING))

@@ -11,7 +11,7 @@ import click
 from qgraph.cli.clock import elapsed, with_total
 from qgraph.cli.console import next_step, number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.help import Command, Renamed, grouped
-from qgraph.cli.invocation import command
+from qgraph.cli.invocation import READING, command, words_of
 from qgraph.cli.kinds import PATH
 from qgraph.cli.options import (
     data_options,
@@ -160,7 +160,8 @@ def finetune(
         show_json({**content, "seconds": with_total(result.seconds)})
     elif not quiet:
         _show(result, output, nbytes)
-        next_step("measure it on other data", "evaluate", output, "--against", model, "--data", "test.npz")
+        words = ("evaluate", output, "--against", model, "--data", "test.npz", *words_of(*READING))
+        next_step("measure it on other data", *words)
     hold_against(fail_below, result.quality, output)
 
 

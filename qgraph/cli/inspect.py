@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from qgraph.onnxfile.model import Model
 
 
+_FORMULA = 24  # characters of the size of an axis that is no name
+
+
 @click.command(cls=Command, short_help="Show layers, and how they run.")
 @click.argument("model", type=PATH)
 @click.option("--fused", is_flag=True, help="Show which layers onnxruntime runs on integers, and why not the others.")
@@ -96,18 +99,20 @@ def _show_model(net: Model, as_json: bool) -> None:
     show(f"{net.source}: {net.nbytes:,} bytes, opset {net.opset}, IR version {net.ir_model.ir_version}")
     for kind in ("inputs", "outputs"):
         for item in content[kind]:
-            show(f"  {kind[:-1]} {item['name']}: {item['type']} {item['shape']}")
+            show(f"  {kind[:-1]} {item['name']}: {item['type']} {_sizes(item['shape'])}")
     show("  operators: " + ", ".join(f"{count} {op}" for op, count in content["operators"].items()))
     if integer:
         _show_quantized(integer)
-    rows = table("float layers" if integer else "quantizable layers", "layer", "op", "weight", "", left=4)
+    title = "float layers" if integer else "quantizable layers"
+    rows = table(title, "layer", "op", "weight", "", left=4, heaviest="those of the largest weights")
     for layer in view.by_name.values():
         shape = " x ".join(map(str, layer.weight_array().shape))
-        rows.add_row(layer.name, layer.op, shape, "edge" if layer.name in view.edge_layers else "")
+        edge = "edge" if layer.name in view.edge_layers else ""
+        rows.add_row(layer.name, layer.op, shape, edge, weight=layer.weight_array().nbytes)
     for entry in kept:
         if entry.name in view.skipped or entry.bytes:
             size = f" ({entry.bytes:,} bytes)" if entry.bytes else ""
-            rows.add_row(entry.name, "-", "-", f"stays float: {entry.why}{size}")
+            rows.add_row(entry.name, "-", "-", f"stays float: {entry.why}{size}", weight=entry.bytes)
     if rows.rows or not integer:
         show(rows)
     if view.model.unchanged and (verbose() or not integer):
@@ -153,6 +158,13 @@ def _describe(value: Any) -> dict[str, Any]:
     return {"name": value.name, "type": type_text(value), "shape": shape}
 
 
+def _sizes(shape: list[int | str] | None) -> str:
+    """A shape, with ? for sizes that are computed from others by a formula longer than a name."""
+    if shape is None:
+        return "of unknown shape"
+    return f"[{', '.join(str(size) if len(str(size)) <= _FORMULA else '?' for size in shape)}]"
+
+
 def _show_fused(model: str, graph: FusedGraph, as_json: bool) -> None:
     if as_json:
         layers = [
@@ -160,9 +172,11 @@ def _show_fused(model: str, graph: FusedGraph, as_json: bool) -> None:
         ]
         show_json({"layers": layers, "warnings": list(graph.warnings)})
         return
-    rows = table(f"{model} as onnxruntime runs it", "layer", "runs as", "kernel", "why not integer", left=4)
+    columns = ("layer", "runs as", "kernel", "why not integer")
+    rows = table(f"{model} as onnxruntime runs it", *columns, left=4, heaviest="those in float first")
     for layer in graph.layers:
-        rows.add_row(layer.name, "integer" if layer.integer else "float", layer.kernel, layer.why)
+        runs = "integer" if layer.integer else "float"
+        rows.add_row(layer.name, runs, layer.kernel, layer.why, weight=not layer.integer)
     integer = sum(layer.integer for layer in graph.layers)
     show(rows, f"{integer} of {len(graph.layers)} layers run on integers")
     for warning in graph.warnings:
@@ -174,11 +188,11 @@ def _show_portable(model: str, found: Portable, as_json: bool) -> None:
         proven = {"proven": found.proven, "sums_fit_32_bits": found.sums_fit, "pairs_fit_16_bits": found.pairs_fit}
         show_json({**proven, **dataclasses.asdict(found)})
         return
-    rows = table(f"{model} on every processor", "layer", "least sum", "greatest sum", "why codes may differ", left=1)
-    rows.columns[3].justify = "left"
+    columns = ("layer", "least sum", "greatest sum", "why codes may differ")
+    rows = table(f"{model} on every processor", *columns, text=(3,), heaviest="those that may differ first")
     for layer in found.layers:
         ends = ("-", "-") if layer.sums is None else tuple(f"{end:,}" for end in layer.sums)
-        rows.add_row(layer.name, *ends, layer.why)
+        rows.add_row(layer.name, *ends, layer.why, weight=bool(layer.why))
     same = sum(not layer.why for layer in found.layers)
     show(rows, f"{same} of {len(found.layers)} layers compute the same codes everywhere from the same operands")
     if found.inexact:

@@ -16,6 +16,21 @@ def whole_command() -> str:
     return shlex.join(("qgraph", *(click.get_current_context().find_root().obj or ())))
 
 
+READING = ("--mean", "--std", "--shape", "--batch-axis")
+"""Options that say how samples are read: the same in every command on the same model."""
+
+
+def words_of(*names: str) -> list[str]:
+    """These options with their values, as the command line that runs has them."""
+    arguments: Sequence[str] = click.get_current_context().find_root().obj or ()
+    found: list[str] = []
+    for index, argument in enumerate(arguments):
+        name, equals, _ = argument.partition("=")
+        if name in names:
+            found += [argument] if equals else arguments[index : index + 2]
+    return found
+
+
 def command() -> str:
     """The command that runs, so that the same inputs give the same text: `qgraph quantize model.onnx --weights 4`."""
     arguments: Sequence[str] = click.get_current_context().find_root().obj or ()

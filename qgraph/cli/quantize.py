@@ -11,7 +11,7 @@ import click
 from qgraph.cli.clock import elapsed, with_total
 from qgraph.cli.console import PRIOR_REJECTED, next_step, number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.help import Command, grouped
-from qgraph.cli.invocation import command
+from qgraph.cli.invocation import READING, command, words_of
 from qgraph.cli.kinds import PATH
 from qgraph.cli.log import verbose
 from qgraph.cli.options import (
@@ -142,7 +142,8 @@ def quantize(
         show_json({**content, "seconds": with_total(result.seconds)})
     elif not quiet:
         _show(result, output, nbytes)
-        next_step("measure it on other data", "evaluate", output, "--against", model, "--data", "test.npz")
+        words = ("evaluate", output, "--against", model, "--data", "test.npz", *words_of(*READING))
+        next_step("measure it on other data", *words)
     hold_against(fail_below, result.quality, output)
 
 
@@ -193,7 +194,8 @@ def apply(
         show(f"{output}: {nbytes:,} bytes ({nbytes / quantized.nbytes:.0%} of {quantized.nbytes:,})")
         show_quality(quantized.quality)
         show_portable(quantized.plan)
-        next_step("measure it on other data", "evaluate", output, "--against", model, "--data", "test.npz")
+        words = ("evaluate", output, "--against", model, "--data", "test.npz", *words_of(*READING))
+        next_step("measure it on other data", *words)
     hold_against(fail_below, quantized.quality, output)
 
 

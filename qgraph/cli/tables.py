@@ -21,7 +21,7 @@ _LEAST_NAME, _LEAST_SENTENCE = 12, 18  # characters below which neither is squee
 
 @dataclass(slots=True, kw_only=True)
 class Table:
-    """Rows under headers. The first `left` columns hold text, the first of them names; the others hold numbers.
+    """Rows under headers. The first `left` columns and those in `text` hold text, the very first names; others numbers.
 
     If rows have a `weight`, those of the largest weights are shown when there are too many, and `heaviest` says which
     these are.
@@ -30,6 +30,7 @@ class Table:
     title: str
     columns: Sequence[str]
     left: int = 1
+    text: Sequence[int] = ()
     heaviest: str = ""
     rows: list[tuple[str | Text, ...]] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
@@ -64,11 +65,11 @@ class Table:
             between, widths = 1, self._widths(rows, width, 1)
         names = shortened((str(row[0]) for row in rows), widths[0])
         grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, between - 1, 0, 0))
-        heads = [textwrap.wrap(head, size) for head, size in zip(self.columns, widths, strict=True)]
-        tallest = max(map(len, heads))
+        heads = [textwrap.wrap(head, max(size, 1)) for head, size in zip(self.columns, widths, strict=True)]
+        tallest, texts = max(map(len, heads)), {*range(self.left), *self.text}
         for index, (lines, size) in enumerate(zip(heads, widths, strict=True)):
             head = "\n".join([*[""] * (tallest - len(lines)), *lines])
-            grid.add_column(head, justify="left" if index < self.left else "right", width=size, overflow="fold")
+            grid.add_column(head, justify="left" if index in texts else "right", width=size, overflow="fold")
         for first, *others in rows:
             grid.add_row(names[first] if isinstance(first, str) else first, *others)
         return grid
@@ -76,16 +77,18 @@ class Table:
     def _widths(self, rows: Sequence[Sequence[str | Text]], width: int | None, between: int) -> list[int]:
         """The characters of each column: as wide as its text, unless that is more than the terminal has."""
         cells = [[str(row[index]) for row in rows] for index in range(len(self.columns))]
-        wanted = [max(map(len, (head, *column))) for head, column in zip(self.columns, cells, strict=True)]
+        wanted = [max(1, *map(len, (head, *column))) for head, column in zip(self.columns, cells, strict=True)]
         if width is None or sum(wanted) <= (room := width + 1 - between * len(wanted)):
             return wanted
         given = [
             max([_longest_word(head), *map(len, column)]) for head, column in zip(self.columns, cells, strict=True)
         ]
-        sentences = [i for i in range(1, self.left) if given[i] > _SENTENCE and any(" " in cell for cell in cells[i])]
+        texts = sorted({*range(1, self.left), *self.text})
+        sentences = [i for i in texts if given[i] > _SENTENCE and any(" " in cell for cell in cells[i])]
         over = sum(given) - room
         over -= _squeeze(given, sentences, over, _LEAST_SENTENCE if len(sentences) == 1 else _LEAST_NAME)
         _squeeze(given, [0], over, max(_LEAST_NAME, _longest_word(self.columns[0])))
+        _spread(given, wanted, self.columns, room - sum(given))
         return given
 
 
@@ -96,6 +99,13 @@ def _squeeze(widths: list[int], which: Sequence[int], over: int, least: int) -> 
         widths[max(wide, key=lambda i: widths[i])] -= 1
         saved += 1
     return saved
+
+
+def _spread(widths: list[int], wanted: Sequence[int], heads: Sequence[str], left: int) -> None:
+    """Give the characters that are left to the columns whose headers take the most lines."""
+    while left > 0 and (narrow := [i for i in range(len(widths)) if widths[i] < wanted[i]]):
+        widths[max(narrow, key=lambda i: len(textwrap.wrap(heads[i], widths[i])))] += 1
+        left -= 1
 
 
 def _longest_word(text: str) -> int:

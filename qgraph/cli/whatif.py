@@ -10,7 +10,7 @@ import click
 
 from qgraph.cli.console import next_step, number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.help import Command, Renamed
-from qgraph.cli.invocation import command
+from qgraph.cli.invocation import command, words_of
 from qgraph.cli.kinds import PATH
 from qgraph.cli.options import data_options, preprocessing, run_options, set_option
 from qgraph.errors import UsageError
@@ -90,10 +90,9 @@ def whatif(
         if output is not None:
             next_step("make a file of the new plan", "apply", model, output, "-o", "small.onnx")
         else:
-            again = [word for word in ("whatif", model, plan) if word]
-            for change in changes:
-                again += ["--set", change]
-            next_step("write the new plan", *again, "-o", "new.json")
+            next_step(
+                "write the new plan", "whatif", model, *([plan] if plan else []), *words_of("--set"), "-o", "new.json"
+            )
 
 
 def _show(found: WhatIf, *, known: bool) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 
 GAP = "…"
+_PARTS = re.compile(r"[/;]")
 _TAILS = (2 / 3, 1 / 2, 1 / 3, 1.0)  # the share of a shortened name that its end takes; what tells names apart is there
 
 
@@ -14,7 +16,8 @@ def shortened(names: Iterable[str], width: int) -> dict[str, str]:
     """Each name in at most `width` characters if that keeps them all different, else in as few more as it takes.
 
     Names of converted models repeat their scope in front and their operator at the end. What is left out is the same
-    share of all long names: where two would look alike, another share.
+    share of all long names; where two would look alike, another share; and where they still would, the parts of the
+    names that most others have too.
 
     Example:
         >>> names = ["StatefulPartitionedCall/model/block_1/Conv2D", "StatefulPartitionedCall/model/block_12/Conv2D"]
@@ -24,9 +27,11 @@ def shortened(names: Iterable[str], width: int) -> dict[str, str]:
     unique = list(dict.fromkeys(names))
     longest = max(map(len, unique), default=0)
     alike = _shared([name for name in unique if len(name) > width], width)
+    counts = Counter(part for name in unique for part in set(_PARTS.split(name)))
     for allowed in range(max(width, 3), longest):
         ways = [partial(_cut, width=allowed, share=share) for share in _TAILS]
-        for way in (*ways, partial(_window, width=allowed, start=alike)):
+        ways += [partial(_telling, width=allowed, counts=counts), partial(_window, width=allowed, start=alike)]
+        for way in ways:
             short = {name: way(name) for name in unique}
             if len(set(short.values())) == len(unique):
                 return short
@@ -53,3 +58,18 @@ def _window(name: str, *, width: int, start: int) -> str:
     if len(name) <= width:
         return name
     return GAP + name[start : start + width - 2] + GAP
+
+
+def _telling(name: str, *, width: int, counts: Counter[str]) -> str:
+    """The parts of a name that fewest others have."""
+    parts: list[str] = _PARTS.split(name)
+    for part in sorted(parts, key=lambda part: -counts[part]):  # stable: of equally common ones the first goes first
+        if len(_joined(parts)) <= width:
+            break
+        parts[parts.index(part)] = GAP
+    return _cut(_joined(parts), width=width, share=_TAILS[0])
+
+
+def _joined(parts: Iterable[str]) -> str:
+    """Parts with slashes between them, and one gap for those that are left out together."""
+    return re.sub(f"/?{GAP}(/{GAP})*/?", GAP, "/".join(parts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from hypothesis import given
@@ -61,6 +62,20 @@ def test_names_that_end_alike_show_where_they_differ():
     assert max(map(len, short.values())) == 12
 
 
+def test_names_that_differ_in_two_places_show_both():
+    parts = ("attention/self/query", "attention/self/key", "attention/output/dense", "output/dense")
+    names = [f"/bert/encoder/layer.{i}/{part}/MatMul" for i in range(12) for part in parts]
+    short = shortened(names, 24)
+    assert max(map(len, short.values())) <= 24
+    assert short["/bert/encoder/layer.7/attention/self/query/MatMul"] == "…layer.7…self/query…"
+
+
+def test_a_column_without_words_is_no_error():
+    rows = Table(title="layers", columns=("layer", "op", ""), left=3)
+    rows.add_row("a" * 50, "Conv", "")
+    assert max(map(len, printed(rows, 40))) <= 40
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_a_table_fits_the_terminal_and_wraps_headers_at_words(width):
     lines = printed(layers(20), width)
@@ -98,3 +113,12 @@ def test_sentences_wrap_and_leave_names_readable():
     assert "1,024" in lines[3]
     words = " ".join(lines[3:]).split()
     assert {"onnxruntime", "integer", "LayerNormalization"} <= set(words)
+
+
+def test_headers_take_the_room_that_is_left():
+    rows = Table(title="sums", columns=("layer", "least sum", "greatest sum", "why codes may differ"), text=(3,))
+    for name in ("residual/second/conv", "classifier"):
+        rows.add_row(name, "-449,952", "438,082", "")
+    lines = printed(rows, 60)
+    assert lines[3].startswith("─")  # two lines of headers would do, and do
+    assert {"least sum", "greatest sum"} <= set(re.split(r"  +", lines[2]))

@@ -94,3 +94,32 @@ def test_sensitivities_are_in_one_unit_and_in_numbers_that_people_read(folder):
     cells = [cell for row in rows for cell in row[2:]]
     assert all(re.fullmatch(r"<0\.01|\d\.\d\d|\d\d\.\d|\d{3}", cell) for cell in cells)
     assert max(float(cell) for cell in cells if cell[0] != "<") >= 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inspect", "small4.onnx", "--portable"],
+        ["inspect", "small4.onnx", "--fused"],
+        ["compare", "digits.onnx", "small4.onnx", "--data", "data.npz", "--limit", "32"],
+        ["report", "digits.onnx", "small4.onnx", "--data", "data.npz", "--limit", "32", "-o", "r.html"],
+    ],
+    ids=lambda words: " ".join(words[:3]),
+)
+def test_the_other_commands_print_what_they_found(folder, words, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    tables = [line for line in lines if not line.startswith(("next: ", "* prior", "r.html", "may round", "7 of 7"))]
+    assert max(map(len, tables), default=0) <= 60
+    assert any(name in line for name in ("residual/second/conv", "r.html") for line in lines)
+
+
+def test_a_next_step_reads_samples_in_the_same_way(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    words = ["evaluate", "small4.onnx", "--against", "digits.onnx", "--data", "data.npz", "--limit", "32"]
+    assert main([*words, "--mean", "0.01", "--std=0.9"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    step = "next: qgraph compare digits.onnx small4.onnx --data data.npz --mean 0.01 --std=0.9"
+    assert last.partition("  (")[0] == step
