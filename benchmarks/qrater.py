@@ -114,7 +114,8 @@ class Bench:
     def label(self, bits: int, name: str) -> str:
         """The name of the journal of a cell."""
         cell = re.sub(r"\W+", "_", name)
-        return f"{self.name}_{bits}_{cell}_{self.count(name)}_{self.seed}"
+        by = "" if self.options.objective == "mse" else f"_{self.options.objective}"
+        return f"{self.name}_{bits}_{cell}{by}_{self.count(name)}_{self.seed}"
 
     def search(self, bits: int, name: str) -> tuple[QuantPlan, dict[str, Any]]:
         """The plan of a cell, from its journal as far as possible."""
@@ -170,7 +171,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--kept", action="store_true", help="only cells with an existing journal; others stay empty")
     parser.add_argument("--test", type=int, default=10_000, help="test images to measure on")
-    parser.add_argument("--objective", default="mse", help="accuracy, loss, kl or mse")
+    parser.add_argument("--objective", default="mse", help="task, accuracy, loss, kl or mse")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the choice and order of images")
     parser.add_argument("--executor", default="local")
 

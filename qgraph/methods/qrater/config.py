@@ -12,12 +12,13 @@ from qgraph.errors import UsageError
 if TYPE_CHECKING:
     from qgraph.plan.plan import Rounding
 
-Objective = Literal["accuracy", "loss", "kl", "mse"]
+Objective = Literal["task", "accuracy", "loss", "kl", "mse"]
 Ingredient = Literal["clip", "round", "bias"]
 Search = Literal["grid", "bo"]
 Protocol = Literal["deploy", "paper"]
 INGREDIENTS: tuple[Ingredient, ...] = get_args(Ingredient)
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+WITH_LABELS: tuple[Objective, ...] = ("task", "accuracy", "loss")
 SEARCHES: tuple[Search, ...] = get_args(Search)
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 

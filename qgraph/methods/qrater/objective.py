@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 import qmath
 from qgraph.errors import DataError
-from qgraph.methods.qrater.config import Objective
+from qgraph.methods.qrater.config import WITH_LABELS, Objective
 from qgraph.observe.distance import are_probabilities, as_logits
 
 INVALID = -1e6  # the score of a sample whose outputs are not finite
+TIE = 1e-3  # images per nat: what the loss weighs beside a correct answer in the objective `task`
+SUREST = 20.0  # nats: the most that one sample may lose by its loss there
 
 Outputs = list[NDArray[Any]]
 
@@ -37,8 +39,9 @@ class Scorer:
     def __call__(self, outputs: Outputs, reference: Outputs, labels: NDArray[Any] | None) -> NDArray[np.float64]:
         """One number per sample, depending on the objective.
 
-        accuracy: 1 if correct, else 0; loss: minus the cross entropy; kl: minus the divergence from the float network,
-        in nats; mse: minus the squared distance from its outputs, relative to their mean square.
+        accuracy: 1 if correct, else 0; loss: minus the cross entropy; task: the first, and a thousandth of the second,
+        which decides between equals; kl: minus the divergence from the float network, in nats; mse: minus the squared
+        distance from its outputs, relative to their mean square.
         """
         with np.errstate(invalid="ignore", over="ignore"):
             values = self._values(outputs, reference, labels)
@@ -54,10 +57,11 @@ class Scorer:
             return -_divergence(self._logits(reference[self.scores]), scores)
         if labels is None:
             raise DataError(f"the objective '{self.objective}' needs labels: choose kl or mse")
+        correct = np.where(np.isnan(scores[:, 0]), np.nan, scores.argmax(axis=1) == labels)
         if self.objective == "accuracy":
-            correct = (scores.argmax(axis=1) == labels).astype(np.float64)
-            return np.where(np.isnan(scores[:, 0]), np.nan, correct)
-        return scores[np.arange(len(labels)), labels] - _log_sum_exp(scores)
+            return correct
+        likelihood = scores[np.arange(len(labels)), labels] - _log_sum_exp(scores)
+        return likelihood if self.objective == "loss" else correct + TIE * np.maximum(likelihood, -SUREST)
 
     def _rows(self, array: NDArray[Any]) -> NDArray[Any]:
         return array[None] if self.whole else array
@@ -82,7 +86,7 @@ def choose_scorer(
     rows = [all(_has_rows(o, n) for o, n in zip(outputs, counts, strict=True)) for outputs in by_output]
     found = next((i for i, outputs in enumerate(by_output) if rows[i] and _are_scores(outputs)), None)
     wanted: Objective = objective or "mse"
-    if wanted in ("accuracy", "loss") and labels is None:
+    if wanted in WITH_LABELS and labels is None:
         raise DataError(
             f"the objective '{wanted}' needs labels and the data have none: add an array 'labels', or choose kl"
         )
