@@ -1,7 +1,9 @@
-"""Write the measured tables of benchmarks/results into README.md and docs/results.
+"""Write the measured tables of benchmarks/results into README.md and docs.
 
 A table stands between `<!-- results: NAME -->` and `<!-- end -->`, where NAME is that of a JSON file that a benchmark
-wrote with --json. The picture of README is drawn from real.json. `--check` only says which pages are not up to date.
+wrote with --json. After `<!-- protocol: METHOD -->` stands what the method's paper says, and what is the default here,
+from the registry of methods. The picture of README is drawn from real.json. `--check` only says which pages are not up
+to date.
 """
 
 from __future__ import annotations
@@ -15,17 +17,60 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.front_picture import drawn
+from qgraph.plan import registry
+from qgraph.plan.recipe import Recipe
+from qgraph.plan.settings import value_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs" / "results").glob("*.md")))
+PAGES = (
+    ROOT / "README.md",
+    *(page for part in ("methods", "results") for page in sorted((ROOT / "docs" / part).glob("*.md"))),
+)
 PICTURE = ROOT / "docs" / "assets" / "networks.svg"
-_BLOCK = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (?P<kind>results|protocol): (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(text: str, results: Path = RESULTS) -> str:
     """`text` with every marked block replaced by the latest table."""
-    return _BLOCK.sub(lambda found: found[1] + markdown(_rows(results, found["name"])) + "\n" + found[3], text)
+
+    def table(found: re.Match[str]) -> str:
+        name = found["name"]
+        rows = protocol(name) if found["kind"] == "protocol" else _rows(results, name)
+        return f"{found[1]}{markdown(rows)}\n{found[4]}"
+
+    return _BLOCK.sub(table, text)
+
+
+def protocol(method: str) -> list[dict[str, Any]]:
+    """What the paper of a method says, what is the default here, and why."""
+    rows = []
+    for row in registry.find(method).paper:
+        rows.append(
+            {
+                "": f"`--set {row.name}`" if "." in row.name else f"`--{row.name.replace('_', '-')}`",
+                "the paper": _said(row.value),
+                "here by default": _said(_default(method, row.name)),
+                "why": row.why,
+            }
+        )
+    return rows
+
+
+def _default(method: str, name: str) -> Any:
+    if "." in name:
+        return value_of(name)
+    if name == "format":
+        return Recipe.choose(method, True).format
+    return getattr(Recipe.choose(method, True), name)
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "chosen"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -41,7 +41,7 @@ def compare(
     Shows the SQNR of every layer's result, including the errors of all layers before it. A star marks layers that read
     a tensor which ACIQ's priors do not describe. --ablation aciq takes one float model and shows what each ingredient
     of the method contributes, in all 16 combinations of clipping, bias correction, and bits per channel of weights and
-    of activations.
+    of activations, and in 8 more with the bias correction that is the default here.
 
     \b
     Examples:
@@ -102,12 +102,13 @@ def _show_layers(models: Sequence[str], layers: Sequence[LayerComparison]) -> No
 
 
 def _show_ablation(result: Ablation, model: str) -> None:
-    """Print the sixteen combinations and the average effects."""
-    from qgraph.assess.ablation import INGREDIENTS
+    """Print the combinations and the average effects."""
+    from qgraph.assess.ablation import CORRECTION, INGREDIENTS
 
     rows = table(f"{model}: combinations", *INGREDIENTS, "top-1 %", "SQNR dB", left=len(INGREDIENTS))
-    for combination in result.combinations:
-        marks = ("x" if used else "" for used in combination.used)
+    for combination in (*result.combinations, *result.by_inputs):
+        mark = "by inputs" if combination.by_inputs else "x"
+        marks = ((mark if name == CORRECTION else "x") if used else "" for name, used in combination.named)
         rows.add_row(*marks, number(combination.top1), number(combination.sqnr_db))
     measure = "sqnr_db" if result.float_top1 is None else "top1"
     effects = result.effects(measure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,8 +12,20 @@ from qgraph.cli.clock import elapsed
 from qgraph.cli.console import next_step, progress, show, show_json
 from qgraph.cli.help import Command, grouped
 from qgraph.cli.kinds import PATH
-from qgraph.cli.options import batch_axis_option, batch_option, resume_option, run_options, shape_option
+from qgraph.cli.options import (
+    batch_axis_option,
+    batch_option,
+    gradients_option,
+    protocol_option,
+    resume_option,
+    run_options,
+    shape_option,
+)
+from qgraph.errors import UsageError
 from qgraph.running.files import check_writable, write_atomically
+
+if TYPE_CHECKING:
+    from qgraph.methods.zeroq.config import DistillConfig
 
 
 @click.command(cls=Command, short_help="Make samples from the model (ZeroQ).")
@@ -21,9 +34,16 @@ from qgraph.running.files import check_writable, write_atomically
 @click.option(
     "--count", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="How many samples."
 )
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of Adam, at most.  [default: 60]")
 @click.option(
-    "--steps", type=click.IntRange(min=1), default=60, show_default=True, metavar="N", help="Steps of Adam, at most."
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="zeroq.FIELD=V",
+    help="A hyper-parameter: 'zeroq.rate=0.5', 'zeroq.per=image' (docs/methods/zeroq.md lists them; repeatable).",
 )
+@protocol_option
+@gradients_option
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the initial noise.")
 @resume_option
 @grouped("Data", batch_option, shape_option, batch_axis_option)
@@ -32,7 +52,10 @@ def distill(
     model: str,
     output: str,
     count: int,
-    steps: int,
+    steps: int | None,
+    settings: tuple[str, ...],
+    protocol: str | None,
+    gradients: str | None,
     seed: int,
     batch: int | None,
     shapes: dict[str, tuple[int, ...]] | None,
@@ -59,7 +82,7 @@ def distill(
         load(model),
         Job(seed=seed, threads=threads, resume=resume, progress=progress(quiet or as_json)),
         count=count,
-        steps=steps,
+        config=_config(settings, protocol, {"zeroq.steps": steps, "zeroq.builder": gradients}),
         batch=batch,
         shapes=shapes,
         axes=batch_axes,
@@ -75,3 +98,15 @@ def distill(
         described = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
         show(f"{output}: {described} in {seconds} s")
         next_step("calibrate on these samples", "quantize", model, "--data", output, "-o", "small.onnx")
+
+
+def _config(texts: tuple[str, ...], protocol: str | None, options: dict[str, Any]) -> DistillConfig:
+    """The hyper-parameters of distillation: those of options, of `--set`, and of the protocol."""
+    from qgraph.methods.zeroq.config import DistillConfig
+    from qgraph.plan.recipe import Recipe
+
+    settings = {name: value for name, value in options.items() if value is not None}
+    recipe = Recipe.choose("zeroq", False, protocol=protocol, changes=texts, settings=settings)
+    if recipe.changes:
+        raise UsageError(f"--set {recipe.changes[0]} is for layers, and distilling quantizes none: give zeroq.FIELD=V")
+    return recipe.config(DistillConfig)

@@ -16,12 +16,16 @@ from qgraph.cli.kinds import PATH
 from qgraph.cli.options import (
     data_options,
     format_options,
+    given,
+    gradients_option,
     method_option,
     preprocessing,
+    protocol_option,
     quality_options,
     recipe_options,
     resume_option,
     run_options,
+    setting_option,
 )
 from qgraph.cli.quality import Threshold, check_threshold, hold_against, show_quality
 from qgraph.cli.recipe_file import recipe_file_options
@@ -38,10 +42,7 @@ _SETTINGS = frozenset(field.name for field in dataclasses.fields(LsqPlusConfig))
 
 def _setting(name: str, kind: Any, text: str) -> Any:
     """An option for a field of `LsqPlusConfig`."""
-    default = getattr(_DEFAULTS, name)
-    shown = f"{text}  [default: {default}]" if default is not None else text
-    metavar = None if isinstance(kind, click.Choice) else "X" if kind is float else "N"
-    return grouped("Training", click.option(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=shown))
+    return grouped("Training", setting_option(_DEFAULTS, name, kind, text))
 
 
 @click.command(cls=Command, short_help="Train a model for few bits (LSQ+).")
@@ -52,6 +53,8 @@ def _setting(name: str, kind: Any, text: str) -> Any:
 @data_options(own_batch=True)
 @method_option("What the training starts from: NAMES.  [default: lsqplus]", trains=True)
 @recipe_options
+@protocol_option
+@gradients_option
 @_setting("epochs", int, "Passes over the data (default: 14, 10, 6 or 4 for 2, 3, 4 or more bits; more for few data).")
 @_setting("batch", int, "Samples per step.")
 @_setting("optimiser", click.Choice(["adam", "sgd"]), "Optimiser of all parameters.")
@@ -143,13 +146,12 @@ def finetune(
     for path in written:
         check_writable(path, source=model)
     mean, std = options.pop("mean"), options.pop("std")
-    given = {name: value for name, value in options.items() if value is not None and value != ()}
-    if given.get("start"):
-        given.setdefault("initialisation", "plan")
-    config = LsqPlusConfig(**{name: given.pop(name) for name in list(given) if name in _SETTINGS})
-    result = run(
-        model, config=config, preprocessing=preprocessing(mean, std), progress=progress(quiet or as_json), **given
-    )
+    passed = given(options)
+    if passed.get("start"):
+        passed.setdefault("initialisation", "plan")
+    settings = {f"lsqplus.{name}": passed.pop(name) for name in list(passed) if name in _SETTINGS}
+    passed["settings"] = {**passed.get("settings", {}), **settings}
+    result = run(model, preprocessing=preprocessing(mean, std), progress=progress(quiet or as_json), **passed)
     nbytes = result.save(output)
     if plan is not None:
         write_atomically(Path(plan), result.described_plan(command=command()).to_json().encode())

@@ -11,7 +11,8 @@ from click.shell_completion import CompletionItem
 from qgraph.cli.help import Renamed, grouped
 from qgraph.cli.kinds import FOLDER, PATH, BitList, Bits, Group, Named, Names, Numbers, Sizes, Threshold
 from qgraph.cli.log import log_options
-from qgraph.plan.registry import method_names, training_methods
+from qgraph.plan.registry import method_names, methods_with_papers, training_methods
+from qgraph.plan.words import PROTOCOLS
 
 if TYPE_CHECKING:
     from qgraph.plan.plan import QuantPlan
@@ -160,9 +161,7 @@ def format_options(f: F) -> F:
         click.option(
             "--format",
             type=click.Choice(["qdq", "float"]),
-            default="qdq",
-            show_default=True,
-            help="qdq: integers, to deploy. float: simulation in plain float operators.",
+            help="qdq (default): integers, to deploy. float: simulation in plain float operators.",
         ),
         click.option("--opset", type=int, metavar="N", help="Raise the model to opset N."),
     )(f)
@@ -174,9 +173,9 @@ set_option = grouped(
         "--set",
         "changes",
         multiple=True,
-        metavar="NAME:weights=N",
+        metavar="NAME:weights=N|METHOD.FIELD=V",
         help="Other bits for layers by name (glob; repeatable, the last that matches counts): 'layer2.*:weights=4', "
-        "'stem/conv:activations=6'.",
+        "'stem/conv:activations=6'; or a hyper-parameter of a method: 'zeroq.steps=500' (docs/methods lists them).",
     ),
 )
 
@@ -189,9 +188,8 @@ edge_bits_option = grouped(
     "Layers",
     click.option(
         "--edge-bits",
-        type=Bits(),
-        metavar="N",
-        help="Bits of the first and last layers.  [default: 8, and mixed with --weights mixed]",
+        type=Bits("same"),
+        help="Bits of the first and last layers; same: as all others.  [default: 8; mixed with --weights mixed]",
     ),
 )
 weight_clip_option = grouped(
@@ -223,6 +221,44 @@ bits_options = grouped(
 portable_option = click.option(
     "--portable", is_flag=True, default=None, help="The same codes on every processor: exact steps, no saturation."
 )
+
+
+class _ProtocolOption(click.Option):
+    """`--protocol`, whose help names the methods that have a paper."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        return record and (record[0], record[1].replace("NAMES", ", ".join(methods_with_papers())))
+
+
+protocol_option = grouped(
+    "Options",
+    click.option(
+        "--protocol",
+        cls=_ProtocolOption,
+        type=click.Choice(PROTOCOLS),
+        help="deploy: what measures best and runs fast (default). paper: as the method's own paper has it (NAMES; "
+        "docs/methods says what differs, and why).",
+    ),
+)
+gradients_option = grouped(
+    "Running",
+    click.option(
+        "--gradients",
+        type=click.Choice(["portable", "training"]),
+        help="What differentiates when samples are distilled: standard operators (default), or onnxruntime-training.",
+    ),
+)
+
+
+def setting_option(config: Any, name: str, kind: Any, text: str, *, flag: str | None = None) -> Any:
+    """An option for a field of a method's dataclass of hyper-parameters, whose default the help shows."""
+    default = getattr(config, name)
+    shown = f"{text}  [default: {default}]" if isinstance(default, (int, float, str)) else text
+    if isinstance(default, bool):
+        return click.option(f"--{name}/--no-{name}", default=None, help=text)
+    metavar = None if isinstance(kind, click.Choice) else "X" if kind is float else "N"
+    return click.option(flag or f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=shown)
 
 
 def recipe_options(f: F) -> F:
@@ -270,7 +306,8 @@ def recipe_options(f: F) -> F:
         click.option(
             "--allocate-bits",
             type=click.Choice(["none", "weights", "activations", "both"]),
-            help="Whose channels share bits by the 2/3-power rule.  [default: what is best, below 8 bits]",
+            help="Whose channels have bits of their own: of activations by the 2/3-power rule, of weights within the "
+            "same memory (--set aciq.quota=bins: by the rule).  [default: what is best, below 8 bits]",
         ),
         keep_option,
         set_option,
@@ -350,4 +387,8 @@ def preprocessing(
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were passed; the others keep the defaults of the recipe."""
-    return {name: value for name, value in options.items() if value is not None and value != ()}
+    passed = {name: value for name, value in options.items() if value is not None and value != ()}
+    builder = passed.pop("gradients", None)
+    if builder is not None:
+        passed["settings"] = {**passed.get("settings", {}), "zeroq.builder": builder}
+    return passed

@@ -18,10 +18,12 @@ from qgraph.cli.options import (
     data_options,
     format_options,
     given,
+    gradients_option,
     method_option,
     mixed_options,
     portable_option,
     preprocessing,
+    protocol_option,
     quality_options,
     recipe_options,
     resume_option,
@@ -46,7 +48,9 @@ if TYPE_CHECKING:
 @method_option("NAMES.  [default: aciq with --data, zeroq without]")
 @data_options()
 @recipe_options
+@protocol_option
 @mixed_options
+@gradients_option
 @format_options
 @grouped(
     "Grids",

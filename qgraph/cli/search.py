@@ -13,10 +13,19 @@ from qgraph.cli.console import next_step, progress, say, show, show_json, silenc
 from qgraph.cli.help import Command, Renamed, grouped
 from qgraph.cli.invocation import whole_command
 from qgraph.cli.kinds import FOLDER, PATH, Bits, Share, Shown
-from qgraph.cli.options import data_options, executor_option, given, preprocessing, recipe_options, run_options
+from qgraph.cli.options import (
+    data_options,
+    executor_option,
+    given,
+    preprocessing,
+    protocol_option,
+    recipe_options,
+    run_options,
+    setting_option,
+)
 from qgraph.cli.recipe_file import recipe_file_options
 from qgraph.errors import UsageError
-from qgraph.methods.qrater.config import INGREDIENTS, OBJECTIVES, PROTOCOLS, SEARCHES, SearchConfig
+from qgraph.methods.qrater.config import INGREDIENTS, OBJECTIVES, SEARCHES, SearchConfig
 from qgraph.running.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
@@ -25,6 +34,21 @@ if TYPE_CHECKING:
     from qgraph.plan.plan import Rounding
 
 DEFAULT = SearchConfig()
+SURVIVORS = "survivors"  # the option for the field `keep`, which is a recipe's word for layers to leave
+_NAMES = (
+    "ingredients",
+    "objective",
+    "search",
+    "exponent",
+    "passes",
+    "first",
+    "confidence",
+    "tolerance",
+    "race",
+    "reuse",
+    "cache",
+    "seed",
+)
 
 
 class Ingredients(Shown):
@@ -40,104 +64,61 @@ class Ingredients(Shown):
         return tuple(name for name in INGREDIENTS if name in names)
 
 
+def _setting(name: str, kind: Any, text: str, *, flag: str | None = None) -> Any:
+    """An option for a field of `SearchConfig`."""
+    return setting_option(DEFAULT, name, kind, text, flag=flag)
+
+
 @click.command(cls=Command, short_help="Search grids by measuring (Q-Rater).")
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, metavar="PLAN.json", help="Where to write the plan.")
 @data_options(required=True)
 @recipe_options
+@protocol_option
 @grouped(
     "Search",
     click.option(
-        "--protocol",
-        type=click.Choice(PROTOCOLS),
-        default="deploy",
-        show_default=True,
-        help="deploy: grids that run on integers. paper: signed symmetric grids per layer, first layer in float.",
-    ),
-    click.option(
         "--first-layer-bits", type=Bits(), metavar="N", help="With --protocol paper: quantize the first layer too."
     ),
+    click.option("--ingredients", type=Ingredients(), help="Any of clip, round, bias.  [default: all]"),
     click.option(
-        "--ingredients", type=Ingredients(), default=INGREDIENTS, help="Any of clip, round, bias.  [default: all]"
+        "--objective",
+        type=click.Choice(OBJECTIVES),
+        help="What to measure; task: correct answers, then the loss; mse: distance of outputs.  [default: loss where "
+        "samples have labels, else mse]",
     ),
-    click.option("--objective", type=click.Choice(OBJECTIVES), help="What to measure.  [default: mse]"),
     click.option(
         "--explore",
         "search",
         cls=Renamed,
         former="--search",
         type=click.Choice(SEARCHES),
-        default=DEFAULT.search,
-        show_default=True,
-        help="bo: Bayesian optimisation after the grid.",
+        help=f"bo: Bayesian optimisation after the grid.  [default: {DEFAULT.search}]",
     ),
-    click.option(
-        "--order", type=click.IntRange(1, 2), default=2, show_default=True, help="Order of the rounding scheme."
-    ),
-    click.option(
-        "--passes",
-        type=click.IntRange(min=1),
-        default=DEFAULT.passes,
-        show_default=True,
-        metavar="N",
-        help="How many times to go through the layers.",
-    ),
-    click.option(
-        "--first",
-        type=click.IntRange(min=2),
-        default=DEFAULT.first,
-        show_default=True,
-        metavar="N",
-        help="Samples in the first round of a race.",
-    ),
+    click.option("--order", type=click.IntRange(1, 2), help="Order of the rounding scheme.  [default: 2]"),
+    _setting("exponent", click.Choice(["distance", "printed"]), "Reading of Eq. 6: as its text means, or as printed."),
+    _setting("passes", int, "How many times to go through the layers."),
+    _setting("first", int, "Samples in the first round of a race."),
     click.option(
         "--confidence",
         type=Share(),
-        default=f"{DEFAULT.confidence:.0%}",
-        show_default=True,
-        help="Confidence of all tests in a round together.",
+        help=f"Confidence of all tests in a round together.  [default: {DEFAULT.confidence:.0%}]",
     ),
-    click.option(
-        "--survivors",
-        type=float,
-        metavar="X",
-        default=DEFAULT.keep,
-        show_default=True,
-        help="Largest share of candidates that a round keeps, but at least eight.",
-    ),
-    click.option(
-        "--tolerance",
-        type=float,
-        metavar="X",
-        default=DEFAULT.tolerance,
-        show_default=True,
-        help="Differences to ignore, as a share of the objective.",
-    ),
-    click.option(
-        "--race/--no-race",
-        default=True,
-        help="Drop candidates that lose on few samples (default), or measure all on all.",
-    ),
-    click.option(
-        "--reuse/--no-reuse",
-        default=True,
-        help="Measure candidates that compute the same only once (default), or each.",
-    ),
-    click.option(
-        "--cache/--no-cache", default=True, help="Keep the results of earlier layers (default), or compute them again."
-    ),
+    _setting("keep", float, "Largest share of candidates that a round keeps, but at least eight.", flag="--survivors"),
+    _setting("tolerance", float, "Differences to ignore, as a share of the objective."),
+    _setting("race", bool, "Drop candidates that lose on few samples (default), or measure all on all."),
+    _setting("reuse", bool, "Measure candidates that compute the same only once (default), or each."),
+    _setting("cache", bool, "Keep the results of earlier layers (default), or compute them again."),
     click.option(
         "--cache-mb",
         type=click.IntRange(min=1),
-        default=DEFAULT.cache_bytes // 2**20,
-        show_default=True,
         metavar="N",
-        help="Memory for the cache; the rest goes to disk.",
+        help=f"Memory for the cache; the rest goes to disk.  [default: {DEFAULT.cache_bytes // 2**20}]",
     ),
 )
 @grouped(
     "Running",
-    click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of Bayesian optimisation."),
+    _setting("seed", int, "Seed of Bayesian optimisation."),
 )
 @grouped("Files", click.option("--opset", type=int, metavar="N", help="Raise the model to opset N first."))
 @executor_option
@@ -173,7 +154,7 @@ def search(model: str, output: str, resume: str | None, as_json: bool, quiet: bo
             model,
             options.pop("data"),
             preprocessing=preprocessing(options.pop("mean"), options.pop("std")),
-            config=_config(options),
+            settings=_settings(options),
             folder=folder,
             progress=progress(quiet or as_json),
             **given(options),
@@ -190,29 +171,19 @@ def search(model: str, output: str, resume: str | None, as_json: bool, quiet: bo
         next_step("make a file of the plan", "apply", model, output, "-o", "small.onnx")
 
 
-def _config(options: dict[str, Any]) -> SearchConfig:
-    """The options of the search itself, taken out of `options`."""
-    if options["weights"] is None and options["activations"] is None:
-        options["weights"] = options["activations"] = 4
-    names = (
-        "ingredients",
-        "objective",
-        "search",
-        "passes",
-        "first",
-        "confidence",
-        "tolerance",
-        "race",
-        "reuse",
-        "cache",
-    )
-    chosen = {name: options.pop(name) for name in names}
-    order, survivors, megabytes = options.pop("order"), options.pop("survivors"), options.pop("cache_mb")
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters of the search that were passed, taken out of `options`; bits that were not are 4."""
+    for name in ("weights", "activations"):
+        options[name] = 4 if options[name] is None else options[name]
+    order, survivors, megabytes = (options.pop(name) for name in ("order", SURVIVORS, "cache_mb"))
+    chosen = {name: options.pop(name) for name in _NAMES} | {"keep": survivors}
     if order == 1:
         chosen["gamma_s"] = ()
-    if options["protocol"] == "deploy" and options["first_layer_bits"] is not None:
+    if megabytes is not None:
+        chosen["cache_bytes"] = megabytes * 2**20
+    if options["protocol"] != "paper" and options["first_layer_bits"] is not None:
         raise UsageError("--first-layer-bits goes with --protocol paper; for deployment give --edge-bits N")
-    return SearchConfig(keep=survivors, cache_bytes=megabytes * 2**20, seed=options.pop("seed"), **chosen)
+    return {f"qrater.{name}": value for name, value in chosen.items() if value is not None}
 
 
 def _say_how_to_go_on(folder: Path, model: str) -> None:

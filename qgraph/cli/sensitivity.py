@@ -17,11 +17,14 @@ from qgraph.cli.options import (
     direction_option,
     executor_option,
     given,
+    gradients_option,
     keep_option,
     method_option,
     preprocessing,
+    protocol_option,
     resume_option,
     run_options,
+    set_option,
     weight_clip_option,
 )
 from qgraph.running.files import check_writable, write_atomically
@@ -50,6 +53,9 @@ _SHADES = ("green", "yellow", "dark_orange", "red")  # each for a quarter of the
 )
 @weight_clip_option
 @keep_option
+@set_option
+@protocol_option
+@gradients_option
 @direction_option
 @executor_option
 @click.option("--seed", type=int, metavar="N", help="Seed of distilled data.  [default: 0]")

@@ -38,7 +38,8 @@ def with_gradients(net: ir.Model, loss: ir.Value, wrt: Sequence[ir.Value]) -> ir
     if builder is None:
         raise GradientError(
             "the gradient builder 'training' needs onnxruntime-training, which is not installed here: "
-            "pip install onnxruntime-training==1.19.2 in an environment of its own, or choose builder='portable'"
+            "pip install onnxruntime-training==1.19.2 in an environment of its own (docs/methods/zeroq.md says how), "
+            "or choose builder='portable' (--gradients portable)"
         )
     for value in wrt:
         if value.producer() is not None:

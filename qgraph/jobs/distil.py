@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qgraph.errors import NothingToDistilError
 from qgraph.jobs.given import Given
+from qgraph.methods.zeroq.config import DistillConfig
 from qgraph.onnxfile.model import Model
 from qgraph.running.job import Job
 from qgraph.samples.dataset import Dataset, Reading, open_data
@@ -22,22 +23,29 @@ FEWEST = 8  # of large networks, whose samples have many more positions
 
 
 def distilled_samples(
-    given: Given, job: Job, reading: Reading, *, count: int | None = None, noise: bool = True
+    given: Given,
+    job: Job,
+    reading: Reading,
+    *,
+    count: int | None = None,
+    noise: bool = True,
+    config: DistillConfig | None = None,
 ) -> Dataset:
     """Distil inputs for the batch and the shapes of `reading`, as samples of the normalised network.
 
     By default there are `DISTILLED`, or as many as can be optimised at once where that is less, but `FEWEST` at least.
     Without `noise`, raises `NothingToDistilError` where they would be noise.
     """
-    from qgraph.methods.zeroq.distill import DistillConfig
-
+    config = config or DistillConfig()
     batch, shapes = reading.get("batch"), reading.get("shapes")
     said = batch_axes(given.loaded.input_values(), reading.get("batch_axes") or {})
     axes = {name: axis for name, axis in said.items() if axis is not None}
     if count is None:
-        affordable = DistillConfig().affordable(given.loaded, DISTILLED, _sizes(given.loaded, shapes, axes), axes)
+        affordable = config.affordable(given.loaded, DISTILLED, _sizes(given.loaded, shapes, axes), axes)
         count = min(max(affordable, FEWEST), DISTILLED)
-    inputs = distilled_inputs(given.loaded, job, count=count, batch=batch, shapes=shapes, axes=axes, noise=noise)
+    inputs = distilled_inputs(
+        given.loaded, job, count=count, config=config, batch=batch, shapes=shapes, axes=axes, noise=noise
+    )
     return open_data(inputs, given.net, batch=batch, batch_axes=axes)
 
 
@@ -46,16 +54,16 @@ def distilled_inputs(
     job: Job,
     *,
     count: int,
-    steps: int | None = None,
+    config: DistillConfig | None = None,
     batch: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     axes: Mapping[str, int] | None = None,
     noise: bool = True,
 ) -> Mapping[str, NDArray[np.float32]]:
     """Distil inputs from the model (ZeroQ) and report progress; warn where the model has nothing to distil from."""
-    from qgraph.methods.zeroq.distill import NOISE, DistillConfig, distill  # gradients take a while to import
+    from qgraph.methods.zeroq.distill import NOISE, distill  # gradients take a while to import
 
-    config = DistillConfig() if steps is None else DistillConfig(steps=steps)
+    config = config or DistillConfig()
     config = config if batch is None else replace(config, batch=batch)
     open_shapes = _sizes(model, shapes, axes)
     planned = -(-count // config.batch) * config.steps

@@ -25,6 +25,7 @@ from qgraph.methods.lsqplus.holdout import Judgement
 from qgraph.methods.lsqplus.step import check_trainable
 from qgraph.methods.lsqplus.train import Training, train
 from qgraph.methods.portable.portable import made_portable
+from qgraph.methods.zeroq.config import DistillConfig, MixConfig
 from qgraph.observe.material import Material, check_needs
 from qgraph.observe.propagation import known_moments
 from qgraph.observe.statistics import observe
@@ -87,7 +88,8 @@ def finetune(
         model: a path, `onnx.ModelProto` or onnx-ir model.
         data: training samples, with or without labels; by default distilled from the model.
         method: makes the plan that training starts from: `lsqplus`, or another method that trains.
-        config: settings of the training; epochs and rate depend on the fewest bits unless they are given.
+        config: settings of the training, instead of those in `settings` (`lsqplus.rate` and the like); epochs and rate
+            depend on the fewest bits unless they are given.
         start: a plan for this model whose grids training starts from; by default grids are initialised.
         format, preprocessing, limit, batch, shapes, batch_axes, opset, seed, measure, metric, threads, resume:
             as in `quantize`.
@@ -107,9 +109,10 @@ def finetune(
         2
     """
     check_format(format)
-    chosen, reading = config or LsqPlusConfig(), take_reading(overrides)
+    reading = take_reading(overrides)
     job = Job(seed=seed, threads=threads, resume=resume, progress=progress)
     recipe = _recipe(method, data is not None, **overrides)
+    chosen = config or recipe.config(LsqPlusConfig)
     by = None if metric is None else load_metric(metric)
     with job.stage("load"):
         given = open_given(model, data, opset=opset, **reading)
@@ -124,7 +127,8 @@ def finetune(
         samples = given.samples
         if samples is None:
             with job.stage("distill"):
-                samples = distilled_samples(given, job, reading, count=reading.get("limit") or DISTILLED)
+                count = reading.get("limit") or recipe.config(MixConfig).count or DISTILLED
+                samples = distilled_samples(given, job, reading, count=count, config=recipe.config(DistillConfig))
         begun = _begin(given.net, samples, recipe, plan, chosen, job, format=format)
         with job.stage("verify"):  # find out before training what cannot be exported or run
             verify(lower(given.net, begun.plan, format=format), given.net, begun.apart.used, threads=threads)

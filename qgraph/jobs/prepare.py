@@ -17,6 +17,7 @@ from qgraph.jobs.distil import distilled_samples
 from qgraph.jobs.given import Given, open_given
 from qgraph.jobs.trial import Trial, tell
 from qgraph.lowering.lower import lower
+from qgraph.methods.zeroq.config import DistillConfig, MixConfig
 from qgraph.observe.known_laws import with_known_laws
 from qgraph.observe.material import Material, check_needs
 from qgraph.observe.propagation import Moments, known_moments
@@ -115,7 +116,7 @@ def gather(
     job: Job | None = None,
     *,
     method: str | None = None,
-    format: str = "qdq",
+    format: str | None = None,
     calibration: str | Path | None = None,
     opset: int | None = None,
     metric: MetricLike | None = None,
@@ -128,7 +129,7 @@ def gather(
     by = None if metric is None else load_metric(metric)
     with job.stage("load"):
         least = BLOCK_OPSET if recipe.target == "decode" else 0
-        given = open_given(model, data, opset=opset, least_opset=least, **reading)
+        given = open_given(model, data, opset=opset, least_opset=least, fold_bn=recipe.fold_bn, **reading)
         view = GraphView(given.net)
         choose_layers(view, recipe.keep)  # fail before the work begins
     free = given.samples is None and not measured and method is None and "activations" not in overrides
@@ -141,7 +142,8 @@ def gather(
     if samples is None and recipe.needs_data and (recipe.mixed or not measured):
         with job.stage("distill"):
             recipe, samples = _distilled(given, recipe, reading, job, free=free)
-    known = known_moments(normalise(given.loaded, fold_bn=False)) if data is None and samples is not None else {}
+    laws = data is None and samples is not None and recipe.config(MixConfig).laws
+    known = known_moments(normalise(given.loaded, fold_bn=False)) if laws else {}
     with job.stage("observe"):
         samples, observed = falling_back(
             given.net,
@@ -160,7 +162,7 @@ def gather(
         judging=judging,
         observed=observed,
         source=_source(observed, given=data is not None or measured),
-        format=format,
+        format=format or recipe.format,
         variants=calibration is None,  # with a file of statistics, the statistics alone decide
         job=job,
     )
@@ -171,7 +173,8 @@ def _distilled(
 ) -> tuple[Recipe, Dataset | None]:
     """The recipe and distilled samples; dynamic products instead, if the caller left them `free` and there are none."""
     try:
-        return recipe, distilled_samples(given, job, reading, noise=not free)
+        config, count = recipe.config(DistillConfig), recipe.config(MixConfig).count
+        return recipe, distilled_samples(given, job, reading, count=count, noise=not free, config=config)
     except NothingToDistilError as missing:
         if not free:
             raise

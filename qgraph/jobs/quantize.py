@@ -42,7 +42,7 @@ def quantize(
     data: DataLike | None = None,
     *,
     method: str | None = None,
-    format: str = "qdq",
+    format: str | None = None,
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
     calibration: str | Path | None = None,
@@ -66,7 +66,7 @@ def quantize(
         method: `minmax`, `aciq` (default with data), `zeroq` (default without data: samples are distilled from the
             model), `qrater` (clips and roundings found by measuring the task, see `search`), `lsqplus` (trained, see
             `finetune`), or a method that another package registered (`qgraph.method`).
-        format: `qdq` to deploy, or `float` for a simulation in plain float operators.
+        format: `qdq` (default) to deploy, or `float` for a simulation in plain float operators.
         preprocessing: mean and std of images.
         limit: use at most this many samples.
         batch, shapes, batch_axes (among the overrides): the batch size, if the model takes only one; the sizes of
@@ -88,7 +88,8 @@ def quantize(
         on_better: with `max_drop`, called with every smaller result that the search accepts on its way.
         progress: is told of stages and steps.
         overrides: fields of `Recipe`, such as `weights` (bits, "mixed" or None), `activations` (bits or None),
-            `size_mb`, `clip` or `keep`.
+            `size_mb`, `clip` or `keep`; `protocol` "paper" sets what the paper of the method says, and `settings`, such
+            as {"zeroq.steps": 500}, its hyper-parameters.
 
     Raises:
         QGraphError: something is wrong with the model, the data or the options; the message says what to do.
@@ -102,11 +103,12 @@ def quantize(
         >>> [layer.weight_bits for layer in result.layers]
         [8, 4, 4, 4, 4, 4, 8]
     """
-    check_format(format)
+    if format is not None:
+        check_format(format)
     source: dict[str, Any] = {"preprocessing": preprocessing, "limit": limit, "opset": opset, "metric": metric}
     if method is not None and find(method).trains:
         run = {"seed": seed, "measure": measure, "threads": threads, "resume": resume, "progress": progress}
-        return _trained(model, data, method=method, format=format, **source, **run, **overrides)
+        return _trained(model, data, method=method, format=format or "qdq", **source, **run, **overrides)
     job = Job(seed=seed, threads=threads, resume=resume, executor=executor, progress=progress)
     with hold(resume):
         given = gather(model, data, job, method=method, format=format, calibration=calibration, **source, **overrides)

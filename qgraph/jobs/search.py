@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qgraph.errors import UsageError
-from qgraph.graph.sites import GraphView, choose_layers
+from qgraph.graph.sites import GraphView
 from qgraph.jobs.given import open_given
-from qgraph.methods.qrater.config import PROTOCOLS, Protocol, SearchConfig
+from qgraph.methods.qrater.config import SearchConfig
 from qgraph.methods.qrater.polish import ConstantObjective as ConstantObjective
 from qgraph.methods.qrater.polish import polish
-from qgraph.methods.qrater.protocol import paper_plan
+from qgraph.methods.qrater.protocol import starting_in_paper
 from qgraph.methods.qrater.search import Found
 from qgraph.observe.material import Material
 from qgraph.observe.statistics import Observations, observe
@@ -21,7 +20,7 @@ from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.plan import registry
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
-from qgraph.plan.recipe import SEARCHED, Recipe
+from qgraph.plan.recipe import Recipe
 from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.store import hold
@@ -48,7 +47,6 @@ def search(
     model: ModelLike,
     data: DataLike,
     *,
-    protocol: Protocol = "deploy",
     config: SearchConfig | None = None,
     first_layer_bits: int | None = None,
     opset: int | None = None,
@@ -63,14 +61,14 @@ def search(
     Args:
         model: a path, `onnx.ModelProto` or onnx-ir model.
         data: samples; the objectives `accuracy` and `loss` need labels.
-        protocol: `deploy`: the grids of `quantize`, which run on integers; `paper`: one signed symmetric grid per
-            layer, BatchNormalization kept, the first layer in floating point unless `first_layer_bits` is given.
-        config: what is searched, where, and how carefully.
+        config: what is searched, where, and how carefully, instead of the `settings` (`qrater.race` and the like).
         first_layer_bits: with `paper`, the bits of the first layer.
         preprocessing, limit, batch, shapes, batch_axes, opset, threads, progress: as in `quantize`.
         executor: `local` or `dask:ADDRESS`; the result is the same.
         folder: keeps every evaluation; the same search continues from what it finds there.
-        overrides: fields of `Recipe`, such as `weights`, `activations`, `keep` or `clip` (of the starting plan).
+        overrides: fields of `Recipe`, such as `weights`, `activations`, `keep` or `clip` (of the starting plan). With
+            the `protocol` "paper": one signed symmetric grid per layer, BatchNormalization kept, the first layer in
+            floating point unless `first_layer_bits` is given, and the search as in the paper.
 
     Raises:
         ConstantObjective: no candidate made a difference to the objective.
@@ -86,13 +84,11 @@ def search(
         >>> found.plan == found.base
         False
     """
-    if protocol not in PROTOCOLS:
-        raise UsageError(f"unknown protocol '{protocol}': choose {' or '.join(PROTOCOLS)}")
     reading = take_reading(overrides)
     recipe = Recipe.choose("qrater", True, **overrides)
-    net = open_given(model, None, opset=opset, fold_bn=protocol == "deploy", **reading).net
+    net = open_given(model, None, opset=opset, fold_bn=recipe.fold_bn, **reading).net
     samples = open_data(data, net, **reading)
-    config = dataclasses.replace(config or SearchConfig(), fine=protocol == "deploy")
+    config = dataclasses.replace(config or recipe.config(SearchConfig), fine=recipe.protocol == "deploy")
     job = Job(threads=threads, resume=folder, executor=executor, progress=progress)
     with hold(folder):
         observed = None
@@ -100,7 +96,7 @@ def search(
             samples, observed = falling_back(
                 net, samples, lambda some: observe(net, some, threads=threads, progress=progress)
             )
-        base = starting_plan(GraphView(net), observed, recipe, protocol=protocol, first_layer_bits=first_layer_bits)
+        base = starting_plan(GraphView(net), observed, recipe, first_layer_bits=first_layer_bits)
         return Searched(net=net, base=base, found=polish(base, net, samples, config=config, job=job))
 
 
@@ -109,21 +105,10 @@ def starting_plan(
     observed: Observations | None,
     recipe: Recipe,
     *,
-    protocol: Protocol = "deploy",
     first_layer_bits: int | None = None,
 ) -> QuantPlan:
     """The plan that a search improves: clips of least squared error and rounding to nearest."""
-    if protocol == "deploy":
-        given = Material(view=view, recipe=recipe, observed=observed)
-        return registry.run(recipe.method, initial_plan(view, recipe, observed), given)
-    if not isinstance(recipe.weights, int):
-        raise UsageError("the paper's protocol has weights of one width: give --weights N")
-    return paper_plan(
-        view,
-        observed,
-        weights=recipe.weights,
-        activations=recipe.static_bits,
-        clip="mse" if recipe.clip == SEARCHED else recipe.clip,
-        first_layer_bits=first_layer_bits,
-        keep=choose_layers(view, recipe.keep)[1],
-    )
+    if recipe.protocol == "paper":
+        return starting_in_paper(view, observed, recipe, first_layer_bits=first_layer_bits)
+    given = Material(view=view, recipe=recipe, observed=observed)
+    return registry.run(recipe.method, initial_plan(view, recipe, observed), given)

@@ -23,6 +23,7 @@ def export(model: Model, plan: QuantPlan, *, packed: bool = True) -> ir.Model:
     view = GraphView(model)
     plan.check_model(model.digest, model.source)
     _check_groups(plan)
+    _check_shifts(plan)
     _check_factors(plan, view)
 
     def emitter(graph: ir.Graph) -> QdqEmitter:
@@ -41,6 +42,16 @@ def _check_groups(plan: QuantPlan) -> None:
             raise PlanError(
                 f"layer '{quant.name}' has a scale {quant.weight.granularity}, and no unit per channel of which it is "
                 f"a multiple: give it one (qmath.group_grids), or pass --format float to simulate it"
+            )
+
+
+def _check_shifts(plan: QuantPlan) -> None:
+    """Raise `PlanError` where weights lie between the steps of their grid."""
+    for quant in plan.layers:
+        if any(quant.weight.shift):
+            raise PlanError(
+                f"layer '{quant.name}' adds a fraction of a step to its weights, which no integer kernel can: pass "
+                f"--format float to simulate it, or correct means with --set aciq.means=inputs"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +47,14 @@ class ChannelPrior:
         return np.where(self.heavy, *both)
 
 
-def channel_prior(statistics: qmath.Statistics, *, floor: float = 0.0, faintest: float = FAINTEST) -> ChannelPrior:
-    """Distributions with each channel's mean and variance, of the family whose expected maximum fits best.
+def channel_prior(
+    statistics: qmath.Statistics,
+    *,
+    floor: float = 0.0,
+    faintest: float = FAINTEST,
+    family: Literal["laplace", "gaussian"] | None = None,
+) -> ChannelPrior:
+    """Distributions with each channel's mean and variance, of the `family` or that whose expected maximum fits best.
 
     Of n values, one is expected above the largest: n P(X > max) = 1. The family of the whole tensor would mislead: a
     mixture of Gaussians of many widths has the tails of a Laplace distribution. The distributions are those of X -
@@ -59,6 +66,8 @@ def channel_prior(statistics: qmath.Statistics, *, floor: float = 0.0, faintest:
     mean = np.maximum(channels.mean - floor, faintest * max(statistics.mean - floor, 1e-30))
     second = np.maximum(np.square(channels.mean - floor) + channels.variance, mean**2)
     laplace, gaussian = (qmath.rectified_prior(family, mean, second) for family in (qmath.Laplace, qmath.Gaussian))
+    if family is not None:
+        return ChannelPrior(laplace=laplace, gaussian=gaussian, heavy=np.full(mean.shape, family == "laplace"))
     beyond = [
         np.log(np.maximum(channels.count * prior.sf(channels.max - floor), 1e-300)) for prior in (laplace, gaussian)
     ]

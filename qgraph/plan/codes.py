@@ -75,6 +75,9 @@ def scaled(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.float
 @_within_float32()
 def quantized(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.float32]:
     """The weight as the quantized layer sees it."""
+    if quant.shift:
+        result = quantized(weight, replace(quant, shift=()))
+        return np.asarray(result + quant.granularity.lay(np.asarray(quant.shift, np.float32), weight.shape))
     if quant.rounding is None and not quant.input_scale and not quant.codes and set(quant.gain) == {1.0}:
         return np.asarray(qmath.fake_quantize(weight, rounding_grid(quant, weight.shape)), np.float32)
     result = values(codes(weight, quant), quant)

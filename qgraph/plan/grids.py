@@ -45,7 +45,7 @@ def initial_plan(view: GraphView, recipe: Recipe, observed: Ranges | None) -> Qu
         }
         asked = _asked_bits(layers, recipe)
         for site in sites:
-            bits = recipe.edge_bits or STORAGE_BITS if site.tensor in edges else recipe.static_bits
+            bits = recipe.at_edges(recipe.static_bits) if site.tensor in edges else recipe.static_bits
             bits = asked.get(site.tensor, bits)
             activations += _activation_grids(site, bits, observed)
     in_floats = {layer.name for layer in layers} - dynamic if recipe.dynamic else set(floats)
@@ -213,15 +213,15 @@ def _wide_enough(low: ArrayLike, high: ArrayLike, span: ArrayLike) -> NDArray[np
 
 
 def weight_ends(
-    weight: NDArray[np.floating], grid: WeightQuant, method: str
+    weight: NDArray[np.floating], grid: WeightQuant, method: str, **options: Any
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The low and high end of the range for each scale of `grid`, clipped by `method` at each channel's width."""
 
     def choose(rows: NDArray[np.floating], bits: int) -> tuple[Any, Any]:
-        how = method if bits < MAX_BITS else "max"
+        how, also = (method, options) if bits < MAX_BITS else ("max", {})
         if not grid.symmetric:
-            return qmath.weight_range(rows, bits=bits, method=how, axis=0)
-        limit = qmath.weight_clip(rows, bits=bits, method=how, axis=0)
+            return qmath.weight_range(rows, bits=bits, method=how, axis=0, **also)
+        limit = qmath.weight_clip(rows, bits=bits, method=how, axis=0, **also)
         return -limit, limit
 
     if not grid.channel_bits:

@@ -63,7 +63,7 @@ class Rounding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightQuant:
-    """The grid of a weight: value = gain * scale * (code - zero_point) / input_scale.
+    """The grid of a weight: value = gain * scale * (code - zero_point) / input_scale + shift.
 
     `granularity` says what shares a scale: the tensor, each channel along an axis, or each group of neighbours along
     an axis. `scale`, `zero_point` and `gain` hold one number for all, or one for each in the order of
@@ -74,11 +74,14 @@ class WeightQuant:
     a `rounding` of its own. Codes that no rounding of single weights finds are in the plan: `codes`, as text
     (`qgraph.plan.held_codes`); they hold for this grid alone.
 
-    `channel_bits` are the widths of the channels where they differ. The channels share the quota of bins that `bits`
-    for each would give, except rows of a table, which have `bits` at least. `input_scale` multiplies the weight before
-    it is rounded, one factor per input channel: the `channel_scale` of the operand, which the stored codes then
-    contain. A dynamic layer divides its operand by these factors itself; a channel with factor 0 it multiplies in
-    floats, and its codes are zero.
+    `shift` is added to every weight of a channel (the mean correction of ACIQ, Eq. 13): one number for each scale, or
+    none. It is a fraction of a step, so that only simulations hold it.
+
+    `channel_bits` are the widths of the channels where they differ. The channels share a quota that `bits` for each
+    would give, of bins or of bits, except rows of a table, which have `bits` at least. `input_scale` multiplies the
+    weight before it is rounded, one factor per input channel: the `channel_scale` of the operand, which the stored
+    codes then contain. A dynamic layer divides its operand by these factors itself; a channel with factor 0 it
+    multiplies in floats, and its codes are zero.
 
     With a `unit` per channel, the scale of each of its groups is a whole multiple of it. Integer kernels, which have
     one scale per channel, then get codes times multiples.
@@ -95,6 +98,7 @@ class WeightQuant:
     input_scale: tuple[float, ...] = ()
     unit: tuple[float, ...] = ()
     codes: str = ""
+    shift: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _check_bits(self.bits)
@@ -110,6 +114,8 @@ class WeightQuant:
             raise PlanError("a weight grid with a rounding has one width for all channels, and no codes")
         if self.symmetric and any(self.zero_point):
             raise PlanError("a symmetric weight grid has zero_point 0")
+        if self.shift and (len(self.shift) != len(self.scale) or not all(map(math.isfinite, self.shift)) or self.unit):
+            raise PlanError(f"a weight grid has a finite shift for each of its {len(self.scale)} scales, or none")
         if self.granularity.axis is None and len(self.scale) != 1:
             raise PlanError(f"a weight grid without axis has one scale, not {len(self.scale)}")
         for bits in self.channel_bits:

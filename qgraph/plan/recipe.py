@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import qmath
 from qgraph.errors import UsageError, hint
@@ -12,6 +12,9 @@ from qgraph.graph.layers import TABLE_OP, Layer
 from qgraph.plan import registry
 from qgraph.plan.changes import bits_for, parsed, per_layer
 from qgraph.plan.plan import MAX_SHIFTED_BITS
+from qgraph.plan.settings import Settings, configured, gathered, is_setting
+from qgraph.plan.settings import parse as parse_setting
+from qgraph.plan.words import PROTOCOLS
 
 TargetCpu = Literal["any", "vnni"]
 Target = Literal["batch", "decode"]
@@ -22,27 +25,34 @@ SECOND_ORDER = "second-order"
 RECONSTRUCT = "reconstruct"
 Effort = Literal["fast", "default", "best"]
 EFFORTS: tuple[str, ...] = get_args(Effort)
+DISTILS = "zeroq"  # the method whose hyper-parameters are those of distilling and of mixing bits
+_OF_JOBS = ("format",)  # what a paper says of the file, not of the plan
 SEARCHED = "qrater"  # the clip or rounding that is found by measuring the task
 FORMATS = ("qdq", "float")
 ALLOCATIONS = ("none", "weights", "activations", "both")
+SAME = "same"  # the bits of the first and last layers where they are those of all others
 BUDGETS = ("size_mb", "average_bits", "max_drop")
 SEARCHES = ("frontier", "groups")
 DEFAULT_AVERAGE = 4.0
 GROUP = 32  # inputs that share a step where nothing else is asked for
 FEW_BITS = 4  # the widest weights that have groups unasked
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """A method and its settings.
 
+    `protocol` "paper" sets what the paper of the method says (`Method.paper`) instead of the defaults here; what is
+    given besides takes precedence. `settings` are hyper-parameters of methods, such as ("zeroq.steps", 500).
+
     `weights` and `activations` are bits, or None for floating point; `edge_bits` are the bits of the first and last
-    layers. With `activations` "dynamic", every MatMul and Gemm computes the 8-bit grid of its operand in every run, and
-    other layers multiply in floating point: no data are needed. With `weights` "mixed", each layer takes one of `bits`
-    so that the outputs move least (`direction` is that of the KL divergence) under one budget: `size_mb` of weights
-    (1 MB = 2**20 bytes), `average_bits` (4 if no budget is given), or `max_drop`, the points of accuracy that the
-    smallest model may lose. `search` adds up sensitivities ("frontier") or measures combinations ("groups"). The first
-    and last layers are mixed too unless `edge_bits` is given.
+    layers ("same": as all others). With `activations` "dynamic", every MatMul and Gemm computes the 8-bit grid of its
+    operand in every run, and other layers multiply in floating point: no data are needed. With `weights` "mixed", each
+    layer takes one of `bits` so that the outputs move least (`direction` is that of the KL divergence) under one
+    budget: `size_mb` of weights (1 MB = 2**20 bytes), `average_bits` (4 if no budget is given), or `max_drop`, the
+    points of accuracy that the smallest model may lose. `search` adds up sensitivities ("frontier") or measures
+    combinations ("groups"). The first and last layers are mixed too unless `edge_bits` is given.
 
     `symmetric` says whether weight grids are symmetric about zero. By default, those of 8 bits and those that are
     searched are; narrower ones use both ends of their range, and files hold them without zero points.
@@ -50,14 +60,14 @@ class Recipe:
     `clip` is the clipping method of activations, `weight_clip` that of weights (names from `qmath.clip_methods()`).
     `clip` and `rounding` may also be `qrater`: found by measuring the task, which then decides on bias shifts as well.
     `correct_outputs` corrects biases by the mean shift of every layer's output measured on samples, not the expected
-    one. `allocate_bits` says whose channels share bits by the 2/3-power rule; None tries the choices below 8 bits and
-    keeps the best.
+    one. `allocate_bits` says whose channels have bits of their own (those of activations by the 2/3-power rule, those
+    of weights as `aciq.quota` says); None tries the choices below 8 bits and keeps the best.
     """
 
     method: str = "aciq"
     weights: int | Literal["mixed"] | None = 8
     activations: int | Literal["dynamic"] | None = 8
-    edge_bits: int | None = None
+    edge_bits: int | Literal["same"] | None = None
     per_channel: bool = True
     symmetric: bool | None = None
     clip: str = "aciq"
@@ -91,6 +101,10 @@ class Recipe:
     max_drop: float | None = None
     search: str = "frontier"
     direction: Direction = "forward"
+    protocol: str = "deploy"
+    fold_bn: bool = True
+    """Whether BatchNormalization is folded into layers before they are quantized."""
+    settings: Settings = ()
     changes: tuple[str, ...] = ()
     """Other bits for single layers, such as `layer2.*:weights=4`; of those that match, the last one counts."""
 
@@ -103,7 +117,9 @@ class Recipe:
         name = method or ("aciq" if has_data else "zeroq")
         defaults = registry.defaults(name)
         given = {k: v for k, v in overrides.items() if v is not None or k in ("weights", "activations")}
-        given = _with_changes(given)
+        given = _with_changes(_with_settings(given))
+        if given.get("protocol") == "paper":
+            given = _as_in_paper(name, given)
         fields = {f.name for f in dataclasses.fields(cls)} - {"method"}
         unknown = sorted({*defaults, *given} - fields)
         if unknown:
@@ -130,7 +146,7 @@ class Recipe:
     def _check(self, has_data: bool) -> None:
         for option in ("weights", "activations", "edge_bits"):
             bits = getattr(self, option)
-            word = (option, bits) in (("weights", "mixed"), ("activations", "dynamic"))
+            word = (option, bits) in (("weights", "mixed"), ("activations", "dynamic"), ("edge_bits", SAME))
             if not word and bits is not None and (not isinstance(bits, int) or not 2 <= bits <= 8):
                 raise UsageError(f"--{option.replace('_', '-')} must be a number from 2 to 8, not {bits}")
         if self.weights is None and self.activations is None:
@@ -167,14 +183,17 @@ class Recipe:
             raise UsageError(f"--allocate-bits must be one of {', '.join(ALLOCATIONS)}, not '{self.allocate_bits}'")
         if self.mixed and self.allocate_bits not in (None, "none"):
             raise UsageError("--weights mixed gives bits to layers, --allocate-bits to channels: choose one of them")
-        for option, known in (
+        words = (
             ("search", SEARCHES),
             ("direction", DIRECTIONS),
             ("target_cpu", TARGET_CPUS),
             ("target", TARGETS),
-        ):
+            ("protocol", PROTOCOLS),
+        )
+        for option, known in words:
             if getattr(self, option) not in known:
                 raise UsageError(f"{_flag(option)} must be one of {', '.join(known)}, not '{getattr(self, option)}'")
+        self._check_settings()
         method = registry.find(self.method)
         if self.symmetric is False and method.trains:
             raise UsageError(
@@ -195,6 +214,24 @@ class Recipe:
                 f"method '{self.method}' needs data to quantize activations or to mix bits: pass --data, or "
                 f"--activations none for weights of fixed bits alone"
             )
+
+    def _check_settings(self) -> None:
+        """Raise `UsageError` for a hyper-parameter of a method that takes no part; distilling and mixing may always."""
+        taking_part = {step.name for name in self.methods for step in registry.chain(name)} | {DISTILS}
+        for name, _ in self.settings:
+            if name.partition(".")[0] not in taking_part:
+                raise UsageError(
+                    f"--set {name} has no effect: method '{self.method}' is made of {', '.join(sorted(taking_part))}"
+                )
+
+    @property
+    def format(self) -> str:
+        """The format of the file where the caller asks for none."""
+        return registry.in_paper(self.method).get("format", FORMATS[0]) if self.protocol == "paper" else FORMATS[0]
+
+    def config(self, kind: type[T]) -> T:
+        """A method's dataclass of hyper-parameters, with the settings of the recipe."""
+        return configured(kind, self.settings)
 
     @property
     def dynamic(self) -> bool:
@@ -267,13 +304,34 @@ class Recipe:
         """Whether the plan depends on more than ranges."""
         return self.clip != "max" and self.static_bits is not None
 
+    def at_edges(self, others: int) -> int:
+        """The bits of the first and last layers, where all others have so many."""
+        return others if self.edge_bits == SAME else int(self.edge_bits or 8)
+
     def bits_of(self, layer: Layer, edges: frozenset[str]) -> int:
         """The weight bits of a layer; `reduce_range` leaves one bit of headroom for CPUs without VNNI."""
         weights = self.weights if isinstance(self.weights, int) else 8
         edge = layer.name in edges and layer.op != TABLE_OP
-        bits = (self.edge_bits or 8) if edge else weights
+        bits = self.at_edges(weights) if edge else weights
         bits = bits_for(parsed(self.changes), layer.name, "weights") or bits
         return min(bits, 7) if self.reduce_range else bits
+
+
+def _with_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters among the `changes`, `zeroq.t1=200`, as settings; all settings checked and in one form."""
+    changes = tuple(given.get("changes", ()))
+    texts = [text for text in changes if is_setting(text)]
+    pairs = dict(given.get("settings", ())) | dict(map(parse_setting, texts))
+    found = {**given, "changes": tuple(text for text in changes if text not in texts)}
+    return {**found, "settings": gathered(pairs)}
+
+
+def _as_in_paper(method: str, given: dict[str, Any]) -> dict[str, Any]:
+    """What the method's paper says, with what is given on top."""
+    said = registry.in_paper(method)
+    options = {name: value for name, value in said.items() if "." not in name and name not in _OF_JOBS}
+    of_methods = {name: value for name, value in said.items() if "." in name}
+    return {**options, **given, "settings": gathered({**of_methods, **dict(given["settings"])})}
 
 
 def _with_changes(given: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,19 @@ NEEDS: tuple[Need, ...] = get_args(Need)
 Function: TypeAlias = "Callable[..., QuantPlan]"
 
 
+@dataclass(frozen=True, slots=True)
+class InPaper:
+    """What the paper of a method says of one option or hyper-parameter, and why another value is the default.
+
+    `name` is a field of `Recipe`, such as `clip`, or a hyper-parameter as `--set` takes it, such as `zeroq.steps`.
+    `value` is what `--protocol paper` sets.
+    """
+
+    name: str
+    value: Any
+    why: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """A registered method.
@@ -45,11 +58,16 @@ class Method:
     `after` names the method that runs before and whose defaults apply as well; without it, the function receives the
     full-range plan. `once`: the function runs only once, after every layer has its bits, not for each width that is
     tried. `trains`: training of the weights starts from the plan (`qgraph finetune`).
+
+    `configs` are the dataclasses of its hyper-parameters, as `module:class`, which `--set METHOD.FIELD=VALUE` reaches.
+    `paper` is where its paper differs from the defaults: `--protocol paper`.
     """
 
     name: str
     function: Function
     defaults: Mapping[str, Any]
+    configs: tuple[str, ...]
+    paper: tuple[InPaper, ...]
     needs: frozenset[Need]
     after: str | None
     once: bool
@@ -72,6 +90,8 @@ def method(
     after: str | None = None,
     once: bool = False,
     trains: bool = False,
+    configs: Collection[str] = (),
+    paper: Collection[InPaper] = (),
 ) -> Callable[[Function], Function]:
     """Register a function (plan, given) -> plan as the method `name`.
 
@@ -82,6 +102,8 @@ def method(
         after: the method that runs before; its defaults apply as well.
         once: run once, after every layer has its bits, not for each width that is tried.
         trains: training of the weights starts from the plan (`qgraph finetune`).
+        configs: frozen dataclasses of hyper-parameters, as `module:class`, for `--set NAME.FIELD=VALUE`.
+        paper: what `--protocol paper` sets, where the method has a paper.
 
     Raises:
         ValueError: the name is taken, or a need is unknown.
@@ -116,6 +138,8 @@ def method(
             after=after,
             once=once,
             trains=trains,
+            configs=tuple(configs),
+            paper=tuple(paper),
         )
         return function
 
@@ -145,6 +169,12 @@ def training_methods() -> tuple[str, ...]:
     return tuple(name for name in method_names() if find(name).trains)
 
 
+def methods_with_papers() -> tuple[str, ...]:
+    """The names of methods that have the protocol of a paper; without importing other packages."""
+    _read_folders()
+    return tuple(name for name, known in _METHODS.items() if known.paper)
+
+
 def chain(name: str) -> tuple[Method, ...]:
     """The methods that make a plan in turn: those that `name` builds on, then itself."""
     steps = [find(name)]
@@ -158,6 +188,18 @@ def chain(name: str) -> tuple[Method, ...]:
 def defaults(name: str) -> dict[str, Any]:
     """The defaults of a method, on top of those of the methods it builds on."""
     return {option: value for step in chain(name) for option, value in step.defaults.items()}
+
+
+def in_paper(name: str) -> dict[str, Any]:
+    """What `--protocol paper` sets for a method, by name of the option or hyper-parameter.
+
+    Raises `UsageError` for a method without a paper of its own.
+    """
+    rows = find(name).paper
+    if not rows:
+        known = ", ".join(methods_with_papers())
+        raise UsageError(f"method '{name}' has no protocol of a paper: --protocol paper is for {known}")
+    return {row.name: row.value for row in rows}
 
 
 def run(name: str, plan: QuantPlan, given: Any, *, once: bool = False, **settings: Any) -> QuantPlan:

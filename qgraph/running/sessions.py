@@ -22,7 +22,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 import qmath
-from qgraph.errors import ModelError
+from qgraph.errors import ModelError, UsageError
 from qgraph.running.threads import limit
 from qgraph.running.unused import remove_unused
 from qgraph.running.versions import needed_ir_version
@@ -43,6 +43,34 @@ _WEIGHT_FUSIONS = [
 _QUIET = 4  # onnxruntime's log level "fatal": errors come as exceptions
 
 version: str = ort.__version__
+REPAIR = (
+    "pip uninstall onnxruntime-training onnxruntime, then pip install onnxruntime; for --gradients training make an "
+    "environment of its own, as docs/methods/zeroq.md says"
+)
+
+
+@cache
+def check_installed() -> None:
+    """Raise `UsageError` where onnxruntime and onnxruntime-training are installed over each other.
+
+    Both wheels fill the folder `onnxruntime`, so the one that came last is half replaced, and models fail or compute
+    something else.
+    """
+    from importlib import metadata
+
+    found = {name for name in ("onnxruntime", "onnxruntime-training") if _is_installed(metadata, name)}
+    if len(found) > 1:
+        raise UsageError(
+            f"onnxruntime and onnxruntime-training are installed in one environment, where each overwrites the other "
+            f"(version {version} answers): {REPAIR}"
+        )
+
+
+def _is_installed(metadata: Any, name: str) -> bool:
+    try:
+        return bool(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 @cache
@@ -193,6 +221,7 @@ def _with_outputs(model: ir.Model | str | Path | bytes, outputs: Sequence[str] |
 
 
 def _options(*, threads: int | None) -> ort.SessionOptions:
+    check_installed()
     options = ort.SessionOptions()
     options.log_severity_level = _QUIET
     if threads:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +22,7 @@ import qmath
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import fused_output, is_non_negative, node_before
+from qgraph.methods.aciq.config import Quota
 from qgraph.observe.channel_laws import FAINTEST, ChannelPrior, channel_errors, channel_prior
 from qgraph.observe.statistics import Observations
 from qgraph.onnxfile.edit import constant
@@ -33,7 +35,8 @@ from qgraph.plan.plan import MAX_BITS, MAX_SHIFTED_BITS, ActivationQuant, LayerQ
 class ChannelConfig:
     """How activations get a grid per channel.
 
-    `clip`: "aciq" (analytic, from the channel's moments) or "max". `allocate`: whether channels get bits by the
+    `clip`: "aciq" (analytic, from the channel's moments) or "max". `family`: the law of all channels, by default that
+    which fits each best. `allocate`: whether channels get bits by the
     2/3-power rule. `deployable`: fold the factors into the weights around the tensor, where that is exact; otherwise
     every operand has its own step per channel, which only a simulation can compute.
     """
@@ -41,13 +44,16 @@ class ChannelConfig:
     clip: str = "aciq"
     allocate: bool = False
     deployable: bool = True
+    family: Literal["laplace", "gaussian"] | None = None
 
 
-def allocate_weights(plan: QuantPlan, view: GraphView) -> QuantPlan:
-    """Give output channels bits by the 2/3-power rule on their ranges, in the same memory (ACIQ, Eq. 10).
+def allocate_weights(plan: QuantPlan, view: GraphView, *, quota: Quota = "bits") -> QuantPlan:
+    """Give output channels bits of their own: the least error, in whole bits, within a quota (ACIQ, Eq. 7).
 
-    The quota is the sum of bits and is kept exactly, so that the weight takes as many bytes as with equal widths.
-    Channels of asymmetric grids get no more bits than integer kernels take without a zero point.
+    With the `quota` "bins", sum 2^M_i is what equal widths would have: bins grow with range^(2/3) (Eq. 10), and the
+    weight takes at most as many bytes. With "bits", sum M_i is what equal widths would have: the same bytes exactly,
+    and bins grow with the range itself. Channels of asymmetric grids get no more bits than integer kernels take without
+    a zero point.
     """
 
     def allocate(layer: LayerQuant) -> LayerQuant:
@@ -58,7 +64,7 @@ def allocate_weights(plan: QuantPlan, view: GraphView) -> QuantPlan:
         low, high = _channel_ends(view.by_name[layer.name], grid)
         if not (high - low).any():
             return layer
-        bits = qmath.allocate_bits(high - low, bits=grid.bits, max_bits=widest, measure="bits")
+        bits = qmath.allocate_bits(high - low, bits=grid.bits, max_bits=widest, measure=quota)
         return dataclasses.replace(layer, weight=regridded(grid, low, high, channel_bits=tuple(int(b) for b in bits)))
 
     return plan.map_layers(allocate)
@@ -89,7 +95,7 @@ def scale_channels(
 
 
 def _channel_grid(grid: ActivationQuant, statistics: qmath.Statistics, config: ChannelConfig) -> ActivationQuant:
-    prior = channel_prior(statistics)
+    prior = channel_prior(statistics, family=config.family)
     ranges = _ranges(statistics, prior, grid.bits, config.clip)
     bits = np.full(ranges.size, grid.bits)
     if config.allocate:

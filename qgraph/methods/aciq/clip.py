@@ -142,12 +142,14 @@ def _warn_of_loss(statistics: qmath.Statistics, chosen: Clipped, tensor: str) ->
         )
 
 
-def clip_weights(plan: QuantPlan, view: GraphView, *, method: str, observed: Observations | None = None) -> QuantPlan:
+def clip_weights(
+    plan: QuantPlan, view: GraphView, *, method: str, observed: Observations | None = None, **options: Any
+) -> QuantPlan:
     """Clip weights below 8 bits to the ranges that `method` chooses, one per scale of the grid.
 
     Both ends are chosen unless the grid is symmetric. At 8 bits, steps are too fine for clipping to pay, and grids keep
     the full range (which ACIQ does for all weights). Grids of groups have the least squared error as they are; where
-    the inputs were observed, the error is weighted by their mean squares.
+    the inputs were observed, the error is weighted by their mean squares. `options` are those of the method.
     """
 
     def clip(layer: LayerQuant) -> LayerQuant:
@@ -160,7 +162,7 @@ def clip_weights(plan: QuantPlan, view: GraphView, *, method: str, observed: Obs
             return (
                 layer if importance is None else dataclasses.replace(layer, weight=regrouped(weight, grid, importance))
             )
-        return dataclasses.replace(layer, weight=regridded(grid, *weight_ends(weight, grid, method)))
+        return dataclasses.replace(layer, weight=regridded(grid, *weight_ends(weight, grid, method, **options)))
 
     return plan.map_layers(clip)
 

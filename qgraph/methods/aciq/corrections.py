@@ -5,8 +5,12 @@ Per output channel c of a layer with weight W, its quantized W^q and operand x (
     gain_c  = ||W_c - mean W_c|| / ||W^q_c - mean W^q_c||       folded into the channel's scale
     shift_c = sum_k (W_ck - gain_c W^q_ck) E[x_k]               added to the bias
 
-ACIQ's own mean correction adds a constant to every weight of a channel, which a symmetric integer grid cannot hold. Its
-effect on the output is a shift by that constant times sum_k x_k; `shift_c` includes the expectation of that.
+ACIQ's own mean correction (`correct_means`, Eq. 13) adds a constant to every weight of a channel,
+
+    w <- gain_c (w^q + mu_c),   mu_c = mean W_c - mean W^q_c
+
+which no integer grid can hold: it is a fraction of a step. Its effect on the output is a shift by that constant times
+sum_k x_k; `shift_c` is the expectation of that and of all other changes, which the paper does not need samples for.
 
 `correct_outputs` measures the shift instead: the difference in the layer's mean output between the float network and
 the quantized one, with all earlier layers quantized and corrected.
@@ -50,6 +54,26 @@ def correct_norm(plan: QuantPlan, view: GraphView) -> QuantPlan:
         gain = np.concatenate([qmath.bias_correction(before, after, axis=0).gain for before, after in pairs])
         gain = np.where(gain > 0, gain, 1.0)
         return dataclasses.replace(layer, weight=dataclasses.replace(grid, gain=tuple(float(g) for g in gain)))
+
+    return plan.map_layers(correct)
+
+
+def correct_means(plan: QuantPlan, view: GraphView) -> QuantPlan:
+    """Add gain_c mu_c to every weight of channel c, as the paper does (ACIQ, Eq. 12 and 13); for simulation alone.
+
+    Grids of groups stay as they are.
+    """
+
+    def correct(layer: LayerQuant) -> LayerQuant:
+        if layer.weight.unit:
+            return layer
+        weight = view.by_name[layer.name].weight_array()
+        grid = dataclasses.replace(layer.weight, gain=(1.0,), shift=())
+        rounded = weights.quantized(weight, grid)
+        pairs = zip(*(weights.row_blocks(array, grid.granularity) for array in (weight, rounded)), strict=True)
+        mean = np.concatenate([qmath.bias_correction(before, after, axis=0).shift for before, after in pairs])
+        shift = tuple(float(s) for s in (mean * np.asarray(layer.weight.gain)).astype(np.float32))
+        return dataclasses.replace(layer, weight=dataclasses.replace(layer.weight, shift=shift))
 
     return plan.map_layers(correct)
 

@@ -4,39 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import nearest
 from qgraph.methods.aciq.channels import ChannelConfig, allocate_weights, scale_channels
 from qgraph.methods.aciq.clip import clip_activations, clip_weights
-from qgraph.methods.aciq.corrections import correct_norm, correct_shift
+from qgraph.methods.aciq.config import AciqConfig
+from qgraph.methods.aciq.corrections import correct_means, correct_norm, correct_shift
 from qgraph.observe.statistics import Observations
 from qgraph.plan.plan import MAX_BITS, LayerQuant, QuantPlan
-from qgraph.plan.recipe import TargetCpu
 from qgraph.plan.saturation import without_saturation
-
-Allocation = Literal["none", "weights", "activations", "both"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AciqConfig:
-    """Which ingredients of ACIQ to use; `clip` and `weight_clip` are names from `qmath.clip_methods()`.
-
-    `allocate_bits` says whose channels get bits by the 2/3-power rule. `channel_activations` gives activations a step
-    per channel; with `deployable`, only where the weights around them can carry the factors. For the `target_cpu`
-    "any", weights are kept from saturating 16 bits (`without_saturation`).
-    """
-
-    clip: str = "aciq"
-    weight_clip: str = "mse"
-    bias_correction: bool = True
-    allocate_bits: Allocation = "none"
-    channel_activations: bool = False
-    deployable: bool = True
-    target_cpu: TargetCpu = "any"
-
 
 Known = dict[tuple[LayerQuant, int], LayerQuant]
 """What became of layers that read operands of so many bits (0: no grid)."""
@@ -56,7 +33,8 @@ def refine(
     """
     chosen = config or AciqConfig()
     if observed is not None:
-        plan = _scaled(clip_activations(plan, view, observed, method=chosen.clip), view, observed, chosen)
+        clipped = clip_activations(plan, view, observed, method=chosen.clip, **chosen.clip_options)
+        plan = _scaled(clipped, view, observed, chosen)
     return _Weights(view, observed, chosen, known).refine(plan, chosen.allocate_bits in ("weights", "both"))
 
 
@@ -65,7 +43,8 @@ def _scaled(plan: QuantPlan, view: GraphView, observed: Observations, config: Ac
     if not config.channel_activations or config.clip not in ("aciq", "max"):
         return plan
     allocate = config.allocate_bits in ("activations", "both")
-    channels = ChannelConfig(clip=config.clip, allocate=allocate, deployable=config.deployable)
+    family = config.prior if config.prior in ("laplace", "gaussian") else None
+    channels = ChannelConfig(clip=config.clip, allocate=allocate, deployable=config.deployable, family=family)
     return scale_channels(plan, view, observed, config=channels)
 
 
@@ -81,7 +60,7 @@ class _Weights:
     def refine(self, plan: QuantPlan, allocate: bool) -> QuantPlan:
         """The plan with its weights clipped and corrected; with `allocate`, also with bits per channel."""
         if allocate:
-            plan = allocate_weights(plan, self.view)
+            plan = allocate_weights(plan, self.view, quota=self.config.quota)
         grids = plan.operand_grids
 
         def key(quant: LayerQuant) -> tuple[LayerQuant, int]:
@@ -95,13 +74,17 @@ class _Weights:
 
     def _finished(self, plan: QuantPlan) -> QuantPlan:
         if self.config.weight_clip != "max":
-            plan = clip_weights(plan, self.view, method=self.config.weight_clip, observed=self.observed)
+            options, known = self.config.weight_options, self.observed
+            plan = clip_weights(plan, self.view, method=self.config.weight_clip, observed=known, **options)
         if self.config.target_cpu == "any":
             plan = without_saturation(plan, self.view)
-        if self.config.bias_correction:
-            plan = correct_norm(plan, self.view)
-            if self.observed is not None:
-                plan = correct_shift(plan, self.view, self.observed)
+        if not self.config.bias_correction:
+            return plan
+        plan = correct_norm(plan, self.view)
+        if self.config.means == "weights":
+            plan = correct_means(plan, self.view)
+        elif self.config.means == "inputs" and self.observed is not None:
+            plan = correct_shift(plan, self.view, self.observed)
         return plan
 
 
@@ -117,11 +100,11 @@ def choose(
 
     Tries, below 8 bits, a step per activation channel, then bits per activation channel, then bits per weight channel.
     `loss` measures how far the outputs of a plan are from the float model's on calibration samples; it needs no labels.
-    The 2/3-power rule minimises the noise of one layer, which need not minimise that of the network where channels
-    matter differently to later layers.
+    Bits of their own minimise the noise of one layer, which need not minimise that of the network where channels matter
+    differently to later layers.
     """
     weights = _Weights(view, observed, config)
-    plan = clip_activations(plan, view, observed, method=config.clip)
+    plan = clip_activations(plan, view, observed, method=config.clip, **config.clip_options)
     variants = [plan]
     if any(a.bits < MAX_BITS for a in plan.activations):
         scaled = dataclasses.replace(config, channel_activations=True)

@@ -6,6 +6,7 @@ import dataclasses
 
 from qgraph.lowering.lower import lower
 from qgraph.methods.aciq import refine as aciq
+from qgraph.methods.aciq.config import AciqConfig
 from qgraph.observe.distance import Reference
 from qgraph.observe.material import Material
 from qgraph.plan.plan import QuantPlan
@@ -18,12 +19,14 @@ TRIED = 64  # samples on which the outputs of variants are compared
 def refine(plan: QuantPlan, given: Material) -> QuantPlan:
     """Turn the full-range plan into what the recipe asks for; the best variant if variants may be tried."""
     view, observed, recipe = given.view, given.observed, given.recipe
-    config = aciq.AciqConfig(
+    asked = recipe.config(AciqConfig)
+    config = dataclasses.replace(
+        asked,
         clip="mse" if recipe.clip == SEARCHED else recipe.clip,  # the clip that a search starts from
         weight_clip=recipe.weight_clip,
         bias_correction=recipe.bias_correction and "bias" not in recipe.ingredients,
         allocate_bits=recipe.allocate_bits or "none",  # type: ignore[arg-type]
-        channel_activations=recipe.allocate_bits in ("activations", "both"),
+        channel_activations=asked.channel_activations or recipe.allocate_bits in ("activations", "both"),
         deployable=given.format == "qdq",
         target_cpu=recipe.target_cpu,
     )

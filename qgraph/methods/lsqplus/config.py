@@ -10,6 +10,7 @@ from qgraph.errors import UsageError
 Optimiser = Literal["adam", "sgd"]
 Initialisation = Literal["lsqplus", "lsq", "minmax", "plan"]
 Offsets = Literal["learned", "minimum"]
+Linear = Literal["offset", "symmetric"]
 
 _SCHEDULES = {2: (14, 1e-2), 3: (10, 5e-3), 4: (6, 3e-3)}  # fewest bits: epochs, rate
 _GENTLE = (4, 2e-3)  # the same for more bits
@@ -39,7 +40,8 @@ class LsqPlusConfig:
       at temperature T; without labels, it is the second term alone.
     * `initialisation`: where grids start: `lsqplus`, `lsq`, `minmax`, or `plan` (as they are). `configuration`: a row
       of the paper's Table 1 for every tensor below 8 bits; by default it is chosen per tensor. `offsets`: `learned`, or
-      kept at the `minimum`.
+      kept at the `minimum`. `linear`: tensors that no activation function writes have an `offset` like all others, or
+      are signed and `symmetric` (configuration 2, as in the paper's section 5.1).
     * `calibration`: how many samples the initialisation observes. `holdout`: the share of samples that choose an epoch.
     * `augment`: flip and shift images. `keep_bn`: normalise convolutions whose BatchNormalization was folded by the
       statistics of each shard. `momentum` (of sgd) and `weight_decay` are as usual.
@@ -65,6 +67,7 @@ class LsqPlusConfig:
     initialisation: Initialisation = "lsqplus"
     configuration: int | None = None
     offsets: Offsets = "learned"
+    linear: Linear = "offset"
     label_weight: float = 0.5
     temperature: float = 4.0
     augment: bool = False
@@ -73,7 +76,8 @@ class LsqPlusConfig:
     calibration: int = 256
 
     def __post_init__(self) -> None:
-        for name, kind in (("optimiser", Optimiser), ("initialisation", Initialisation), ("offsets", Offsets)):
+        words = (("optimiser", Optimiser), ("initialisation", Initialisation), ("offsets", Offsets), ("linear", Linear))
+        for name, kind in words:
             if getattr(self, name) not in get_args(kind):
                 raise UsageError(f"unknown {name} '{getattr(self, name)}': choose one of {', '.join(get_args(kind))}")
         for name in ("epochs", "batch", "shard", "calibration"):

@@ -10,18 +10,22 @@ import onnx_ir as ir
 from qgraph.graph.layers import LAYER_OPS, Layer, pads
 from qgraph.graph.tensors import is_non_negative, is_transparent, root
 from qgraph.graph.walk import walk
+from qgraph.methods.lsqplus.config import Linear
 from qgraph.plan.plan import MAX_BITS
 
 _LINEAR = frozenset({*LAYER_OPS, "Add", "Sub", "BatchNormalization", "Concat", "AveragePool", "GlobalAveragePool"})
 
 
-def configuration_of(value: ir.Value, bits: int, forced: int | None) -> int:
+def configuration_of(value: ir.Value, bits: int, forced: int | None, *, linear: Linear = "offset") -> int:
     """The configuration of the tensor `value`: 1 unsigned, 2 signed, 3 signed with offset, 4 unsigned with offset.
 
     A tensor that cannot be negative (after a ReLU or sigmoid) needs neither sign nor offset and gets 1; any other gets
     4. Below 8 bits, the `forced` configuration applies. As in the paper (section 5.1), a forced 1 means 2 for tensors
-    that no activation function writes, which would otherwise lose half of their values.
+    that no activation function writes, which would otherwise lose half of their values. With `linear` "symmetric", it
+    is 2 for such tensors below 8 bits in any case.
     """
+    if linear == "symmetric" and bits < MAX_BITS and _is_linear(value) and not is_non_negative(value):
+        return 2
     if forced is None or bits == MAX_BITS:
         return 1 if is_non_negative(value) else 4
     return 2 if forced == 1 and _is_linear(value) else forced

@@ -57,7 +57,7 @@ def _activation(
     statistics = observed[grid.tensor]
     if grid.bits == MAX_BITS or not statistics.count or statistics.min == statistics.max:
         return grid
-    configuration = configuration_of(view.values[grid.tensor], grid.bits, config.configuration)
+    configuration = configuration_of(view.values[grid.tensor], grid.bits, config.configuration, linear=config.linear)
     lowest = qmath.lsq_configuration(configuration).code_range(grid.bits)[0]
     held = float(statistics.min) if config.offsets == "minimum" and configuration in (3, 4) else None
     scale, offset = _parameters(statistics, grid.bits, configuration, config.initialisation, held)

@@ -126,7 +126,7 @@ def _read_grids(view: GraphView, plan: QuantPlan, read: dict[tuple[str, str], li
 
 def _trained_grid(view: GraphView, grid: ActivationQuant, readers: list[Layer], config: LsqPlusConfig) -> TrainedGrid:
     value = view.values[grid.tensor]
-    configuration = configuration_of(value, grid.bits, config.configuration)
+    configuration = configuration_of(value, grid.bits, config.configuration, linear=config.linear)
     offset = offset_kind(value, configuration, readers, alone=grid.role == "operand")
     base = -qmath.lsq_configuration(configuration).code_range(grid.bits)[0]
     return TrainedGrid(

@@ -15,12 +15,11 @@ if TYPE_CHECKING:
 Objective = Literal["task", "accuracy", "loss", "kl", "mse"]
 Ingredient = Literal["clip", "round", "bias"]
 Search = Literal["grid", "bo"]
-Protocol = Literal["deploy", "paper"]
 INGREDIENTS: tuple[Ingredient, ...] = get_args(Ingredient)
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+LABELLED: Objective = "loss"  # the default where samples have labels
 WITH_LABELS: tuple[Objective, ...] = ("task", "accuracy", "loss")
 SEARCHES: tuple[Search, ...] = get_args(Search)
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 _TENTHS = tuple(i / 10 for i in range(1, 11))
 
@@ -36,8 +35,8 @@ class SearchConfig:
       reading `exponent`); an empty `gamma_s` means first-order rounding (Eq. 4).
     * `search`: `grid`, or `bo`, which adds up to `further` points of Bayesian optimisation and stops after `patience`
       of them in a row without improvement.
-    * `objective`: accuracy, loss, kl or mse. The default is mse, whose value on one sample says the most about others,
-      so that races are safe and their results hold on new data.
+    * `objective`: task (correct answers, with the loss to decide between equals), accuracy, loss, kl or mse (the
+      distance of outputs from the float network's). The default is loss with labels, else mse.
     * `base`: also try the grids of the starting plan (not in the paper). `corrected`: measure every candidate with its
       own bias shift (Eq. 7), so that errors which a shift would undo do not decide; Algorithm 1 tries shifts last.
     * `passes`: how many times to go through the layers; from the second pass on, all other layers are quantized.
@@ -83,7 +82,7 @@ class SearchConfig:
     reuse: bool = True
     cache: bool = True
     cache_bytes: int = 2**30
-    fine: bool = False
+    fine: bool = dataclasses.field(default=False, metadata={"set": False})
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import qmath
 from qgraph.errors import DataError
-from qgraph.methods.qrater.config import WITH_LABELS, Objective
+from qgraph.methods.qrater.config import LABELLED, WITH_LABELS, Objective
 from qgraph.observe.distance import are_probabilities, as_logits
 
 INVALID = -1e6  # the score of a sample whose outputs are not finite
@@ -75,6 +75,8 @@ def choose_scorer(
 ) -> Scorer:
     """The scorer for the float network's outputs; raises `DataError` if the objective cannot be computed.
 
+    By default, the task is measured (`LABELLED`) where labels are classes of an output, else the distance of outputs.
+
     Outputs that do not have one row per sample of a batch (`counts`), such as constant anchors or strings, are ignored.
     """
     counts = counts or [len(batch[0]) for batch in reference]
@@ -85,7 +87,7 @@ def choose_scorer(
         raise DataError(f"the float model computes NaN or infinite values for its output {bad} on these data")
     rows = [all(_has_rows(o, n) for o, n in zip(outputs, counts, strict=True)) for outputs in by_output]
     found = next((i for i, outputs in enumerate(by_output) if rows[i] and _are_scores(outputs)), None)
-    wanted: Objective = objective or "mse"
+    wanted: Objective = objective or _default(labels, 0 if found is None else by_output[found][0].shape[1])
     if wanted in WITH_LABELS and labels is None:
         raise DataError(
             f"the objective '{wanted}' needs labels and the data have none: add an array 'labels', or choose kl"
@@ -105,8 +107,18 @@ def choose_scorer(
     return Scorer(objective=wanted, scores=found, probabilities=are_probabilities(by_output[found]))
 
 
+def _default(labels: NDArray[Any] | None, classes: int) -> Objective:
+    if labels is None or not classes or not _are_classes(labels, classes):
+        return "mse"
+    return LABELLED
+
+
+def _are_classes(labels: NDArray[Any], classes: int) -> bool:
+    return labels.ndim == 1 and labels.dtype.kind in "iu" and 0 <= labels.min() <= labels.max() < classes
+
+
 def _check_labels(labels: NDArray[Any], classes: int) -> None:
-    if labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() < classes:
+    if not _are_classes(labels, classes):
         raise DataError(
             f"labels must be whole numbers from 0 to {classes - 1}, the data have {labels.min()}..{labels.max()} "
             f"({labels.dtype})"

@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import qmath
+from qgraph.errors import UsageError
 from qgraph.graph.layers import Layer
-from qgraph.graph.sites import GraphView
+from qgraph.graph.sites import GraphView, choose_layers
 from qgraph.graph.tensors import root
 from qgraph.observe.statistics import Observations
 from qgraph.plan.grids import weight_grid
 from qgraph.plan.plan import ActivationQuant, KeptFloat, LayerQuant, QuantPlan
+from qgraph.plan.recipe import SEARCHED, Recipe
 
 HISTOGRAM = 201  # bins in the public code from which the paper takes its MSE baseline
 KL_HISTOGRAM = 2001
@@ -59,6 +61,23 @@ def paper_plan(
         activations=tuple(sites.values()),
         kept_float=tuple(KeptFloat(name=name, why=why) for name, why in sorted(kept.items())),
         fold_bn=False,
+    )
+
+
+def starting_in_paper(
+    view: GraphView, observed: Observations | None, recipe: Recipe, *, first_layer_bits: int | None = None
+) -> QuantPlan:
+    """`paper_plan` with the bits, the clip and the layers to keep of a recipe; raises `UsageError` for mixed bits."""
+    if not isinstance(recipe.weights, int):
+        raise UsageError("the paper's protocol has weights of one width: give --weights N")
+    return paper_plan(
+        view,
+        observed,
+        weights=recipe.weights,
+        activations=recipe.static_bits,
+        clip="mse" if recipe.clip == SEARCHED else recipe.clip,
+        first_layer_bits=first_layer_bits,
+        keep=choose_layers(view, recipe.keep)[1],
     )
 
 

@@ -165,7 +165,11 @@ class _Search:
         last = self.history[-1][1] if self.history else None
         objective = self.samples.scorer.objective
         now = (
-            "" if last is None else f"{objective} {100 * last:.2f}%, " if objective in ("task", "accuracy") else f"{-last:.4f}, "
+            ""
+            if last is None
+            else f"{objective} {100 * last:.2f}%, "
+            if objective in ("task", "accuracy")
+            else f"{-last:.4f}, "
         )
         return (
             f"{now}{self.cost.run:,} of {self.cost.asked:,} measured, {self.cost.saving(self.samples.total):.0f}x fewer"

@@ -8,7 +8,6 @@ layers influence each other, `search_groups` measures combinations instead of ad
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,22 +16,13 @@ import numpy as np
 
 import qmath
 from qgraph.errors import UsageError
+from qgraph.methods.zeroq.config import MixConfig
 from qgraph.methods.zeroq.sensitivity import Menu, Sensitivity
 from qgraph.observe.compared import Compared
 from qgraph.plan.plan import QuantPlan
 
 MEGABYTE = 2**20
 FLOAT_BYTES = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class GroupConfig:
-    """a, b, t1 and t2 of Appendix A: layers per group, intervals of size, selections measured and kept in each."""
-
-    group: int = 10
-    intervals: int = 10
-    candidates: int = 12
-    keep: int = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,7 +54,7 @@ def search_groups(
     measure: Callable[[tuple[int, ...]], float],
     *,
     budget: float | None = None,
-    config: GroupConfig | None = None,
+    config: MixConfig | None = None,
 ) -> qmath.Frontier:
     """The frontier of sizes and measured sensitivities of whole selections, built group by group (Appendix A).
 
@@ -73,7 +63,8 @@ def search_groups(
     are measured as well, so that the result is never worse than that one.
     """
     costs, sizes = [row.measured for row in table.layers], [row.nbytes for row in table.layers]
-    found = qmath.group_search(costs, sizes, measure, **dataclasses.asdict(config or GroupConfig()))
+    c = config or MixConfig()
+    found = qmath.group_search(costs, sizes, measure, group=c.a, intervals=c.b, candidates=c.t1, keep=c.t2)
     added = frontier(table)
     known = sorted({0, len(added) - 1, *([] if budget is None else [_index(added, budget)])})
     measured = [measure(tuple(added.choices[i].tolist())) for i in known]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import Event, Lock
 
 import numpy as np
@@ -17,12 +16,13 @@ import qmath
 from qgraph.errors import ModelError, UsageError
 from qgraph.gradient import GradientError
 from qgraph.gradient.adam import Adam
-from qgraph.methods.zeroq.loss import Per
-from qgraph.methods.zeroq.objective import Arrays, Objective, has_batch_norms, input_shapes, objective, step_bytes
+from qgraph.methods.zeroq.config import DistillConfig as DistillConfig
+from qgraph.methods.zeroq.objective import Arrays, Objective, has_batch_norms, input_shapes, objective
+from qgraph.methods.zeroq.rates import rate_after
 from qgraph.methods.zeroq.settling import Settling
 from qgraph.methods.zeroq.spectrum import natural_noise
 from qgraph.onnxfile.load import load
-from qgraph.onnxfile.model import Model, ModelLike
+from qgraph.onnxfile.model import ModelLike
 from qgraph.onnxfile.normalise import normalise
 from qgraph.running.store import Store, open_store
 from qgraph.running.threads import keeps_threads
@@ -37,45 +37,6 @@ _KEEP = (
 )
 FOLDED = f"BatchNormalization is folded away: distilling from statistics estimated for the folded layers; {_KEEP}"
 NOISE = f"no BatchNormalization to distil from, kept or folded: using noise with the spectrum of images; {_KEEP}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DistillConfig:
-    """The hyper-parameters of distillation.
-
-    Optimisation starts from noise with the spectrum of natural images (`natural`) or from the authors' uniform noise of
-    half-width `start`. Adam's learning `rate` falls to 0 by a cosine over `steps`. A batch is done before if its ranges
-    have `settled` (see `Settling`; 0: never). A `batch` is smaller where its step would take more than half of `memory`
-    bytes; two run at once. `bound` is the largest magnitude of a value. `per` says whether the statistics of each image
-    (as in the authors' code) or of the batch are matched. On two CIFAR networks, batch statistics and the natural start
-    gave ranges with better accuracy.
-    """
-
-    steps: int = 60
-    rate: float = 0.2
-    settled: float = 0.02
-    start: float = 0.0235
-    batch: int = 32
-    memory: int = 5 * 2**28
-    per: Per = "batch"
-    natural: bool = True
-    bound: float = float("inf")
-    checkpoint_every: int = 50
-
-    def affordable(
-        self,
-        model: Model,
-        count: int,
-        shapes: Mapping[str, Sequence[int]] | None,
-        batch_axes: Mapping[str, int] | None,
-    ) -> int:
-        """How many samples can be optimised at once, of a job that distils `count`."""
-        each = step_bytes(model, batch=min(self.batch, count), shapes=shapes, batch_axes=batch_axes)
-        return max(self.memory // max(each, 1), 1)
-
-    def for_folded(self) -> DistillConfig:
-        """Short and careful, for estimated statistics: stay close to natural noise and within its range."""
-        return replace(self, rate=0.15, settled=0.0, natural=True, bound=3.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -126,11 +87,11 @@ def distill(
     Raises:
         DataError: an input is not floating point, or its size is unknown.
         StoreError: `resume` holds another job.
-        UsageError: `count` or the number of steps is not positive.
+        UsageError: `count` is not positive.
     """
     config = config or DistillConfig()
-    if count < 1 or config.steps < 1 or config.batch < 1:
-        raise UsageError(f"need at least one sample and step, got count={count}, {config}")
+    if count < 1:
+        raise UsageError(f"need at least one sample to distil, not {count}")
     began = time.perf_counter()
     loaded = load(model)
     kept = has_batch_norms(loaded)
@@ -145,7 +106,13 @@ def distill(
     workers = min(cores, len(numbers), AT_ONCE)
     try:
         goal = objective(
-            loaded, batch=size, per=config.per, threads=max(cores // workers, 1), shapes=shapes, batch_axes=batch_axes
+            loaded,
+            batch=size,
+            per=config.per,
+            threads=max(cores // workers, 1),
+            shapes=shapes,
+            batch_axes=batch_axes,
+            builder=config.builder,
         )
     except (GradientError, ModelError):
         if kept:
@@ -216,7 +183,7 @@ class _Job:
             self.report(len(losses), losses[-1])
         while len(losses) < self.config.steps and not settling.done and not self.stop.is_set():
             step = self.goal(batch)
-            rate = self.config.rate * 0.5 * (1 + math.cos(math.pi * len(losses) / self.config.steps))
+            rate = rate_after(losses, self.config)
             losses.append(step.loss)
             for name, x in batch.items():
                 optimisers[name].update(x, step.gradients[name], rate, len(losses))
@@ -253,11 +220,13 @@ class _Job:
 
     def _start(self, number: int) -> tuple[Arrays, dict[str, Adam], list[float], Settling]:
         c, shapes = self.config, self.goal.shapes
-        if c.natural:
+        rng = np.random.default_rng([self.seed, number])
+        if c.start == "natural":
             batch = natural_noise(shapes, seed=[self.seed, number])
+        elif c.start == "gaussian":
+            batch = {n: rng.standard_normal(shape, np.float32) for n, shape in shapes.items()}
         else:
-            rng = np.random.default_rng([self.seed, number])
-            batch = {n: rng.uniform(-c.start, c.start, shape).astype(np.float32) for n, shape in shapes.items()}
+            batch = {n: rng.uniform(-c.width, c.width, shape).astype(np.float32) for n, shape in shapes.items()}
         return batch, self._optimisers(batch), [], Settling(tolerance=c.settled)
 
 

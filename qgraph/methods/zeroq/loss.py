@@ -11,16 +11,15 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph.gradient import Expr, append, constant, op, rank, tensor
+from qgraph.methods.zeroq.config import Per
 from qgraph.methods.zeroq.statistics import BatchNorm
 
-Per = Literal["image", "batch"]
 EPSILON = 1e-6  # inside the root, as in the authors' code
 LOSS = "distillation_loss"
 MEAN, STD = "distillation_mean", "distillation_std"

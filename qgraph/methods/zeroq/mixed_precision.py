@@ -20,15 +20,15 @@ from qgraph.lowering.simulate import simulate
 from qgraph.methods.zeroq.allocate import (
     MEGABYTE,
     Allocation,
-    GroupConfig,
     frontier,
     mix,
     search_groups,
     smallest_accepted,
     within,
 )
+from qgraph.methods.zeroq.config import MixConfig
 from qgraph.methods.zeroq.predict import predict
-from qgraph.methods.zeroq.sensitivity import SAMPLES, Menu, Sensitivity, sensitivity
+from qgraph.methods.zeroq.sensitivity import Menu, Sensitivity, sensitivity
 from qgraph.observe.compared import Compared
 from qgraph.observe.distance import Reference
 from qgraph.observe.propagation import Moments
@@ -68,6 +68,10 @@ class Mixer:
     on_better: Better | None = None
     job: Job = field(default_factory=Job)
 
+    @property
+    def config(self) -> MixConfig:
+        return self.recipe.config(MixConfig)
+
     def mix(self, plan: QuantPlan) -> tuple[QuantPlan, Allocation]:
         """The plan with bits within the recipe's budget, and how they were found."""
         stage = self.job.stage
@@ -100,6 +104,7 @@ class Mixer:
                 self.net,
                 self.data,
                 menu,
+                count=self.config.samples,
                 direction=self.recipe.direction,
                 executor=executor,
                 resume=self.job.resume,
@@ -130,14 +135,14 @@ class Mixer:
         return sum(row.weights for row in table.layers) * (recipe.average_bits or DEFAULT_AVERAGE) / 8
 
     def _group_search(self, table: Sensitivity, menu: Menu) -> qmath.Frontier:
-        reference = Reference.of(self.net, self.data, samples=SAMPLES, direction=self.recipe.direction)
-        config = GroupConfig()
+        config = self.config
+        reference = Reference.of(self.net, self.data, samples=config.samples, direction=self.recipe.direction)
         names = list(menu)
-        groups = -(-len(names) // config.group)
+        groups = -(-len(names) // config.a)
 
         with (
             open_store(self.job.resume, "group search", model=self.net, samples=reference, choices=menu) as store,
-            self.job.progress.stage("group search", groups * config.intervals * config.candidates) as advance,
+            self.job.progress.stage("group search", groups * config.b * config.t1) as advance,
         ):
 
             def measure(choices: tuple[int, ...]) -> float:

@@ -14,7 +14,8 @@ from onnx_ir.passes import common as passes
 from qgraph.errors import DataError, ModelError, NothingToDistilError
 from qgraph.gradient import Builder, gradient_name, gradients
 from qgraph.methods.zeroq.assumed_statistics import assumed_targets
-from qgraph.methods.zeroq.loss import LOSS, MEAN, STD, Per, Target, standard, target_of, with_loss
+from qgraph.methods.zeroq.config import Per
+from qgraph.methods.zeroq.loss import LOSS, MEAN, STD, Target, standard, target_of, with_loss
 from qgraph.methods.zeroq.spectrum import natural_noise
 from qgraph.methods.zeroq.statistics import BatchNorm, batch_norms
 from qgraph.onnxfile.folding import fold_batch_normalization

@@ -24,6 +24,7 @@ from qgraph.graph.sites import GraphView
 from qgraph.graph.walk import descendants, reads
 from qgraph.lowering.packing import stored_bytes
 from qgraph.lowering.simulate import simulate
+from qgraph.methods.zeroq.config import MixConfig
 from qgraph.observe.distance import Reference
 from qgraph.onnxfile.model import Model
 from qgraph.plan.plan import LayerQuant, QuantPlan
@@ -34,7 +35,6 @@ from qgraph.running.sessions import Session
 from qgraph.running.store import open_store
 from qgraph.samples.dataset import Dataset
 
-SAMPLES = 64
 Menu = Mapping[str, Sequence[LayerQuant]]
 """By layer name, the ways to quantize it."""
 
@@ -84,13 +84,14 @@ def sensitivity(
     data: Dataset,
     menu: Menu,
     *,
+    count: int = MixConfig().samples,
     direction: Direction = "forward",
     executor: Executor | None = None,
     resume: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Sensitivity:
-    """Measure the sensitivity Omega of every choice of every layer in `menu` on the first 64 samples of `data`.
+    """Measure the sensitivity Omega of every choice of every layer in `menu` on the first `count` samples of `data`.
 
     The result does not depend on the executor, the number of threads, or interruptions.
 
@@ -104,7 +105,7 @@ def sensitivity(
     Raises:
         ModelError: outputs are NaN or infinite; the message names the layer and its bits.
     """
-    reference = Reference.of(model, data, samples=SAMPLES, direction=direction)
+    reference = Reference.of(model, data, samples=count, direction=direction)
     job = _Job(model=model, reference=reference, menu={name: tuple(choices) for name, choices in menu.items()})
     with (
         open_store(resume, "sensitivity", model=model, samples=reference, choices=job.menu) as store,

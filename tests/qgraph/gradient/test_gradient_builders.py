@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from importlib.resources import files
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from qgraph.gradient import GradientError, builders, gradients
+from qgraph.methods.zeroq.distill import DistillConfig, distill
 from qgraph.running.sessions import Session
 
 training = pytest.mark.skipif(
@@ -55,10 +59,25 @@ def test_builders_agree() -> None:
 
 
 @training
-def test_training_is_preferred_where_it_is_installed() -> None:
-    assert builders() == ("training", "portable")
+def test_training_is_never_chosen_in_silence() -> None:
+    assert builders() == ("portable", "training")
     default = gradients(ir.from_onnx_text(NET), "loss", ["x"])
-    assert any(node.domain == "com.microsoft" for node in default.graph)
+    assert not any(node.domain == "com.microsoft" for node in default.graph)
+    asked = gradients(ir.from_onnx_text(NET), "loss", ["x"], builder="training")
+    assert any(node.domain == "com.microsoft" for node in asked.graph)
+
+
+@training
+def test_distilling_by_either_builder_gives_the_same_samples() -> None:
+    network = files("qgraph") / "demo_assets" / "digits.onnx"
+    short = DistillConfig(steps=5, settled=0.0, batch=4)
+    ours, theirs = (
+        distill(str(network), count=4, config=dataclasses.replace(short, builder=builder), threads=1)
+        for builder in ("portable", "training")
+    )
+    np.testing.assert_allclose(theirs.losses, ours.losses, rtol=1e-4)
+    for name, array in ours.inputs.items():
+        np.testing.assert_allclose(theirs.inputs[name], array, atol=1e-3)
 
 
 @training

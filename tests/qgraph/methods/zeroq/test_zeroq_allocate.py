@@ -12,13 +12,13 @@ import qmath
 from qgraph.errors import UsageError
 from qgraph.methods.zeroq.allocate import (
     Allocation,
-    GroupConfig,
     frontier,
     mix,
     search_groups,
     smallest_accepted,
     within,
 )
+from qgraph.methods.zeroq.config import MixConfig
 from qgraph.methods.zeroq.sensitivity import LayerSensitivity, Sensitivity
 from qgraph.plan.plan import LayerQuant, QuantPlan, WeightQuant
 
@@ -99,7 +99,7 @@ def test_group_search_sees_what_sums_miss(table):
         together = 100.0 if choices[:2] == (0, 0) else 0.0
         return sum(costs[i][c] for i, c in enumerate(choices)) + together
 
-    config = GroupConfig(group=2, intervals=4, candidates=9, keep=9)
+    config = MixConfig(a=2, b=4, t1=9, t2=9)
     front = search_groups(table, measure, config=config)
     for choices, cost in zip(front.choices.tolist(), front.costs, strict=True):
         assert cost == pytest.approx(measure(tuple(choices)))
