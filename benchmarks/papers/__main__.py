@@ -33,13 +33,13 @@ def main() -> None:
     ):
         if given.only.lower() not in f"{table.number} {table.title}".lower():
             continue
-        lines = Lines(title=f"{table.number}: {table.title}", title_justify="left", caption=table.note)
+        lines = Lines(title=f"{table.number}: {table.title}", title_justify="left")
         rows = table.rows()
         for name in rows[0]:
             lines.add_column(name)
         for row in rows:
             lines.add_row(*("-" if value is None else str(value) for value in row.values()))
-        console.print(lines)
+        console.print(lines, f"{table.note}\n", highlight=False)
 
 
 if __name__ == "__main__":

@@ -41,8 +41,10 @@ def distilled_samples(
     said = batch_axes(given.loaded.input_values(), reading.get("batch_axes") or {})
     axes = {name: axis for name, axis in said.items() if axis is not None}
     if count is None:
-        affordable = config.affordable(given.loaded, DISTILLED, _sizes(given.loaded, shapes, axes), axes)
-        count = min(max(affordable, FEWEST), DISTILLED)
+        from qgraph.methods.zeroq.distill import affordable  # gradients take a while to import
+
+        most = affordable(config, given.loaded, DISTILLED, _sizes(given.loaded, shapes, axes), axes)
+        count = min(max(most, FEWEST), DISTILLED)
     inputs = distilled_inputs(
         given.loaded, job, count=count, config=config, batch=batch, shapes=shapes, axes=axes, noise=noise
     )

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from qgraph.errors import UsageError
-
-if TYPE_CHECKING:
-    from qgraph.onnxfile.model import Model
 
 Per = Literal["image", "batch"]
 Start = Literal["natural", "uniform", "gaussian"]
@@ -59,19 +55,6 @@ class DistillConfig:
                 raise UsageError(f"zeroq.{name} must be positive, not {getattr(self, name)}")
         if not (math.isfinite(self.settled) and self.settled >= 0 and self.floor >= 0):
             raise UsageError(f"zeroq.settled and zeroq.floor must not be negative, not {self.settled}, {self.floor}")
-
-    def affordable(
-        self,
-        model: Model,
-        count: int,
-        shapes: Mapping[str, Sequence[int]] | None,
-        batch_axes: Mapping[str, int] | None,
-    ) -> int:
-        """How many samples can be optimised at once, of a job that distils `count`."""
-        from qgraph.methods.zeroq.objective import step_bytes
-
-        each = step_bytes(model, batch=min(self.batch, count), shapes=shapes, batch_axes=batch_axes)
-        return max(self.memory // max(each, 1), 1)
 
     def for_folded(self) -> DistillConfig:
         """Short and careful, for estimated statistics: stay close to natural noise and within its range."""

@@ -17,12 +17,12 @@ from qgraph.errors import ModelError, UsageError
 from qgraph.gradient import GradientError
 from qgraph.gradient.adam import Adam
 from qgraph.methods.zeroq.config import DistillConfig as DistillConfig
-from qgraph.methods.zeroq.objective import Arrays, Objective, has_batch_norms, input_shapes, objective
+from qgraph.methods.zeroq.objective import Arrays, Objective, has_batch_norms, input_shapes, objective, step_bytes
 from qgraph.methods.zeroq.rates import rate_after
 from qgraph.methods.zeroq.settling import Settling
 from qgraph.methods.zeroq.spectrum import natural_noise
 from qgraph.onnxfile.load import load
-from qgraph.onnxfile.model import ModelLike
+from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import normalise
 from qgraph.running.store import Store, open_store
 from qgraph.running.threads import keeps_threads
@@ -37,6 +37,18 @@ _KEEP = (
 )
 FOLDED = f"BatchNormalization is folded away: distilling from statistics estimated for the folded layers; {_KEEP}"
 NOISE = f"no BatchNormalization to distil from, kept or folded: using noise with the spectrum of images; {_KEEP}"
+
+
+def affordable(
+    config: DistillConfig,
+    model: Model,
+    count: int,
+    shapes: Mapping[str, Sequence[int]] | None,
+    batch_axes: Mapping[str, int] | None,
+) -> int:
+    """How many samples can be optimised at once, of a job that distils `count`."""
+    each = step_bytes(model, batch=min(config.batch, count), shapes=shapes, batch_axes=batch_axes)
+    return max(config.memory // max(each, 1), 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -96,8 +108,8 @@ def distill(
     loaded = load(model)
     kept = has_batch_norms(loaded)
     config = config if kept else config.for_folded()
-    affordable = config.affordable(loaded, count, shapes, batch_axes)
-    size = max(min(config.batch, count, affordable // AT_ONCE), 1)
+    most = affordable(config, loaded, count, shapes, batch_axes)
+    size = max(min(config.batch, count, most // AT_ONCE), 1)
     axes = layout.batch_axes(loaded.input_values(), batch_axes or {})
     found = input_shapes(loaded, batch=size, shapes=shapes, batch_axes=batch_axes)
     together = min((found[name][axis] for name, axis in axes.items() if axis is not None), default=1)

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from qgraph.assess.ablation import INGREDIENTS, Ablation, Combination, ablate
+from qgraph.assess.ablation import BY_INPUTS, INGREDIENTS, Ablation, Combination, ablate
 from qgraph.cli import main
 from qgraph.errors import UsageError
 
@@ -27,12 +27,14 @@ def test_ingredients_raise_the_fidelity_of_the_digits_network(digits, digits_tes
     options = {"calibration": digits_calibration, "weights": 3, "activations": 3}
     result = ablate(digits, digits_test, format="float", **options)
     assert len({c.used for c in result.combinations}) == 16
-    assert len({c.sqnr_db for c in result.combinations}) == 16
+    assert len(result.by_inputs) == 8
+    assert all(c.by_inputs and "by input means" in c.name for c in result.by_inputs)
     assert result.float_top1 > 98
     effects = result.effects("sqnr_db")
-    assert effects["clipping"] > 0.5
+    assert effects["clipping"] > 0.25  # what a rejected prior would lose
     assert effects["bias correction"] > 0.5
-    assert effects["weight bits"] > 0
+    assert effects[BY_INPUTS] > 0.5
+    assert effects["weight bits"] >= 0  # under a quota of bins, two channels must give way for one
     assert result.to_dict()["average_effect"]["sqnr_db"] == effects
 
 
@@ -44,7 +46,8 @@ def test_the_command(digits, digits_test, capsys, as_json):
     if as_json:
         content = json.loads(shown)
         assert len(content["combinations"]) == 16
-        assert set(content["average_effect"]["top1"]) == set(INGREDIENTS)
+        assert set(content["average_effect"]["top1"]) == {*INGREDIENTS, BY_INPUTS}
+        assert len(content["by_inputs"]) == 8
     else:
         assert "average effect" in shown
         assert "█" in shown
