@@ -33,8 +33,8 @@ def tables(cells: Cells) -> Iterator[Table]:
     yield Table(
         number="Table 4",
         title="ReLU: ResNet-18 (70.1 in float)",
-        note="Here: ResNet-20 and ResNet-32 of CIFAR-10 (91.73 and 92.63), with the configuration that each tensor gets "
-        "by default (1 after ReLU), 20,000 labelled images, one seed. The four configurations are not compared on them.",
+        note="Here: ResNet-20 and ResNet-32 of CIFAR-10 (91.73 and 92.63), with the configuration that each tensor has "
+        "by default (1 after ReLU), 20,000 labelled images, one seed. The four are not compared on them.",
         rows=_on_relu,
     )
     yield Table(

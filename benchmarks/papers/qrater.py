@@ -28,7 +28,7 @@ SEEDS = (0, 1, 2)
 SIZES = (32, 64, 128, 256, 512)
 OBJECTIVES = ("accuracy", "task", "loss", "mse")
 _NOTE = (
-    "The very network of the paper (92.63 in float), 10,000 test images, its grids and Algorithm 1. The cells choose on "
+    "The very network of the paper (92.63 in float), 10,000 test images, its grids and Algorithm 1. Cells choose on "
     "256 training images by the distance of the logits, with races; the paper on 50,000 by accuracy. One seed."
 )
 _TABLES = (

@@ -12,7 +12,7 @@ from qgraph.errors import UsageError, hint
 from qgraph.plan.plan import MAX_BITS, MIN_BITS
 
 What = Literal["weights", "activations"]
-FORM = "PATTERN:weights=N or PATTERN:activations=N, such as 'layer2.*:weights=4'"
+FORM = "PATTERN:weights=N or PATTERN:activations=N, such as 'layer2.*:weights=4' (hyper-parameters: METHOD.FIELD=V)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,6 @@ from qgraph.plan import registry
 
 T = TypeVar("T")
 Settings = tuple[tuple[str, Any], ...]
-FORM = "METHOD.FIELD=VALUE, such as 'zeroq.t1=200'"
 _LAYER = re.compile(r".+:(weights|activations)=[^=]*")
 _SETTING = re.compile(r"\s*([\w-]+)\.(\w+)\s*=(.*)")
 _WORDS = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
@@ -42,7 +41,7 @@ def parse(text: str) -> tuple[str, Any]:
     """The name and the value in `METHOD.FIELD=VALUE`; raises `UsageError` for an unknown field or a wrong value."""
     found = _SETTING.fullmatch(text)
     if found is None:
-        raise UsageError(f"'{text}' is not of the form {FORM}")
+        raise UsageError(f"'{text}' is not of the form METHOD.FIELD=VALUE, such as 'zeroq.t1=200'")
     return checked(f"{found[1]}.{found[2]}", found[3].strip())
 
 
@@ -58,7 +57,7 @@ def checked(name: str, value: Any) -> tuple[str, Any]:
     try:
         return name, _converted(value, known[field])
     except ValueError:
-        raise UsageError(f"{name} must be {_described(known[field])}, not '{value}'") from None
+        raise UsageError(f"the hyper-parameter {name} must be {_described(known[field])}, not '{value}'") from None
 
 
 def fields(method: str) -> dict[str, Any]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import pytest
 
 import qgraph
+from qgraph.cli import main
 from qgraph.errors import UsageError
 from qgraph.methods.aciq.config import AciqConfig
 from qgraph.methods.lsqplus.config import LsqPlusConfig
 from qgraph.methods.qrater.config import SearchConfig
 from qgraph.methods.zeroq.config import DistillConfig, MixConfig
+from qgraph.methods.zeroq.distill import distill
 from qgraph.plan import registry
+from qgraph.plan.plan import WeightQuant
 from qgraph.plan.recipe import Recipe
 from qgraph.plan.settings import is_setting, parse, value_of
+from qgraph.running import sessions
 
 PAPERS = ("aciq", "lsqplus", "qrater", "zeroq")
 
@@ -51,11 +55,11 @@ def test_both_forms_stand_side_by_side():
     ("text", "words"),
     [
         ("zeroq.t9=1", "no hyper-parameter 't9'; did you mean"),
-        ("zeroq.t1=x", "zeroq.t1 must be a whole number, not 'x'"),
+        ("zeroq.t1=x", "the hyper-parameter zeroq.t1 must be a whole number, not 'x'"),
         ("zeroq.start=here", "must be one of natural, uniform, gaussian"),
         ("zeroq.laws=maybe", "must be yes or no"),
         ("zeroq.t1=0", "at least 1, not 0"),
-        ("aciq.percentile=20", "above 50"),
+        ("aciq.percentile=20", "must lie above 50, and at 100 at most"),
         ("minmax.t1=1", "no hyper-parameters to set"),
         ("aciq.clip=mse", "no hyper-parameter 'clip'"),
         ("lsqplus.rate=0.1", "has no effect: method 'aciq'"),
@@ -105,8 +109,41 @@ def test_configs_of_the_papers():
     assert (training.label_weight, training.linear, training.configuration) == (1.0, "symmetric", 4)
 
 
+def test_a_text_that_is_no_setting_is_refused():
+    with pytest.raises(UsageError, match=r"is not of the form METHOD\.FIELD=VALUE"):
+        parse("zeroq")
+    with pytest.raises(UsageError, match="has no hyper-parameter 't9'"):
+        value_of("zeroq.t9")
+
+
+def test_grids_with_a_shift_are_checked():
+    with pytest.raises(qgraph.PlanError, match="a weight grid has a finite shift for each of its 1 scales"):
+        WeightQuant(bits=4, scale=(0.1,), shift=(0.1, 0.2))
+
+
+def test_distilling_sets_no_bits_of_layers(digits, tmp_path, capsys):
+    out = str(tmp_path / "d.npz")
+    assert main(["distill", str(digits), "-o", out, "--set", "conv:weights=4"]) == 2
+    assert "is for layers, and distilling quantizes none" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="need at least one sample to distil, not 0"):
+        distill(str(digits), count=0)
+    assert main(["distill", str(digits), "-o", out, "--count", "2", "--set", "zeroq.steps=2", "--quiet"]) == 0
+
+
+def test_onnxruntime_and_its_training_build_in_one_environment_are_refused(monkeypatch):
+    monkeypatch.setattr(sessions, "_is_installed", lambda metadata, name: True)
+    sessions.check_installed.cache_clear()
+    try:
+        with pytest.raises(UsageError, match=r"are installed in one environment.*environment of its own"):
+            sessions.check_installed()
+    finally:
+        monkeypatch.undo()
+        sessions.check_installed.cache_clear()
+    sessions.check_installed()
+
+
 def test_a_method_without_a_paper_says_who_has_one():
-    with pytest.raises(UsageError, match="'minmax' has no protocol of a paper: --protocol paper is for aciq, "):
+    with pytest.raises(UsageError, match="method 'minmax' has no protocol of a paper: --protocol paper is for aciq, "):
         Recipe.choose("minmax", True, protocol="paper")
 
 

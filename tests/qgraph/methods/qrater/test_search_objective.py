@@ -8,7 +8,7 @@ import pytest
 from qgraph.errors import DataError
 from qgraph.graph.sites import GraphView
 from qgraph.lowering.simulate import simulate
-from qgraph.methods.qrater.config import OBJECTIVES, SearchConfig
+from qgraph.methods.qrater.config import LABELLED, OBJECTIVES, SearchConfig
 from qgraph.methods.qrater.objective import INVALID, choose_scorer
 from qgraph.methods.qrater.protocol import paper_plan
 from qgraph.methods.qrater.search import search as run_search
@@ -33,8 +33,11 @@ def log_softmax(scores):
 def expected(objective, scores):
     if objective == "accuracy":
         return scores.argmax(axis=1) == LABELS
+    likelihood = log_softmax(scores)[[0, 1], LABELS]
     if objective == "loss":
-        return log_softmax(scores)[[0, 1], LABELS]
+        return likelihood
+    if objective == "task":
+        return (scores.argmax(axis=1) == LABELS) + likelihood / 1000
     if objective == "kl":
         p, q = log_softmax(REFERENCE.astype(np.float64)), log_softmax(scores)
         return -(np.exp(p) * (p - q)).sum(axis=1)
@@ -58,6 +61,29 @@ def test_a_sample_without_a_finite_answer_is_the_worst_of_all(objective, bad):
     scores[1, 1] = bad
     first, second = scorer([scores], [REFERENCE], LABELS)
     assert second == INVALID < first
+
+
+def test_the_loss_decides_only_between_equally_many_correct_answers():
+    scorer = choose_scorer("task", [[REFERENCE]], LABELS)
+    sure, unsure = (np.array([[s, 0.0, -1.0], [0.0, 1.0, 0.5]], np.float32) for s in (9.0, 0.1))
+    wrong = np.array([[-30.0, 9.0, -1.0], [0.0, 1.0, 1.1]], np.float32)  # the other one is correct, and a nat is lost
+    best, middle, other = (scorer([s], [REFERENCE], LABELS).sum() for s in (sure, unsure, wrong))
+    assert best > middle
+    assert round(best) == round(middle) == round(other) == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        (LABELS, LABELLED),
+        (None, "mse"),
+        (LABELS + 7, "mse"),  # no classes of this output
+        (LABELS * 0.5, "mse"),
+        (np.zeros((2, 4), int), "mse"),  # boxes
+    ],
+)
+def test_the_task_is_measured_where_labels_are_classes(labels, found):
+    assert choose_scorer(None, [[REFERENCE]], labels).objective == found
 
 
 def test_an_output_of_one_number_has_no_classes():
