@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import qgraph
 import qmath
@@ -109,6 +108,29 @@ def accuracy(case: Case) -> Rows:
     return rows
 
 
+def closed_form_clips(plan: QuantPlan, observed: Observations, *, bits: int) -> dict[str, float]:
+    """The paper's clip of every tensor with so many bits: a constant times b, which is 2 E[x+] after a ReLU."""
+    tensors = [a.tensor for a in plan.activations if a.bits == bits]
+    after_relu = np.array([observed[name].min >= 0 for name in tensors])
+    means = np.array([observed[name].mean_abs for name in tensors])
+    found = np.where(after_relu, qmath.laplace_clip(2 * means, bits, relu=True), qmath.laplace_clip(means, bits))
+    return dict(zip(tensors, found.tolist(), strict=True))
+
+
+def in_closed_form(plan: QuantPlan, observed: Observations, *, bits: int) -> QuantPlan:
+    """The plan with activations of so many bits clipped in closed form, within the range of their values."""
+    limits = closed_form_clips(plan, observed, bits=bits)
+
+    def clip(grid: ActivationQuant) -> ActivationQuant:
+        if grid.bits != bits:
+            return grid
+        known, limit = observed[grid.tensor], limits[grid.tensor]
+        low, high = max(-limit, float(known.min)), min(limit, float(known.max))
+        return activation_grid(grid.tensor, low, high, bits=bits, role=grid.role)
+
+    return plan.map_activations(clip)
+
+
 def clips(case: Case) -> Rows:
     """The accuracy and relative time of every clip, for 4-bit activations and 8-bit weights.
 
@@ -121,23 +143,9 @@ def clips(case: Case) -> Rows:
     found = [case.observed[a.tensor].histogram for a in plan.activations if a.bits == 4]
     histograms = [histogram for histogram in found if histogram is not None]
     shapes = {"bits": [4] * len(histograms), "one_sided": [True] * len(histograms)}
-    low = [a for a in plan.activations if a.bits == 4]
-    sides = np.array([case.observed[a.tensor].min >= 0 for a in low])
-    means = np.array([case.observed[a.tensor].mean_abs for a in low])
 
-    def closed_form() -> NDArray[np.float64]:
-        return np.where(
-            sides, qmath.laplace_clip(2 * means, 4, relu=True), qmath.laplace_clip(means, 4)
-        )  # b = 2 E[x+] after a ReLU, else E|x|
-
-    limits = dict(zip((a.tensor for a in low), closed_form(), strict=True))
-
-    def closed(grid: ActivationQuant) -> ActivationQuant:
-        if grid.tensor not in limits or grid.bits != 4:
-            return grid
-        known, clip = case.observed[grid.tensor], float(limits[grid.tensor])
-        ends = max(-clip, float(known.min)), min(clip, float(known.max))
-        return activation_grid(grid.tensor, *ends, bits=4, role=grid.role)
+    def closed_form() -> None:
+        closed_form_clips(plan, case.observed, bits=4)
 
     def on_histograms(method: str) -> Callable[[], None]:
         return lambda: clip_ranges(histograms, method=method, **shapes)  # type: ignore[arg-type]
@@ -147,7 +155,7 @@ def clips(case: Case) -> Rows:
     rows = []
     for method in ("closed form", *jobs):
         clipped = (
-            plan.map_activations(closed)
+            in_closed_form(plan, case.observed, bits=4)
             if method == "closed form"
             else clip_activations(plan, case.view, case.observed, method=method)
         )

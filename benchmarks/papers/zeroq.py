@@ -25,7 +25,7 @@ from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.normalise import normalise
 from qgraph.samples.dataset import open_data
 
-LIMIT = 2_000  # test images
+LIMIT = 1_000  # test images
 SEEDS = (0, 1, 2)
 DRAWS = 20
 BITS = (2, 4, 8)
@@ -79,7 +79,7 @@ def tables(cells: Cells) -> Iterator[Table]:
     yield Table(
         number="Table V",
         title="20 selections of equal size: 4 bits on average, A8",
-        note="The paper: ResNet-50, best, worst, mean, variance. Here: ResNet-20 on 1,000 test images. frontier: the "
+        note="The paper: ResNet-50, best, worst, mean, variance. Here: ResNet-20 on 500 test images. frontier: the "
         "last 20 points within the budget; Inverse: the 20 of largest sensitivity; Random: bits drawn for every layer.",
         rows=lambda: [_selected(cells, kind) for kind in ("uniform", "frontier", "Random", "Inverse")],
     )
@@ -189,7 +189,7 @@ def _menu() -> tuple[Any, Any, Sensitivity]:
 
 def _selected(cells: Cells, kind: str) -> Figures:
     paper = _PAPER_V.get(kind, "66.59").split()
-    found = cells(f"V resnet20 {kind}", lambda: {"top1": _reached(kind), "images": 1_000})
+    found = cells(f"V resnet20 {kind}", lambda: {"top1": _reached(kind), "images": 500})
     row: Figures = {"selections": kind}
     for index, (name, of) in enumerate(
         (("best", max), ("worst", min), ("mean", statistics.mean), ("variance", statistics.pvariance))
@@ -209,7 +209,7 @@ def _reached(kind: str) -> list[float]:
     for choices in _choices(kind, table, budget):
         selection = qmath.Selection(choices=np.asarray(choices, np.int64), size=0.0, cost=0.0, gap=float("nan"))
         model = Model(ir_model=simulate(net, mix(plan, menu, selection)), source=kind, nbytes=0)
-        worths.append(float(network("resnet20").top1(model, 1_000)["top1"]))
+        worths.append(float(network("resnet20").top1(model, 500)["top1"]))
     return worths
 
 

@@ -41,7 +41,8 @@ def test_ingredients_raise_the_fidelity_of_the_digits_network(digits, digits_tes
 @pytest.mark.parametrize("as_json", [False, True])
 def test_the_command(digits, digits_test, capsys, as_json):
     command = ["compare", str(digits), "--ablation", "aciq", "--data", str(digits_test), "--limit", "16"]
-    assert main([*command, *(["--json", "--weights", "5", "--format", "qdq"] if as_json else [])]) == 0
+    extra = ["--json", "--weights", "5", "--format", "qdq"] if as_json else ["--weights", "2", "--activations", "2"]
+    assert main([*command, *extra]) == 0
     shown = capsys.readouterr().out
     if as_json:
         content = json.loads(shown)
