@@ -2,13 +2,15 @@
 
 A table stands between `<!-- results: NAME -->` and `<!-- end -->`, where NAME is that of a JSON file that a benchmark
 wrote with --json. After `<!-- protocol: METHOD -->` stands what the method's paper says, and what is the default here,
-from the registry of methods. The picture of README is drawn from real.json. `--check` only says which pages are not up
+from the registry of methods; after `<!-- papers: PAPER | NUMBER -->`, the table of that number as `benchmarks.papers`
+prints it from what is kept. The picture of README is drawn from real.json. `--check` only says which pages are not up
 to date.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import re
 import sys
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.front_picture import drawn
+from benchmarks.papers.cells import Cells
 from qgraph.plan import registry
 from qgraph.plan.recipe import Recipe
 from qgraph.plan.settings import value_of
@@ -25,21 +28,32 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (
     ROOT / "README.md",
+    ROOT / "docs" / "papers.md",
     *(page for part in ("methods", "results") for page in sorted((ROOT / "docs" / part).glob("*.md"))),
 )
 PICTURE = ROOT / "docs" / "assets" / "networks.svg"
-_BLOCK = re.compile(r"(<!-- (?P<kind>results|protocol): (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (?P<kind>results|protocol|papers): (?P<name>[^>\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(text: str, results: Path = RESULTS) -> str:
     """`text` with every marked block replaced by the latest table."""
 
     def table(found: re.Match[str]) -> str:
-        name = found["name"]
-        rows = protocol(name) if found["kind"] == "protocol" else _rows(results, name)
-        return f"{found[1]}{markdown(rows)}\n{found[4]}"
+        name, rest = found["name"], ""
+        if found["kind"] == "papers":
+            rows, rest = of_paper(*(part.strip() for part in name.split("|", 1)))
+        else:
+            rows = protocol(name) if found["kind"] == "protocol" else _rows(results, name)
+        return f"{found[1]}{markdown(rows)}{rest}\n{found[4]}"
 
     return _BLOCK.sub(table, text)
+
+
+def of_paper(paper: str, number: str) -> tuple[Sequence[Mapping[str, Any]], str]:
+    """The rows of a paper's table beside what is kept, and the note below it."""
+    tables = importlib.import_module(f"benchmarks.papers.{paper}").tables(Cells.of(paper, quick=True))
+    table = next(table for table in tables if table.number == number)
+    return table.rows(), f"\n\n{table.note}"
 
 
 def protocol(method: str) -> list[dict[str, Any]]:

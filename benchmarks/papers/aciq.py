@@ -11,12 +11,16 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import qgraph
 from benchmarks.aciq import in_closed_form
+from benchmarks.common import CIFAR
 from benchmarks.papers.cells import Cells, Figures, percent
 from benchmarks.papers.networks import Network, network
 from benchmarks.papers.table import Table
 from qgraph.assess.ablation import combined
+from qgraph.assess.evaluate import evaluate
 from qgraph.methods.aciq.clip import clip_activations
+from qgraph.onnxfile.model import Model
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import Recipe
@@ -81,6 +85,11 @@ _RESNET101 = {  # Table 3: ResNet-101 at 2, 3, 4, 5 bits, in the order of `itert
     (True, False, True, True): (0.4, 66.6, 74.8, 75.2),
     (True, True, True, True): (4.6, 69.0, 75.4, 75.5),
 }
+_QUOTAS = (
+    ("equal bits", "none", "bits"),
+    ("a quota of bins: the 2/3-power rule", "weights", "bins"),
+    ("a quota of bits: the memory", "weights", "bits"),
+)
 _SHORT = ("clip", "bias", "bits W", "bits A")
 
 
@@ -96,11 +105,38 @@ def tables(cells: Cells) -> Iterator[Table]:
         rows=lambda: [_clip_row(cells, *row) for row in _CLIPS],
     )
     yield Table(
+        number="Eq. 10",
+        title="what the channels of weights share: W4A8, deployed",
+        note="Not in the paper, whose quota is one of bins. Weights on grids of least squared error, biases corrected "
+        f"as by default; {LIMIT:,} test images, and the SQNR of the logits on them.",
+        rows=lambda: [_quota(cells, *row) for row in _QUOTAS],
+    )
+    yield Table(
         number="Table 3 (supplement)",
         title="all combinations, weights and activations of equal bits",
         note="The paper's column is ResNet-101; here is ResNet-20 on 1,000 test images of CIFAR-10.",
         rows=lambda: [_combination(cells, used) for used in itertools.product((False, True), repeat=4)],
     )
+
+
+def _quota(cells: Cells, title: str, allocate: str, quota: str) -> Figures:
+    """Weights of 4 bits whose channels share a quota, in the file to deploy."""
+
+    def measure(name: str) -> Figures:
+        case, settings = network(name), {"aciq.quota": quota}
+        options: dict[str, Any] = {"weights": 4, "activations": 8, "settings": settings, "allocate_bits": allocate}
+        result = qgraph.quantize(case.net.ir_model, case.data(), method="aciq", measure=False, **options)
+        found = case.top1(Model(ir_model=result.model, source=name, nbytes=0), LIMIT)
+        quality = evaluate(result.model, case.test(LIMIT), against=case.net, preprocessing=CIFAR)
+        return found | {"bytes": sum(layer.weight_bytes for layer in result.layers), "db": quality.sqnr_db}
+
+    row: Figures = {"channels of weights": title}
+    for name in ("resnet20", "relu6_dw"):
+        found = cells(f"{name} quota {allocate} {quota} {LIMIT}", lambda name=name: measure(name))
+        row[name] = percent(found)
+        row[f"{name}, dB"] = None if found is None else round(found["db"], 2)
+        row[f"{name}, bytes"] = None if found is None else found["bytes"]
+    return row
 
 
 def _measured(cells: Cells, name: str, used: tuple[bool, ...], bits: tuple[int, int], limit: int) -> Figures | None:

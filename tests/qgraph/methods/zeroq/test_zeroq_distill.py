@@ -283,7 +283,7 @@ def test_a_given_shape_settles_an_open_one() -> None:
 
 
 def test_nonsense_is_refused() -> None:
-    with pytest.raises(UsageError, match="count=0"):
+    with pytest.raises(UsageError, match="one sample to distil, not 0"):
         distill(_model(NET), count=0)
 
 
