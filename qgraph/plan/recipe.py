@@ -26,6 +26,7 @@ RECONSTRUCT = "reconstruct"
 Effort = Literal["fast", "default", "best"]
 EFFORTS: tuple[str, ...] = get_args(Effort)
 DISTILS = "zeroq"  # the method whose hyper-parameters are those of distilling and of mixing bits
+TRAINS = "lsqplus"  # the method whose hyper-parameters are those of every training
 _OF_JOBS = ("format",)  # what a paper says of the file, not of the plan
 SEARCHED = "qrater"  # the clip or rounding that is found by measuring the task
 FORMATS = ("qdq", "float")
@@ -217,7 +218,8 @@ class Recipe:
 
     def _check_settings(self) -> None:
         """Raise `UsageError` for a hyper-parameter of a method that takes no part; distilling and mixing may always."""
-        taking_part = {step.name for name in self.methods for step in registry.chain(name)} | {DISTILS}
+        steps = [step for name in self.methods for step in registry.chain(name)]
+        taking_part = {step.name for step in steps} | {DISTILS} | ({TRAINS} if any(s.trains for s in steps) else set())
         for name, _ in self.settings:
             if name.partition(".")[0] not in taking_part:
                 raise UsageError(

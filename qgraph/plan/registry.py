@@ -66,12 +66,12 @@ class Method:
     name: str
     function: Function
     defaults: Mapping[str, Any]
-    configs: tuple[str, ...]
-    paper: tuple[InPaper, ...]
     needs: frozenset[Need]
     after: str | None
     once: bool
     trains: bool
+    configs: tuple[str, ...] = ()
+    paper: tuple[InPaper, ...] = ()
 
     @property
     def summary(self) -> str:
