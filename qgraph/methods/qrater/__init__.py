@@ -17,7 +17,7 @@ _PAPER = (
     InPaper("qrater.base", False, "a search that includes where it starts ends no worse"),
     InPaper("qrater.corrected", False, "errors that the shift of the bias undoes should not decide"),
     InPaper("qrater.race", False, "races find as good a plan with 6 to 14 times fewer images"),
-    InPaper("qrater.patience", 50, "with `--search bo`: points that bring nothing ten times in a row rarely do later"),
+    InPaper("qrater.patience", 50, "with `--explore bo`: points that bring nothing ten times in a row rarely do later"),
     InPaper("per_channel", False, "a scale for each channel costs nothing at run time"),
     InPaper("fold_bn", False, "kernels take no time for BatchNormalization that is part of the weights"),
     InPaper("target_cpu", "vnni", "files must not saturate on CPUs without VNNI"),
