@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from qgraph.plan.plan import Rounding
 
 DEFAULT = SearchConfig()
+SHARES = ("accuracy", "task")  # objectives that are shares of correct answers
 SURVIVORS = "survivors"  # the option for the field `keep`, which is a recipe's word for layers to leave
 _NAMES = (
     "ingredients",
@@ -265,7 +266,7 @@ def _after(found: Found) -> float:
 
 def _measured(objective: str, mean: float) -> str:
     """A mean objective as people know it: accuracy in percent, and losses and distances as positive numbers."""
-    return f"{100 * mean:.2f} %" if objective == "accuracy" else f"{abs(mean):.5f}"
+    return f"{100 * mean:.2f} %" if objective in SHARES else f"{abs(mean):.5f}"
 
 
 def _gain(found: Found) -> str:
@@ -273,6 +274,6 @@ def _gain(found: Found) -> str:
     before, after = found.start, _after(found)
     texts = f"{_measured(found.objective, before)} -> {_measured(found.objective, after)}"
     change = f"{100 * (after - before):+.2f} points"
-    if found.objective != "accuracy":
+    if found.objective not in SHARES:
         change = f"{abs(after) / abs(before) - 1:+.0%}" if before else "no change"
     return f"gained: {found.objective} {texts} ({change}) over the plan it started from, on the same samples"

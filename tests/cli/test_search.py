@@ -34,7 +34,7 @@ def test_a_plan_is_found_and_applied(digits, digits_calibration, tmp_path, capsy
     assert plan.read_bytes() == before
     out = capsys.readouterr().out
     assert "image-forwards" in out
-    before, after, percent = re.search(r"gained: mse (\S+) -> (\S+) \((-\d+)%\) over the plan", out).groups()
+    before, after, percent = re.search(r"gained: loss (\S+) -> (\S+) \((-\d+)%\) over the plan", out).groups()
     assert before == f"{-result['objective_before']:.5f}"
     assert after == f"{-result['objective_after']:.5f}"
     assert abs(float(percent) - 100 * (float(after) / float(before) - 1)) < 2
@@ -44,7 +44,7 @@ def test_a_plan_is_found_and_applied(digits, digits_calibration, tmp_path, capsy
 def test_a_paper_plan_keeps_batch_normalization_when_applied(digits, digits_calibration, digits_test, tmp_path, capsys):
     plan, out = tmp_path / "plan.json", tmp_path / "out.onnx"
     command = ["search", str(digits), "--data", str(digits_calibration), "-o", str(plan), "--protocol", "paper"]
-    assert main([*command, "--limit", "32", "--weights", "4", "--ingredients", "bias", "--quiet"]) == 0
+    assert main([*command, *QUICK[:2], "--weights", "4", "--ingredients", "bias", "--objective", "mse", "--quiet"]) == 0
     assert QuantPlan.load(plan).fold_bn is False
     assert main(["apply", str(digits), str(plan), "-o", str(out), "--quiet"]) == 0
     assert main(["evaluate", str(out), "--data", str(digits_test), "--json"]) == 0
