@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from qgraph.jobs.certify import Certificate as Certificate
     from qgraph.jobs.certify import certify as certify
     from qgraph.jobs.certify import check_certificate as check_certificate
+    from qgraph.jobs.equalise import equalise as equalise
     from qgraph.jobs.finetune import finetune as finetune
     from qgraph.jobs.quantize import quantize as quantize
     from qgraph.jobs.result import Result as Result
@@ -74,6 +75,7 @@ _HOMES = {
     "save": "onnxfile.write",
     "compare": "assess.compare",
     "evaluate": "assess.evaluate",
+    "equalise": "jobs.equalise",
     "finetune": "jobs.finetune",
     "LsqPlusConfig": "methods.lsqplus.config",
 }

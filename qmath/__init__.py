@@ -62,6 +62,7 @@ _HOMES = {
     ),
     "learned_mse": ("mse_parameters",),
     "prior_clipping": ("PriorRanges", "prior_ranges"),
+    "equalising": ("Equalised", "ReadingLayer", "equalise_channels"),
     "soft_rounding": ("soft_round",),
     "rounding": ("Exponent", "rounding_offset", "rounding_table"),
     "moments": ("Moments", "MomentsAccumulator"),

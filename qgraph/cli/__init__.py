@@ -25,6 +25,7 @@ COMMANDS = {
     "whatif": "qgraph.cli.whatif",
     "search": "qgraph.cli.search",
     "distill": "qgraph.cli.distill",
+    "equalise": "qgraph.cli.equalise",
     "sensitivity": "qgraph.cli.sensitivity",
     "finetune": "qgraph.cli.finetune",
     "evaluate": "qgraph.cli.evaluate",
