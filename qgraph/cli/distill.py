@@ -15,12 +15,11 @@ from qgraph.cli.kinds import PATH
 from qgraph.cli.options import (
     batch_axis_option,
     batch_option,
-    gradients_option,
-    protocol_option,
     resume_option,
     run_options,
     shape_option,
 )
+from qgraph.cli.papers import gradients_option, protocol_option
 from qgraph.errors import UsageError
 from qgraph.running.files import check_writable, write_atomically
 

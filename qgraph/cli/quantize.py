@@ -18,17 +18,16 @@ from qgraph.cli.options import (
     data_options,
     format_options,
     given,
-    gradients_option,
     method_option,
     mixed_options,
     portable_option,
     preprocessing,
-    protocol_option,
     quality_options,
     recipe_options,
     resume_option,
     run_options,
 )
+from qgraph.cli.papers import gradients_option, protocol_option
 from qgraph.cli.quality import Threshold, check_threshold, hold_against, show_quality
 from qgraph.cli.recipe_file import recipe_file_options
 from qgraph.errors import UsageError

@@ -18,11 +18,10 @@ from qgraph.cli.options import (
     executor_option,
     given,
     preprocessing,
-    protocol_option,
     recipe_options,
     run_options,
-    setting_option,
 )
+from qgraph.cli.papers import protocol_option, setting_option
 from qgraph.cli.recipe_file import recipe_file_options
 from qgraph.errors import UsageError
 from qgraph.methods.qrater.config import INGREDIENTS, OBJECTIVES, SEARCHES, SearchConfig

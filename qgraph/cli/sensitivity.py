@@ -17,16 +17,15 @@ from qgraph.cli.options import (
     direction_option,
     executor_option,
     given,
-    gradients_option,
     keep_option,
     method_option,
     preprocessing,
-    protocol_option,
     resume_option,
     run_options,
     set_option,
     weight_clip_option,
 )
+from qgraph.cli.papers import gradients_option, protocol_option
 from qgraph.running.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
