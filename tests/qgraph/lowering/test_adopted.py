@@ -11,6 +11,7 @@ from qgraph.errors import ModelError
 from qgraph.graph.sites import GraphView
 from qgraph.lowering.adopted import FileRanges, adopted_plan
 from qgraph.lowering.lift import FileGrid, FileWeight, Lifted, lift
+from qgraph.lowering.simulate import simulate
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan import codes
@@ -198,3 +199,45 @@ def test_weights_alone_and_nothing_at_all():
     plain = ir.from_onnx_text(f"{HEAD}float[N,4] x) => (float[N,4] y) {{ y = Relu(x) }}")
     with pytest.raises(ModelError, match="is not quantized: it has no grid to adopt"):
         lift(load(plain))
+
+
+def half_in_floats():
+    """Two convolutions on grids, and between them Exp, whose range does not follow from its operand's grid."""
+    text = f"""{HEAD}float[N,2,4,4] x) => (float[N,2,4,4] y) <float s, uint8 z, int8[2,2,1,1] w, float t, int8 p> {{
+      q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)  v = DequantizeLinear(w, t, p)
+      a = Conv(d, v)  e = Exp(a)  b = Conv(e, v)  k = QuantizeLinear(b, s, z)  y = DequantizeLinear(k, s, z) }}"""
+    net = ir.to_proto(ir.from_onnx_text(text))
+    held = {"s": np.array(0.05, np.float32), "z": np.array(100, np.uint8), "t": np.array(0.006, np.float32)}
+    held |= {"w": RNG.integers(-127, 128, (2, 2, 1, 1)).astype(np.int8), "p": np.array(0, np.int8)}
+    net.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in held.items())
+    for node in net.graph.node:
+        node.name = node.output[0]
+    return load(net)
+
+
+class Everything:
+    """Samples that know every tensor."""
+
+    def range_of(self, tensor):
+        return -1.0, 3.0
+
+
+@pytest.mark.parametrize("observed", [None, Everything()])
+def test_layers_beside_an_unknown_range_run_in_floats(observed):
+    net = half_in_floats()
+    file = lift(net)
+    view = GraphView(normalise(file.model))
+    plan, told = adopted_plan(view, file, observed=observed)
+    tensors = {grid.tensor for grid in plan.activations}
+    if observed is None:
+        assert "e" not in tensors
+        assert {one.name: one.runs for one in told} == {"a": "floats", "b": "floats"}
+    else:
+        assert "e" in tensors
+        assert {one.name: one.runs for one in told} == {"a": "integers", "b": "integers"}
+    assert {quant.name: quant.runs for quant in plan.layers} == {one.name: one.runs for one in told}
+    if observed is None:
+        x = RNG.uniform(-4, 7, (3, 2, 4, 4)).astype(np.float32)
+        want = Session(net.ir_model, optimize=False).run({"x": x})["y"]
+        have = Session(simulate(normalise(file.model), plan)).run({"x": x})["y"]
+        np.testing.assert_allclose(np.clip(have, -5.0, 7.75), want, atol=0.026)

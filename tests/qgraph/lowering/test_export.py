@@ -300,3 +300,15 @@ def test_a_shift_behind_a_bias_that_is_no_constant(model_from_text, call, shape)
     for lower in (simulate, export):
         shifted, base = (Session(lower(net, p)).run(feeds)["y"] for p in (plan, plain))
         np.testing.assert_allclose(shifted - base, np.linspace(-0.5, 0.5, 5).reshape(1, 5, 1, 1) + 0 * base, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "gemm", "matmul"])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_single_scale_is_a_scalar_in_the_file(model_from_text, kind, per_channel):
+    """Vectors of one number are for weights of one channel."""
+    net, feeds = one_layer(model_from_text, kind)
+    exported = export(net, full_range_plan(net, feeds, per_channel=per_channel))
+    (weight,) = (n for n in exported.graph if n.op_type == "DequantizeLinear" and n.inputs[0].const_value is not None)
+    scale, zero = (v.const_value.numpy() for v in weight.inputs[1:3])
+    assert scale.shape == zero.shape == ((5,) if per_channel else ())
+    assert ("axis" in weight.attributes) == per_channel

@@ -15,7 +15,7 @@ from qgraph.lowering.export import export
 from qgraph.lowering.simulate import simulate
 from qgraph.methods.aciq.channels import ChannelConfig, allocate_weights, scale_channels
 from qgraph.methods.aciq.refine import AciqConfig, refine
-from qgraph.observe.channel_laws import channel_errors
+from qgraph.observe.channel_laws import channel_errors, channel_prior
 from qgraph.observe.statistics import observe
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model
@@ -25,6 +25,7 @@ from qgraph.plan.grids import initial_plan
 from qgraph.plan.recipe import Recipe
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import open_data
+from qmath import Granularity
 
 RNG = np.random.default_rng(5)
 
@@ -192,3 +193,34 @@ def test_factors_are_the_square_roots_of_the_channels_ranges(net, deployable):
     assert highest.max() > 4 * highest.min() > 0
     ratio = highest / highest.max()
     np.testing.assert_allclose(a1.channel_scale, np.sqrt(ratio) if deployable else ratio, rtol=1e-5)
+
+
+def test_the_common_step_lies_between_those_that_channels_need(net):
+    """A channel of factor f needs its step over f; with roots as factors, that is f times the largest step."""
+    view, observed, plan, _ = start(net, weights=8, activations=4)
+    for clip in ("aciq", "max"):
+        made = scale_channels(plan, view, observed, config=ChannelConfig(clip=clip)).activations
+        for grid in (a for a in made if a.channel_scale):
+            highest = observed[grid.tensor].channels.max
+            ends = highest if clip == "max" else np.minimum(channel_prior(observed[grid.tensor]).clips(4), highest)
+            most = ends.max() / 15
+            if clip == "max":
+                assert grid.scale == pytest.approx(most, rel=1e-5), "no channel is clipped"
+            assert most * min(grid.channel_scale) * 0.998 <= grid.scale <= most * 1.002
+
+
+def test_tensors_that_cannot_carry_factors_say_why(net):
+    """One reason each: a sum that reads it, weights without a scale per channel, a reader that is no convolution."""
+    view, observed, plan, _ = start(net, weights=8, activations=4)
+    single = plan.map_layers(
+        lambda q: dataclasses.replace(
+            q, weight=dataclasses.replace(q.weight, scale=(0.1,), zero_point=(0,), granularity=Granularity())
+        )
+    )
+    notes = scale_channels(single, view, observed).notes
+    assert any("the weights before it have no scale per channel" in note for note in notes)
+    unwritten = dataclasses.replace(plan, layers=tuple(q for q in plan.layers if q.op == "Conv")[1:])
+    notes = scale_channels(unwritten, view, observed).notes
+    assert any("no quantized convolution writes it" in note for note in notes)
+    unread = dataclasses.replace(plan, layers=plan.layers[:1])
+    assert not any(a.channel_scale for a in scale_channels(unread, view, observed).activations)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -130,3 +131,21 @@ def test_a_channel_of_one_value_keeps_its_scale(model_from_text):
     (quant,) = correct_norm(flat, GraphView(net)).layers
     assert quant.weight.gain == (1.0,) * 5
     assert layer.name == quant.name
+
+
+def test_every_layer_is_a_step_of_progress(model_from_text):
+    net, plan, x = three_bits(model_from_text, "conv")
+    told: list[tuple[int, str]] = []
+
+    class Counted:
+        def stage(self, title, total=None):
+            told.append((total, title))
+            return nullcontext(lambda units, note="": told.append((units, note)))
+
+    few, all_ = (
+        correct_outputs(plan, GraphView(net), open_data(np.stack([x[0], x[0] * 3, x[1]]), net), samples=n, progress=p)
+        for n, p in ((1, Counted()), (64, Counted()))
+    )
+    (layer,) = GraphView(net).layers
+    assert told == [(1, "correcting outputs"), (1, layer.name)] * 2
+    assert few.layers[0].bias_shift != all_.layers[0].bias_shift, "only the first samples count"
