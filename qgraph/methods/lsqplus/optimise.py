@@ -25,7 +25,7 @@ class Optimiser(Protocol):
 class Sgd:
     """Gradient descent with momentum: v = momentum v + g; x -= rate v."""
 
-    def __init__(self, size: int, *, momentum: float = 0.9) -> None:
+    def __init__(self, size: int, *, momentum: float) -> None:
         self.momentum = np.float32(momentum)
         self.state = {"velocity": np.zeros(size, np.float32)}
 
