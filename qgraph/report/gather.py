@@ -21,6 +21,7 @@ from qgraph.assess.layer_errors import LayerReport, layer_reports
 from qgraph.assess.layers_in_file import layers_in_file
 from qgraph.assess.verdict import Verdict
 from qgraph.errors import DataError, ModelError, UsageError
+from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import nearest
 from qgraph.jobs.distil import distilled_samples
@@ -54,6 +55,8 @@ class Candidate:
     name: str
     model: Model
     plan: QuantPlan | None = None
+    latency: float | None = None
+    """Relative to float, if it has been measured."""
 
 
 @keeps_threads
@@ -126,10 +129,11 @@ def report_of(result: Result, *, name: str = "quantized", command: str = "", pro
     apart = trial is not None and trial.basis == "held-out"
     samples = trial.samples if trial is not None and apart else result.samples
     quantized = Model(ir_model=result.model, source=name, nbytes=result.nbytes)
+    timed = None if result.quality is None else result.quality.latency
     made = _one_input(result.samples) if result.data == "distilled" else None
     return gather(
         result.net,
-        [Candidate(name=name, model=quantized, plan=result.plan)],
+        [Candidate(name=name, model=quantized, plan=result.plan, latency=timed)],
         samples,
         result.observed,
         said="held out from calibration" if apart else "",
@@ -233,14 +237,14 @@ def _variant(
     threads: int | None,
     progress: Progress,
 ) -> Variant:
-    quality = ratio = None
+    quality, ratio = None, candidate.latency
     accumulated: dict[str, float | None] = {}
     if samples is not None:
         accumulated = _accumulated(view.model, candidate, samples, threads, progress)
         quality = evaluate(candidate.model, samples, against=view.model, threads=threads, progress=progress)
-        feeds = next(iter(samples.batches(1))).feeds
-        sessions = (Session(model.ir_model, threads=1) for model in (view.model, candidate.model))
-        ratio = latency(*sessions, feeds).ratio
+        if ratio is None:
+            sessions = (Session(model.ir_model, threads=1) for model in (view.model, candidate.model))
+            ratio = latency(*sessions, next(iter(samples.batches(1))).feeds).ratio
     rows = _from_file(view, candidate.model)
     operands: tuple[Operand, ...] = ()
     others: tuple[Alternative, ...] = ()
@@ -249,7 +253,7 @@ def _variant(
         if samples is not None:
             in_file = layers_in_file(view, candidate.plan, candidate.model.ir_model, samples, threads=threads)
         for entry in layer_reports(view, candidate.plan, observed, samples, in_file=in_file, threads=threads):
-            rows[entry.name] = _from_plan(rows[entry.name], entry)
+            rows[entry.name] = _from_plan(rows.get(entry.name) or _row(view.by_name[entry.name]), entry)
         if observed is not None:
             predicted = {n: r.predicted_sqnr_db for n, r in rows.items() if r.predicted_sqnr_db is not None}
             others = alternatives(view, candidate.plan, predicted, observed)
@@ -263,8 +267,9 @@ def _variant(
         alternatives=others,
         kept_float=() if candidate.plan is None else candidate.plan.kept_float,
         layers=tuple(
-            dataclasses.replace(rows[layer.name], accumulated_sqnr_db=accumulated.get(layer.name))
-            for layer in view.layers
+            dataclasses.replace(rows[name], accumulated_sqnr_db=accumulated.get(name))
+            for name in view.by_name
+            if name in rows
         ),
     )
 
@@ -274,9 +279,7 @@ def _worst_operands(
 ) -> tuple[Operand, ...]:
     """What the layers with the largest errors of their own read, a tensor once; the worst first."""
     grids, found = plan.operand_grids, {}
-    for row in sorted(
-        rows, key=lambda r: min(v for v in (r.simulated_sqnr_db, r.predicted_sqnr_db, 999) if v is not None)
-    ):
+    for row in sorted(rows, key=_own_sqnr):
         layer = view.by_name[row.name]
         grid = None if layer.weight_only or row.activation_bits is None else nearest(layer.input, grids)
         if grid is not None and grid.tensor not in found and not grid.channel_scale and grid.tensor in observed.tensors:
@@ -311,16 +314,19 @@ def _from_file(view: GraphView, model: Model) -> dict[str, LayerRow]:
     rows = {}
     for layer in view.layers:
         weight, operand = bits.get(layer.name) or bits.get(str(layer.output.name)) or (None, None)
-        rows[layer.name] = LayerRow(
-            name=layer.name,
-            op=layer.op,
-            weight_count=layer.weight_array().size,
+        rows[layer.name] = dataclasses.replace(
+            _row(layer),
             weight_bits=weight,
             activation_bits=operand,
             integer=None if layer.name not in kernels else kernels[layer.name].integer,
             why_float="" if layer.name not in kernels else kernels[layer.name].why,
         )
     return rows
+
+
+def _row(layer: Layer) -> LayerRow:
+    """What every layer has."""
+    return LayerRow(name=layer.name, op=layer.op, weight_count=layer.weight_array().size)
 
 
 def _kernels(model: Model) -> dict[str, FusedLayer]:
@@ -342,4 +348,5 @@ def _from_plan(row: LayerRow, entry: LayerReport) -> LayerRow:
         predicted_sqnr_db=entry.predicted_sqnr_db,
         simulated_sqnr_db=entry.simulated_sqnr_db,
         measured_sqnr_db=entry.measured_sqnr_db,
+        integer=entry.runs != "floats" if row.integer is None else row.integer,
     )

@@ -33,7 +33,7 @@ def judged(report: Report, variant: Variant) -> Judged:
         if lost <= LOST_POINTS:
             return "fair", f"Loses {lost:.1f} points of accuracy."
         return "poor", f"Loses {lost:.1f} points of accuracy: give it more bits, or keep its worst layers in floats."
-    worst = min((v for v in quality.outputs.values() if v is not None), default=quality.sqnr_db)
+    worst = min(_outputs(report, variant).values(), default=quality.sqnr_db)
     if worst is None or math.isnan(worst):
         return "unknown", "Its outputs have no figure: judge it on your task."
     if worst >= CLOSE_DB:
@@ -41,6 +41,14 @@ def judged(report: Report, variant: Variant) -> Judged:
     if worst >= FAR_DB:
         return "fair", "Near the float model: check it on your task."
     return "poor", "Far from the float model: give it more bits, or keep its worst layers in floats."
+
+
+def _outputs(report: Report, variant: Variant) -> dict[str, float]:
+    """The dB of every output: one sample at a time where there is a verdict, in batches otherwise."""
+    if report.verdict is not None and report.verdict.outputs:
+        return {output.name: output.sqnr_db for output in report.verdict.outputs if output.sqnr_db is not None}
+    known = {} if variant.quality is None else variant.quality.outputs
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _card(report: Report, variant: Variant) -> Markup:
@@ -76,10 +84,11 @@ def _quality(report: Report, variant: Variant) -> tuple[str, str, str]:
         return "quality", "-", "not measured"
     if quality.top1 is not None and report.quality is not None and report.quality.top1 is not None:
         return "accuracy", f"{quality.top1:.2f} %", f"float {report.quality.top1:.2f} %"
-    worst = min(((v, name) for name, v in quality.outputs.items() if v is not None), default=None)
+    outputs = _outputs(report, variant)
+    worst = min(((v, name) for name, v in outputs.items()), default=None)
     if worst is None:
         return "quality", "-", "no output of floats"
-    which = "signal over error of the output" if len(quality.outputs) == 1 else f"worst output, {worst[1]}"
+    which = "signal over error of the output" if len(outputs) == 1 else f"worst output, {worst[1]}"
     return "quality", f"{worst[0]:.1f} dB", which
 
 

@@ -46,7 +46,7 @@ class _Rows:
     @property
     def left(self) -> float:
         """Where the rows begin: behind the longest of their names."""
-        return min(0.6 * WIDTH, 12 + LETTER * max(map(len, self.short.values()), default=0))
+        return min(0.6 * WIDTH, 24 + LETTER * max(map(len, self.short.values()), default=0))
 
     @property
     def step(self) -> float:

@@ -79,12 +79,14 @@ def _bits_of(variant: Variant) -> Markup:
 
 def errors(report: Report) -> Section | None:
     """A chart of the error accumulated up to each layer."""
-    series = [_accumulated(variant, index) for index, variant in enumerate(report.variants)]
+    names = list(
+        dict.fromkeys(row.name for v in report.variants for row in v.layers if row.accumulated_sqnr_db is not None)
+    )
+    series = [_accumulated(variant, index, names) for index, variant in enumerate(report.variants)]
     series = [s for s in series if s.points]
     if not series:
         return None
     axis = Axis.over("SQNR, dB", [p.x for s in series for p in s.points])
-    names = [row.name for row in report.variants[0].layers]
     drawn = row_chart("Signal-to-noise ratio after each layer", names, series, axis)
     text = "Signal over quantization noise in the result of each layer, errors of all layers before it included."
     return "Error along the network", [
@@ -286,8 +288,9 @@ def _layer_row(row: LayerRow) -> Sequence[Content]:
     )
 
 
-def _accumulated(variant: Variant, index: int) -> Series:
-    found = [(i, row.name, row.accumulated_sqnr_db) for i, row in enumerate(variant.layers)]
+def _accumulated(variant: Variant, index: int, names: Sequence[str]) -> Series:
+    known = {row.name: row.accumulated_sqnr_db for row in variant.layers}
+    found = [(i, name, known.get(name)) for i, name in enumerate(names)]
     points = [
         Point(x=v, y=i, title=f"{name}: {v:.1f} dB") for i, name, v in found if v is not None and math.isfinite(v)
     ]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import warnings
 from xml.etree import ElementTree
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -178,3 +181,41 @@ def test_other_bits_are_predicted_as_whatif_does(report, result):
     now = next(choice for choice in one.choices if choice.bits == one.bits)
     assert three.sqnr_db - now.sqnr_db == pytest.approx(after.predicted_sqnr_db - before.predicted_sqnr_db, abs=1e-6)
     assert three.nbytes == after.weight_bytes
+
+
+def branched():
+    """A product, and one in either branch of an If: of those, only weights are quantized."""
+    text = """<ir_version: 9, opset_import: ["" : 17]>
+    g (float[N,48] x, bool c) => (float[N,48] y) {
+        h = MatMul(x, w)
+        y = If (c) <
+            then_branch = a () => (float[N,48] t) { t = MatMul(h, u) },
+            else_branch = b () => (float[N,48] e) { e = Relu(h) }
+        >
+    }"""
+    model = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name in "wu":
+        weight = rng.normal(0, 0.2, (48, 48)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
+    return model, {"x": rng.normal(0, 1, (16, 48)).astype(np.float32), "c": np.ones(16, bool)}
+
+
+def test_layers_of_branches_have_rows_too():
+    model, feeds = branched()
+    feeds["c"] = np.array(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = qgraph.quantize(model, feeds, weights=4)
+        report = report_of(result)
+    [variant] = report.variants
+    inside = next(row for row in variant.layers if "then_branch" in row.name)
+    assert {row.name for row in variant.layers} == {quant.name for quant in result.plan.layers}
+    assert (inside.weight_bits, inside.activation_bits, inside.integer) == (8, None, False)
+    assert inside.name in render(report)
+
+
+def test_a_job_is_timed_once(report, result):
+    [variant] = report.variants
+    assert variant.latency == result.quality.latency
+    assert f"{result.quality.worst.sqnr_db:.1f} dB" in result.quality.lines()[0]
