@@ -14,12 +14,12 @@ from qgraph.cli.help import Command, grouped
 from qgraph.cli.invocation import READING, command, words_of
 from qgraph.cli.kinds import PATH
 from qgraph.cli.log import verbose
+from qgraph.cli.mixed_options import mixed_options
 from qgraph.cli.options import (
     data_options,
     format_options,
     given,
     method_option,
-    mixed_options,
     portable_option,
     preprocessing,
     quality_options,

@@ -12,9 +12,9 @@ from qgraph.cli.console import next_step, progress, show, show_json, silence_war
 from qgraph.cli.help import Command
 from qgraph.cli.kinds import PATH, BitList
 from qgraph.cli.log import verbose
+from qgraph.cli.mixed_options import direction_option
 from qgraph.cli.options import (
     data_options,
-    direction_option,
     executor_option,
     given,
     keep_option,
