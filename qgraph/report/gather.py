@@ -243,8 +243,8 @@ def _variant(
         accumulated = _accumulated(view.model, candidate, samples, threads, progress)
         quality = evaluate(candidate.model, samples, against=view.model, threads=threads, progress=progress)
         if ratio is None:
-            sessions = (Session(model.ir_model, threads=1) for model in (view.model, candidate.model))
-            ratio = latency(*sessions, next(iter(samples.batches(1))).feeds).ratio
+            before, after = (Session(model.ir_model, threads=1) for model in (view.model, candidate.model))
+            ratio = latency(before, after, next(iter(samples.batches(1))).feeds).ratio
     rows = _from_file(view, candidate.model)
     operands: tuple[Operand, ...] = ()
     others: tuple[Alternative, ...] = ()

@@ -53,7 +53,10 @@ def bits(report: Report) -> Section | None:
 
 
 def _bits_of(variant: Variant) -> Markup:
-    integers, floats, operands, notes = [], [], [], {}
+    integers: list[Point] = []
+    floats: list[Point] = []
+    operands: list[Point] = []
+    notes: dict[int, str] = {}
     for index, row in enumerate(variant.layers):
         runs = "floats" if row.integer is False else "integers"
         if row.weight_bits is None:
@@ -176,8 +179,8 @@ def whatif(report: Report) -> Section | None:
 
 def layers(report: Report) -> Section | None:
     """Tables with every number about every layer."""
-    columns = ("layer", "op", "runs on", "weights", "activations", "bytes")
-    columns += ("predicted dB", "measured dB", "accumulated dB")
+    decibels = ("predicted dB", "measured dB", "accumulated dB")
+    columns = ("layer", "op", "runs on", "weights", "activations", "bytes", *decibels)
     tables = [
         details(
             f"Layers of {variant.name}",

@@ -76,7 +76,8 @@ def test_the_verdict_with_labels_is_the_accuracy(report, before, after, kind):
 def test_the_verdict_without_labels_is_the_worst_output(report, decibels, kind):
     [variant] = report.variants
     quality = Evaluation(count=9, sqnr_db=40.0, outputs={"a": 50.0, "b": decibels})
-    assert judged(dataclasses.replace(report, quality=None), dataclasses.replace(variant, quality=quality))[0] == kind
+    unlabelled = dataclasses.replace(report, quality=None, verdict=None)
+    assert judged(unlabelled, dataclasses.replace(variant, quality=quality))[0] == kind
 
 
 def test_no_accuracy_is_above_100(report):
