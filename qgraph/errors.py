@@ -1,6 +1,9 @@
 """The errors that end a job; each message says what was expected, what was found and how to go on.
 
-Every error derives from `QGraphError`, whose `exit_status` is that of the command line.
+Every error derives from `QGraphError`, whose `exit_status` is that of the command line, and from the built-in error
+that Python programs expect in its place: ValueError for requests, data, models and plans that are wrong,
+FileNotFoundError where there is no such file, TypeError for objects of another kind, ImportError where a package is
+missing.
 """
 
 from __future__ import annotations
@@ -21,9 +24,10 @@ class QGraphError(Exception):
     """
 
     exit_status = 1
+    __str__ = Exception.__str__  # the message, whatever the built-in error makes of it
 
 
-class UsageError(QGraphError):
+class UsageError(QGraphError, ValueError):
     """The request itself is wrong: unknown names, impossible combinations or values out of range.
 
     Example:
@@ -38,7 +42,11 @@ class UsageError(QGraphError):
     exit_status = 2
 
 
-class ModelError(QGraphError):
+class UnknownOptionError(UsageError, TypeError):
+    """A keyword that no function of the package takes."""
+
+
+class ModelError(QGraphError, ValueError):
     """The model cannot be read, is not valid ONNX, or has nothing to quantize.
 
     Example:
@@ -46,11 +54,21 @@ class ModelError(QGraphError):
         >>> qgraph.quantize("missing.onnx")
         Traceback (most recent call last):
             ...
-        qgraph.errors.ModelError: no such model file: missing.onnx
+        qgraph.errors.ModelNotFoundError: no such model file: missing.onnx
     """
 
 
-class DataError(QGraphError):
+class ModelNotFoundError(ModelError, FileNotFoundError):
+    """There is no such model file."""
+
+    __new__ = FileNotFoundError.__new__  # ValueError's, which comes first, refuses to make one
+
+
+class ModelTypeError(ModelError, TypeError):
+    """What was given as a model is an object of another kind."""
+
+
+class DataError(QGraphError, ValueError):
     """Calibration or evaluation data are missing, malformed, or do not fit the model.
 
     Example:
@@ -59,8 +77,18 @@ class DataError(QGraphError):
         >>> qgraph.quantize(files("qgraph") / "demo_assets" / "digits.onnx", "missing.npz")
         Traceback (most recent call last):
             ...
-        qgraph.errors.DataError: no such data file or folder: missing.npz
+        qgraph.errors.DataNotFoundError: no such data file or folder: missing.npz
     """
+
+
+class DataNotFoundError(DataError, FileNotFoundError):
+    """There is no such file or folder of samples."""
+
+    __new__ = FileNotFoundError.__new__  # ValueError's, which comes first, refuses to make one
+
+
+class DataTypeError(DataError, TypeError):
+    """What was given as samples or labels is an object of another kind."""
 
 
 class NothingToDistilError(DataError):
@@ -79,7 +107,7 @@ class NothingToDistilError(DataError):
     """
 
 
-class PlanError(QGraphError):
+class PlanError(QGraphError, ValueError):
     """A plan is malformed, or was made for another model.
 
     Example:
@@ -91,12 +119,26 @@ class PlanError(QGraphError):
     """
 
 
+class PlanNotFoundError(PlanError, FileNotFoundError):
+    """There is no such plan file."""
+
+    __new__ = FileNotFoundError.__new__  # ValueError's, which comes first, refuses to make one
+
+
+class PlanTypeError(PlanError, TypeError):
+    """What was given as a plan is an object of another kind."""
+
+
 class StoreError(QGraphError):
     """The checkpoints of a job cannot be read or written, belong to another job, or are in use by another process."""
 
 
-class ExecutorError(QGraphError):
+class ExecutorError(QGraphError, ConnectionError):
     """The machines that were to do the work cannot be reached, or were lost."""
+
+
+class MissingPackageError(QGraphError, ImportError):
+    """A package that a function needs, and that qgraph does not depend on, is not installed."""
 
 
 class QualityWarning(UserWarning):

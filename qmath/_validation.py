@@ -110,11 +110,32 @@ def _real(value: ArrayLike, name: str) -> NDArray[Any]:
     """`value` as a native-endian array of booleans, integers or floats."""
     try:
         array = np.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name}: expected real numbers, found {type(value).__name__}: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor of torch that records gradients
+        raise TypeError(f"{name}: expected real numbers, found {_described(value)}{_reason(value, error)}") from error
     if array.dtype.kind not in "buif":
-        raise TypeError(f"{name}: expected real numbers, found {type(value).__name__} of dtype {array.dtype}")
+        raise TypeError(f"{name}: expected real numbers, found {_described(value, array)}")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _described(value: object, array: NDArray[Any] | None = None) -> str:
+    """What a caller passed instead of numbers, in a few words."""
+    if value is None:
+        return "None"
+    if isinstance(value, str | bytes):
+        return f"the text {value[:40]!r}"
+    kind = type(value).__name__
+    said = f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
+    if array is None or not array.ndim:
+        return said
+    inside = type(array.flat[0]).__name__ if array.dtype == object and array.size else array.dtype.name
+    return f"{said} of {'text' if array.dtype.kind in 'SU' else inside}"
+
+
+def _reason(value: object, error: Exception) -> str:
+    """Why numpy could not read it."""
+    if isinstance(value, list | tuple) and "inhomogeneous" in str(error):
+        return " whose rows differ in length"
+    return f": {error}"
 
 
 def _first(array: NDArray[Any], wrong: NDArray[np.bool_]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from qmath._validation import as_bits, as_parameter, check_choice
-from qmath.distributions import Gaussian, Laplace, Prior
+from qmath.distributions import Gaussian, HasPrior, Laplace, Prior, as_prior
 from qmath.error import cell_integrals
 from qmath.late import LateModule
 from qmath.sample import Floats
@@ -73,7 +73,7 @@ def gauss_clip(
     return np.asarray(scale * _per_bits(lambda m: _gauss_unit(m + 1 if relu else m), bits))
 
 
-def prior_clip(prior: Prior, bits: ArrayLike, *, exact: bool = False, grid: GridKind = "midrise") -> Floats:
+def prior_clip(prior: Prior | HasPrior, bits: ArrayLike, *, exact: bool = False, grid: GridKind = "midrise") -> Floats:
     """Return the optimal clipping threshold of a prior: a distance from prior.loc, or from zero if one-sided.
 
     Two-sided: `laplace_clip` or `gauss_clip` of its scale, for the range loc - clip..loc + clip. One-sided, for the
@@ -82,6 +82,7 @@ def prior_clip(prior: Prior, bits: ArrayLike, *, exact: bool = False, grid: Grid
     units of x. Source: ACIQ, sections 2 and A.1-A.4.
 
     Raises:
+        TypeError: For a prior that is none.
         ValueError: For bits outside 1..16, another `grid`, or `exact` with a one-sided prior of loc other than 0.
 
     Example:
@@ -90,7 +91,7 @@ def prior_clip(prior: Prior, bits: ArrayLike, *, exact: bool = False, grid: Grid
         >>> round(float(qmath.prior_clip(rectified, 4)), 4)
         3.7024
     """
-    bits = as_bits(bits)
+    prior, bits = as_prior(prior), as_bits(bits)
     relu = prior.one_sided
     if exact and relu and np.any(np.asarray(prior.loc) != 0):
         raise ValueError("exact clips of a one-sided prior need loc = 0: for others, minimise qmath.exact_error")

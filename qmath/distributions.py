@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -237,3 +237,19 @@ class Gaussian(Prior):
     @staticmethod
     def _unit_sample(rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
         return rng.standard_normal(size=size)
+
+
+class HasPrior(Protocol):
+    """A result that says which prior it is about, such as `qmath.PriorFit`."""
+
+    @property
+    def prior(self) -> Prior: ...
+
+
+def as_prior(prior: Prior | HasPrior) -> Prior:
+    """The prior that a caller means: itself, or that of a fit; TypeError for anything else."""
+    inner = getattr(prior, "prior", prior)
+    if isinstance(inner, Prior):
+        return inner
+    kind = "None" if prior is None else type(prior).__name__
+    raise TypeError(f"prior: expected a qmath.Laplace or qmath.Gaussian, or a fit of fit_prior, found {kind}")

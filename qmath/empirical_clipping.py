@@ -7,8 +7,8 @@ new method is one function under `@clip_method("name")`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,27 +16,74 @@ from numpy.typing import ArrayLike, NDArray
 from qmath._validation import as_axis, as_bit_count, as_data, check_choice, check_finite
 from qmath.clipping import prior_clip
 from qmath.distributions import Gaussian, Laplace, Prior
+from qmath.divergence import power_ratio_db
+from qmath.grid import Grid
 from qmath.kernels.threads import over_threads
 from qmath.prior_clipping import FAMILIES, Moments, candidates
 from qmath.sample import Floats, Sample, sample_of
 from qmath.stop_loss import RELATIVE_GAP, StopLoss
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 KL_BINS = 2048
+DRAWN_BINS = 128
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ClipRange:
     """A clipping range `low <= 0 <= high`, in the units of x, and the mean squared error of the data on its grid.
 
+    `grid` is the grid of `bits` bits over that range, and can be passed on: `qmath.fake_quantize(x, best)` takes the
+    range itself as well. `signal` is the mean square of the data, so that `sqnr_db` needs no further pass.
+
     Example:
         >>> import qmath
-        >>> qmath.clip_range([-1.0, 0.0, 2.0], method="max", bits=2)
-        ClipRange(low=-1.0, high=2.0, error=0.0)
+        >>> best = qmath.clip_range([-1.0, 0.0, 2.0], method="max", bits=2)
+        >>> best
+        ClipRange(-1..2, 2 bits, error=0, method='max')
+        >>> best.grid
+        Grid(2 bits, -1..2, scale=1, zero_point=1, unsigned)
+        >>> qmath.fake_quantize([-5.0, 0.4, 1.7], best).tolist()
+        [-1.0, 0.0, 2.0]
     """
 
     low: float
     high: float
     error: float
+    bits: int
+    symmetric: bool = False
+    one_sided: bool = False
+    method: str = "mse"
+    signal: float = 0.0
+    _seen: tuple[Floats, Floats] | None = field(default=None, compare=False)
+    """(counts, edges) of the data in a few bins, for `plot`."""
+
+    def __repr__(self) -> str:
+        kind = ", symmetric" if self.symmetric else ", one-sided" if self.one_sided else ""
+        said = f"{self.low:.4g}..{self.high:.4g}, {self.bits} bits{kind}, error={self.error:.4g}"
+        return f"ClipRange({said}, method={self.method!r})"
+
+    @property
+    def grid(self) -> Grid:
+        """The grid over the range: symmetric, from zero, or affine with zero on a level."""
+        if self.symmetric or self.one_sided:
+            return Grid.symmetric(self.high, bits=self.bits, signed=self.symmetric)
+        return Grid.affine(self.low, self.high, bits=self.bits)
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal over quantization noise of the data on the grid, in dB."""
+        return float(power_ratio_db(self.signal, self.error))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the data as a histogram, the levels of the grid and the range; return the matplotlib axes.
+
+        `ax` are the axes to draw on, by default those of a new figure. Needs matplotlib.
+        """
+        from qmath.plots import plot_clip
+
+        return plot_clip(self, ax)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +154,12 @@ def clip_methods() -> tuple[str, ...]:
 
 
 def clip_range(
-    data: Any, *, method: str, bits: int, one_sided: bool = False, symmetric: bool = False, **options: Any
+    data: Any, *, method: str = "mse", bits: int, one_sided: bool = False, symmetric: bool = False, **options: Any
 ) -> ClipRange:
     """Choose the clipping range of a tensor by `method`, and compute its mean squared error (squared units of x).
 
-    `data` is an array of any shape, or a histogram. The grid: `symmetric` -c..c with 2^bits - 1 levels; `one_sided`
+    The result has the grid (`best.grid`, and `qmath.fake_quantize(x, best)` works), its error, and a `plot()`. `data`
+    is an array of any shape, or a histogram. The grid: `symmetric` -c..c with 2^bits - 1 levels; `one_sided`
     0..c with 2^bits levels; otherwise affine, 2^bits levels with both ends chosen and zero on a level. Methods and
     their options:
 
@@ -132,9 +180,11 @@ def clip_range(
         >>> import numpy as np
         >>> import qmath
         >>> x = np.random.default_rng(0).laplace(size=100_000)
-        >>> best = qmath.clip_range(x, method="mse", bits=4, symmetric=True)
+        >>> best = qmath.clip_range(x, bits=4, symmetric=True)
         >>> round(best.high, 1), round(best.error, 3)
         (4.8, 0.056)
+        >>> round(float(np.mean((x - qmath.fake_quantize(x, best)) ** 2)), 3)
+        0.056
     """
     chosen = _lookup(method)
     shape = GridShape(bits=as_bit_count(bits), one_sided=one_sided, symmetric=symmetric)
@@ -143,7 +193,28 @@ def clip_range(
     if stop_loss.energy == 0:
         raise ValueError("every value is zero (or in a histogram's bin at zero): no range to choose")
     low, high = _spanning(shape, *_call(chosen, method, sample, shape, options))
-    return ClipRange(low=low, high=high, error=stop_loss.error(*shape.split(low, high)))
+    return ClipRange(
+        low=low,
+        high=high,
+        error=stop_loss.error(*shape.split(low, high)),
+        bits=shape.bits,
+        symmetric=symmetric,
+        one_sided=one_sided,
+        method=method,
+        signal=stop_loss.energy,
+        _seen=_in_bins(sample),
+    )
+
+
+def _in_bins(sample: Sample) -> tuple[Floats, Floats]:
+    """(counts, edges) of the sample in a few equal bins."""
+    if sample.low == sample.high:
+        return np.array([sample.total]), np.array([sample.low, sample.high])
+    edges = np.linspace(sample.low, sample.high, DRAWN_BINS + 1)
+    if sample.edges is None:
+        return np.diff(np.searchsorted(sample.points, edges[:-1]), append=len(sample.points)).astype(np.float64), edges
+    below = np.concatenate(([0.0], np.cumsum(sample.weights)))
+    return np.diff(np.interp(edges, sample.edges, below)), edges
 
 
 def least_error(data: Any, *, bits: int, one_sided: bool = False, symmetric: bool = False) -> float:

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from qmath._validation import as_bit_count, as_bits, as_parameter
-from qmath.distributions import Prior
+from qmath.distributions import HasPrior, Prior, as_prior
 from qmath.sample import Floats
 
 _NARROW = 0.25  # cells narrower than this many scales are integrated by quadrature: the closed forms would cancel
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(10)
 
 
-def expected_error(prior: Prior, clip: ArrayLike, bits: ArrayLike, *, relu: bool = False) -> Floats:
+def expected_error(prior: Prior | HasPrior, clip: ArrayLike, bits: ArrayLike, *, relu: bool = False) -> Floats:
     """Return ACIQ's approximate mean squared error of clipping at `clip` and rounding on the mid-rise grid.
 
     Two-sided, with clip measured from prior.loc: 2 E[(X - loc - clip)_+^2] + clip^2 / (3 4^bits), which is A.9 for
@@ -34,7 +34,11 @@ def expected_error(prior: Prior, clip: ArrayLike, bits: ArrayLike, *, relu: bool
     neither. `clip`, `bits` and the prior's parameters broadcast; the result is in the squared units of x. Source: ACIQ,
     A.9, A.13, A.18, A.19.
 
+    It is the error of the prior, not of the data that the prior was fitted to: `PriorFit.error_ratio` compares the two.
+    `prior` may also be a fit.
+
     Raises:
+        TypeError: For a prior that is none.
         ValueError: For a clip that is not positive, or bits outside 1..16.
 
     Example:
@@ -43,7 +47,7 @@ def expected_error(prior: Prior, clip: ArrayLike, bits: ArrayLike, *, relu: bool
         >>> round(float(qmath.expected_error(prior, qmath.laplace_clip(1.0, 4), 4)), 4)
         0.046
     """
-    clip, bits = as_parameter(clip, "clip", positive=True), as_bits(bits)
+    prior, clip, bits = as_prior(prior), as_parameter(clip, "clip", positive=True), as_bits(bits)
     loc, scale = np.asarray(prior.loc), np.asarray(prior.scale)
     cells = 4.0**bits
     if relu or prior.one_sided:
@@ -88,7 +92,7 @@ def midtread_levels(clip: float, bits: int, *, relu: bool = False) -> Floats:
     return np.asarray(float(as_parameter(clip, "clip", positive=True)) / top * np.arange(0 if relu else -top, top + 1))
 
 
-def exact_error(prior: Prior, levels: ArrayLike, *, thresholds: ArrayLike | None = None) -> Floats:
+def exact_error(prior: Prior | HasPrior, levels: ArrayLike, *, thresholds: ArrayLike | None = None) -> Floats:
     """Return E[(X - Q(X))^2] under the prior without approximation, for any scalar quantizer.
 
     Q(x) is `levels[i]` for x between `thresholds[i-1]` and `thresholds[i]`; without thresholds, the nearest level.
@@ -100,6 +104,7 @@ def exact_error(prior: Prior, levels: ArrayLike, *, thresholds: ArrayLike | None
     prior.loc and prior.scale, in the squared units of x.
 
     Raises:
+        TypeError: For a prior that is none.
         ValueError: For levels or thresholds of another shape or order.
 
     Example:
@@ -108,7 +113,7 @@ def exact_error(prior: Prior, levels: ArrayLike, *, thresholds: ArrayLike | None
         >>> round(float(qmath.exact_error(qmath.Laplace(), levels)), 4)
         0.0552
     """
-    q = as_parameter(levels, "levels").ravel()
+    prior, q = as_prior(prior), as_parameter(levels, "levels").ravel()
     t = (q[1:] + q[:-1]) / 2 if thresholds is None else np.asarray(thresholds, dtype=np.float64).ravel()
     if np.any(np.diff(q) <= 0):
         raise ValueError("levels must be strictly ascending")

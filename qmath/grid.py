@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -24,7 +24,7 @@ Rounding = Literal["half_even", "half_up"]
 """Rounding of ties: to the even neighbour (ONNX QuantizeLinear), or upwards (the papers' floor(v + 0.5))."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Grid(ByContent):
     """A uniform grid of codes qmin..qmax; code q represents (q - zero_point) scale + offset.
 
@@ -40,6 +40,8 @@ class Grid(ByContent):
     Example:
         >>> import qmath
         >>> grid = qmath.Grid(4, 0.5, zero_point=8, signed=False)
+        >>> grid
+        Grid(4 bits, -4..3.5, scale=0.5, zero_point=8, unsigned)
         >>> grid.qmin, grid.qmax, float(grid.low), float(grid.high)
         (0, 15, -4.0, 3.5)
     """
@@ -54,6 +56,16 @@ class Grid(ByContent):
     axis: int | None = None
     group: int | None = None
     _typed: dict[np.dtype[Any], NDArray[Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        """The widths, the ends and the parameters, with lists of them as ranges."""
+        said = [f"{_spread(self.bits)} bits, {_least(self.low):.4g}..{_most(self.high):.4g}"]
+        said += [f"scale={_spread(self.scale)}"]
+        said += [f"{name}={_spread(v)}" for name in ("zero_point", "offset") if (v := getattr(self, name)).any()]
+        said += ["" if self.signed else "unsigned"]
+        shared = "channels" if self.group is None else f"groups of {self.group}"
+        said += [f"{self.scale.size} {shared} along axis {self.axis}" if self.axis is not None else ""]
+        return f"Grid({', '.join(filter(None, said))})"
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
@@ -220,13 +232,31 @@ class Grid(ByContent):
         return np.dtype(name)
 
 
-def quantize(x: ArrayLike, grid: Grid, *, rounding: Rounding = "half_even") -> NDArray[Any]:
+class HasGrid(Protocol):
+    """A result that says which grid it is about, such as `qmath.ClipRange`."""
+
+    @property
+    def grid(self) -> Grid: ...
+
+
+def as_grid(grid: Grid | HasGrid) -> Grid:
+    """The grid that a caller means: itself, or that of a result; TypeError for anything else."""
+    if isinstance(grid, Grid):
+        return grid
+    inner = getattr(grid, "grid", None)
+    if isinstance(inner, Grid):
+        return inner
+    kind = "None" if grid is None else type(grid).__name__
+    raise TypeError(f"grid: expected a qmath.Grid, or a result that has one such as clip_range's, found {kind}")
+
+
+def quantize(x: ArrayLike, grid: Grid | HasGrid, *, rounding: Rounding = "half_even") -> NDArray[Any]:
     """Quantize `x`: q = clamp(round((x - offset) / scale) + zero_point, qmin, qmax).
 
     With offset 0 this is ONNX's QuantizeLinear. `x` is float32 or float64 (other types are converted to one of the
     two), of any shape that has the grid's axis, and the arithmetic is done in its type. Infinities saturate. `rounding`
-    is "half_even" (ONNX) or "half_up" (floor(v + 0.5), as in the papers). Returns codes of the shape of `x` in the
-    smallest integer type that holds them.
+    is "half_even" (ONNX) or "half_up" (floor(v + 0.5), as in the papers). `grid` may also be a result that has one, as
+    `clip_range` returns. Returns codes of the shape of `x` in the smallest integer type that holds them.
 
     Raises:
         TypeError: When `x` does not hold real numbers.
@@ -238,7 +268,7 @@ def quantize(x: ArrayLike, grid: Grid, *, rounding: Rounding = "half_even") -> N
         >>> qmath.quantize([-0.9, 0.2, 1.7, 5.0], grid).tolist()
         [0, 1, 3, 3]
     """
-    data = as_data(x)
+    data, grid = as_data(x), as_grid(grid)
     if np.isnan(data.min()):
         reject_nan(data, "x")
     out = np.empty(data.shape, grid.code_dtype)
@@ -248,13 +278,13 @@ def quantize(x: ArrayLike, grid: Grid, *, rounding: Rounding = "half_even") -> N
 
 
 def fake_quantize(
-    x: ArrayLike, grid: Grid, *, rounding: Rounding = "half_even", out: NDArray[Any] | None = None
+    x: ArrayLike, grid: Grid | HasGrid, *, rounding: Rounding = "half_even", out: NDArray[Any] | None = None
 ) -> NDArray[Any]:
     """Replace every value by the number that its code represents: `dequantize(quantize(x))` in one pass.
 
     Computed in the floating type of `x`; float32 results equal `dequantize(quantize(x))` to the last bit. NaN stays
     NaN. The result has the shape of `x`. `out` may be given and is then filled and returned: a C-contiguous array of
-    that shape and type, possibly `x` itself.
+    that shape and type, possibly `x` itself. `grid` may also be a result that has one, as `clip_range` returns.
 
     Raises:
         TypeError: When `x` does not hold real numbers.
@@ -266,14 +296,14 @@ def fake_quantize(
         >>> qmath.fake_quantize([-2.0, 0.3, 0.9], grid).tolist()
         [-1.5, 0.5, 1.0]
     """
-    data = as_data(x)
+    data, grid = as_data(x), as_grid(grid)
     out = output_like(data, out)
     kernels = _kernels(data.size)
     _run(kernels.values_by_row, kernels.values_by_column, data, out, grid, _is_half_up(rounding))
     return out
 
 
-def dequantize(q: ArrayLike, grid: Grid) -> NDArray[np.float32]:
+def dequantize(q: ArrayLike, grid: Grid | HasGrid) -> NDArray[np.float32]:
     """Return the real numbers (q - zero_point) scale + offset of integer codes, in float32.
 
     With offset 0 this is ONNX's DequantizeLinear. `q` has any shape that has the grid's axis, and so has the result.
@@ -289,7 +319,7 @@ def dequantize(q: ArrayLike, grid: Grid) -> NDArray[np.float32]:
         >>> qmath.dequantize(np.array([[-2, 3], [-2, 3]]), grid).tolist()
         [[-1.0, 1.5], [-0.5, 0.75]]
     """
-    codes = np.asarray(q)
+    codes, grid = np.asarray(q), as_grid(grid)
     if codes.dtype.kind not in "iu":
         raise TypeError(f"q: expected integer codes, found dtype {codes.dtype}")
     if codes.size == 0:
@@ -307,6 +337,20 @@ def dequantize(q: ArrayLike, grid: Grid) -> NDArray[np.float32]:
     if offset.any():
         values += offset
     return values
+
+
+def _spread(values: ArrayLike) -> str:
+    """One number, or the least and the greatest of several."""
+    low, high = _least(values), _most(values)
+    return f"{low:.4g}" if low == high else f"{low:.4g}..{high:.4g}"
+
+
+def _least(values: ArrayLike) -> float:
+    return float(np.min(values))
+
+
+def _most(values: ArrayLike) -> float:
+    return float(np.max(values))
 
 
 def _run(

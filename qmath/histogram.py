@@ -22,7 +22,7 @@ MIN_EXPONENT = -100  # data within 2^-100 of zero (usually all zero) are counted
 _MOST_BINS = 1 << 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Histogram(ByContent):
     """Counts in equal bins over [-2^exponent, 2^exponent); values at an edge belong to the bin away from zero.
 
@@ -41,6 +41,10 @@ class Histogram(ByContent):
 
     counts: NDArray[np.int64]
     exponent: int
+
+    def __repr__(self) -> str:
+        reach = 2.0**self.exponent
+        return f"Histogram({int(self.counts.sum()):,} values in {self.counts.size} bins over {-reach:g}..{reach:g})"
 
     def __post_init__(self) -> None:
         counts = as_parameter(self.counts, "counts", non_negative=True)

@@ -23,7 +23,7 @@ from qmath.scanning import scanned
 _MOMENTS = ("mean", "variance", "mean_abs")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Statistics(ByContent):
     """Moments of a tensor (floats), or of each of its channels (float64 arrays).
 
@@ -36,6 +36,8 @@ class Statistics(ByContent):
         >>> statistics = qmath.Statistics.of([[1.0, 2.0], [3.0, 6.0]], channel_axis=1)
         >>> statistics.mean, float(statistics.variance), statistics.channels.max.tolist()
         (3.0, 3.5, [3.0, 6.0])
+        >>> statistics
+        Statistics(4 values, 1..6, mean=3, std=1.871, 2 channels, histogram)
     """
 
     count: int
@@ -46,6 +48,17 @@ class Statistics(ByContent):
     mean_abs: Any
     histogram: Histogram | None = None
     channels: Statistics | None = None
+
+    def __repr__(self) -> str:
+        low, high = float(np.min(self.min, initial=np.inf)), float(np.max(self.max, initial=-np.inf))
+        said = [f"{self.count:,} values", f"{low:.4g}..{high:.4g}"]
+        if np.ndim(self.mean):
+            said.insert(0, f"{np.size(self.mean)} channels")
+        else:
+            said.append(f"mean={float(self.mean):.4g}, std={float(np.sqrt(self.variance)):.4g}")
+        channels = [] if self.channels is None else [f"{np.size(self.channels.mean)} channels"]
+        said += channels + (["histogram"] if self.histogram is not None else [])
+        return f"Statistics({', '.join(said)})"
 
     def __post_init__(self) -> None:
         for name in ("min", "max", *_MOMENTS):

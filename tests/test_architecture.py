@@ -51,6 +51,16 @@ def test_imports_point_down(path):
         assert not any(module.startswith("qgraph.cli") for module in found) or name == "qgraph/__main__.py"
 
 
+def test_one_module_goes_up_to_draw_and_those_of_public_names_and_methods_down():
+    """Whoever imports by a name in a string is on this list, so that the rules for imports hold for all others."""
+    by_name = {name_of(p) for p in FILES if re.search(r"\bimport_module\(", p.read_text(encoding="utf-8"))}
+    allowed = {"qmath/__init__.py", "qmath/late.py", "qgraph/__init__.py", "qgraph/gradient/training.py"}
+    allowed |= {"qgraph/plan/registry.py", "qgraph/running/views.py", "qgraph/assess/metric.py"}
+    assert {name for name in by_name if not name.startswith("qgraph/cli/")} <= allowed
+    drawn = {m for p in FILES for m in re.findall(r'drawn_by\("(\w+)"\)', p.read_text(encoding="utf-8"))}
+    assert drawn == {"cells", "frames", "plots"}
+
+
 @pytest.mark.parametrize("path", [p for p in FILES if p.is_relative_to(ROOT / "qgraph")], ids=name_of)
 def test_rooms_import_from_the_floors_below(path):
     mine = place(path.relative_to(ROOT).with_suffix("").parts)

@@ -243,7 +243,7 @@ def test_what_cannot_be_distilled_or_trained(digits):
     with pytest.raises(QGraphError, match="only float inputs can be distilled"):
         distill(cast_first(tokens))
     free = graph("(float[N, 4, H] x) => (float[N, 4, H] y) { y = Relu(x) }")
-    with pytest.raises(DataError, match="is not fixed; give it with --shape x=32,4,N"):
+    with pytest.raises(DataError, match=re.escape("is not fixed; give it with shapes={'x': (32, 4, N)}")):
         distill(free)
     whole = with_layer(graph("(float[N, 4] x) => (int64[N, 1] y) { y = ArgMax<axis = 1>(h) }"))
     data = np.random.default_rng(0).random((400, 4), np.float32)
@@ -270,8 +270,8 @@ def cast_first(model):
         ("must be a positive number", {"size_mb": -1.0}),
         (", not both", {"size_mb": 1.0, "average_bits": 4.0}),
         ("has no integer kernel", {"weights": None, "activations": 8}),
-        ("--asymmetric is for grids", {"method": "lsqplus", "symmetric": False}),
-        ("--correct-outputs is for plans", {"method": "lsqplus", "correct_outputs": True}),
+        ("symmetric=False is for grids that are not trained", {"method": "lsqplus", "symmetric": False}),
+        ("correct_outputs is for plans that are not trained", {"method": "lsqplus", "correct_outputs": True}),
     ],
 )
 def test_recipes(words, options):
@@ -315,7 +315,7 @@ def test_settings_of_a_search(words, settings):
 def test_requests_that_do_not_fit_together(digits, digits_calibration, tmp_path):
     with pytest.raises(UsageError, match="fine-tuning chooses no bits"):
         qgraph.finetune(digits, weights="mixed")
-    with pytest.raises(UsageError, match="--max-drop measures accuracy"):
+    with pytest.raises(UsageError, match="max_drop measures accuracy: pass data with labels"):
         qgraph.quantize(digits, np.zeros((4, 1, 8, 8), np.float32), max_drop=1.0)
     known = tmp_path / "statistics.npz"
     qgraph.quantize(digits, digits_calibration, limit=8, calibration=known)

@@ -13,6 +13,7 @@ from qgraph.observe.propagation import Moments
 from qgraph.observe.statistics import MAX_BATCH, Observations
 from qgraph.onnxfile.model import Model
 from qgraph.running.sessions import Session
+from qgraph.running.wording import images_normalised
 from qgraph.samples.dataset import Dataset
 
 LOOKED_AT = 64  # samples, at most
@@ -136,7 +137,8 @@ def _unnormalised(
     times = f"{off * _LOUDER:.1f} times less" if high > 1 else f"{off * _QUIETER:.0f} times more"
     return [
         f"the samples look unnormalised: input '{name}' goes from {low:g} to {high:g}, and the BatchNormalization of "
-        f"'{first}' {what} {times}; give --mean and --std with images in uint8, or samples as the model was trained on"
+        f"'{first}' {what} {times}; give {images_normalised()} with images in uint8, or samples as the model was "
+        f"trained on"
     ]
 
 

@@ -20,6 +20,7 @@ from qgraph.running.executor import LOCAL, Executor, open_executor
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session
 from qgraph.running.threads import keeps_threads
+from qgraph.running.wording import Blank, option
 from qgraph.samples.dataset import Batch, DataLike, Dataset, Reading, open_data
 from qgraph.samples.fallback import falling_back
 
@@ -68,11 +69,13 @@ def evaluate(
     """Measure accuracy on labelled data, and divergence and signal-to-noise ratio against another model.
 
     Args:
-        model: a path, `onnx.ModelProto` or onnx-ir model.
+        model: a path, `onnx.ModelProto`, onnx-ir model, or the result of `quantize` or `apply`.
         data: samples; with labels, top-1 accuracy is measured on the first output with one score per class.
-        against: the float model; KL divergence is measured on that output, SQNR on all floating-point outputs.
+        against: the float model, by default that of a `Result`; KL divergence is measured on that output, SQNR on all
+            floating-point outputs.
         executor: where batches run: `local` or `dask:ADDRESS`; the result is the same.
-        preprocessing, limit, batch, shapes, batch_axes, threads, progress: as in `quantize`.
+        preprocessing, limit, batch, shapes, batch_axes, labels, threads, progress: as in `quantize`; the normalisation
+            of a `Result` is that of its samples.
 
     Raises:
         DataError: there is nothing to measure, or the two models have different inputs or outputs.
@@ -84,14 +87,21 @@ def evaluate(
         >>> found = qgraph.evaluate(demo / "digits.onnx", demo / "digits_test.npz", limit=100)
         >>> found.count, found.top1
         (100, 99.0)
+        >>> result = qgraph.quantize(demo / "digits.onnx", demo / "digits_calibration.npz", limit=16, measure=False)
+        >>> qgraph.evaluate(result, demo / "digits_test.npz", limit=100).sqnr_db > 20
+        True
     """
     net = load(model)
+    made_from = getattr(model, "samples", None)
+    if isinstance(made_from, Dataset) and reading.get("preprocessing") is None:
+        reading["preprocessing"] = made_from.preprocessing
     samples = open_data(data, net, **reading)
+    against = getattr(model, "net", None) if against is None else against
     reference = None if against is None else load(against)
     if samples.labels is None and reference is None:
         raise DataError(
-            f"{samples.description} has no labels, so there is nothing to measure: add an array 'labels', or "
-            f"pass --against FLOAT.onnx"
+            f"{samples.description} has no labels, so there is nothing to measure: add labels, or pass "
+            f"{option('against', Blank('FLOAT.onnx'))}"
         )
     if reference is not None:
         check_interface(net, reference)

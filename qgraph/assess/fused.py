@@ -20,6 +20,7 @@ from qgraph.onnxfile.model import Model
 from qgraph.running.cpu import has_fast_integers
 from qgraph.running.sessions import Session
 from qgraph.running.threads import keeps_threads
+from qgraph.running.wording import option
 
 INTEGER_KERNELS = frozenset(
     {
@@ -183,6 +184,6 @@ def _warnings(model: Model, layers: list[FusedLayer]) -> list[str]:
     if quantized and has_fast_integers() is False:
         found.append(
             f"this CPU ({platform.machine()}) has no VNNI or dot-product instructions: 8-bit products saturate and "
-            f"gain little; quantize with --reduce-range"
+            f"gain little; quantize with {option('reduce_range', True)}"
         )
     return found

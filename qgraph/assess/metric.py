@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from qgraph.errors import DataError, UsageError
 from qgraph.observe.compared import Compared
+from qgraph.running.wording import option
 
 _GROUPS, _STUDENT = 10, 2.262157  # parts left out in turn, and Student's t at 95 % for 9 degrees of freedom
 
@@ -71,7 +72,9 @@ def load_metric(metric: MetricLike) -> Metric:
         return Metric(name=getattr(metric, "__name__", "metric"), function=metric)
     module, _, name = metric.partition(":")
     if not module or not name:
-        raise UsageError(f"--metric '{metric}' is not MODULE:FUNCTION, for example mytask:score for mytask.py here")
+        raise UsageError(
+            f"{option('metric')} '{metric}' is not MODULE:FUNCTION, for example mytask:score for mytask.py here"
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -79,9 +82,11 @@ def load_metric(metric: MetricLike) -> Metric:
         for part in name.split("."):
             function = getattr(function, part)
     except (ImportError, AttributeError, SyntaxError) as error:
-        raise UsageError(f"--metric {metric} cannot be imported: {error}") from error
+        raise UsageError(f"{option('metric')} {metric} cannot be imported: {error}") from error
     if not callable(function):
-        raise UsageError(f"--metric {metric} is a {type(function).__name__}, not a function of (outputs, labels)")
+        raise UsageError(
+            f"{option('metric')} {metric} is a {type(function).__name__}, not a function of (outputs, labels)"
+        )
     return Metric(name=metric, function=function)
 
 

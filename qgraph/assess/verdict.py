@@ -41,7 +41,7 @@ _SAID: dict[Basis, str] = {
     "calibration": "that also calibrated it: too few to hold any out",
     "given": "that a job on the same data would hold out",
     "distilled": "distilled from the model, for lack of data",
-    "noise": "of random noise, for lack of data: give --data for a meaningful figure",
+    "noise": "of random noise, for lack of data: only samples give a meaningful figure",
     "none": "",
 }
 NOISE_SAMPLES = 8
@@ -106,6 +106,9 @@ class Verdict:
             return Figure(name="every output", value=math.inf, unit="dB")
         value = -math.inf if worst.sqnr_db is None else worst.sqnr_db
         return Figure(name=f"output '{worst.name}'", value=value, unit="dB", problem=worst.problem)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
 
     def to_dict(self) -> dict[str, Any]:
         """The value of `quality` in `--json`."""
@@ -190,7 +193,7 @@ def measure(
         float_constant_bytes=float_constant_bytes(quantized),
     )
     if large and samples is None:
-        return dataclasses.replace(found, notes=("weights of this size are only run on given samples: pass --data",))
+        return dataclasses.replace(found, notes=("weights of this size are only run on given samples",))
     try:
         float_session = Session(reference.ir_model, threads=1)
     except ModelError as error:

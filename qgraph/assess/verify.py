@@ -12,6 +12,7 @@ from qgraph.errors import ModelError
 from qgraph.observe.statistics import MAX_BATCH
 from qgraph.onnxfile.model import Model
 from qgraph.running.sessions import Session, fits_one_file, without_weights
+from qgraph.running.wording import Blank, option
 from qgraph.samples.dataset import Batch, Dataset
 
 
@@ -32,14 +33,14 @@ def verify(quantized: ir.Model, net: Model, samples: Dataset | None, *, threads:
         _check_runs(net, samples, threads)
         raise ModelError(
             f"{net.source}: the quantized model does not run: {error}; leave layers in floating point with "
-            f"--keep NAME, or use --format float"
+            f"{option('keep', [Blank('NAME')])}, or use {option('format', 'float')}"
         ) from error
     for output, array in zip(net.graph.outputs, produced, strict=False):
         wanted = output.dtype.numpy() if output.dtype is not None else None
         if wanted is not None and isinstance(array, np.ndarray) and array.dtype != wanted:
             raise ModelError(
                 f"{net.source}: output '{output.name}' of the quantized model is {array.dtype}, not {wanted}; "
-                f"leave the layers before it in floating point with --keep NAME"
+                f"leave the layers before it in floating point with {option('keep', [Blank('NAME')])}"
             )
 
 

@@ -17,6 +17,7 @@ from qgraph.cli import clock, log
 from qgraph.cli.console import say, show_warning
 from qgraph.cli.help import Help
 from qgraph.errors import QGraphError
+from qgraph.running.wording import speaking_flags
 from qgraph.version import __version__
 
 COMMANDS = {
@@ -106,7 +107,7 @@ def _run(argv: Sequence[str] | None) -> int:
     arguments = [a for a in arguments if a != "--debug"]
     warnings.showwarning = show_warning
     try:
-        with _sigterm_unwinds():
+        with _sigterm_unwinds(), speaking_flags():
             status = cli.main(arguments, prog_name="qgraph", standalone_mode=False, obj=tuple(arguments))
         sys.stdout.flush()
         return status if isinstance(status, int) else 0

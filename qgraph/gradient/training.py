@@ -17,6 +17,9 @@ import onnx_ir as ir
 
 from qgraph.gradient.batch_norm import batch_norm_as_mul_add
 from qgraph.gradient.errors import GradientError
+from qgraph.running.wording import command
+
+_PORTABLE = "builder='portable'"
 
 MAX_IR_VERSION = 10
 
@@ -39,7 +42,7 @@ def with_gradients(net: ir.Model, loss: ir.Value, wrt: Sequence[ir.Value]) -> ir
         raise GradientError(
             "the gradient builder 'training' needs onnxruntime-training, which is not installed here: "
             "pip install onnxruntime-training==1.19.2 in an environment of its own (docs/methods/zeroq.md says how), "
-            "or choose builder='portable' (--gradients portable)"
+            f"or choose {command('--gradients portable', _PORTABLE)}"
         )
     for value in wrt:
         if value.producer() is not None:

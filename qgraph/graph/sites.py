@@ -22,6 +22,7 @@ from qgraph.graph.walk import ancestors, descendants, owners, paths, sources, wa
 from qgraph.graph.weight_only import weight_only_layers
 from qgraph.onnxfile.edit import constant
 from qgraph.onnxfile.model import Model
+from qgraph.running.wording import option
 
 GLUE_OPS = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu"})
 _SHAPE_OPS = frozenset({"Shape", "Size"})  # read no values
@@ -250,8 +251,8 @@ def _check_not_quantized(view: GraphView, chosen: Sequence[Layer]) -> None:
     said = f"{view.model.source} is already quantized{f', apparently by {tool}' if tool else ''} ({operators})"
     if not chosen:
         raise ModelError(
-            f"{said}, and has no float layer left: quantize the float model that it was made from; qgraph inspect "
-            f"--fused shows what runs on integers, and qgraph compare FLOAT.onnx this.onnx what it lost"
+            f"{said}, and has no float layer left: quantize the float model that it was made from; "
+            f"qgraph inspect --fused shows what runs on integers, and qgraph compare FLOAT.onnx this.onnx what it lost"
         )
     warnings.warn(f"{said}: {len(chosen)} layers that are still float are quantized on top of that", stacklevel=2)
 
@@ -270,9 +271,9 @@ def choose_layers(
     for pattern in keep:
         matched = [layer for layer in layers if any(fnmatchcase(name, pattern) for name in _names(view, layer))]
         if not matched:
-            raise UsageError(f"--keep '{pattern}' matches no layer{hint(pattern, list(view.by_name))}")
+            raise UsageError(f"{option('keep')}: '{pattern}' matches no layer{hint(pattern, list(view.by_name))}")
         for layer in matched:
-            kept[layer.name] = f"--keep {pattern}"
+            kept[layer.name] = f"asked for by name: {pattern}"
     if not weight_only:
         kept |= {
             layer.name: "recurrent layers, tables and layers in bodies are not trained" for layer in view.weight_only

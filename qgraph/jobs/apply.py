@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Unpack
 
+import onnx
+
 from qgraph.assess.metric import MetricLike, load_metric
 from qgraph.assess.verdict import Verdict
 from qgraph.assess.verify import verify
@@ -15,8 +17,10 @@ from qgraph.jobs.trial import Trial
 from qgraph.lowering.lower import lower
 from qgraph.methods.portable.portable import made_portable
 from qgraph.onnxfile.model import Model, ModelLike
+from qgraph.onnxfile.write import to_proto
 from qgraph.plan.blocks import BLOCK_OPSET
 from qgraph.plan.check import checked
+from qgraph.plan.given import PlanLike, given_plan
 from qgraph.plan.plan import QuantPlan
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.threads import keeps_threads
@@ -24,18 +28,25 @@ from qgraph.samples.dataset import DataLike, Reading
 from qgraph.samples.split import hold_out
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Applied(Model):
     """A quantized model, the plan that it was made from, and the verdict on it (None where none was asked for)."""
 
     plan: QuantPlan
     quality: Verdict | None = None
 
+    def __repr__(self) -> str:
+        return f"Applied({self.source}, opset {self.opset})"
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The model as an `onnx.ModelProto`, equal to the file that `qgraph.save` writes."""
+        return to_proto(self.ir_model)
+
 
 @keeps_threads
 def apply(
     model: ModelLike,
-    plan: QuantPlan,
+    plan: PlanLike,
     data: DataLike | None = None,
     *,
     format: str = "qdq",
@@ -51,7 +62,7 @@ def apply(
 
     Args:
         model: a path, `onnx.ModelProto` or onnx-ir model; it must be the one the plan was made for.
-        plan: what to quantize, and how.
+        plan: what to quantize, and how: a plan, the path of its file, or a result that has one.
         data: samples to judge the result on, with a warning for outputs below 25 dB (20 dB for grids below
             8 bits); they do not change it. Without data it is judged on noise.
         format: `qdq` to deploy, or `float` for a simulation in plain float operators.
@@ -73,7 +84,7 @@ def apply(
         >>> applied.source == str(network)
         True
     """
-    by = None if metric is None else load_metric(metric)
+    plan, by = given_plan(plan), None if metric is None else load_metric(metric)
     least = BLOCK_OPSET if any(layer.runs == "blocks" for layer in plan.layers) else 0
     given = open_given(model, data, opset=opset, least_opset=least, fold_bn=plan.fold_bn, **reading)
     net, samples = given.net, given.samples

@@ -12,6 +12,7 @@ from qgraph.errors import QualityWarning
 from qgraph.jobs.plan_judge import SAME_CLASS, margin
 from qgraph.jobs.result import Result
 from qgraph.plan.plan import MAX_BITS, QuantPlan
+from qgraph.running.wording import Blank, option
 
 TARGET_DB = 20.0  # of the guard, and of plans below 8 bits
 USUAL_DB = 25.0  # 8 bits usually leave more than this
@@ -35,12 +36,12 @@ def warn_below(quality: Verdict | None, target: float, layers: Sequence[LayerRep
     worst = None if quality is None else min(quality.outputs, key=lambda o: margin([o], target), default=None)
     if worst is None or margin([worst], target) >= 0 or (noise and not _is_low(worst, target)):
         return
-    remedy = f"qgraph quantize --guard {target:g} gives up the grids that ruin it"
+    remedy = f"{option('guard', target)} gives up the grids that ruin it"
     if noise:
-        remedy = "this is measured on random noise, for lack of data: --data gives a meaningful figure"
+        remedy = f"this is measured on random noise, for lack of data: {option('data')} gives a meaningful figure"
     warnings.warn(
-        f"output '{worst.name}' {_missed(worst, target)}{_largest_errors(layers)}; {remedy}, --keep NAME leaves a "
-        f"layer in floating point",
+        f"output '{worst.name}' {_missed(worst, target)}{_largest_errors(layers)}; {remedy}, "
+        f"{option('keep', [Blank('NAME')])} leaves a layer in floating point",
         QualityWarning,
         stacklevel=4,
     )

@@ -17,7 +17,7 @@ from qgraph.assess.claims import Claim, Proof, prove, read_claim
 from qgraph.assess.latency import latency
 from qgraph.assess.paired import Paired, run_paired
 from qgraph.assess.portable import Portable, prove_portable
-from qgraph.errors import DataError, ModelError, UsageError
+from qgraph.errors import DataError, ModelError, QGraphError, UsageError
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import content_digest, normalise
@@ -114,6 +114,8 @@ class Certificate:
             proven, measured = Proven(**raw.pop("proven")), Measured(**raw.pop("measured"))
             plan = None if plan is None else Artefact(**plan)
             return cls(**parts, **raw, plan=plan, proofs=proofs, proven=proven, measured=measured)
+        except QGraphError:
+            raise
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"{source} is not a certificate of qgraph certify: {type(error).__name__}: {error}"

@@ -15,6 +15,7 @@ from qgraph.jobs.given import Given
 from qgraph.methods.zeroq.config import DistillConfig
 from qgraph.onnxfile.model import Model
 from qgraph.running.job import Job
+from qgraph.running.wording import option
 from qgraph.samples.dataset import Dataset, Reading, open_data
 from qgraph.samples.layout import batch_axes, shaped
 
@@ -90,7 +91,7 @@ def distilled_inputs(
             batch_axes=axes,
         )
     if result.note == NOISE and not noise:
-        raise NothingToDistilError(f"{model.source} has no BatchNormalization to distil from; give data with --data")
+        raise NothingToDistilError(f"{model.source} has no BatchNormalization to distil from; give {option('data')}")
     if result.note:
         warnings.warn(f"{model.source}: {result.note}", stacklevel=2)
     return result.inputs

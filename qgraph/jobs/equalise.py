@@ -14,6 +14,7 @@ from qgraph.observe.statistics import observe
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.threads import keeps_threads
+from qgraph.running.wording import option
 from qgraph.samples.dataset import DataLike, Reading
 from qgraph.samples.fallback import falling_back
 
@@ -65,7 +66,7 @@ def equalise(
             raise UsageError(f"--{name} must be a number from 2 to 8, not {bits}")
     given = open_given(model, data, opset=opset, **reading)
     if given.samples is None:
-        raise UsageError("equalise reads samples: pass --data")
+        raise UsageError(f"equalise reads samples: pass {option('data')}")
     samples, observed = falling_back(
         given.net, given.samples, lambda some: observe(given.net, some, threads=threads, progress=progress)
     )

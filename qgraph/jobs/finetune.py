@@ -32,6 +32,7 @@ from qgraph.observe.statistics import observe
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan import registry
+from qgraph.plan.given import PlanLike, given_plan
 from qgraph.plan.grids import activation_grid, initial_plan
 from qgraph.plan.plan import ActivationQuant, QuantPlan
 from qgraph.plan.recipe import Recipe, check_format
@@ -39,6 +40,7 @@ from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.store import hold
 from qgraph.running.threads import keeps_threads
+from qgraph.running.wording import Blank, command, option
 from qgraph.samples.dataset import DataLike, Dataset, take_reading
 from qgraph.samples.fallback import falling_back
 from qgraph.samples.layout import batch_axes
@@ -71,7 +73,7 @@ def finetune(
     *,
     method: str = "lsqplus",
     config: LsqPlusConfig | None = None,
-    start: QuantPlan | str | Path | None = None,
+    start: PlanLike | None = None,
     format: str = "qdq",
     opset: int | None = None,
     seed: int = 0,
@@ -90,7 +92,8 @@ def finetune(
         method: makes the plan that training starts from: `lsqplus`, or another method that trains.
         config: settings of the training, instead of those in `settings` (`lsqplus.rate` and the like); epochs and rate
             depend on the fewest bits unless they are given.
-        start: a plan for this model whose grids training starts from; by default grids are initialised.
+        start: a plan for this model, the path of its file or a result, whose grids training starts from; by default
+            grids are initialised.
         format, preprocessing, limit, batch, shapes, batch_axes, opset, seed, measure, metric, threads, resume:
             as in `quantize`.
         overrides: fields of `Recipe`, such as `weights`, `activations` (4 bits by default) or `keep`.
@@ -189,12 +192,14 @@ def _begin(
 def _recipe(method: str, has_data: bool, **overrides: Any) -> Recipe:
     """The recipe of a method that trains; the bits must be given."""
     if not registry.find(method).trains:
-        raise UsageError(f"method '{method}' does not train: use qgraph quantize --method {method}")
+        raise UsageError(
+            f"method '{method}' does not train: pass it to {command('qgraph quantize', 'qgraph.quantize')}"
+        )
     recipe = Recipe.choose(method, has_data, **overrides)
     if recipe.mixed:
         raise UsageError(
-            "fine-tuning chooses no bits: write a plan with qgraph quantize --weights mixed --plan PLAN.json, and pass "
-            "it with --start PLAN.json"
+            f"fine-tuning chooses no bits: make a plan with {command('qgraph quantize', 'qgraph.quantize')} and "
+            f"{option('weights', 'mixed')}, and pass it with {option('start', Blank('PLAN'))}"
         )
     return recipe
 
@@ -234,10 +239,10 @@ def _trained(
     )
 
 
-def _given_plan(start: QuantPlan | str | Path | None, net: Model) -> QuantPlan | None:
+def _given_plan(start: PlanLike | None, net: Model) -> QuantPlan | None:
     if start is None:
         return None
-    plan = start if isinstance(start, QuantPlan) else QuantPlan.load(start)
+    plan = given_plan(start)
     plan.check_model(net.digest, net.source)
     return plan
 

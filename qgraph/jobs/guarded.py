@@ -20,6 +20,7 @@ from qgraph.methods.guard.concessions import widened
 from qgraph.methods.guard.guard import COMFORT, COMFORTS, INSISTED, REPAIR, Effort, comforted, guard
 from qgraph.methods.guard.search import Search
 from qgraph.plan.plan import QuantPlan
+from qgraph.running.wording import option
 
 SPARE_DB = max(comfort.spare_db for comfort in COMFORTS)  # outputs this far above the target are left alone
 WORTH_DB = 0.5  # a variant must beat the plan by this much
@@ -40,7 +41,7 @@ def parse_target(guard: float | str | None) -> float | None:
     except ValueError:
         target = np.nan
     if not 0 < target < 200:
-        raise UsageError(f"--guard is a number of dB such as 20, or off, not '{guard}'")
+        raise UsageError(f"{option('guard')} is a number of dB such as 20, or off, not '{guard}'")
     return target
 
 
@@ -126,7 +127,7 @@ class _Task:
                 wanted += 1.0 + max(easier, min(-missed, self.target))
         if search.stopped and not self.insists:
             warnings.warn(
-                f"the guard stopped after {effort.queries} measurements: --guard {self.target:g} lets it make "
+                f"the guard stopped after {effort.queries} measurements: {option('guard', self.target)} lets it make "
                 f"{INSISTED} times as many",
                 QualityWarning,
                 stacklevel=4,

@@ -9,6 +9,7 @@ from qgraph.errors import QualityWarning
 from qgraph.graph.sites import GraphView
 from qgraph.jobs.result import Result
 from qgraph.plan.grids import weights_alone
+from qgraph.running.wording import option
 
 SLOWER = 1.02  # times the float latency; beyond this, quantized activations are given up
 TIMED_SECONDS = 5e-4  # per sample in floats; timings below this are too noisy to decide anything
@@ -30,7 +31,9 @@ def no_slower(result: Result, *, fixed: bool) -> Result:
         return result
     said = f"integers take {quality.latency:.2f} of the float model's time on this machine"
     if fixed:
-        warnings.warn(f"{said}: --activations none keeps the weights small alone", QualityWarning, stacklevel=4)
+        warnings.warn(
+            f"{said}: {option('activations', None)} keeps the weights small alone", QualityWarning, stacklevel=4
+        )
         return result
     notes = (*plan.notes, f"activations stay floating point: {said}")
     view = GraphView(result.net)

@@ -31,6 +31,7 @@ from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import Recipe
 from qgraph.running.job import Job
+from qgraph.running.wording import option
 from qgraph.samples.dataset import DataLike, Dataset, Reading, take_reading
 from qgraph.samples.fallback import falling_back
 from qgraph.samples.split import Split, calibrating, hold_out
@@ -103,7 +104,7 @@ class Gathered(Material):
         """Measures a candidate on the task."""
         return Judge(
             reference=self.net,
-            samples=self.judging or self.need_samples("--max-drop is measured on samples"),
+            samples=self.judging or self.need_samples(f"{option('max_drop')} is measured on samples"),
             metric=self.trial.metric,
             threads=self.job.threads,
             progress=self.job.progress,
@@ -192,7 +193,9 @@ def _without_data(recipe: Recipe, view: GraphView, loaded: Model) -> Recipe:
 def _check_task(recipe: Recipe, samples: Dataset | None, metric: Metric | None) -> None:
     """Raise `UsageError` where the task is the budget and nothing measures it."""
     if recipe.max_drop is not None and (samples is None or (metric is None and not samples.labelled)):
-        raise UsageError("--max-drop measures accuracy: pass --data with an array 'labels', or a --metric")
+        raise UsageError(
+            f"{option('max_drop')} measures accuracy: pass {option('data')} with labels, or a {option('metric')}"
+        )
 
 
 def _parted(samples: Dataset | None, recipe: Recipe) -> tuple[Split | None, Dataset | None, Dataset | None]:

@@ -29,6 +29,7 @@ from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.store import hold
 from qgraph.running.threads import keeps_threads
+from qgraph.running.wording import option
 from qgraph.samples.dataset import DataLike
 from qgraph.samples.preprocessing import Preprocessing
 
@@ -139,7 +140,7 @@ def _quantized(
             plan = given.finished(plan)
     if given.recipe.correct_outputs:
         with job.stage("correct"):
-            samples = given.need_samples("--correct-outputs measures on samples")
+            samples = given.need_samples(f"{option('correct_outputs', True)} measures on samples")
             plan = correct_outputs(plan, given.view, samples, threads=job.threads, progress=job.progress)
     plan = _settled(sound(plan, given.view, target_cpu=given.recipe.target_cpu), given)
     with job.stage("export"):

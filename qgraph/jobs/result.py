@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
 import onnx_ir as ir
 
 from qgraph.assess.coverage import beyond
@@ -20,14 +21,22 @@ from qgraph.lowering.lower import lower
 from qgraph.methods.guard.concessions import Concession
 from qgraph.observe.statistics import Observations
 from qgraph.onnxfile.model import Model
-from qgraph.onnxfile.write import save
+from qgraph.onnxfile.write import save, to_proto
+from qgraph.plan.check import checked
+from qgraph.plan.described import bits_said
 from qgraph.plan.plan import QuantPlan
+from qgraph.running.views import Page, drawn_by
 from qgraph.samples.dataset import Dataset
 from qgraph.version import __version__
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
     from qgraph.jobs.whatif import WhatIf
     from qgraph.methods.zeroq.allocate import Allocation
+
+SMALL = 2**26  # bytes of a model whose file is made to tell its size
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +65,13 @@ class GivenUp:
         }
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Result:
     """A quantized model with its plan, its layers, its verdict, and the seconds of each stage.
 
     `net` is the normalised float network, `format` is `qdq` or `float`, and `data` is where the samples came from:
-    `calibration`, `distilled` or `none`.
+    `calibration`, `distilled` or `none`. A notebook shows a result as a table; `plot`, `to_frame` and `report` show
+    more of it, `whatif` other bits.
 
     Example:
         >>> from importlib.resources import files
@@ -72,6 +82,8 @@ class Result:
         True
         >>> result.plan.layer(result.layers[1].name).weight.bits
         4
+        >>> result
+        Result(digits.onnx: 7 layers, weights of 4 and 8 bits; ... bytes, 0.1... of float; not measured)
     """
 
     net: Model
@@ -89,6 +101,43 @@ class Result:
     given_up: GivenUp | None = None
     """What the guard gave up so that the outputs meet their target; None if nothing."""
 
+    def __repr__(self) -> str:
+        """One line of what is known already: nothing is measured to print it."""
+        known = self.__dict__
+        count = len(self.plan.layers)
+        what = ", ".join([f"{count} layer{'s' * (count != 1)}", *bits_said(self.plan)])
+        quality: Verdict | None = known.get("quality")
+        nbytes = quality.nbytes if quality is not None else self.nbytes if self.net.nbytes < SMALL else None
+        size = "" if nbytes is None else f"; {nbytes:,} bytes, {nbytes / max(self.net.nbytes, 1):.2f} of float"
+        worst = None if quality is None else quality.worst
+        judged = "not measured" if worst is None or worst.sqnr_db is None else f"{worst.name} {worst.sqnr_db:.1f} dB"
+        return f"{type(self).__name__}({Path(self.net.source).name}: {what}{size}; {judged})"
+
+    def _repr_html_(self) -> str:
+        """The line, the verdict and a table of layers, without measuring anything."""
+        known = self.__dict__
+        measured = self.layers_unsimulated if known.get("layers_in_file") else self._reports(None, {})
+        layers = known.get("layers", measured)
+        quality: Verdict | None = known.get("quality")
+        return str(drawn_by("cells").result_cell(repr(self), layers, () if quality is None else quality.lines()))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the error of every layer, measured and predicted, coloured by bits; return the matplotlib axes.
+
+        `ax` are the axes to draw on, by default those of a new figure. Needs matplotlib.
+        """
+        title = f"{Path(self.net.source).name}: {', '.join(bits_said(self.plan))}"
+        return drawn_by("plots").plot_layers(self.layers_unsimulated, title, ax)
+
+    def to_frame(self) -> DataFrame:
+        """The reports on all layers as a pandas data frame, by the name of the layer. Needs pandas."""
+        return drawn_by("frames").layers_frame(self.layers)
+
+    def report(self, *, name: str = "quantized") -> Page:
+        """The report on this result, as `qgraph quantize --report` writes it: a notebook shows it, `save` writes it."""
+        page: Page = drawn_by("cells").page_of(self, name)
+        return page
+
     @cached_property
     def layers(self) -> tuple[LayerReport, ...]:
         """A report on every layer with its errors: predicted, simulated alone, and measured in the file."""
@@ -99,9 +148,11 @@ class Result:
         """The same without simulated errors, which take longest, if the file was measured."""
         return self._reports(None if self.layers_in_file else self.samples)
 
-    def _reports(self, samples: Dataset | None) -> tuple[LayerReport, ...]:
-        view = GraphView(self.net)
-        return layer_reports(view, self.plan, self.observed, samples, in_file=self.layers_in_file, threads=self.threads)
+    def _reports(self, samples: Dataset | None, in_file: Mapping[str, InFile] | None = None) -> tuple[LayerReport, ...]:
+        measured = self.layers_in_file if in_file is None else in_file
+        return layer_reports(
+            GraphView(self.net), self.plan, self.observed, samples, in_file=measured, threads=self.threads
+        )
 
     @cached_property
     def layers_in_file(self) -> Mapping[str, InFile]:
@@ -127,15 +178,29 @@ class Result:
         """The quantized model, as onnx-ir."""
         return lower(self.net, self.plan, format=self.format)
 
-    def whatif(self, *changes: str) -> WhatIf:
+    def whatif(self, *changes: str, measure: bool = False) -> WhatIf:
         """What other bits for some layers would change, as predicted from the statistics of this result.
 
-        Changes are words such as `stem/conv:weights=3` or `layer2.*:activations=6`. See `qgraph.whatif` to measure them
-        on samples.
+        Changes are words such as `stem/conv:weights=3` or `layer2.*:activations=6`. With `measure`, both files also run
+        on the samples of this result, those that judge it where some were held out.
         """
-        from qgraph.jobs.whatif import compared
+        from qgraph.jobs.whatif import compared, judged
 
-        return compared(self.net, self.plan, changes, self.observed, threads=self.threads)
+        samples = self.samples if measure else None
+        found = compared(self.net, self.plan, changes, self.observed, samples, threads=self.threads)
+        if not measure:
+            return found
+        trial = self.trial or Trial(reference=self.net, samples=samples, basis="calibration" if samples else "none")
+        return judged(found, self.net, self.plan, trial, threads=self.threads)
+
+    def with_plan(self, plan: QuantPlan) -> Result:
+        """The result of another plan for the same network, such as one that `whatif` or a program made.
+
+        Raises:
+            PlanError: The plan does not fit the network.
+        """
+        plan.check_model(self.net.digest, self.net.source)
+        return replace(self, plan=checked(plan, GraphView(self.net)), given_up=None, allocation=None)
 
     @property
     def plan_file(self) -> str:
@@ -169,6 +234,21 @@ class Result:
             'none'
         """
         return save(self.model, path, source=self.net.source)
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The quantized model as an `onnx.ModelProto`, equal to the file that `save` writes.
+
+        Raises:
+            ModelError: Its weights do not fit in one protobuf of 2 GB.
+
+        Example:
+            >>> from importlib.resources import files
+            >>> import onnx, qgraph
+            >>> network = files("qgraph") / "demo_assets" / "digits.onnx"
+            >>> proto = qgraph.quantize(onnx.load(network), activations=None, measure=False).to_proto()
+            >>> onnx.checker.check_model(proto)
+        """
+        return to_proto(self.model)
 
     def to_dict(self, *, output: str | None = None, nbytes: int | None = None) -> dict[str, Any]:
         """What `qgraph quantize --json` prints."""

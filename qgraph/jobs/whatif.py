@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -26,15 +26,20 @@ from qgraph.onnxfile.write import serialised
 from qgraph.plan.changes import parsed
 from qgraph.plan.check import checked
 from qgraph.plan.edit import edited
+from qgraph.plan.given import PlanLike, given_plan
 from qgraph.plan.plan import QuantPlan
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import fits_one_file
 from qgraph.running.threads import keeps_threads
+from qgraph.running.views import drawn_by
 from qgraph.samples.dataset import DataLike, Dataset, Reading
 from qgraph.samples.split import hold_out
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class WhatIf:
     """A plan with other bits for some layers, beside the plan that it was made from.
 
@@ -49,12 +54,30 @@ class WhatIf:
         >>> found = result.whatif("reduce/conv:weights=3")
         >>> found.nbytes[1] < found.nbytes[0]
         True
+        >>> found
+        WhatIf(1 layer changes, ... -> ... bytes...)
     """
 
     plan: QuantPlan
     layers: tuple[tuple[LayerReport, LayerReport], ...]
     nbytes: tuple[int, int]
     quality: tuple[Verdict, Verdict] | None = None
+
+    def __repr__(self) -> str:
+        count, (before, after) = len(self.layers), self.nbytes
+        said = [f"{count} layer{'s change' if count != 1 else ' changes'}", f"{before:,} -> {after:,} bytes"]
+        if self.quality is not None:
+            worst = [verdict.worst for verdict in self.quality]
+            figures = ["exact" if w is None or w.sqnr_db is None else f"{w.sqnr_db:.1f}" for w in worst]
+            said.append(f"worst output {' -> '.join(figures)} dB")
+        return f"WhatIf({', '.join(said)})"
+
+    def _repr_html_(self) -> str:
+        return str(drawn_by("cells").changes_cell(self))
+
+    def to_frame(self) -> DataFrame:
+        """The layers that change as a pandas data frame, before and after. Needs pandas."""
+        return drawn_by("frames").changes_frame(self)
 
     def to_dict(self) -> dict[str, Any]:
         """What `qgraph whatif --json` prints."""
@@ -78,7 +101,7 @@ def _described(report: LayerReport) -> dict[str, Any]:
 @keeps_threads
 def whatif(
     model: ModelLike,
-    plan: QuantPlan,
+    plan: PlanLike,
     changes: Sequence[str],
     data: DataLike | None = None,
     *,
@@ -91,7 +114,7 @@ def whatif(
 
     Args:
         model: a path, `onnx.ModelProto` or onnx-ir model; the one the plan was made for.
-        plan: the plan to change; it stays as it is.
+        plan: the plan to change, the path of its file, or a result that has one; it stays as it is.
         changes: such as `stem/conv:weights=3` or `layer2.*:activations=6`; the last that matches a layer counts.
         data: samples to measure both files on; without them errors are only predicted, relative to a signal whose
             channels are taken for independent (what a change costs in dB does not depend on that).
@@ -114,6 +137,7 @@ def whatif(
         >>> before.weight_bits, after.weight_bits, before.predicted_sqnr_db > after.predicted_sqnr_db
         (8, 3, True)
     """
+    plan = given_plan(plan)
     given = open_given(model, data, fold_bn=plan.fold_bn, **reading)
     plan.check_model(given.net.digest, given.net.source)
     observed = Observations.load(statistics) if isinstance(statistics, (str, Path)) else statistics
@@ -125,7 +149,12 @@ def whatif(
     if given.samples is None:
         return found
     trial = Trial(reference=given.loaded, samples=hold_out(given.samples).held_out, basis="given", progress=progress)
-    before, after = (trial.judge(lower(given.net, p, format="qdq"), threads=threads) for p in (plan, found.plan))
+    return judged(found, given.net, plan, trial, threads=threads)
+
+
+def judged(found: WhatIf, net: Model, plan: QuantPlan, trial: Trial, *, threads: int | None = None) -> WhatIf:
+    """The same with the verdicts on the files of `plan` and of the changed one."""
+    before, after = (trial.judge(lower(net, p, format="qdq"), threads=threads) for p in (plan, found.plan))
     return dataclasses.replace(found, quality=(before, after))
 
 

@@ -19,6 +19,7 @@ from qgraph.onnxfile.lazy_array import Later
 from qgraph.plan.blocks import BLOCK_OPSET, why_no_blocks, why_not_on_grid
 from qgraph.plan.codes import kernel_scale
 from qgraph.plan.plan import WeightQuant
+from qgraph.running.wording import option
 
 
 def blocks(nodes: Nodes, layer: Layer, grid: WeightQuant, codes: Later) -> ir.Value:
@@ -29,7 +30,9 @@ def blocks(nodes: Nodes, layer: Layer, grid: WeightQuant, codes: Later) -> ir.Va
     if why := why_no_blocks(layer) or why_not_on_grid(grid):
         raise PlanError(f"layer '{layer.name}' cannot run in blocks: {why}; let it run in floats")
     if nodes.graph.opset_imports.get("", 1) < BLOCK_OPSET:
-        raise PlanError(f"layer '{layer.name}' runs in blocks, which need opset {BLOCK_OPSET}: raise it with --opset")
+        raise PlanError(
+            f"layer '{layer.name}' runs in blocks, which need opset {BLOCK_OPSET}: raise it with {option('opset')}"
+        )
     turned = layer.output_axis == 0
     kind = (ir.DataType.UINT4 if grid.bits == 4 else ir.DataType.UINT8).numpy().type
     stem, lowest = str(layer.weight.name), -(2 ** (grid.bits - 1))

@@ -13,6 +13,7 @@ from qgraph.lowering.places import producers, put_in_place
 from qgraph.onnxfile.edit import add_initializer, append_node, constant
 from qgraph.onnxfile.model import Model
 from qgraph.plan.plan import QuantPlan
+from qgraph.running.wording import option
 
 
 def export(model: Model, plan: QuantPlan, *, packed: bool = True) -> ir.Model:
@@ -41,7 +42,7 @@ def _check_groups(plan: QuantPlan) -> None:
         if quant.weight.granularity.group is not None and not quant.weight.unit:
             raise PlanError(
                 f"layer '{quant.name}' has a scale {quant.weight.granularity}, and no unit per channel of which it is "
-                f"a multiple: give it one (qmath.group_grids), or pass --format float to simulate it"
+                f"a multiple: give it one (qmath.group_grids), or pass {option('format', 'float')} to simulate it"
             )
 
 
@@ -51,7 +52,8 @@ def _check_shifts(plan: QuantPlan) -> None:
         if any(quant.weight.shift):
             raise PlanError(
                 f"layer '{quant.name}' adds a fraction of a step to its weights, which no integer kernel can: pass "
-                f"--format float to simulate it, or correct means with --set aciq.means=inputs"
+                f"{option('format', 'float')} to simulate it, or correct means with {option('settings')} "
+                f"aciq.means=inputs"
             )
 
 
@@ -85,8 +87,11 @@ def _check_factors(plan: QuantPlan, view: GraphView) -> None:
         if quant.weight.input_scale != factors.get(tensor, ()):
             raise PlanError(
                 f"layer '{quant.name}' reads '{tensor}', whose channel_scale is not its weight's input_scale: a "
-                f"deployable plan has both or neither; pass --format float to simulate one step per channel"
+                f"deployable plan has both or neither; pass {option('format', 'float')} to simulate one step per "
+                f"channel"
             )
     lost = sorted(set(factors) - (written & read))
     if lost:
-        raise PlanError(f"no quantized layer can carry the channel_scale of '{lost[0]}': pass --format float")
+        raise PlanError(
+            f"no quantized layer can carry the channel_scale of '{lost[0]}': pass {option('format', 'float')}"
+        )

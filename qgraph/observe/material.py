@@ -12,6 +12,7 @@ from qgraph.onnxfile.model import Model
 from qgraph.plan import registry
 from qgraph.plan.recipe import Recipe
 from qgraph.running.job import Job
+from qgraph.running.wording import option
 from qgraph.samples.dataset import Dataset
 
 
@@ -42,7 +43,7 @@ class Material:
     def need_samples(self, why: str) -> Dataset:
         """The samples; raises `UsageError` if there are none, as with a calibration file."""
         if self.samples is None:
-            raise UsageError(f"{why}: pass --data, a calibration file is not enough")
+            raise UsageError(f"{why}: pass {option('data')}, a calibration file is not enough")
         return self.samples
 
 
@@ -50,7 +51,7 @@ def check_needs(method: str, loaded: Model, samples: Dataset | None) -> None:
     """Raise `UsageError` if the model or the samples lack what the method needs."""
     needs = frozenset(need for step in registry.chain(method) for need in step.needs)
     if "labels" in needs and (samples is None or samples.labels is None):
-        raise UsageError(f"method '{method}' learns from labels: pass --data with an array 'labels'")
+        raise UsageError(f"method '{method}' learns from labels: pass {option('data')} with labels")
     if "batch norm" in needs and not any(node.op_type == "BatchNormalization" for node in loaded.graph):
         raise UsageError(
             f"method '{method}' reads BatchNormalization, but {loaded.source} has none: most exporters fold it away"

@@ -27,6 +27,7 @@ from qgraph.onnxfile.model import Model
 from qgraph.running.files import write_atomically
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session, in_parallel
+from qgraph.running.wording import option
 from qgraph.samples.dataset import Batch, Dataset
 
 RUN_BYTES = 64 * 2**20  # of activations that are held at once, where more than one sample is run
@@ -34,13 +35,16 @@ MAX_BATCH = 32
 _ALONG = " along axis "
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Observations:
     """Statistics of named tensors over `count` samples of one model."""
 
     model: str
     count: int
     tensors: Mapping[str, qmath.Statistics]
+
+    def __repr__(self) -> str:
+        return f"Observations({len(self.tensors)} tensors over {self.count:,} samples)"
 
     def __getitem__(self, tensor: str) -> qmath.Statistics:
         try:
@@ -64,7 +68,8 @@ class Observations:
         if found.channels is not None and np.size(found.channels.mean) not in (0, layer.input_channels):
             raise DataError(
                 f"'{layer.name}' sums over {layer.input_channels} channels of '{name}', but the data gave "
-                f"{np.size(found.channels.mean)}: give data with --data, in batches of the size that the model needs"
+                f"{np.size(found.channels.mean)}: give {option('data')} in batches of the size that the model "
+                f"needs"
             )
         return found
 

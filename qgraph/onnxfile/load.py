@@ -7,13 +7,14 @@ on, and `qgraph.onnxfile.write` saves models.
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from qgraph.errors import ModelError, first_line
+from qgraph.errors import ModelError, ModelNotFoundError, ModelTypeError, first_line
 from qgraph.onnxfile.content import check_content
 from qgraph.onnxfile.edit import rename_twins
 from qgraph.onnxfile.model import Model, ModelLike
@@ -26,13 +27,16 @@ _PLAIN = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, 
 
 
 def load(model: ModelLike) -> Model:
-    """Read a model from a path, a `ModelProto` or an onnx-ir model, and check it.
+    """Read a model from a path, a `ModelProto`, an onnx-ir model or the result of a job, and check it.
 
-    Raises `ModelError` when the file is missing, truncated, not ONNX, rejected by the ONNX checker, or of an
-    unsupported opset.
+    Raises `ModelTypeError` for anything else, and `ModelError` when the file is missing, truncated, not ONNX, rejected
+    by the ONNX checker, or of an unsupported opset.
     """
     if isinstance(model, Model):
         return model
+    given = getattr(model, "model", None)  # a result
+    if isinstance(given, ir.Model):
+        return load(given)
     if isinstance(model, onnx.ModelProto):
         _check_opset(_opset(model), "the given ModelProto")
         proto = readable(model, "the given ModelProto")
@@ -47,8 +51,12 @@ def load(model: ModelLike) -> Model:
             if isinstance(value.const_value, ir.LazyTensor):
                 value.const_value = ir.tensor(value.const_value.numpy(), dtype=value.const_value.dtype)
         loaded = Model(ir_model=given, source="<onnx_ir.Model>", nbytes=proto.ByteSize())
-    else:
+    elif isinstance(model, (str, os.PathLike)):
         loaded = _load_file(Path(model))
+    else:
+        kind = "None" if model is None else type(model).__name__
+        way = ": qgraph.apply(model, plan) makes a model of it" if kind == "QuantPlan" else ""
+        raise ModelTypeError(f"a model is a path, an onnx.ModelProto, an onnx-ir model or a result, not {kind}{way}")
     _check_opset(loaded.opset, loaded.source)
     rename_twins(loaded.ir_model)
     return loaded
@@ -56,7 +64,7 @@ def load(model: ModelLike) -> Model:
 
 def _load_file(path: Path) -> Model:
     if not path.exists():
-        raise ModelError(f"no such model file: {path}")
+        raise ModelNotFoundError(f"no such model file: {path}")
     if path.is_dir():
         raise ModelError(f"{path} is a folder, not an ONNX file")
     try:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import onnx
 import onnx_ir as ir
 
-ModelLike: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | ir.Model | Model"
+
+class Quantized(Protocol):
+    """The result of a job: whatever has a quantized `model`, such as `qgraph.Result`."""
+
+    @property
+    def model(self) -> ir.Model: ...
+
+
+ModelLike: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | ir.Model | Model | Quantized"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +31,7 @@ class Unchanged:
     why: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Model:
     """A checked ONNX model: its graph, its source and its size in bytes there."""
 
@@ -36,6 +44,9 @@ class Model:
     """Nodes that the rewrites of `normalise` left unchanged."""
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict, hash=False)
     """Sizes of inputs that the model leaves open, by input, as the caller gave them; noise has these."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.source}, opset {self.opset}, {self.nbytes:,} bytes)"
 
     def __reduce__(self) -> tuple[Callable[..., Model], tuple[Any, ...]]:
         """Pickle as ONNX; the digest is kept, since nothing is recomputed."""

@@ -19,6 +19,7 @@ from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.noise import TRIED_SIZES, noise
 from qgraph.onnxfile.normalise import normalise
 from qgraph.running import sessions as runtime
+from qgraph.running.wording import option
 
 QUANTIZED_OPSET = 13  # per-channel QuantizeLinear, Min on uint8
 _RESIZE_OPSET = 11  # the first whose Resize has a coordinate transformation mode
@@ -33,8 +34,8 @@ def raise_opset(model: Model, opset: int | None = None) -> Model:
     latest = runtime.latest_quantized_opset()
     if opset is not None and not model.opset <= opset <= latest:
         raise UsageError(
-            f"--opset {opset}: the model has opset {model.opset}; it can be raised up to {latest}, the newest in which "
-            f"onnxruntime {runtime.version} runs quantizers"
+            f"{option('opset', opset)}: the model has opset {model.opset}; it can be raised up to {latest}, the newest "
+            f"in which onnxruntime {runtime.version} runs quantizers"
         )
     target = min(max(model.opset, QUANTIZED_OPSET, opset or 0), latest)
     if target == model.opset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 
 from qgraph.errors import ModelError
@@ -50,6 +51,17 @@ def save(model: ir.Model | Model, path: str | os.PathLike[str], *, source: str |
         return size
     except OSError as error:
         raise ModelError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The model as onnx's own type, equal to the file that `save` writes.
+
+    Raises:
+        ModelError: Its weights do not fit in one protobuf of 2 GB.
+    """
+    if not runtime.fits_one_file(model):
+        raise ModelError("weights of more than 2 GB fit in no ModelProto: save the model to a file instead")
+    return onnx.ModelProto.FromString(serialised(model))
 
 
 def serialised(model: ir.Model) -> bytes:

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from qgraph.errors import UsageError, hint
-from qgraph.plan.plan import MAX_BITS, MIN_BITS
+from qgraph.plan.widths import MAX_BITS, MIN_BITS
 
 What = Literal["weights", "activations"]
 FORM = "PATTERN:weights=N or PATTERN:activations=N, such as 'layer2.*:weights=4' (hyper-parameters: METHOD.FIELD=V)"

@@ -15,6 +15,7 @@ from qgraph.graph.sites import GraphView
 from qgraph.plan import codes as weights
 from qgraph.plan.grids import spanned
 from qgraph.plan.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan, WeightQuant
+from qgraph.running.wording import command
 
 MOST_LOST = 0.5  # of a weight's energy: a grid that clips more was not made for its bits
 _LARGEST = float(np.finfo(np.float32).max)
@@ -51,7 +52,8 @@ def _checked_layer(quant: LayerQuant, view: GraphView) -> LayerQuant:
     if _lost(weight, _at(grid, MAX_BITS)) > MOST_LOST:
         raise PlanError(
             f"the scale of layer '{quant.name}' clips {lost:.0%} of its weight's energy, at {MAX_BITS} bits too: mend "
-            f"`weight.scale`, or make the plan anew with qgraph quantize --plan"
+            f"`weight.scale`, or make the plan anew with "
+            f"{command('qgraph quantize --plan', 'qgraph.quantize')}"
         )
     warnings.warn(
         f"the bits of layer '{quant.name}' were changed to {grid.bits} without its scale, which would clip {lost:.0%} "

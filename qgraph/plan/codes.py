@@ -16,6 +16,7 @@ from qgraph.errors import PlanError
 from qgraph.plan.held_codes import from_text, to_text
 from qgraph.plan.plan import MAX_SHIFTED_BITS, ActivationQuant, WeightQuant
 from qgraph.plan.staircase import rounding_table
+from qgraph.running.wording import option
 
 _BLOCK = 2**20  # values at a time
 
@@ -25,8 +26,10 @@ def _within_float32() -> Iterator[None]:
     """Raise `PlanError` where the grid of very large weights would leave the range of float32."""
     try:
         yield
+    except PlanError:
+        raise
     except ValueError as error:
-        raise PlanError(f"no grid spans the weights: {error}; leave the layer float with --keep") from None
+        raise PlanError(f"no grid spans the weights: {error}; leave the layer float with {option('keep')}") from None
 
 
 @_within_float32()

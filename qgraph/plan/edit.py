@@ -17,6 +17,7 @@ from qgraph.plan.changes import Change, bits_for, check_patterns
 from qgraph.plan.grids import STORAGE_BITS, activation_grid, regridded, sound, weight_ends
 from qgraph.plan.grouped import fitting, regrouped, room_of
 from qgraph.plan.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan
+from qgraph.running.wording import option
 
 
 class Statistics(Protocol):
@@ -84,7 +85,7 @@ def _grid_of(layer: Layer, plan: QuantPlan) -> ActivationQuant:
     if grid.channel_scale:
         raise PlanError(
             f"layer '{layer.name}' reads '{grid.tensor}' with a step per channel, which weights contain: make the plan "
-            f"with --allocate-bits none"
+            f"with {option('allocate_bits', 'none')}"
         )
     return grid
 

@@ -13,23 +13,31 @@ import json
 import math
 import os
 import re
-import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 import qmath
-from qgraph.errors import PlanError
+from qgraph.errors import PlanError, PlanNotFoundError
+from qgraph.plan import described
+from qgraph.plan.decode import decode
 from qgraph.plan.units import multiples
+from qgraph.plan.widths import MAX_BITS as MAX_BITS
+from qgraph.plan.widths import MIN_BITS as MIN_BITS
+from qgraph.running.files import write_atomically
+from qgraph.running.views import drawn_by
+from qgraph.running.wording import command
 from qgraph.samples.preprocessing import Preprocessing
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 SCHEMA = 2
-MIN_BITS, MAX_BITS = 2, 8
 PER_TENSOR = qmath.Granularity()
 _LEAST_SCALE, _LARGEST_SCALE = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # normal numbers of float32: what files hold
 MAX_SHIFTED_BITS = 7  # the widest weights for which code - zero_point fits int8
@@ -61,7 +69,7 @@ class Rounding:
             raise PlanError(f"the subdivision of a rounding must not be negative, it is {self.subdivision}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class WeightQuant:
     """The grid of a weight: value = gain * scale * (code - zero_point) / input_scale + shift.
 
@@ -128,6 +136,9 @@ class WeightQuant:
             if not low <= zero_point <= high:
                 raise PlanError(f"zero points of a weight must lie in {low}..{high}, not {zero_point}")
 
+    def __repr__(self) -> str:
+        return described.weight_line(self)
+
     @property
     def multiples(self) -> NDArray[np.int64]:
         """With units, how many of them the step of each group has, in the shape of the parameters of a matrix."""
@@ -160,7 +171,7 @@ class WeightQuant:
         return max(high for _, high in self.limits)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ActivationQuant:
     """The grid of an activation: value = scale * (code - zero_point) + offset, codes 0 .. qmax in uint8.
 
@@ -214,6 +225,9 @@ class ActivationQuant:
         if not math.isfinite(self.offset):
             raise PlanError(f"the offset of '{self.tensor}' must be finite, not {self.offset}")
 
+    def __repr__(self) -> str:
+        return described.activation_line(self)
+
     @property
     def qmax(self) -> int:
         """The highest code of any channel."""
@@ -233,7 +247,7 @@ class ActivationQuant:
         return self.offset + (self.qmax - self.zero_point) * self.scale
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class LayerQuant:
     """How one layer is quantized: the grid of its weight and a shift of its bias (one value per output channel).
 
@@ -249,6 +263,9 @@ class LayerQuant:
     bias_shift: tuple[float, ...] = ()
     runs: Runs = "integers"
 
+    def __repr__(self) -> str:
+        return described.layer_line(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptFloat:
@@ -259,7 +276,7 @@ class KeptFloat:
     bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class QuantPlan:
     """What is quantized and how, for the model with the digest `model`.
 
@@ -273,6 +290,8 @@ class QuantPlan:
         >>> import qgraph
         >>> network = files("qgraph") / "demo_assets" / "digits.onnx"
         >>> plan = qgraph.quantize(network, activations=None, weights=4, measure=False).plan
+        >>> plan
+        QuantPlan(aciq: 7 layers, weights of 4 and 8 bits...)
         >>> [layer.weight.bits for layer in plan.layers]
         [8, 4, 4, 4, 4, 4, 8]
         >>> qgraph.QuantPlan.from_json(plan.to_json()) == plan
@@ -296,6 +315,32 @@ class QuantPlan:
             raise PlanError(f"plan schema {self.schema} is not known; this version reads schema 1 and {SCHEMA}")
         _check_unique("layer", [layer.name for layer in self.layers])
         _check_unique("activation", [f"{a.tensor} ({a.role})" for a in self.activations])
+
+    def __repr__(self) -> str:
+        return described.plan_line(self)
+
+    def replace(self, *changes: str, **fields: Any) -> QuantPlan:
+        """The plan with other bits for some layers, or other values of its fields.
+
+        `changes` are words such as `layer2.*:weights=4`; the last that matches a layer counts. A plan holds no weights,
+        so each grid keeps the ends that it has: `Result.whatif` fits them anew, and says what a change costs. `fields`
+        are those of the plan, as for `dataclasses.replace`.
+
+        Raises:
+            UsageError: A change is not understood, matches no layer, or is one of activations.
+
+        Example:
+            >>> from importlib.resources import files
+            >>> import qgraph
+            >>> network = files("qgraph") / "demo_assets" / "digits.onnx"
+            >>> plan = qgraph.quantize(network, activations=None, measure=False).plan
+            >>> fewer = plan.replace("*:weights=4", "stem/conv:weights=8")
+            >>> qgraph.apply(network, fewer, measure=False).to_proto().ByteSize() < network.stat().st_size / 4
+            True
+        """
+        from qgraph.plan.by_name import with_bits
+
+        return dataclasses.replace(with_bits(self, changes) if changes else self, **fields)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -371,7 +416,7 @@ class QuantPlan:
         except ValueError as error:  # a number of thousands of digits
             raise PlanError(f"{source} is no plan: {error}") from None
         try:
-            plan = _decode(cls, _of_this_schema(raw), "plan")
+            plan = decode(cls, _of_this_schema(raw), "plan")
         except PlanError as error:
             raise PlanError(f"{source}: {error}") from None
         return typing.cast(QuantPlan, plan)
@@ -384,16 +429,34 @@ class QuantPlan:
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise PlanNotFoundError(f"cannot read the plan {path}: No such file or directory") from None
         except (OSError, UnicodeDecodeError) as error:
             raise PlanError(f"cannot read the plan {path}: {getattr(error, 'strerror', None) or error}") from None
         return cls.from_json(text, source=str(path))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan to a file that `load` and `qgraph apply` read, whole or not at all.
+
+        Example:
+            >>> import qgraph
+            >>> plan = qgraph.QuantPlan(model="digest", recipe="by hand")
+            >>> plan.save("plan.json")
+            >>> qgraph.QuantPlan.load("plan.json") == plan
+            True
+        """
+        write_atomically(Path(path), self.to_json().encode())
+
+    def to_frame(self) -> DataFrame:
+        """The quantized layers as a pandas data frame: bits, granularity, and the ends of scales. Needs pandas."""
+        return drawn_by("frames").plan_frame(self)
 
     def check_model(self, digest: str, source: str) -> None:
         """Raise `PlanError` unless the plan was made for the model with this digest."""
         if digest != self.model:
             raise PlanError(
                 f"the plan was made for another model: it names {self.model[:12]}..., {source} is {digest[:12]}...; "
-                f"make a plan for this model with qgraph quantize --plan"
+                f"make a plan for this model with {command('qgraph quantize --plan', 'qgraph.quantize')}"
             )
 
 
@@ -406,58 +469,6 @@ def _of_this_schema(raw: Any) -> Any:
         if isinstance(weight, dict) and "axis" in weight:
             weight["granularity"] = {"axis": weight.pop("axis")}
     return raw | {"schema": SCHEMA}
-
-
-def _decode(kind: Any, raw: Any, where: str) -> Any:
-    """Build a value of type `kind` from parsed JSON, strictly."""
-    if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(typing.cast(type, kind), raw, where)
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is tuple:
-        if not isinstance(raw, list):
-            raise PlanError(f"{where} must be a list, not {raw!r}")
-        return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(raw))
-    if origin is Mapping:
-        if not isinstance(raw, dict):
-            raise PlanError(f"{where} must be an object, not {raw!r}")
-        return raw
-    if origin is Literal:
-        if raw not in arguments:
-            raise PlanError(f"{where} must be one of {', '.join(map(repr, arguments))}, not {raw!r}")
-        return raw
-    if origin in (types.UnionType, typing.Union):
-        if raw is None and type(None) in arguments:
-            return None
-        return _decode(next(a for a in arguments if a is not type(None)), raw, where)
-    if kind is float and isinstance(raw, (int, float)) and not isinstance(raw, bool):
-        try:
-            return float(raw)
-        except OverflowError:
-            raise PlanError(
-                f"{where} is larger than any float: an integer of {len(str(abs(int(raw))))} digits"
-            ) from None
-    if not isinstance(raw, kind) or (isinstance(raw, bool) and kind is not bool):
-        raise PlanError(f"{where} must be of type {kind.__name__}, not {raw!r}")
-    return raw
-
-
-def _decode_dataclass(kind: type, raw: Any, where: str) -> Any:
-    if not isinstance(raw, dict):
-        raise PlanError(f"{where} must be an object, not {raw!r}")
-    hints = get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(set(raw) - set(fields))
-    if unknown:
-        raise PlanError(f"{where} has an unknown field '{unknown[0]}'; known are {', '.join(fields)}")
-    needed = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
-    missing = sorted(needed - set(raw))
-    if missing:
-        raise PlanError(f"{where} lacks the field '{missing[0]}'")
-    values = {name: _decode(hints[name], value, f"{where}.{name}") for name, value in raw.items()}
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise PlanError(f"{where} is impossible: {error}") from None
 
 
 def _check_unique(kind: str, names: list[str]) -> None:

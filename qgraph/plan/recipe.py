@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
 import qmath
-from qgraph.errors import UsageError, hint
+from qgraph.errors import UnknownOptionError, UsageError, hint
 from qgraph.graph.layers import TABLE_OP, Layer
 from qgraph.plan import registry
 from qgraph.plan.changes import bits_for, parsed, per_layer
@@ -15,6 +16,7 @@ from qgraph.plan.plan import MAX_SHIFTED_BITS
 from qgraph.plan.settings import Settings, configured, gathered, is_setting
 from qgraph.plan.settings import parse as parse_setting
 from qgraph.plan.words import PROTOCOLS
+from qgraph.running.wording import option
 
 TargetCpu = Literal["any", "vnni"]
 Target = Literal["batch", "decode"]
@@ -118,26 +120,27 @@ class Recipe:
         name = method or ("aciq" if has_data else "zeroq")
         defaults = registry.defaults(name)
         given = {k: v for k, v in overrides.items() if v is not None or k in ("weights", "activations")}
+        given = {name: _plain(name, value) for name, value in given.items()}
         given = _with_changes(_with_settings(given))
         if given.get("protocol") == "paper":
             given = _as_in_paper(name, given)
         fields = {f.name for f in dataclasses.fields(cls)} - {"method"}
         unknown = sorted({*defaults, *given} - fields)
         if unknown:
-            raise UsageError(f"unknown option '{unknown[0]}'{hint(unknown[0], sorted(fields))}")
-        budgets = [option for option in BUDGETS if option in given]
+            raise UnknownOptionError(f"unknown option '{unknown[0]}'{hint(unknown[0], sorted(fields))}")
+        budgets = [name for name in BUDGETS if name in given]
         if budgets and given.get("weights", "mixed") != "mixed":
-            raise UsageError(f"{_flag(budgets[0])} chooses bits per layer: give it with --weights mixed")
+            raise UsageError(f"{option(budgets[0])} chooses bits per layer: give it with {option('weights', 'mixed')}")
         if len(budgets) > 1:
-            raise UsageError(f"give one of {' and '.join(map(_flag, budgets))}, not both")
+            raise UsageError(f"give one of {' and '.join(map(option, budgets))}, not both")
         if budgets:
             given["weights"] = "mixed"
         given = {**defaults, **given}
-        if not any(option in given for option in BUDGETS) and given.get("weights") == "mixed":
+        if not any(budget in given for budget in BUDGETS) and given.get("weights") == "mixed":
             given["average_bits"] = DEFAULT_AVERAGE
-        for option in ("weights", "activations"):
-            if given.get(option) == "none":
-                given[option] = None
+        for what in ("weights", "activations"):
+            if given.get(what) == "none":
+                given[what] = None
         if given.get("target") == "decode":
             given.setdefault("activations", None)
         recipe = cls(method=name, **given)
@@ -145,45 +148,62 @@ class Recipe:
         return recipe
 
     def _check(self, has_data: bool) -> None:
-        for option in ("weights", "activations", "edge_bits"):
-            bits = getattr(self, option)
-            word = (option, bits) in (("weights", "mixed"), ("activations", "dynamic"), ("edge_bits", SAME))
+        for name in ("weights", "activations", "edge_bits"):
+            bits = getattr(self, name)
+            word = (name, bits) in (("weights", "mixed"), ("activations", "dynamic"), ("edge_bits", SAME))
             if not word and bits is not None and (not isinstance(bits, int) or not 2 <= bits <= 8):
-                raise UsageError(f"--{option.replace('_', '-')} must be a number from 2 to 8, not {bits}")
+                raise UsageError(f"{option(name)} must be a number from 2 to 8, not {bits}")
         if self.weights is None and self.activations is None:
-            raise UsageError("both --weights none and --activations none leave nothing to quantize")
+            raise UsageError(
+                f"both {option('weights', None)} and {option('activations', None)} leave nothing to quantize"
+            )
         if self.weights is None:
-            raise UsageError("--weights none with quantized activations has no integer kernel: give --weights 8")
+            raise UsageError(
+                f"{option('weights', None)} with quantized activations has no integer kernel: "
+                f"give {option('weights', 8)}"
+            )
         if self.group not in (None, "none") and (not isinstance(self.group, int) or self.group < 2):
-            raise UsageError(f"--group must be a number of inputs from 2 on, such as 32, or none, not {self.group}")
+            raise UsageError(
+                f"{option('group')} must be a number of inputs from 2 on, such as 32, or none, not {self.group}"
+            )
         if isinstance(self.group, int) and (
             not self.per_channel or self.ingredients or registry.find(self.method).trains
         ):
-            raise UsageError("--group is for grids by least squares: not for --per-tensor, searched or trained ones")
-        for option in ("clip", "weight_clip"):
-            known = (*qmath.clip_methods(), SEARCHED) if option == "clip" else qmath.clip_methods()
-            if getattr(self, option) not in known:
-                raise UsageError(f"unknown clip method '{getattr(self, option)}': choose one of {', '.join(known)}")
+            raise UsageError(
+                f"{option('group')} is for grids by least squares: not for {option('per_channel', False)}, searched or "
+                f"trained ones"
+            )
+        for name in ("clip", "weight_clip"):
+            known = (*qmath.clip_methods(), SEARCHED) if name == "clip" else qmath.clip_methods()
+            if getattr(self, name) not in known:
+                raise UsageError(f"unknown clip method '{getattr(self, name)}': choose one of {', '.join(known)}")
         if self.rounding not in ROUNDINGS:
             raise UsageError(f"unknown rounding '{self.rounding}': choose one of {', '.join(ROUNDINGS)}")
         if not self.bits or any(not 2 <= bits <= 8 for bits in self.bits):
-            raise UsageError(f"--bits must be numbers from 2 to 8, such as 2,4,8, not {self.bits}")
-        for option in BUDGETS:
-            amount = getattr(self, option)
-            if amount is not None and not (0 <= amount < float("inf") and (amount or option == "max_drop")):
-                raise UsageError(f"{_flag(option)} must be a positive number, not {amount}")
+            raise UsageError(f"{option('bits')} must be numbers from 2 to 8, such as 2,4,8, not {self.bits}")
+        for name in BUDGETS:
+            amount = getattr(self, name)
+            if amount is not None and not (0 <= amount < float("inf") and (amount or name == "max_drop")):
+                raise UsageError(f"{option(name)} must be a positive number, not {amount}")
         if self.dynamic and (self.ingredients or registry.find(self.method).trains):
             raise UsageError(
-                "--activations dynamic leaves no grid to search or to train: give bits, or --method minmax or aciq"
+                f"{option('activations', 'dynamic')} leaves no grid to search or to train: give bits, or "
+                f"{option('method')} minmax or aciq"
             )
         if self.target == "decode" and (self.activations is not None or self.group == "none" or not self.per_channel):
             raise UsageError(
-                "--target decode multiplies floats with blocks of codes: not with --activations or without --group"
+                f"{option('target', 'decode')} multiplies floats with blocks of codes: not with "
+                f"{option('activations')} or without {option('group')}"
             )
         if self.allocate_bits not in (None, *ALLOCATIONS):
-            raise UsageError(f"--allocate-bits must be one of {', '.join(ALLOCATIONS)}, not '{self.allocate_bits}'")
+            raise UsageError(
+                f"{option('allocate_bits')} must be one of {', '.join(ALLOCATIONS)}, not '{self.allocate_bits}'"
+            )
         if self.mixed and self.allocate_bits not in (None, "none"):
-            raise UsageError("--weights mixed gives bits to layers, --allocate-bits to channels: choose one of them")
+            raise UsageError(
+                f"{option('weights', 'mixed')} gives bits to layers, {option('allocate_bits')} to channels: choose "
+                f"one of them"
+            )
         words = (
             ("search", SEARCHES),
             ("direction", DIRECTIONS),
@@ -191,29 +211,31 @@ class Recipe:
             ("target", TARGETS),
             ("protocol", PROTOCOLS),
         )
-        for option, known in words:
-            if getattr(self, option) not in known:
-                raise UsageError(f"{_flag(option)} must be one of {', '.join(known)}, not '{getattr(self, option)}'")
+        for name, known in words:
+            if getattr(self, name) not in known:
+                raise UsageError(f"{option(name)} must be one of {', '.join(known)}, not '{getattr(self, name)}'")
         self._check_settings()
         method = registry.find(self.method)
         if self.symmetric is False and method.trains:
             raise UsageError(
-                "--asymmetric is for grids that are not trained: LSQ+ learns weight grids with --symmetric"
+                f"{option('symmetric', False)} is for grids that are not trained: LSQ+ learns weight grids with "
+                f"{option('symmetric', True)}"
             )
         if self.effort not in (None, *EFFORTS):
-            raise UsageError(f"--effort must be one of {', '.join(EFFORTS)}, not '{self.effort}'")
+            raise UsageError(f"{option('effort')} must be one of {', '.join(EFFORTS)}, not '{self.effort}'")
         if self.effort and method.trains:
             raise UsageError(
-                f"--effort is for plans that are not trained: method '{self.method}' has epochs of its own"
+                f"{option('effort')} is for plans that are not trained: method '{self.method}' has epochs of its own"
             )
         if self.correct_outputs and method.trains:
             raise UsageError(
-                f"--correct-outputs is for plans that are not trained: method '{self.method}' learns its biases"
+                f"{option('correct_outputs')} is for plans that are not trained: method '{self.method}' learns "
+                f"its biases"
             )
         if self.needs_data and not has_data and "data" in method.needs:
             raise UsageError(
-                f"method '{self.method}' needs data to quantize activations or to mix bits: pass --data, or "
-                f"--activations none for weights of fixed bits alone"
+                f"method '{self.method}' needs data to quantize activations or to mix bits: pass {option('data')}, or "
+                f"{option('activations', None)} for weights of fixed bits alone"
             )
 
     def _check_settings(self) -> None:
@@ -223,7 +245,8 @@ class Recipe:
         for name, _ in self.settings:
             if name.partition(".")[0] not in taking_part:
                 raise UsageError(
-                    f"--set {name} has no effect: method '{self.method}' is made of {', '.join(sorted(taking_part))}"
+                    f"{option('settings')}: {name} has no effect: method '{self.method}' is made of "
+                    f"{', '.join(sorted(taking_part))}"
                 )
 
     @property
@@ -337,22 +360,29 @@ def _as_in_paper(method: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_changes(given: dict[str, Any]) -> dict[str, Any]:
-    """Bits that are given layer by layer, `head.*=8,*=4`, as changes; bits written as text, as numbers."""
+    """Bits that are given layer by layer, `head.*=8,*=4`, as changes."""
     changes: tuple[str, ...] = ()
     for what in ("weights", "activations"):
         value = given.get(what)
         if isinstance(value, str) and "=" in value:
             del given[what]
             changes += per_layer(value, "weights" if what == "weights" else "activations")
-        elif isinstance(value, str) and value.isdigit():
-            given[what] = int(value)
     changes += tuple(given.get("changes", ()))
     parsed(changes)  # fail before the work begins
     return {**given, "changes": changes} if changes else given
 
 
-def _flag(option: str) -> str:
-    return "--" + option.replace("_", "-")
+def _plain(name: str, value: Any) -> Any:
+    """The value of an option as this module knows it: numbers from text or numpy, one name or several as a tuple."""
+    if name in ("keep", "changes"):
+        return (value,) if isinstance(value, str) else tuple(value)
+    if name == "bits":
+        return tuple(_plain("", bits) for bits in (value.split(",") if isinstance(value, str) else value))
+    if name in BUDGETS and isinstance(value, str):
+        return float(value) if value.replace(".", "", 1).isdigit() else value
+    if isinstance(value, str) and value.strip().isdigit():
+        return int(value)
+    return operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else value
 
 
 def check_format(format: str) -> None:

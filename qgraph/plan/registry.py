@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from qgraph.errors import UsageError, first_line
+from qgraph.running.wording import option
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -198,7 +199,7 @@ def in_paper(name: str) -> dict[str, Any]:
     rows = find(name).paper
     if not rows:
         known = ", ".join(methods_with_papers())
-        raise UsageError(f"method '{name}' has no protocol of a paper: --protocol paper is for {known}")
+        raise UsageError(f"method '{name}' has no protocol of a paper: {option('protocol', 'paper')} is for {known}")
     return {row.name: row.value for row in rows}
 
 

@@ -44,7 +44,7 @@ _QUIET = 4  # onnxruntime's log level "fatal": errors come as exceptions
 
 version: str = ort.__version__
 REPAIR = (
-    "pip uninstall onnxruntime-training onnxruntime, then pip install onnxruntime; for --gradients training make an "
+    "pip uninstall onnxruntime-training onnxruntime, then pip install onnxruntime; to train through it, make an "
     "environment of its own, as docs/methods/zeroq.md says"
 )
 

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgraph.errors import StoreError
+from qgraph.running.wording import option
 
 FILE = "checkpoints.sqlite"
 VERSION = 1
@@ -239,11 +240,11 @@ class _File:
                     execute(statement)
             return
         if application != _APPLICATION:
-            raise StoreError(f"{self.path} was not written by qgraph: give another folder with --resume")
+            raise StoreError(f"{self.path} was not written by qgraph: give another folder for {option('resume')}")
         if version != VERSION:
             raise StoreError(
                 f"{self.path} has schema {version}, this version of qgraph reads schema {VERSION}: give another folder "
-                f"with --resume, or remove it"
+                f"for {option('resume')}, or remove it"
             )
         found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
@@ -264,7 +265,7 @@ class _File:
             if kept.get(name) != value:
                 raise StoreError(
                     f"{self.path} belongs to another job: of its {stage}, the {name} is {_short(kept.get(name))}, here "
-                    f"it is {_short(value)}; give another folder with --resume, or remove it"
+                    f"it is {_short(value)}; give another folder for {option('resume')}, or remove it"
                 )
 
     def read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
@@ -299,7 +300,7 @@ class _File:
     def damaged(self, why: str) -> NoReturn:
         """Raise the error for content that was not written like this."""
         raise StoreError(
-            f"{self.path} is damaged: {why}; remove it and start again, or give another folder with --resume"
+            f"{self.path} is damaged: {why}; remove it and start again, or give another folder for {option('resume')}"
         )
 
     def _undo(self) -> None:
@@ -312,10 +313,11 @@ class _File:
     def _not_opened(self, error: Exception) -> NoReturn:
         if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             raise StoreError(
-                f"{self.path} is in use by another process: wait until it ends, or give another folder with --resume"
+                f"{self.path} is in use by another process: wait until it ends, or give another folder for "
+                f"{option('resume')}"
             ) from error
         raise StoreError(
-            f"cannot open the checkpoints {self.path}: {error}; give another folder with --resume"
+            f"cannot open the checkpoints {self.path}: {error}; give another folder for {option('resume')}"
         ) from error
 
 

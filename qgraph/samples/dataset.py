@@ -16,15 +16,16 @@ from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from qgraph.errors import DataError
 from qgraph.onnxfile.model import Model
 from qgraph.running.outputs import as_array
+from qgraph.samples.batches import LABELS, as_labels
 from qgraph.samples.images import image_size, read_image
 from qgraph.samples.layout import check_tensors, place, shaped
 from qgraph.samples.preprocessing import Preprocessing, check_shape, to_input
-from qgraph.samples.read import LABELS, Array, arranged, is_one_run, length, read_parts
+from qgraph.samples.read import Array, arranged, is_one_run, length, read_parts
 
 DataLike: TypeAlias = "str | os.PathLike[str] | Array | Mapping[str, Array] | Iterable[Any] | Dataset"
 
@@ -37,6 +38,7 @@ class Reading(TypedDict, total=False):
     batch: int | None
     batch_axes: Mapping[str, int] | None
     shapes: Mapping[str, Sequence[int]] | None
+    labels: ArrayLike | None
 
 
 def take_reading(options: dict[str, Any]) -> Reading:
@@ -64,7 +66,7 @@ class Batch:
         return array[: self.count] if padded else array
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Dataset:
     """Samples that fit one model, read batch by batch; iterating again gives the same batches.
 
@@ -96,6 +98,16 @@ class Dataset:
     """Samples per run, if the model takes no other number."""
     rows: tuple[int, ...] | None = None
     """Positions in `parts` of the samples of this dataset, ascending; None: all of them."""
+
+    def __repr__(self) -> str:
+        labels = "" if not self.labelled else " with labels" if self.labels is not None else " with targets"
+        shapes = [f"{v.name} {self._shape(str(v.name))}" for v in self.inputs]
+        return f"Dataset({self.count} samples{labels} of {', '.join(shapes)}, from {self.description})"
+
+    def _shape(self, name: str) -> str:
+        """The shape of the first part that is given for an input."""
+        values = self.parts[0].get(name) if self.parts else None
+        return "files" if isinstance(values, list) else str(np.shape(values))
 
     @property
     def count(self) -> int:
@@ -240,12 +252,14 @@ def open_data(
     batch: int | None = None,
     batch_axes: Mapping[str, int] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    labels: ArrayLike | None = None,
 ) -> Dataset:
     """Open data for `model`: a path, an array, a mapping of arrays, or an iterable of batches (read once and kept).
 
-    An `.npz` holds an array named like the model's input, or else `images`, or else a single array, and optionally
-    `labels`; a folder holds images. A `Dataset` is taken as it is, except that `limit` and `preprocessing` apply if
-    given.
+    Batches are arrays, mappings or pairs `(x, y)` of samples and labels, as data loaders yield them; `(x, y)` may also
+    be all the data. Anything that numpy reads is an array, such as a tensor of torch. An `.npz` holds an array named
+    like the model's input, or else `images`, or else a single array, and optionally `labels`; a folder holds images. A
+    `Dataset` is taken as it is, except that `limit`, `preprocessing` and `labels` apply if given.
 
     Args:
         source: where the samples are.
@@ -255,6 +269,8 @@ def open_data(
         batch: the number of samples that the model takes at a time, if it takes no other.
         batch_axes: by input, the axis of the samples, where it cannot be told from the sizes.
         shapes: by input, the sizes that the model leaves open.
+        labels: one number per sample for accuracy, or anything else that a metric of yours reads; these take
+            precedence over labels in the source.
 
     Raises:
         DataError: When the source is missing or empty, or does not fit the model's inputs.
@@ -269,34 +285,46 @@ def open_data(
         >>> data = qgraph.open_data(np.zeros((5, 8, 8, 1), np.uint8), model)
         >>> data.count, next(data.batches()).feeds["input"].shape
         (5, (5, 1, 8, 8))
+        >>> pairs = ((np.zeros((2, 1, 8, 8), np.float32), np.array([3, 7])) for _ in range(3))
+        >>> qgraph.open_data(pairs, model)
+        Dataset(6 samples with labels of input (2, 1, 8, 8), from the given batches)
     """
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1, not {limit}")
     if isinstance(source, Dataset):
         fewer = source if limit is None else replace(source, limit=min(limit, source.count))
-        return fewer if preprocessing is None else replace(fewer, preprocessing=preprocessing)
+        fewer = fewer if preprocessing is None else replace(fewer, preprocessing=preprocessing)
+        return fewer if labels is None else _with_labels(fewer, [labels], sum(map(length, fewer.parts)))
     inputs = shaped(model.input_values(), shapes or {}, batch_axes or {})
     check_tensors(inputs, model.source)
     parts, description = read_parts(source, inputs, limit, batch_axes or {})
     parts, layouts = arranged(parts, inputs, description, batch_axes or {})
-    labels = [part[LABELS] for part in parts if LABELS in part]
+    given = [part[LABELS] for part in parts if LABELS in part] if labels is None else [labels]
     parts = [{k: v for k, v in part.items() if k != LABELS} for part in parts]
     if not parts or not sum(length(part) for part in parts):
         raise DataError(f"{description} holds no samples")
-    if labels and len(labels) != len(parts):
+    if labels is None and given and len(given) != len(parts):
         raise DataError(f"{description}: some batches have labels and others do not")
-    one_each, others = _joined(labels, sum(length(part) for part in parts), description)
-    return Dataset(
+    found = Dataset(
         description=description,
         parts=parts,
         inputs=inputs,
-        labels=one_each,
-        targets=others,
         preprocessing=preprocessing or Preprocessing(),
         limit=limit,
         layouts=layouts,
         batch=batch,
     )
+    samples = sum(length(part) for part in parts)
+    if labels is not None and limit is not None and len(np.shape(labels)) and len(given[0]) > samples:
+        given = [given[0][:samples]]  # labels of everything, of which the reader took the first `limit`
+    return _with_labels(found, given, samples)
+
+
+def _with_labels(data: Dataset, labels: list[Any], samples: int) -> Dataset:
+    """The data with these labels of its `samples`, part by part."""
+    arrays = [as_labels(given, data.description) for given in labels]
+    one_each, others = _joined(arrays, samples, data.description)
+    return replace(data, labels=one_each, targets=others)
 
 
 def _joined(labels: list[Any], samples: int, description: str) -> tuple[Array | None, Array | None]:

@@ -10,6 +10,7 @@ from typing import TypeVar
 from qgraph.errors import ModelError
 from qgraph.onnxfile.model import Model
 from qgraph.running.sessions import Session
+from qgraph.running.wording import option
 from qgraph.samples.dataset import Dataset
 
 _Result = TypeVar("_Result")
@@ -27,7 +28,8 @@ def falling_back(model: Model, data: _Data, work: Callable[[_Data], _Result]) ->
         if data is None or not _takes_one(model, data):
             raise
     warnings.warn(
-        f"{model.source} takes one sample at a time, although its batch size is open: running it as with --batch 1",
+        f"{model.source} takes one sample at a time, although its batch size is open: running it as with "
+        f"{option('batch', 1)}",
         stacklevel=3,
     )
     alone = replace(data, batch=1)

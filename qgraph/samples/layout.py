@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from qgraph.errors import DataError, UsageError
 from qgraph.onnxfile.readable import type_text
+from qgraph.running.wording import option
 
 Axes = Mapping[str, "int | None"]
 FIRST: Axes = MappingProxyType({})
@@ -38,10 +39,12 @@ def check_axes(batch_axes: Mapping[str, int], inputs: Sequence[ir.Value]) -> Non
     ranks = {str(v.name): None if v.shape is None else len(v.shape) for v in inputs}
     for name, axis in batch_axes.items():
         if name not in ranks:
-            raise UsageError(f"--batch-axis {name}={axis}: the model has no such input; it has {', '.join(ranks)}")
+            raise UsageError(
+                f"{option('batch_axes', {name: axis})}: the model has no such input; it has {', '.join(ranks)}"
+            )
         rank = ranks[name]
         if rank is not None and not 0 <= axis < rank:
-            raise UsageError(f"--batch-axis {name}={axis}: input '{name}' has axes 0 to {rank - 1}")
+            raise UsageError(f"{option('batch_axes', {name: axis})}: input '{name}' has axes 0 to {rank - 1}")
 
 
 def check_tensors(inputs: Sequence[ir.Value], where: str) -> None:
@@ -50,7 +53,7 @@ def check_tensors(inputs: Sequence[ir.Value], where: str) -> None:
         if value.type is not None and not isinstance(value.type, ir.TensorType):
             raise DataError(
                 f"{where}: input '{value.name}' is a {type_text(value)}, and samples are tensors: convert the model "
-                f"with tensors as its inputs, or quantize weights alone, without data, by --activations none"
+                f"with tensors as its inputs, or quantize weights alone, without data, by {option('activations', None)}"
             )
 
 
@@ -107,7 +110,9 @@ def place(samples: NDArray[Any], axis: int | None, name: str) -> NDArray[Any]:
     """Samples in the layout of the input: along its batch axis, or one for all."""
     if axis is None:
         if (samples[1:] != samples[:1]).any():
-            raise DataError(f"input '{name}' takes one value for a whole batch, but the samples differ: pass --batch 1")
+            raise DataError(
+                f"input '{name}' takes one value for a whole batch, but the samples differ: pass {option('batch', 1)}"
+            )
         return np.array(samples[0])
     return np.ascontiguousarray(np.moveaxis(samples, 0, axis))
 
@@ -124,11 +129,11 @@ def shaped(
     known = {str(v.name): v for v in inputs}
     for name, sizes in shapes.items():
         if name not in known:
-            raise UsageError(f"--shape {name}: the model has no such input; it has {', '.join(known)}")
+            raise UsageError(f"{option('shapes')}: {name}: the model has no such input; it has {', '.join(known)}")
         wanted = known[name].shape
         fits = wanted is None or _fits(sizes, _sizes(known[name]))
         if not fits or any(size < 1 for size in sizes):
-            raise UsageError(f"--shape {name}={','.join(map(str, sizes))} does not fit the input's shape {wanted}")
+            raise UsageError(f"{option('shapes', {name: tuple(sizes)})} does not fit the input's shape {wanted}")
     axes = batch_axes(inputs, said) if shapes else {}
     return tuple(_with_shape(v, shapes[str(v.name)], axes[str(v.name)]) if str(v.name) in shapes else v for v in inputs)
 

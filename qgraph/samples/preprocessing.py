@@ -19,8 +19,8 @@ from qgraph.samples.read import Array
 class Preprocessing:
     """Normalisation: (x / 255 - mean) / std per channel for images, (x - mean) / std for float arrays.
 
-    `mean` and `std` hold one number per channel, or one for all; empty means none. They are in the units of x / 255 for
-    uint8 images, otherwise of x.
+    `mean` and `std` hold one number per channel, or are one for all; empty means none. They are in the units of x / 255
+    for uint8 images, otherwise of x.
 
     Raises:
         DataError: For a std that is not positive.
@@ -37,6 +37,8 @@ class Preprocessing:
     std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _numbers(getattr(self, name), name))
         if any(not s > 0 for s in self.std):
             raise DataError(f"std must be positive, not {self.std}")
 
@@ -106,3 +108,14 @@ def check_shape(array: Array, value: ir.Value, description: str) -> None:
         raise DataError(
             f"{description}: samples of shape {list(array.shape[1:])} do not fit input '{value.name}' of shape [{text}]"
         )
+
+
+def _numbers(values: object, name: str) -> tuple[float, ...]:
+    """One number or several, as a tuple; raises `DataError` for anything else."""
+    try:
+        numbers = np.asarray(values, np.float64).reshape(-1)
+    except (TypeError, ValueError):
+        numbers = np.array([np.nan])
+    if not np.isfinite(numbers).all():
+        raise DataError(f"{name} must hold numbers, one per channel or one for all, not {values!r}")
+    return tuple(numbers.tolist())

@@ -13,13 +13,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qgraph.errors import DataError
+from qgraph.errors import DataError, DataNotFoundError, DataTypeError
+from qgraph.running.wording import Blank, option
+from qgraph.samples.batches import LABELS, by_name, is_labelled_pair
 from qgraph.samples.images import IMAGE_SUFFIXES
 from qgraph.samples.layout import arrange, check_axes
 
 Array: TypeAlias = NDArray[Any]
-
-LABELS = "labels"
 
 
 def read_parts(
@@ -29,15 +29,15 @@ def read_parts(
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if not path.exists():
-            raise DataError(f"no such data file or folder: {path}")
+            raise DataNotFoundError(f"no such data file or folder: {path}")
         return [_read_path(path, inputs, None if batch_axes else limit)], str(path)
-    if isinstance(source, np.ndarray):
-        return [_assign({"data": source}, inputs, "the given array")], "the given array"
-    if isinstance(source, Mapping):
-        return [_assign(dict(source), inputs, "the given mapping")], "the given mapping"
-    if isinstance(source, Iterable):
+    if isinstance(source, Mapping) or hasattr(source, "__array__") or is_labelled_pair(source, inputs):
+        where = "the given mapping" if isinstance(source, Mapping) else "the given array"
+        where = "the given arrays" if isinstance(source, tuple) else where
+        return [_assign(by_name(source, inputs, where), inputs, where)], where
+    if isinstance(source, Iterable) or hasattr(source, "__getitem__"):  # the latter: a Dataset of torch
         return _read_batches(source, inputs, limit, batch_axes), "the given batches"
-    raise DataError(f"data must be a path, arrays or an iterable of batches, not {type(source).__name__}")
+    raise DataTypeError(f"data must be a path, arrays or an iterable of batches, not {type(source).__name__}")
 
 
 def _read_path(path: Path, inputs: tuple[ir.Value, ...], limit: int | None) -> dict[str, Any]:
@@ -54,6 +54,8 @@ def _read_path(path: Path, inputs: tuple[ir.Value, ...], limit: int | None) -> d
         if path.suffix == ".npy":
             return _assign({"data": np.load(path, mmap_mode="r", allow_pickle=False)}, inputs, str(path))
         return _assign(_read_npz(path, limit if _samples_first(inputs) else None), inputs, str(path))
+    except DataError:
+        raise
     except (OSError, ValueError, EOFError, KeyError) as error:
         raise DataError(f"cannot read {path} as .npz or .npy: {error}") from error
     except BadZipFile as error:
@@ -126,8 +128,8 @@ def arranged(
         if is_one_run(chosen) and (not fits or _share_a_batch(inputs)):
             lengths = {name: len(array) if np.ndim(array) else 0 for name, array in chosen.items()}
             raise DataError(
-                f"{where}: the inputs have different numbers of samples: {lengths}; say with --batch-axis NAME=1 "
-                f"where samples do not run along axis 0"
+                f"{where}: the inputs have different numbers of samples: {lengths}; say with "
+                f"{option('batch_axes', {Blank('NAME'): 1})} where samples do not run along axis 0"
             )
     return parts, {str(v.name): 0 for v in inputs}
 
@@ -138,8 +140,7 @@ def _read_batches(
     parts: list[dict[str, Any]] = []
     seen = 0
     for index, batch in enumerate(source):
-        arrays = dict(batch) if isinstance(batch, Mapping) else {"data": np.asarray(batch)}
-        part = _assign(arrays, inputs, f"batch {index}")
+        part = _assign(by_name(batch, inputs, f"batch {index}"), inputs, f"batch {index}")
         found = arrange(part, inputs, batch_axes)
         count = length(part if found is None else found[0])
         if count:

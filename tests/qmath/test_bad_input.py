@@ -371,3 +371,44 @@ def test_wrong_options_raise_an_error_that_says_so(name, option, value) -> None:
     with pytest.raises((ValueError, TypeError)) as caught:
         OPTIONS[name](**{option: value})
     assert len(str(caught.value)) > 15
+
+
+class Tensor:
+    """What torch's tensors do with numpy."""
+
+    def __init__(self, values, *, records=False):
+        self.values, self.records = np.asarray(values), records
+
+    def __array__(self, dtype=None, copy=None):
+        if self.records:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
+        return self.values.astype(dtype or self.values.dtype)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (None, "found None"),
+        ("abc", "found the text 'abc'"),
+        ([[1, 2], [3]], "found a list whose rows differ in length"),
+        ([None, 1.0], "found a list of NoneType"),
+        (["a", "b"], "found a list of text"),
+        (object(), "found an object"),
+        (GRID, "found a Grid"),
+        ({"x": 1.0}, "found a dict"),
+        (Tensor([1.0], records=True), "found a Tensor: Can't call numpy.. on Tensor that requires grad. Use"),
+    ],
+)
+def test_what_is_no_array_gets_a_sentence(wrong, said):
+    for use in (qmath.fake_quantize, qmath.quantize):
+        with pytest.raises(TypeError, match=f"^x: expected real numbers, {said}") as found:
+            use(wrong, GRID)
+        assert len(str(found.value)) < 160
+    with pytest.raises(TypeError, match=f"^data: expected real numbers, {said}"):
+        qmath.clip_range(wrong, bits=3)
+
+
+def test_tensors_of_other_libraries_are_arrays():
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    assert np.array_equal(qmath.fake_quantize(Tensor(x), GRID), qmath.fake_quantize(x, GRID))
+    assert qmath.clip_range(Tensor(x), bits=3) == qmath.clip_range(x, bits=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -331,3 +332,43 @@ def test_values_far_below_the_step_change_nothing() -> None:
     tiny = np.array([[1.0, 0.5, 0.3, 1e-25, 1e-30, 3e-20, 1e-300]])
     found = [clip_kernels.least_squares_clips(np.ascontiguousarray(rows), 7) for rows in (tiny, tiny[:, :3])]
     np.testing.assert_allclose(*found, rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["mse", "max", "percentile", "kl", "aciq"])
+@pytest.mark.parametrize("bits", [2, 3, 8])
+@pytest.mark.parametrize("shape", [{}, {"symmetric": True}, {"one_sided": True}])
+def test_a_range_hands_on_the_grid_that_its_error_is_about(method, bits, shape):
+    x = np.random.default_rng(1).normal(0.3, 1.0, size=4000)
+    x = np.maximum(x, 0) if "one_sided" in shape else x
+    best = qmath.clip_range(x, method=method, bits=bits, **shape)
+    assert best.grid == qmath.Grid.affine(best.low, best.high, bits=bits) or shape
+    assert np.mean((x - qmath.fake_quantize(x, best)) ** 2) == pytest.approx(best.error, rel=1e-9)
+    assert best.sqnr_db == pytest.approx(float(qmath.sqnr_db(x, qmath.fake_quantize(x, best))), abs=1e-6)
+    assert repr(best).startswith(f"ClipRange({best.low:.4g}..{best.high:.4g}, {bits} bits")
+
+
+def test_the_default_is_the_least_error():
+    x = np.random.default_rng(1).laplace(size=4000)
+    best = qmath.clip_range(x, bits=3)
+    others = [qmath.clip_range(x, bits=3, method=method).error for method in qmath.clip_methods() if method != "mse"]
+    assert best.method == "mse"
+    assert best.error < min(others)
+
+
+def test_a_range_is_drawn():
+    pytest.importorskip("matplotlib").use("agg")
+    x = np.random.default_rng(1).laplace(size=4000)
+    for best in (qmath.clip_range(x, bits=3), qmath.clip_range(qmath.Histogram.of(x), bits=8, symmetric=True)):
+        ax = best.plot()
+        counts = ax.patches[0].get_data().values
+        assert counts.sum() == pytest.approx(4000)
+        assert best.plot(ax) is ax
+        drawn = {line.get_xdata()[0] for line in ax.lines}
+        assert drawn == {best.low, best.high}
+
+
+def test_without_matplotlib_a_picture_says_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match=r'plot\(\) needs matplotlib: pip install "qgraph-onnx\[analysis\]"'):
+        qmath.clip_range([1.0, 2.0], bits=3).plot()

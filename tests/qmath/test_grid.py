@@ -250,3 +250,22 @@ def test_errors_say_what_was_expected(make, message) -> None:
 def test_codes_must_be_integers() -> None:
     with pytest.raises(TypeError, match="integer codes, found dtype float64"):
         qmath.dequantize([1.0], qmath.Grid(4, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        (qmath.Grid(4, 0.5, zero_point=8, signed=False), "Grid(4 bits, -4..3.5, scale=0.5, zero_point=8, unsigned)"),
+        (qmath.Grid([4, 2], [0.5, 0.25], axis=0), "Grid(2..4 bits, -4..3.5, scale=0.25..0.5, 2 channels along axis 0)"),
+        (qmath.Grid.with_offset(0.5, 3.5, bits=2), "Grid(2 bits, 0.5..3.5, scale=1, offset=0.5, unsigned)"),
+    ],
+)
+def test_a_grid_shows_itself_in_a_line(grid, said):
+    assert repr(grid) == said
+
+
+@pytest.mark.parametrize("wrong", [None, "grid", 0.5, {"scale": 1}])
+def test_what_is_no_grid_gets_a_sentence(wrong):
+    for use in (qmath.quantize, qmath.fake_quantize, qmath.dequantize):
+        with pytest.raises(TypeError, match=r"grid: expected a qmath\.Grid, or a result that has one .* found \w+$"):
+            use(np.array([1]), wrong)

@@ -170,3 +170,44 @@ def test_rectified_prior_has_the_moments_it_was_given(family):
     np.testing.assert_allclose(fitted.loc, law.loc, rtol=2e-4, atol=1e-4)
     with pytest.raises(ValueError, match="mean of squares"):
         qmath.rectified_prior(family, 2.0, 1.0)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("draw", ["laplace", "normal", "standard_t"])
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_a_fit_knows_the_error_of_its_data(bits, draw, one_sided):
+    x = getattr(np.random.default_rng(5), draw)(*((4,) if draw == "standard_t" else ()), size=30_000)
+    x = np.maximum(x, 0) if one_sided else x + 0.5
+    fit = qmath.fit_prior(x, one_sided=one_sided)
+    clip = float(qmath.prior_clip(fit, bits))
+    v = x[x > 0] if one_sided else x - fit.prior.loc
+    levels = qmath.midrise_levels(clip, bits, relu=one_sided)
+    nearest = levels[np.abs(v[:, None] - levels).argmin(axis=1)]
+    measured = np.sum((v - nearest) ** 2) / x.size
+    assert fit.error_ratio(bits) == pytest.approx(measured / float(qmath.expected_error(fit, clip, bits)), rel=1e-8)
+
+
+def test_a_prior_of_light_tails_is_not_believed_for_many_bits_of_heavy_ones():
+    x = np.random.default_rng(0).standard_t(4, size=100_000)
+    fit = qmath.fit_prior(x)
+    assert fit.accepted
+    assert fit.holds_at == (2, 3)
+    assert fit.error_ratio(8) > 20
+    assert "times it at 8" in repr(fit)
+    assert qmath.fit_prior(x, bits=3).accepted
+    assert not qmath.fit_prior(x, bits=8).accepted
+    assert not qmath.fit_prior(np.random.default_rng(0).standard_t(2.2, size=100_000)).accepted  # holds nowhere
+    assert qmath.fit_prior(np.random.default_rng(0).laplace(size=100_000)).holds_at == tuple(range(2, 9))
+    with pytest.raises(ValueError, match="from 2 to 8"):
+        fit.error_ratio(9)
+
+
+def test_a_fit_stands_for_its_prior():
+    x = np.random.default_rng(0).laplace(size=1000)
+    fit = qmath.fit_prior(x)
+    assert qmath.prior_clip(fit, 4) == qmath.prior_clip(fit.prior, 4)
+    assert qmath.goodness_of_fit(fit, x) == fit.distance
+    assert qmath.exact_error(fit, [-1.0, 0.0, 1.0]) == qmath.exact_error(fit.prior, [-1.0, 0.0, 1.0])
+    for wrong in (None, "laplace", x):
+        with pytest.raises(TypeError, match=r"prior: expected a qmath\.Laplace or qmath\.Gaussian"):
+            qmath.prior_clip(wrong, 4)

@@ -20,6 +20,7 @@ from qgraph.plan.grids import activation_grid, regridded, weight_ends
 from qgraph.plan.grouped import regrouped
 from qgraph.plan.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan, WeightQuant
 from qgraph.running.sessions import in_parallel
+from qgraph.running.wording import option
 
 PRIOR_TOLERANCE = 10**0.025  # 0.25 dB: networks lose accuracy beyond this
 MAX_ENERGY_LOSS = 0.5  # share of a tensor's energy that a clip may cut before it is reported
@@ -136,7 +137,7 @@ def _warn_of_loss(statistics: qmath.Statistics, chosen: Clipped, tensor: str) ->
     if lost > MAX_ENERGY_LOSS:
         warnings.warn(
             f"clip method '{chosen.method}' cuts {lost:.0%} of the energy of '{tensor}' ({statistics.min:.4g}.."
-            f"{statistics.max:.4g} becomes {chosen.low:.4g}..{chosen.high:.4g}); try --clip mse",
+            f"{statistics.max:.4g} becomes {chosen.low:.4g}..{chosen.high:.4g}); try {option('clip', 'mse')}",
             CalibrationWarning,
             stacklevel=4,
         )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from qgraph.errors import DataError
 from qgraph.methods.lsqplus.config import LsqPlusConfig
+from qgraph.running.wording import option
 from qgraph.samples.dataset import Batch, Dataset
 
 _SPLIT, _ORDER, _CHANGE = range(3)  # what a draw is for
@@ -56,7 +57,7 @@ def open_feed(data: Dataset, config: LsqPlusConfig, *, seed: int) -> Feed:
     if data.count - held_out < config.batch:
         raise DataError(
             f"{data.description} has {data.count} samples, of which {held_out} are held out: too few for a batch of "
-            f"{config.batch}; give more, or a smaller --batch"
+            f"{config.batch}; give more, or a smaller {option('config.batch')}"
         )
     return Feed(
         data=data, config=config, seed=seed, training=np.sort(order[held_out:]), held_out=np.sort(order[:held_out])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from qgraph.errors import UsageError
+from qgraph.running.wording import option
 
 Optimiser = Literal["adam", "sgd"]
 Initialisation = Literal["lsqplus", "lsq", "minmax", "plan"]
@@ -87,14 +88,17 @@ class LsqPlusConfig:
             if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} must be positive, not {getattr(self, name)}")
         if self.optimiser == "sgd" and self.rate is None:
-            raise UsageError("--optimiser sgd multiplies gradients, whose size is unknown: give its --rate")
+            raise UsageError(
+                f"{option('config.optimiser')} sgd multiplies gradients, whose size is unknown: give its "
+                f"{option('config.rate')}"
+            )
         for name in ("momentum", "label_weight", "holdout", "warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} must lie in 0..1, not {getattr(self, name)}")
         if self.holdout >= 1 or self.momentum >= 1:
             raise UsageError("holdout and momentum must be below 1")
         if self.configuration not in (None, 1, 2, 3, 4):
-            raise UsageError(f"--config must be 1, 2, 3 or 4, not {self.configuration}")
+            raise UsageError(f"{option('config.configuration')} must be 1, 2, 3 or 4, not {self.configuration}")
         if self.weight_decay < 0:
             raise UsageError("weight_decay must not be negative")
 

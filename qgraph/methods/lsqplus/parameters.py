@@ -26,6 +26,7 @@ from qgraph.onnxfile.normalise import normalise
 from qgraph.plan import codes as weights
 from qgraph.plan.grids import weight_ends
 from qgraph.plan.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan
+from qgraph.running.wording import option
 
 
 def absorb(net: Model, plan: QuantPlan, config: LsqPlusConfig, batch_norms: Collection[str] = ()) -> Trained:
@@ -155,7 +156,8 @@ def _layer_parts(
     if normalised and layer.op == "Conv" and not layer.output.is_graph_output():
         if scale.size < weight.shape[0]:
             raise UsageError(
-                f"--keep-bn folds a factor per channel into the scales of '{quant.name}': use --per-channel"
+                f"{option('config.keep_bn')} folds a factor per channel into the scales of '{quant.name}': use "
+                f"{option('per_channel', True)}"
             )
         ones, zeros = np.ones(scale.size, np.float32), np.zeros(scale.size, np.float32)
         parts += [

@@ -31,6 +31,7 @@ from qgraph.running.job import Job
 from qgraph.running.progress import Progress
 from qgraph.running.sessions import Session
 from qgraph.running.store import Store, open_store
+from qgraph.running.wording import option
 from qgraph.samples.dataset import Batch, Dataset
 from qgraph.samples.layout import Axes
 
@@ -83,7 +84,7 @@ def train(
     if state.best_epoch == 0:
         warnings.warn(
             f"{len(state.epochs) - 1} epochs of training did not improve on the start, which is kept: try a lower "
-            f"--rate (now {schedule.rate:g})",
+            f"{option('config.rate')} (now {schedule.rate:g})",
             stacklevel=2,
         )
     trained_net, learned = trained.release(state.best)
@@ -166,8 +167,9 @@ class _Run:
         gradient *= self.factor / np.float32(self.config.batch)
         if not np.isfinite(loss) or not np.isfinite(gradient).all():
             raise ModelError(
-                f"training diverged in epoch {epoch + 1}, step {index + 1}: the loss is {loss}; lower --rate "
-                f"(now {self.schedule.rate:g}) or --scale-rate (now {self.schedule.scale_rate:g})"
+                f"training diverged in epoch {epoch + 1}, step {index + 1}: the loss is {loss}; lower "
+                f"{option('config.rate')} (now {self.schedule.rate:g}) or {option('config.scale_rate')} (now "
+                f"{self.schedule.scale_rate:g})"
             )
         rate = self.rate * np.float32(cosine(state.step, self.total, warmup=self.config.warmup))
         decayed(state.values, rate, self.config.weight_decay, self.weights)

@@ -13,6 +13,7 @@ import qmath
 from qgraph.errors import DataError
 from qgraph.methods.qrater.config import LABELLED, WITH_LABELS, Objective
 from qgraph.observe.distance import are_probabilities, as_logits
+from qgraph.running.wording import option
 
 INVALID = -1e6  # the score of a sample whose outputs are not finite
 TIE = 1e-3  # images per nat: what the loss weighs beside a correct answer in the objective `task`
@@ -97,7 +98,7 @@ def choose_scorer(
         if not any(power):
             raise DataError(
                 "every float output is zero, not of a floating type, or has no row for each sample: there is no "
-                "objective to measure; if the model takes one sample at a time, pass --batch 1"
+                f"objective to measure; if the model takes one sample at a time, pass {option('batch', 1)}"
             )
         return Scorer(objective="mse", scores=-1, power=power, whole=whole)
     if found is None:

@@ -11,6 +11,7 @@ from qgraph.onnxfile.model import Model
 from qgraph.plan.plan import QuantPlan
 from qgraph.running.executor import open_executor
 from qgraph.running.job import Job
+from qgraph.running.wording import option
 from qgraph.samples.dataset import Dataset
 
 
@@ -26,6 +27,7 @@ def polish(base: QuantPlan, net: Model, samples: Dataset, *, config: SearchConfi
     if found.constant:
         raise ConstantObjective(
             f"the objective '{found.objective}' was the same for every candidate on {found.samples} samples, so there "
-            f"is nothing to search by: choose another --objective (mse needs no labels), more samples or fewer bits"
+            f"is nothing to search by: choose another {option('config.objective')} (mse needs no "
+            f"labels), more samples or fewer bits"
         )
     return found

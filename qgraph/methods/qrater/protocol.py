@@ -21,6 +21,7 @@ from qgraph.observe.statistics import Observations
 from qgraph.plan.grids import weight_grid
 from qgraph.plan.plan import ActivationQuant, KeptFloat, LayerQuant, QuantPlan
 from qgraph.plan.recipe import SEARCHED, Recipe
+from qgraph.running.wording import Blank, option
 
 HISTOGRAM = 201  # bins in the public code from which the paper takes its MSE baseline
 KL_HISTOGRAM = 2001
@@ -69,7 +70,7 @@ def starting_in_paper(
 ) -> QuantPlan:
     """`paper_plan` with the bits, the clip and the layers to keep of a recipe; raises `UsageError` for mixed bits."""
     if not isinstance(recipe.weights, int):
-        raise UsageError("the paper's protocol has weights of one width: give --weights N")
+        raise UsageError(f"the paper's protocol has weights of one width: give {option('weights', Blank('N'))}")
     return paper_plan(
         view,
         observed,

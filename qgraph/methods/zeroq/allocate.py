@@ -20,6 +20,7 @@ from qgraph.methods.zeroq.config import MixConfig
 from qgraph.methods.zeroq.sensitivity import Menu, Sensitivity
 from qgraph.observe.compared import Compared
 from qgraph.plan.plan import QuantPlan
+from qgraph.running.wording import Blank, option
 
 MEGABYTE = 2**20
 FLOAT_BYTES = 4
@@ -86,7 +87,8 @@ def within(front: qmath.Frontier, table: Sensitivity, budget: float) -> qmath.Se
     if budget < smallest:
         raise UsageError(
             f"a budget of {_mb(budget)} MB cannot be reached: the smallest weights that the allowed bits give take "
-            f"{_mb(smallest, up=True)} MB; pass --size-mb {_mb(smallest, up=True)} or more, or allow fewer --bits"
+            f"{_mb(smallest, up=True)} MB; pass {option('size_mb', Blank(_mb(smallest, up=True)))} or more, or allow "
+            f"fewer {option('bits')}"
         )
     floats = FLOAT_BYTES * sum(row.weights for row in table.layers)
     if budget > floats:

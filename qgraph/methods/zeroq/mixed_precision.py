@@ -40,6 +40,7 @@ from qgraph.running.executor import open_executor
 from qgraph.running.job import Job
 from qgraph.running.sessions import Session
 from qgraph.running.store import Store, open_store
+from qgraph.running.wording import option
 from qgraph.samples.dataset import Dataset
 
 Refine = Callable[[QuantPlan, Recipe], QuantPlan]
@@ -189,8 +190,8 @@ class Mixer:
             first = next(iter(tried.values()))
             raise ModelError(
                 f"even the largest weights that the allowed bits give lose {first.before - first.after:.2f} of "
-                f"{first.before:.2f} ({first.name}, on {first.samples} samples), more than --max-drop {allowed:g}: "
-                f"allow more, or more bits with --bits or --activations"
+                f"{first.before:.2f} ({first.name}, on {first.samples} samples), more than "
+                f"{option('max_drop', allowed)}: allow more, or more {option('bits')} or {option('activations')}"
             )
         return chosen, tried[tuple(chosen.choices)]
 
@@ -202,8 +203,8 @@ class Mixer:
         drop = self.judge(model)
         if drop is None:
             raise ModelError(
-                f"{self.net.source} has no output with one score per class: --max-drop cannot be measured without a "
-                f"--metric"
+                f"{self.net.source} has no output with one score per class: {option('max_drop')} cannot be measured "
+                f"without a {option('metric')}"
             )
         return drop
 

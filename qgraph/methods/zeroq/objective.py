@@ -24,6 +24,7 @@ from qgraph.onnxfile.normalise import normalise
 from qgraph.onnxfile.opset import raise_opset
 from qgraph.onnxfile.shapes import infer_shapes
 from qgraph.running.sessions import Session
+from qgraph.running.wording import Blank, option
 from qgraph.samples import layout
 
 _GRADIENT_OPSET = 16
@@ -165,17 +166,17 @@ def input_shapes(
         if value.dtype != ir.DataType.FLOAT:
             raise NothingToDistilError(
                 f"input '{name}' of {model.source} is of type {value.dtype}: only float inputs can be distilled; "
-                f"give data with --data"
+                f"give {option('data')}"
             )
         given = list((shapes or {}).get(name, value.shape or ()))
         sizes = [batch if i == axes[name] and not isinstance(d, int) else d for i, d in enumerate(given)]
-        wanted = ",".join(str(d) if isinstance(d, int) else "N" for d in sizes) or "N"
+        wanted = tuple(d if isinstance(d, int) else Blank("N") for d in sizes) or (Blank("N"),)
         unknown = [i for i, d in enumerate(sizes) if not isinstance(d, int)]
         if unknown or not sizes:
             raise DataError(
                 f"input '{name}' of {model.source} has shape {value.shape}: the size of axis {unknown or 'all'} "
-                f"is not fixed; give it with --shape {name}={wanted} "
-                f"(a number for every N), or give --data"
+                f"is not fixed; give it with {option('shapes', {name: wanted})} "
+                f"(a number for every N), or give {option('data')}"
             )
         found[name] = tuple(int(d) for d in sizes if isinstance(d, int))
     return found

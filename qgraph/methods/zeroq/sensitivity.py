@@ -33,6 +33,7 @@ from qgraph.running.executor import Executor, open_executor
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session
 from qgraph.running.store import open_store
+from qgraph.running.wording import option
 from qgraph.samples.dataset import Dataset
 
 Menu = Mapping[str, Sequence[LayerQuant]]
@@ -171,7 +172,7 @@ def _omega(job: _Job, name: str) -> list[float]:
         if not np.isfinite(omega):
             raise ModelError(
                 f"the outputs are NaN or infinite when '{name}' alone has {choice.weight.bits}-bit weights: leave it "
-                f"in floating point with --keep '{name}'"
+                f"in floating point with {option('keep', [name])}"
             )
         result.append(omega)
     return result

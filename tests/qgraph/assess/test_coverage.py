@@ -100,7 +100,7 @@ def test_pixels_that_look_unnormalised(model_from_text):
     images = np.random.default_rng(0).integers(0, 256, size=(40, 1, 6, 6)).astype(np.float32)
     (message,) = said(model, images)
     assert "the samples look unnormalised: input 'x' goes from 0 to 255" in message
-    assert "--mean and --std" in message
+    assert "preprocessing=qgraph.Preprocessing(mean=" in message
     assert said(model, (images - 127.5) / 74) == []
 
 

@@ -155,7 +155,7 @@ def test_weights_in_bodies_are_quantized_or_named(weights_):
     name = "If_y/then_branch/inside"
     assert [(layer.name, layer.activation_bits) for layer in result.layers if layer.name == name] == [(name, None)]
     kept = qgraph.quantize(net, feeds, weights=weights_, keep=(name,)).plan.kept_float
-    assert [(k.why, k.bytes) for k in kept if k.name == name] == [(f"--keep {name}", 6400)]
+    assert [(k.why, k.bytes) for k in kept if k.name == name] == [(f"asked for by name: {name}", 6400)]
 
 
 def test_search_beside_a_body_that_reads_a_layer():

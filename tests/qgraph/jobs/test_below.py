@@ -36,7 +36,7 @@ def test_the_line_follows_the_bits(digits):
 @pytest.mark.filterwarnings("error")
 def test_the_figure_is_in_the_warning():
     warn_below(verdict(25.1), 25.0)
-    with pytest.warns(QualityWarning, match="output 'y' is at 24.2 dB, below the target of 25 dB.*--guard 25"):
+    with pytest.warns(QualityWarning, match="output 'y' is at 24.2 dB, below the target of 25 dB.*guard=25.0 gives up"):
         warn_below(verdict(24.2), 25.0)
 
 
@@ -50,7 +50,7 @@ def test_it_says_what_is_missed():
 
 def test_noise_is_named_and_its_classes_do_not_count(recwarn):
     noise = dataclasses.replace(verdict(24.2), basis="noise")
-    with pytest.warns(QualityWarning, match="at 24.2 dB.*random noise, for lack of data: --data gives"):
+    with pytest.warns(QualityWarning, match="at 24.2 dB.*random noise, for lack of data: data gives"):
         warn_below(noise, 25.0)
     classes = OutputQuality(name="y", sqnr_db=36.6, same_argmax=0.75, decisions=80)
     warn_below(dataclasses.replace(noise, outputs=(classes,)), 25.0)

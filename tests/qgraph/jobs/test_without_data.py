@@ -32,7 +32,7 @@ IMAGES = _model("float[N, 3, 6, 6] i", "x = Identity(i)")
 
 @pytest.mark.parametrize(("model", "reason"), [(TOKENS, "only float inputs"), (IMAGES, "no BatchNormalization")])
 def test_weights_alone_where_nothing_can_be_distilled(model: onnx.ModelProto, reason: str) -> None:
-    with pytest.warns(UserWarning, match=f"only weights are quantized.*{reason}.*--data"):
+    with pytest.warns(UserWarning, match=f"only weights are quantized.*{reason}.*give data"):
         result = qgraph.quantize(model, measure=False)
     assert result.data == "none"
     assert result.plan.activations == ()

@@ -132,9 +132,9 @@ def test_errors_say_what_is_wrong() -> None:
         dataclasses.replace(layer.weight, unit=layer.weight.unit[:-1])
     with pytest.raises(PlanError, match="a weight grid with units has one gain"):
         dataclasses.replace(layer.weight, gain=(1.0, 2.0))
-    with pytest.raises(UsageError, match="--group must be a number of inputs from 2 on"):
+    with pytest.raises(UsageError, match="group must be a number of inputs from 2 on"):
         quantize(group=1)
-    with pytest.raises(UsageError, match="--group is for grids by least squares"):
+    with pytest.raises(UsageError, match="group is for grids by least squares"):
         quantize(group=32, per_channel=False)
 
 

@@ -143,7 +143,7 @@ def test_onnxruntime_and_its_training_build_in_one_environment_are_refused(monke
 
 
 def test_a_method_without_a_paper_says_who_has_one():
-    with pytest.raises(UsageError, match="method 'minmax' has no protocol of a paper: --protocol paper is for aciq, "):
+    with pytest.raises(UsageError, match="method 'minmax' has no protocol of a paper: protocol='paper' is for aciq, "):
         Recipe.choose("minmax", True, protocol="paper")
 
 

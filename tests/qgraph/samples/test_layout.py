@@ -169,7 +169,7 @@ def test_sequences_are_no_samples(model_from_text):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     with pytest.raises(
-        DataError, match=r"input 'x' is a seq\(tensor\(float\)\), and samples are tensors.*--activations none"
+        DataError, match=r"input 'x' is a seq\(tensor\(float\)\), and samples are tensors.*activations=None"
     ):
         qgraph.quantize(model, {"x": X})
     assert qgraph.quantize(model, activations=None, measure=False).layers

@@ -118,7 +118,7 @@ def test_what_keeps_one_step_is_noted_and_a_simulation_may_have_more(net):
     simulated = scale_channels(plan, view, observed, config=ChannelConfig(deployable=False))
     assert {a.tensor for a in simulated.activations if a.channel_scale} == {"a1", "a2", "a3"}
     assert not any(quant.weight.input_scale for quant in simulated.layers)
-    with pytest.raises(PlanError, match="--format float"):
+    with pytest.raises(PlanError, match="pass format='float'"):
         export(net, simulated)
 
 

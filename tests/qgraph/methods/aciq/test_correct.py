@@ -102,7 +102,7 @@ def test_measured_shifts_bring_the_logits_nearer(digits, digits_calibration, tmp
 def test_measuring_needs_samples(digits, digits_calibration, tmp_path):
     statistics = tmp_path / "statistics.npz"
     qgraph.quantize(digits, digits_calibration, limit=16, calibration=statistics)
-    with pytest.raises(UsageError, match="pass --data"):
+    with pytest.raises(UsageError, match="correct_outputs=True measures on samples: pass data"):
         qgraph.quantize(digits, calibration=statistics, correct_outputs=True)
     with pytest.raises(UsageError, match="learns its biases"):
         qgraph.quantize(digits, method="lsqplus", correct_outputs=True)

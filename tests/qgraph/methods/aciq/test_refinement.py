@@ -52,7 +52,7 @@ def test_the_variant_with_the_least_loss_is_kept(digits, digits_calibration, wan
 
 def test_at_eight_bits_nothing_is_tried(digits, digits_calibration):
     assert marks(qgraph.quantize(digits, digits_calibration, limit=16).plan) == (False, False, False)
-    with pytest.raises(UsageError, match="--allocate-bits must be one of"):
+    with pytest.raises(UsageError, match="allocate_bits must be one of"):
         qgraph.quantize(digits, digits_calibration, allocate_bits="some")
 
 

@@ -147,7 +147,7 @@ def test_what_holds_is_left_alone(digits, digits_calibration):
 def test_a_plan_that_ruins_an_output_is_applied_with_a_warning(spectrum, recwarn):
     model, data = spectrum
     plan = qgraph.quantize(model, data, guard="off").plan
-    with pytest.warns(QualityWarning, match="below the target of 25 dB.* qgraph quantize --guard 25"):
+    with pytest.warns(QualityWarning, match="below the target of 25 dB.* guard=25.0 gives up"):
         applied = qgraph.apply(model, plan, data)
     assert applied.quality.worst.sqnr_db < 15
     recwarn.clear()
@@ -168,7 +168,7 @@ def test_weights_go_where_they_alone_are_to_blame(difference):
 
 
 def test_a_target_of_ones_own(digits, digits_calibration):
-    with pytest.warns(QualityWarning, match="--guard"):
+    with pytest.warns(QualityWarning, match="guard="):
         result = qgraph.quantize(digits, digits_calibration, weights=2, activations=2)
     assert result.given_up is None
     acted = qgraph.quantize(digits, digits_calibration, weights=2, activations=2, guard=25)
@@ -266,7 +266,7 @@ def test_weights_have_switches_only_where_they_are_searched(spectrum):
 def test_it_says_where_the_guard_stopped(difference, monkeypatch):
     model, data = difference
     monkeypatch.setattr("qgraph.jobs.guarded.REPAIR", Effort(samples=4, queries=1))
-    with pytest.warns(QualityWarning, match="stopped after 1 measurements: --guard 20 lets it make 4 times as many"):
+    with pytest.warns(QualityWarning, match="stopped after 1 measurements: guard=20.0 lets it make 4 times as many"):
         result = qgraph.quantize(model, data)
     assert any("stopped after 1 measurements" in note for note in result.plan.notes)
 
@@ -419,7 +419,7 @@ def test_integers_slower_than_floats_are_not_written(spectrum, timed):
     timed(1.3, seconds=1e-5)
     assert runs_on_integers(qgraph.quantize(model, data, guard="off")), "too short to be timed"
     timed(1.3)
-    with pytest.warns(QualityWarning, match="--activations none keeps the weights small alone"):
+    with pytest.warns(QualityWarning, match="activations=None keeps the weights small alone"):
         assert qgraph.quantize(model, data, guard="off", activations=8).plan.activations
 
 

@@ -124,7 +124,7 @@ def test_statistics_follow_the_batches(net, samples) -> None:
 
 
 def test_scales_per_tensor_cannot_be_folded_into(net, samples) -> None:
-    with pytest.raises(UsageError, match="--keep-bn folds a factor per channel"):
+    with pytest.raises(UsageError, match=r"config\.keep_bn folds a factor per channel.*use per_channel=True"):
         _absorbed(net, samples, ["h"], per_channel=False)
 
 

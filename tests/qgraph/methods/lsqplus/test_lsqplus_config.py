@@ -30,5 +30,5 @@ def test_what_is_given_is_taken() -> None:
 
 
 def test_gradient_descent_needs_a_rate() -> None:
-    with pytest.raises(UsageError, match="give its --rate"):
+    with pytest.raises(UsageError, match=r"multiplies gradients, whose size is unknown: give its config\.rate"):
         LsqPlusConfig(optimiser="sgd")

@@ -276,7 +276,7 @@ def test_bad_data(net, few, start, change, message) -> None:
 
 
 def test_divergence_is_said(net, few, start) -> None:
-    with np.errstate(all="ignore"), pytest.raises(ModelError, match=r"diverged in epoch .* lower --rate"):
+    with np.errstate(all="ignore"), pytest.raises(ModelError, match=r"diverged in epoch .* lower config.rate"):
         train(net, start, few, config=dataclasses.replace(QUICK, rate=3e38, optimiser="sgd"))
 
 

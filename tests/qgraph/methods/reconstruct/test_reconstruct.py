@@ -132,7 +132,7 @@ def test_parts_of_images_are_the_same_in_both_networks():
 def test_the_command_and_bad_settings():
     with pytest.raises(UsageError, match="effort"):
         qgraph.quantize(DEMO / "digits.onnx", effort="some")
-    with pytest.raises(UsageError, match="--effort is for plans"):
+    with pytest.raises(UsageError, match="effort is for plans that are not trained: method"):
         qgraph.quantize(DEMO / "digits.onnx", method="lsqplus", effort="best")
     for setting in ({"steps": 0}, {"drop": 1.0}):
         with pytest.raises(UsageError, match=f"{next(iter(setting))} of a reconstruction must"):
