@@ -85,6 +85,11 @@ if TYPE_CHECKING:
 @grouped(
     "Judging",
     click.option(
+        "--target-latency",
+        metavar="X",
+        help="Take at most X of the float model's time (0.6), or so many ms (5ms), as foretold for this machine.",
+    ),
+    click.option(
         "--guard",
         metavar="DB|off",
         help="Keep every output at or above DB by giving up grids that ruin it.  "
@@ -112,6 +117,7 @@ def quantize(
       qgraph quantize model.onnx -o small.onnx --data images/ --weights 4 --activations 8
       qgraph quantize model.onnx -o small.onnx --method minmax --weights 4 --activations none
       qgraph quantize model.onnx -o small.onnx --weights mixed --size-mb 0.13
+      qgraph quantize model.onnx -o small.onnx --data calibration.npz --target-latency 0.6
       qgraph quantize model.onnx -o small.onnx --data labelled.npz --weights mixed --max-drop 0.5
     """
     from qgraph.jobs.quantize import quantize as run

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="File of statistics of the model.  [default: that beside the plan]",
 )
+@click.option("--latency", is_flag=True, help="Foretell the latency of both plans on this machine.")
 @click.option("-o", "--output", type=PATH, metavar="PLAN.json", help="Where to write the new plan.")
 @run_options
 def whatif(
@@ -77,7 +78,7 @@ def whatif(
         beside = statistics_beside(plan)
         known = statistics or (beside if beside.exists() else None)
     else:
-        fresh = quantize(model, data, measure=False, guard="off", **options)
+        fresh = quantize(model, data, measure=False, guard="off", **{k: options[k] for k in options if k != "latency"})
         base, known = fresh.plan, statistics or fresh.observed
     found = run(model, base, changes, data, statistics=known, **options)
     if output is not None:
@@ -120,6 +121,8 @@ def _change(before: str, after: str) -> str:
 def _outcomes(found: WhatIf) -> list[tuple[str, str, str]]:
     before, after = found.nbytes
     rows = [("size", f"{before:,} bytes", f"{after:,} bytes ({after / before - 1:+.1%})")]
+    if found.latency is not None:
+        rows.append(("latency / float, foretold", *(f"{latency.ratio:.2f}" for latency in found.latency)))
     if found.quality is not None:
         old, new = found.quality
         pairs = zip(old.outputs, new.outputs, strict=True)

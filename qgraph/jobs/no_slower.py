@@ -35,12 +35,30 @@ def no_slower(result: Result, *, fixed: bool) -> Result:
             f"{said}: {option('activations', None)} keeps the weights small alone", QualityWarning, stacklevel=4
         )
         return result
+    fewer = _without_slow_layers(result)
+    if fewer is not None:
+        return fewer
     notes = (*plan.notes, f"activations stay floating point: {said}")
     view = GraphView(result.net)
     alone = plan.map_layers(lambda q: weights_alone(q, view.by_name[q.name]) if q.runs == "dynamic" else q)
     plain = dataclasses.replace(result, plan=dataclasses.replace(alone, activations=(), notes=notes))
     other = None if plain.quality is None else plain.quality.latency
     return plain if other is not None and other < (quality.latency or 0.0) else result
+
+
+def _without_slow_layers(result: Result) -> Result | None:
+    """The result with those layers in floats whose integer kernels are slower here, if that is all it takes."""
+    from qgraph.jobs.in_time import foreteller, without_slow_layers
+
+    foretell = foreteller(result.net, result.samples)
+    plan = without_slow_layers(result.plan, foretell)
+    if plan == result.plan or foretell(plan).ratio > SLOWER:
+        return None
+    left = sum(q.runs == "floats" for q in plan.layers) - sum(q.runs == "floats" for q in result.plan.layers)
+    note = f"{left} layers run in floats: their integer kernels are slower on this machine"
+    fewer = dataclasses.replace(result, plan=dataclasses.replace(plan, notes=(*plan.notes, note)))
+    latency = None if fewer.quality is None else fewer.quality.latency
+    return fewer if latency is not None and latency <= SLOWER else None
 
 
 def _without_blocks(result: Result, latency: float) -> Result:

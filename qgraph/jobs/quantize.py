@@ -12,6 +12,7 @@ from qgraph.assess.metric import MetricLike
 from qgraph.assess.verify import verify
 from qgraph.jobs.below import warn_of_result
 from qgraph.jobs.guarded import guarded, parse_target
+from qgraph.jobs.in_time import TargetLatency, foreteller, within
 from qgraph.jobs.no_larger import no_larger, warn_if_larger
 from qgraph.jobs.no_slower import no_slower
 from qgraph.jobs.plan_judge import PlanJudge
@@ -52,6 +53,7 @@ def quantize(
     measure: bool = True,
     metric: MetricLike | None = None,
     guard: float | str | None = None,
+    target_latency: float | str | None = None,
     threads: int | None = None,
     resume: str | Path | None = None,
     executor: str = "local",
@@ -83,6 +85,9 @@ def quantize(
         guard: SQNR in dB that every output must keep, or "off". Grids that ruin an output are given up until it does.
             By default, where all grids have 8 bits, 20 dB and 98 % unchanged classes; other plans only get a warning,
             and so do outputs below 25 dB at 8 bits.
+        target_latency: what the file may take of the float model's time on one thread, such as 0.6, or "5ms". Before
+            anything is exported, layers whose integer kernels are slower on this machine get floats, as far as that
+            helps; an error says what is foretold where no plan is fast enough.
         threads: threads of onnxruntime and of independent jobs; by default as many as there are CPUs.
         resume: folder for checkpoints of long stages; the same job continues from what it finds there.
         executor: where independent jobs run: `local` or `dask:ADDRESS`.
@@ -106,6 +111,7 @@ def quantize(
     """
     if format is not None:
         check_format(format)
+    target = None if target_latency is None else TargetLatency.parse(target_latency)
     source: dict[str, Any] = {"preprocessing": preprocessing, "limit": limit, "opset": opset, "metric": metric}
     if method is not None and find(method).trains:
         run = {"seed": seed, "measure": measure, "threads": threads, "resume": resume, "progress": progress}
@@ -116,7 +122,7 @@ def quantize(
         fixed = overrides.get("activations") is not None or any(
             ":activations=" in change for change in given.recipe.changes
         )
-        return _quantized(given, on_better, measure=measure, guard=guard, fixed=fixed)
+        return _quantized(given, on_better, measure=measure, guard=guard, fixed=fixed, target=target)
 
 
 def _quantized(
@@ -126,6 +132,7 @@ def _quantized(
     measure: bool,
     guard: float | str | None,
     fixed: bool,
+    target: TargetLatency | None = None,
 ) -> Result:
     """The result for everything gathered; `fixed`: the caller asked for quantized activations."""
     job, allocation = given.job, None
@@ -143,6 +150,9 @@ def _quantized(
             samples = given.need_samples(f"{option('correct_outputs', True)} measures on samples")
             plan = correct_outputs(plan, given.view, samples, threads=job.threads, progress=job.progress)
     plan = _settled(sound(plan, given.view, target_cpu=given.recipe.target_cpu), given)
+    if target is not None:
+        with job.stage("latency"):
+            plan = within(target, plan, foreteller(given.net, given.samples))
     with job.stage("export"):
         result = no_larger(_result(given, plan, allocation, measure=measure), fixed=fixed)
         _ = result.model

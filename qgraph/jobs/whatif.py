@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
+from qgraph.assess.foretold import Foretold
 from qgraph.assess.layer_errors import LayerReport, expected_signals, layer_reports
 from qgraph.assess.verdict import Verdict
 from qgraph.errors import UsageError
 from qgraph.graph.sites import GraphView
 from qgraph.jobs.given import open_given
+from qgraph.jobs.in_time import foreteller
 from qgraph.jobs.trial import Trial
 from qgraph.lowering.lower import lower
 from qgraph.lowering.packing import stored_bytes
@@ -44,7 +46,7 @@ class WhatIf:
     """A plan with other bits for some layers, beside the plan that it was made from.
 
     `layers` are the reports (before, after) on every layer whose weight or operand changed, `nbytes` the sizes of both
-    files, and `quality` the verdicts on both; None without data.
+    files, and `quality` the verdicts on both; None without data. `latency` is what is foretold for both, if asked for.
 
     Example:
         >>> from importlib.resources import files
@@ -62,6 +64,7 @@ class WhatIf:
     layers: tuple[tuple[LayerReport, LayerReport], ...]
     nbytes: tuple[int, int]
     quality: tuple[Verdict, Verdict] | None = None
+    latency: tuple[Foretold, Foretold] | None = None
 
     def __repr__(self) -> str:
         count, (before, after) = len(self.layers), self.nbytes
@@ -87,6 +90,9 @@ class WhatIf:
                 for before, after in self.layers
             ],
             "bytes": {"before": self.nbytes[0], "after": self.nbytes[1]},
+            "latency": None
+            if self.latency is None
+            else {"before": self.latency[0].ratio, "after": self.latency[1].ratio},
             "quality": None
             if self.quality is None
             else {"before": self.quality[0].to_dict(), "after": self.quality[1].to_dict()},
@@ -106,6 +112,7 @@ def whatif(
     data: DataLike | None = None,
     *,
     statistics: Observations | str | Path | None = None,
+    latency: bool = False,
     threads: int | None = None,
     progress: Progress = SILENT,
     **reading: Unpack[Reading],
@@ -120,6 +127,7 @@ def whatif(
             channels are taken for independent (what a change costs in dB does not depend on that).
         statistics: those that the plan was made from (`qgraph quantize --plan` writes them beside the plan), or a file
             of them; without statistics and data nothing can be predicted.
+        latency: foretell the latency of both plans, relative to the float model's, from kernel times of this machine.
         threads, progress, and how data are read: as in `quantize`.
 
     Raises:
@@ -146,6 +154,9 @@ def whatif(
     elif given.samples is not None:
         observed = observe(given.net, given.samples, histograms=True, threads=threads, progress=progress)
     found = compared(given.net, plan, changes, observed, given.samples, threads=threads)
+    if latency:
+        foretell = foreteller(given.net, given.samples)
+        found = dataclasses.replace(found, latency=(foretell(plan), foretell(found.plan)))
     if given.samples is None:
         return found
     trial = Trial(reference=given.loaded, samples=hold_out(given.samples).held_out, basis="given", progress=progress)

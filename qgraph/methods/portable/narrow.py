@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,7 +123,7 @@ def _per_scale(errors: NDArray[np.float64], scales: int) -> NDArray[np.float64]:
     return errors if scales > 1 else errors.sum(keepdims=True)
 
 
-def _shaped(layer: Layer, rows: NDArray[np.floating], shape: tuple[int, ...]) -> NDArray[np.int8]:
+def _shaped(layer: Layer, rows: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.int8]:
     """Rows in the order of the kernel, back in the shape of the weight."""
     places = layer.kernel_rows(np.arange(np.prod(shape)).reshape(shape))
     flat = np.empty(rows.size, np.int8)

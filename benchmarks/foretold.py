@@ -1,0 +1,111 @@
+"""Latencies that are foretold for plans, beside those that are measured of their files.
+
+`python -m benchmarks.foretold [FOLDER] [--batches 1 32] [--limit 8] [--json OUT.json]`: shared networks and those of
+FOLDER (see `benchmarks.real`) get a plan by `--method minmax`; its latency on one thread, relative to the float model,
+is foretold from kernel times, then its file is made and timed. Both models run alone, in blocks that take turns: the
+least of all runs counts, because other processes only add to it. A network that has no such batch is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import qgraph
+from benchmarks.common import CIFAR, arguments, images, report, shared
+from qgraph.assess.foretold import Foreteller
+from qgraph.errors import QGraphError
+from qgraph.graph.sites import GraphView
+from qgraph.running.sessions import Session
+
+BLOCKS, RUNS, SECONDS = 4, 6, 8.0
+WITHIN = 0.15
+
+
+def networks(folder: Path | None) -> Iterator[tuple[str, Path, Any, dict[str, Any]]]:
+    """Name, file, samples and how they are read."""
+    pictures, _ = images("cifar10_train20k", 256)
+    for path in sorted(shared("models").glob("cifar10_*.onnx")):
+        yield path.stem, path, pictures, {"preprocessing": CIFAR}
+    for path in sorted(folder.glob("*.onnx")) if folder is not None else ():
+        samples = next((p for p in (path.with_suffix(".calib.npz"), folder / "imagenet.calib.npz") if p.exists()), None)
+        if samples is not None:
+            yield path.stem, path, samples, {}
+
+
+def measured(sessions: list[Session], feeds: Any) -> float:
+    """The time of the second session relative to the first."""
+    least, begun = [np.inf, np.inf], time.perf_counter()
+    for _ in range(BLOCKS):
+        for index, session in enumerate(sessions):
+            for _ in range(RUNS):
+                start = time.thread_time()
+                session.run_list(feeds)
+                least[index] = min(least[index], time.thread_time() - start)
+        if time.perf_counter() - begun > SECONDS:
+            break
+    return least[1] / least[0]
+
+
+def batch_of(size: int, samples: qgraph.Dataset) -> dict[str, Any] | None:
+    """The samples, repeated until there are enough; None where the model takes no such batch."""
+    first = next(iter(samples.batches(size)))
+    if first.count == size:
+        return dict(first.feeds)
+    one = next(iter(samples.batches(1)))
+    if size == 1 and one.count == 1:
+        return dict(one.feeds)
+    return None
+
+
+def rows(name: str, path: Path, data: Any, reading: dict[str, Any], options: argparse.Namespace) -> Iterator[Any]:
+    try:
+        limit = max(options.limit, max(options.batches))
+        result = qgraph.quantize(path, data, method="minmax", measure=False, guard="off", limit=limit, **reading)
+    except QGraphError as error:
+        empty = dict.fromkeys(("batch", "foretold", "measured", "error %"))
+        yield {"network": name, **empty, "why": str(error)[:60]}
+        return
+    view = GraphView(result.net)
+    assert result.samples is not None
+    for size in options.batches:
+        try:
+            feeds = batch_of(size, result.samples)
+            if feeds is None:
+                continue
+            foretold = Foreteller(view, feeds)(result.plan).ratio
+            ratio = measured([Session(m, threads=1) for m in (result.net.ir_model, result.model)], feeds)
+        except QGraphError:
+            continue
+        error = 100 * (foretold / ratio - 1)
+        yield {"network": name, "batch": size, "foretold": foretold, "measured": ratio, "error %": error, "why": ""}
+
+
+def main() -> None:
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="real networks and their samples")
+        parser.add_argument("--batches", nargs="*", type=int, default=(1, 32), metavar="N", help="batch sizes")
+        parser.add_argument("--limit", type=int, default=8, metavar="N", help="samples that calibrate")
+        parser.add_argument("--only", nargs="*", metavar="NAME", help="networks, by name")
+
+    given = arguments(__doc__, add)
+    warnings.simplefilter("ignore")
+    found = []
+    for name, *rest in networks(given.folder):
+        if not given.only or name in given.only:
+            for row in rows(name, *rest, given):
+                found.append(row)
+                print(row, flush=True)
+                report("Latency relative to float, foretold and measured", found, json_path=given.json)
+    errors = [abs(row["error %"]) for row in found if row["error %"] is not None]
+    print(f"{sum(e <= 100 * WITHIN for e in errors)} of {len(errors)} within {WITHIN:.0%}")
+
+
+if __name__ == "__main__":
+    main()

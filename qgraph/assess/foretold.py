@@ -1,0 +1,218 @@
+"""The latency of a plan, from kernel times of this machine, without a file.
+
+    t / t_float = (planned + between + rest (1 - 3/4 share)) / (floats + sums + rest)
+    rest = max(t_float - floats - sums, 0)
+
+`floats` and `planned` are the kernel times of the layers, `sums` those of the additions that run on codes, `between`
+those of the same additions on codes, of entering codes and of leaving them; all from a `KernelTable`. The float model
+itself is run. The rest is mostly memory moved from kernel to kernel: codes are a quarter of the bytes, for the `share`
+of the layers' time that runs on integers. All times are those of one thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph.assess.kernel_table import Kernel, KernelTable, Runs
+from qgraph.graph.layers import INTEGER_OPS, Layer
+from qgraph.graph.sites import GraphView
+from qgraph.graph.tensors import fused_output, is_transparent, nearest, root
+from qgraph.onnxfile.edit import constant
+from qgraph.plan.plan import ActivationQuant, QuantPlan
+from qgraph.running.sessions import Session
+
+_RUNS = 7
+_SMALLER = 3 / 4  # of the bytes of floats that codes save
+_CODED = frozenset({"Add", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool", "LeakyRelu", "Sigmoid", "Mul"})
+_ATTRIBUTES = {
+    "Conv": ("kernel_shape", "strides", "pads", "dilations", "group", "auto_pad"),
+    "Gemm": ("transA", "transB"),
+    "MatMul": (),
+}
+
+Feeds = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTime:
+    """The seconds of a layer's kernel in floats, and as the plan runs it."""
+
+    name: str
+    runs: Runs
+    float_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foretold:
+    """Seconds of one run of the float model, measured, and of the plan's file, foretold; and those of its layers.
+
+    `between` are the seconds of entering codes, leaving them, and adding them.
+    """
+
+    float_seconds: float
+    seconds: float
+    layers: tuple[LayerTime, ...]
+    between: float
+
+    @property
+    def ratio(self) -> float:
+        """The file's time relative to the float model's."""
+        return self.seconds / self.float_seconds
+
+
+class Foreteller:
+    """Foretells plans for one model on the same feeds: the model runs once, kernels are measured once."""
+
+    def __init__(self, view: GraphView, feeds: Feeds, *, table: KernelTable | None = None) -> None:
+        self.view, self.table = view, table or KernelTable()
+        self.float_seconds = _float_seconds(view, feeds)
+        self.shapes = _shapes(view, feeds)
+        self.readers = {layer.node: layer for layer in view.layers}
+
+    def __call__(self, plan: QuantPlan) -> Foretold:
+        """The latency of a plan's file."""
+        grids, tensors = plan.operand_grids, {a.tensor: a for a in plan.activations if a.role == "tensor"}
+        runs = {q.name: _runs(self.view.by_name[q.name], q.runs, grids) for q in plan.layers}
+        layers = tuple(
+            self._layer(layer, runs[layer.name], tensors)
+            for layer in self.view.layers
+            if layer.op in INTEGER_OPS and layer.name in runs and self._known(layer)
+        )
+        between, sums = self._between(tensors, runs)
+        self.table.save()
+        floats, planned = (sum(getattr(layer, n) for layer in layers) for n in ("float_seconds", "seconds"))
+        rest = max(self.float_seconds - floats - sums, 0.0)
+        share = sum(x.float_seconds for x in layers if x.runs == "integers") / max(floats, 1e-12)
+        after = planned + between + rest * (1 - _SMALLER * share)
+        seconds = self.float_seconds * after / max(floats + sums + rest, 1e-12)
+        return Foretold(float_seconds=self.float_seconds, seconds=seconds, layers=layers, between=between)
+
+    def idle(self, plan: QuantPlan) -> frozenset[str]:
+        """The tensors with grids that no layer reads on integers, by name."""
+        grids = plan.operand_grids
+        read = set()
+        for quant in plan.layers:
+            layer = self.view.by_name[quant.name]
+            if _runs(layer, quant.runs, grids) == "integers" and (grid := nearest(layer.input, grids)) is not None:
+                read.add(grid.tensor)
+        return frozenset(grids) - read - self._met(plan, read)
+
+    def _met(self, plan: QuantPlan, read: set[str]) -> set[str]:
+        """The grids of other operators on codes that lead to those that are read, or follow them."""
+        tensors = {a.tensor: a for a in plan.activations if a.role == "tensor"}
+        runs = {q.name: _runs(self.view.by_name[q.name], q.runs, plan.operand_grids) for q in plan.layers}
+        found: set[str] = set()
+        for node in self.view.model.graph:
+            if node in self.readers or is_transparent(node) or not self._on_codes(node, tensors, runs):
+                continue
+            grids = [nearest(v, tensors) for v in node.inputs if v is not None and constant(v) is None]
+            names = {grid.tensor for grid in grids if grid is not None}
+            names.add(str(fused_output(node.outputs[0]).name))
+            found |= names if names & (read | found) else set()
+        written = {str(fused_output(self.view.by_name[n].output).name) for n, how in runs.items() if how == "integers"}
+        return found | (written & set(tensors))
+
+    def _known(self, layer: Layer) -> bool:
+        return str(layer.input.name) in self.shapes and not layer.weight_only
+
+    def _layer(self, layer: Layer, runs: Runs, tensors: Mapping[str, ActivationQuant]) -> LayerTime:
+        wanted = _ATTRIBUTES[layer.op]
+        given = tuple((n, _plain(a.value)) for n, a in layer.node.attributes.items() if n in wanted)
+        operand, weight = self.shapes[str(layer.input.name)], tuple(layer.weight_array().shape)
+        codes = str(fused_output(layer.output).name) in tensors
+
+        def seconds(how: Runs) -> float:
+            plain = how != "integers" or codes
+            return self.table[
+                Kernel(op=layer.op, operand=operand, weight=weight, attributes=given, runs=how, codes=plain)
+            ]
+
+        floats = seconds("floats")
+        return LayerTime(
+            name=layer.name, runs=runs, float_seconds=floats, seconds=floats if runs == "floats" else seconds(runs)
+        )
+
+    def _between(self, tensors: Mapping[str, ActivationQuant], runs: Mapping[str, Runs]) -> tuple[float, float]:
+        """The seconds of additions on codes and of the borders of codes, and those of the same additions in floats."""
+        total, sums, entered, left = 0.0, 0.0, set[str](), set[str]()
+        for node in self.view.model.graph:
+            whole = self._on_codes(node, tensors, runs)
+            if node.op_type == "Add" and whole and (shape := self.shapes.get(str(node.outputs[0].name))):
+                total += self.table[Kernel(op="Add", operand=shape, runs="integers")]
+                sums += self.table[Kernel(op="Add", operand=shape)]
+            for value in node.inputs:
+                if value is None or constant(value) is not None or (grid := nearest(value, tensors)) is None:
+                    continue
+                producer = root(value).producer()
+                made = producer is not None and self._on_codes(_before(producer), tensors, runs)
+                (entered if whole and not made else left if made and not whole else set()).add(grid.tensor)
+        for op, names in (("QuantizeLinear", entered), ("DequantizeLinear", left)):
+            for name in names:
+                if shape := self.shapes.get(name):
+                    total += self.table[Kernel(op=op, operand=shape)]
+        return total, sums
+
+    def _on_codes(self, node: ir.Node, tensors: Mapping[str, ActivationQuant], runs: Mapping[str, Runs]) -> bool:
+        """Whether a node reads and writes codes, or moves them."""
+        layer = self.readers.get(node)
+        if layer is not None:
+            return runs.get(layer.name) == "integers"
+        if is_transparent(node):
+            return True
+        read = [v for v in node.inputs if v is not None and constant(v) is None]
+        written = str(fused_output(node.outputs[0]).name) in tensors
+        return node.op_type in _CODED and written and all(nearest(v, tensors) is not None for v in read)
+
+
+def _runs(layer: Layer, asked: str, grids: Mapping[str, ActivationQuant]) -> Runs:
+    """How a layer runs: on integers only where it reads codes. Products in blocks of codes are taken for floats."""
+    if asked == "dynamic" or (asked == "integers" and nearest(layer.input, grids) is not None):
+        return "dynamic" if asked == "dynamic" else "integers"
+    return "floats"
+
+
+def _before(node: ir.Node) -> ir.Node:
+    """The node in front of a Relu or Clip that is merged into it; any other node itself."""
+    while node.op_type in ("Relu", "Clip") and node.inputs[0] is not None:
+        producer = node.inputs[0].producer()
+        if producer is None or fused_output(node.inputs[0]) is not node.outputs[0]:
+            return node
+        node = producer
+    return node
+
+
+def _float_seconds(view: GraphView, feeds: Feeds) -> float:
+    session, took = Session(view.model.ir_model, threads=1), []
+    for _ in range(_RUNS + 1):
+        start = time.thread_time()
+        session.run_list(feeds)
+        took.append(time.thread_time() - start)
+    return max(min(took[1:]), 1e-9)
+
+
+def _shapes(view: GraphView, feeds: Feeds) -> dict[str, tuple[int, ...]]:
+    """The shapes of what layers read, and of every sum and tensor that may get a grid, on these feeds."""
+    names = {str(layer.input.name) for layer in view.layers if not layer.weight_only}
+    names |= {str(fused_output(layer.output).name) for layer in view.layers if not layer.weight_only}
+    for node in view.model.graph:
+        if node.op_type in _CODED:
+            names |= {str(node.outputs[0].name), str(fused_output(node.outputs[0]).name)}
+    inputs = {str(v.name) for v in view.model.input_values()}
+    found = {name: tuple(np.shape(array)) for name, array in feeds.items() if name in inputs}
+    inner = sorted(name for name in names - inputs if name in view.values)
+    if inner:
+        session = Session(view.model.ir_model, outputs=inner, threads=1)
+        found |= {name: tuple(np.shape(value)) for name, value in session.run(feeds).items()}
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else value

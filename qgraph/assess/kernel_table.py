@@ -1,0 +1,186 @@
+"""A table of kernel times of this machine: each is measured once, alone, and kept in the user's cache folder.
+
+A `Kernel` is one operator with its shapes. It is run as a model of its own in onnxruntime, in the very pattern that
+becomes an integer kernel, on one thread; of the profile only the kernel counts, not what onnxruntime puts around it to
+change layouts. The file is named after processor and version of onnxruntime, so that no machine reads another's times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from qgraph.errors import ModelError
+from qgraph.running.cpu import cpu_flags
+from qgraph.running.files import write_atomically
+from qgraph.running.sessions import kernel_seconds, version
+
+Runs = Literal["floats", "integers", "dynamic"]
+_OPSET, _IR = 17, 8
+_RUNS = 7
+_MOVES = re.compile(r"Reorder|Transpose|^Mem|^(De)?[qQ]uantizeLinear$")  # around a kernel that is measured alone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """An operator with the shapes of its operand and of its weight (of both operands, for Add), as it runs.
+
+    `attributes` are those of the node, as pairs. With `codes`, an integer kernel writes codes, otherwise floats.
+    """
+
+    op: str
+    operand: tuple[int, ...]
+    weight: tuple[int, ...] = ()
+    attributes: tuple[tuple[str, Any], ...] = ()
+    runs: Runs = "floats"
+    codes: bool = True
+
+    def __str__(self) -> str:
+        words = [self.op, self.runs, "x".join(map(str, self.operand)), "x".join(map(str, self.weight))]
+        words += [f"{name}={value}" for name, value in sorted(self.attributes)] + ([] if self.codes else ["to floats"])
+        return " ".join(words)
+
+
+class KernelTable:
+    """Seconds of kernels on one thread of this machine, measured when they are first asked for.
+
+    `folder` is where the table is kept: by default $QGRAPH_CACHE, else `qgraph` in the user's cache folder.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        self.path = Path(folder or os.environ.get("QGRAPH_CACHE") or Path(home) / "qgraph") / f"{_machine()}.json"
+        self.seconds: dict[str, float] = self._read()
+        self.measured = 0
+
+    def __getitem__(self, kernel: Kernel) -> float:
+        name = str(kernel)
+        if name not in self.seconds:
+            self.seconds[name] = _measured(kernel)
+            self.measured += 1
+        return self.seconds[name]
+
+    def save(self) -> None:
+        """Write what was measured; a folder that cannot be written only costs measuring again."""
+        if not self.measured:
+            return
+        content = {"processor": platform.processor(), "onnxruntime": version, "seconds": self._read() | self.seconds}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+        except OSError:
+            return
+        self.measured = 0
+
+    def _read(self) -> dict[str, float]:
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))["seconds"]
+            return {str(name): float(seconds) for name, seconds in found.items()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return {}
+
+
+def _machine() -> str:
+    """What kernel times depend on, as the name of a file."""
+    try:
+        said = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        said = None
+    told = (said[1] if said else platform.processor(), platform.machine(), *sorted(cpu_flags()), version)
+    return f"kernels-{sha256(' '.join(told).encode()).hexdigest()[:16]}"
+
+
+def _measured(kernel: Kernel) -> float:
+    """The seconds of the kernel alone; infinite where onnxruntime does not run it."""
+    model, feeds = _model(kernel)
+    try:
+        found = kernel_seconds(model.SerializeToString(), feeds, runs=_RUNS)
+    except ModelError:
+        return float("inf")
+    own = kernel.op in ("QuantizeLinear", "DequantizeLinear")
+    return sum(seconds for op, seconds in found.items() if own or not _MOVES.search(op))
+
+
+def _model(kernel: Kernel) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
+    """The kernel as a model that onnxruntime fuses, and something to feed it."""
+    rng = np.random.default_rng(0)
+    floats = rng.normal(0, 1, kernel.operand).astype(np.float32)
+    codes = rng.integers(0, 256, kernel.operand).astype(np.uint8)
+    made = _Nodes()
+    if kernel.op in ("QuantizeLinear", "DequantizeLinear"):
+        fed: NDArray[Any] = floats if kernel.op == "QuantizeLinear" else codes
+        result = made.op(kernel.op, "x", *made.grid(np.uint8))
+    else:
+        whole = kernel.runs == "integers"
+        fed = codes if whole else floats
+        operand = made.op("DequantizeLinear", "x", *made.grid(np.uint8)) if whole else "x"
+        result = _product(kernel, operand, made)
+        if whole and kernel.codes:
+            result = made.op("QuantizeLinear", result, *made.grid(np.uint8))
+    kind = helper.np_dtype_to_tensor_dtype(fed.dtype)
+    inputs = [helper.make_tensor_value_info("x", kind, kernel.operand)]
+    out = TensorProto.UINT8 if made.nodes[-1].op_type == "QuantizeLinear" else TensorProto.FLOAT
+    graph = helper.make_graph(
+        made.nodes, "kernel", inputs, [helper.make_tensor_value_info(result, out, None)], made.constants
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR)
+    return model, {"x": fed}
+
+
+def _product(kernel: Kernel, operand: str, made: _Nodes) -> str:
+    """The operator with its weight, in floats or behind DequantizeLinear, or the pattern of a dynamic product."""
+    attributes = dict(kernel.attributes)
+    if kernel.op == "Add":
+        return made.op("Add", operand, operand)
+    rng = np.random.default_rng(1)
+    if kernel.runs == "floats":
+        return made.op(
+            kernel.op, operand, made.constant(rng.normal(0, 1, kernel.weight).astype(np.float32)), **attributes
+        )
+    codes = made.constant(rng.integers(-63, 64, kernel.weight).astype(np.int8))
+    if kernel.runs == "dynamic":
+        q, scale, zero = made.several("DynamicQuantizeLinear", operand, count=3)
+        whole = made.op("MatMulInteger", q, codes, zero)
+        return made.op(
+            "Mul", made.op("Cast", whole, to=TensorProto.FLOAT), made.op("Mul", scale, made.constant(np.float32(0.01)))
+        )
+    axis = 0 if kernel.op == "Conv" or attributes.get("transB") else len(kernel.weight) - 1
+    steps = np.full(kernel.weight[axis], 0.01, np.float32)
+    zeros = np.zeros(kernel.weight[axis], np.int8)
+    weight = made.op("DequantizeLinear", codes, made.constant(steps), made.constant(zeros), axis=axis)
+    return made.op(kernel.op, operand, weight, **attributes)
+
+
+class _Nodes:
+    """Nodes and constants of a small model."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def constant(self, array: Any) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(array), name))
+        return name
+
+    def grid(self, kind: Any) -> tuple[str, str]:
+        return self.constant(np.float32(0.03)), self.constant(kind(128))
+
+    def op(self, op: str, *inputs: str, **attributes: Any) -> str:
+        return self.several(op, *inputs, count=1, **attributes)[0]
+
+    def several(self, op: str, *inputs: str, count: int, **attributes: Any) -> list[str]:
+        names = [f"t{len(self.nodes)}_{i}" for i in range(count)]
+        self.nodes.append(helper.make_node(op, list(inputs), names, **attributes))
+        return names

@@ -1,0 +1,164 @@
+"""Latencies are foretold from kernel times: those of the layers as planned, and of the borders of codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+import qgraph
+from qgraph.assess import kernel_table
+from qgraph.assess.foretold import Foreteller
+from qgraph.assess.kernel_table import Kernel, KernelTable
+from qgraph.errors import ModelError, QGraphError, UsageError
+from qgraph.graph.sites import GraphView
+from qgraph.jobs.in_time import TargetLatency, foreteller, within, without_slow_layers
+from tests.conftest import DEMO
+
+
+class Times:
+    """A table of given times: of layers in milliseconds, how they run; everything else takes none."""
+
+    def __init__(self, **milliseconds):
+        self.milliseconds, self.asked = milliseconds, []
+
+    def __getitem__(self, kernel):
+        self.asked.append(kernel)
+        return 1e-3 * self.milliseconds.get(kernel.runs, 0) if kernel.op in ("Conv", "Gemm") else 0.0
+
+    def save(self):
+        pass
+
+
+@pytest.fixture(scope="module")
+def demo():
+    result = qgraph.quantize(
+        DEMO / "digits.onnx", DEMO / "digits_calibration.npz", limit=32, method="minmax", measure=False
+    )
+    return result, next(iter(result.samples.batches(1))).feeds
+
+
+def told(demo, **milliseconds):
+    result, feeds = demo
+    foretell = Foreteller(GraphView(result.net), feeds, table=Times(**milliseconds))
+    foretell.float_seconds = 7e-3
+    return foretell
+
+
+def test_layers_take_the_time_of_their_kernels(demo):
+    found = told(demo, floats=1, integers=0.25)(demo[0].plan)
+    assert [x.runs for x in found.layers] == ["integers"] * 7
+    assert found.ratio == pytest.approx(0.25)  # seven layers of a millisecond are all of the float model
+
+
+def test_the_rest_moves_a_quarter_of_the_bytes(demo):
+    found = told(demo, floats=0.5, integers=0.5)(demo[0].plan)
+    assert found.ratio == pytest.approx((3.5 + 3.5 / 4) / 7)
+
+
+def test_layers_in_floats_keep_their_time(demo):
+    plan = demo[0].plan.map_layers(lambda q: dataclasses.replace(q, runs="floats"))
+    foretell = told(demo, floats=1, integers=0.25)
+    found = foretell(dataclasses.replace(plan, activations=()))
+    assert found.ratio == pytest.approx(1.0)
+    assert all(kernel.runs == "floats" for kernel in foretell.table.asked)
+
+
+def test_entering_and_leaving_codes_costs(demo):
+    foretell = told(demo, floats=1, integers=0.25)
+    foretell(demo[0].plan)
+    borders = [k for k in foretell.table.asked if k.op.endswith("Linear")]
+    assert [k.op for k in borders][:1] == ["QuantizeLinear"]  # the input
+    assert borders[0].operand == (1, 1, 8, 8)
+
+
+def test_slow_kernels_give_way_to_floats(demo):
+    foretell = told(demo, floats=0.5, integers=2.0)
+    plan = without_slow_layers(demo[0].plan, foretell)
+    assert all(q.runs == "floats" for q in plan.layers)
+    assert plan.activations == ()
+    assert without_slow_layers(demo[0].plan, told(demo, floats=1, integers=0.5)) == demo[0].plan
+
+
+def test_a_target_is_met_or_refused(demo):
+    plan = demo[0].plan
+    assert within(TargetLatency(ratio=0.3), plan, told(demo, floats=1, integers=0.25)) == plan
+    slow = told(demo, floats=0.5, integers=2.0)
+    assert within(TargetLatency(ratio=1.01), plan, slow).notes[-1].startswith("7 layers run in floats")
+    with pytest.raises(
+        QGraphError,
+        match=r"no plan with these options takes at most 0\.2 of the float model's: 0\.25 .* are foretold.*'",
+    ):
+        within(TargetLatency(ratio=0.2), plan, told(demo, floats=1, integers=0.25))
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [("0.6", TargetLatency(ratio=0.6)), ("60%", TargetLatency(ratio=0.6)), ("5 ms", TargetLatency(seconds=0.005))],
+)
+def test_targets_are_ratios_or_milliseconds(text, target):
+    assert TargetLatency.parse(text) == target
+
+
+@pytest.mark.parametrize("text", ["", "fast", "-1", "0", "5s", "1.2.3"])
+def test_other_targets_are_refused(text):
+    with pytest.raises(UsageError, match="--target-latency is a ratio"):
+        TargetLatency.parse(text)
+
+
+def test_kernels_are_measured_once_and_kept(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(kernel_table, "_measured", lambda kernel: calls.append(kernel) or 0.5)
+    kernel = Kernel(op="Gemm", operand=(1, 8), weight=(8, 4))
+    for _ in range(2):
+        table = KernelTable(tmp_path)
+        assert table[kernel] == 0.5
+        table.save()
+    assert calls == [kernel]
+    (file,) = tmp_path.iterdir()
+    assert json.loads(file.read_text())["seconds"] == {str(kernel): 0.5}
+
+
+def test_a_damaged_table_is_measured_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernel_table, "_measured", lambda kernel: 0.5)
+    table = KernelTable(tmp_path)
+    table.path.write_text("{ not json")
+    assert KernelTable(tmp_path)[Kernel(op="Gemm", operand=(1, 8), weight=(8, 4))] == 0.5
+
+
+@pytest.mark.parametrize("runs", ["floats", "integers", "dynamic"])
+@pytest.mark.parametrize("codes", [True, False])
+def test_every_kind_of_kernel_runs(runs, codes):
+    attributes = (("kernel_shape", (3, 3)), ("pads", (1, 1, 1, 1)))
+    kernels = [Kernel(op="MatMul", operand=(2, 64), weight=(64, 32), runs=runs, codes=codes)]
+    if runs != "dynamic":
+        gemm = Kernel(op="Gemm", operand=(2, 64), weight=(32, 64), attributes=(("transB", 1),), runs=runs, codes=codes)
+        conv = Kernel(
+            op="Conv", operand=(1, 8, 9, 9), weight=(16, 8, 3, 3), attributes=attributes, runs=runs, codes=codes
+        )
+        kernels += [gemm, conv, Kernel(op="Add", operand=(1, 8, 64, 64), runs=runs)]
+    for kernel in kernels:
+        assert 0 < kernel_table._measured(kernel) < 1
+
+
+def test_a_model_is_run_on_noise_without_samples(demo):
+    assert foreteller(demo[0].net, None).shapes["input"] == (1, 1, 8, 8)
+
+
+def test_a_model_that_runs_on_no_noise_asks_for_samples(demo, monkeypatch):
+    def refuse(*_):
+        raise ModelError("onnxruntime cannot run the model: Invalid argument")
+
+    monkeypatch.setattr("qgraph.jobs.in_time.Foreteller", refuse)
+    with pytest.raises(ModelError, match="does not run on noise: give samples with --data"):
+        foreteller(demo[0].net, None)
+
+
+def test_whatif_foretells_both_plans(demo, tmp_path, monkeypatch):
+    monkeypatch.setenv("QGRAPH_CACHE", str(tmp_path))
+    result = demo[0]
+    found = qgraph.whatif(DEMO / "digits.onnx", result.plan, ["*:weights=4"], statistics=result.observed, latency=True)
+    assert found.latency[0].ratio > 0
+    assert set(found.to_dict()["latency"]) == {"before", "after"}
+    assert list(tmp_path.iterdir())
