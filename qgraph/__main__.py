@@ -2,7 +2,16 @@
 
 import sys
 
-from qgraph.cli import main
+
+def run() -> int:
+    """Run the command line; Ctrl-C counts as an interruption while it is being imported, too."""
+    try:
+        from qgraph.cli import main
+
+        return main()
+    except KeyboardInterrupt:
+        return 130
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -114,8 +114,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, click.Abort):
-        say("interrupted", style="bold red", level=ERROR)
-        return 130
+        return _say_interrupted()
     except _Terminated:
         return 128 + signal.SIGTERM
     except click.ClickException as error:
@@ -134,10 +133,29 @@ def _run(argv: Sequence[str] | None) -> int:
         _say_error("error: out of memory; try --limit with fewer samples", None)
         return 1
     except Exception as error:
+        if _came_of_interruption(error):
+            return _say_interrupted()
         if debug:
             raise
         _say_error(f"error: {type(error).__name__}: {error} (unexpected; --debug shows where)", error)
         return 1
+
+
+def _say_interrupted() -> int:
+    say("interrupted", style="bold red", level=ERROR)
+    return 130
+
+
+def _came_of_interruption(error: BaseException) -> bool:
+    """Whether an engine was interrupted and raised an error of its own."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, KeyboardInterrupt):
+            return True
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _say_error(text: str, error: BaseException | None) -> None:

@@ -58,6 +58,18 @@ def test_a_log_has_the_traceback_and_the_terminal_one_line(tmp_path, capsys):
     assert "exit status 1" in text
 
 
+def test_an_error_that_came_of_ctrl_c_is_an_interruption(digits, monkeypatch, capsys):
+    def load(path):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise RuntimeError("a kernel did not compile")  # noqa: B904
+
+    monkeypatch.setattr("qgraph.onnxfile.load.load", load)
+    assert main(["inspect", str(digits)]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_a_log_that_cannot_be_written_is_wrong_usage(digits, capsys):
     assert main(["inspect", str(digits), "--log-file", "no/folder/run.log"]) == 2
     assert "cannot write the log" in capsys.readouterr().err
