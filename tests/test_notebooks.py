@@ -52,6 +52,7 @@ def test_they_are_all_here() -> None:
         "bit_allocation",
         "clipping",
         "learned_offset",
+        "outliers",
         "pareto",
         "rounding",
         "rounding_search",
