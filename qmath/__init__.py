@@ -35,6 +35,7 @@ _HOMES = {
         "weight_clip",
         "weight_range",
     ),
+    "even": ("round_evenly",),
     "error": ("exact_error", "expected_error", "midrise_levels", "midtread_levels"),
     "confidence": ("drop_bound", "drop_confidence", "share_bound", "share_confidence"),
     "fitting": ("PriorFit", "fit_prior", "goodness_of_fit", "rectified_prior"),

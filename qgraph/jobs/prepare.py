@@ -61,7 +61,20 @@ class Gathered(Material):
             from qgraph.methods.tables.lookups import with_bits_by_lookups
 
             plan = with_bits_by_lookups(plan, self.view, self.samples, threads=self.job.threads)
-        return registry.run(self.recipe.method, plan, self)
+        plan = registry.run(self.recipe.method, plan, self)
+        if self._has_nothing_to_read:
+            from qgraph.methods.without_data.evenly import evenly
+
+            known = known_moments(normalise(self.loaded, fold_bn=False))
+            plan = evenly(plan, self.view, known, threads=self.job.threads)
+        return plan
+
+    @property
+    def _has_nothing_to_read(self) -> bool:
+        """Whether weights alone are quantized without samples, and may be rounded by what is likely of operands."""
+        recipe, nothing = self.recipe, self.samples is None and self.observed is None
+        free = recipe.rounding == "nearest" and recipe.bias_correction and not recipe.mixed
+        return nothing and free and recipe.static_bits is None
 
     @property
     def _counts_lookups(self) -> bool:

@@ -47,6 +47,10 @@ def codes(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.int8]:
             found[some] = codes(weight[some], part)
         return found
     weight = scaled(weight, quant)
+    if quant.even:
+        grid = rounding_grid(quant, weight.shape)
+        mean = {} if quant.even == "sums" else {"mean": 0.0}
+        return np.asarray(qmath.round_evenly(weight, grid, axis=quant.channel_axis or 0, **mean), np.int8)
     if quant.rounding is None:
         return np.asarray(qmath.quantize(weight, rounding_grid(quant, weight.shape)), np.int8)
     table = rounding_table(quant.rounding, quant.bits, signed=True)
@@ -81,7 +85,8 @@ def quantized(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.fl
     if quant.shift:
         result = quantized(weight, replace(quant, shift=()))
         return np.asarray(result + quant.granularity.lay(np.asarray(quant.shift, np.float32), weight.shape))
-    if quant.rounding is None and not quant.input_scale and not quant.codes and set(quant.gain) == {1.0}:
+    plain = quant.rounding is None and not (quant.input_scale or quant.codes or quant.even)
+    if plain and set(quant.gain) == {1.0}:
         return np.asarray(qmath.fake_quantize(weight, rounding_grid(quant, weight.shape)), np.float32)
     result = values(codes(weight, quant), quant)
     if not quant.input_scale:

@@ -43,6 +43,7 @@ _LEAST_SCALE, _LARGEST_SCALE = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # normal nu
 MAX_SHIFTED_BITS = 7  # the widest weights for which code - zero_point fits int8
 _ROLES = ("tensor", "operand")
 Runs = Literal["integers", "floats", "dynamic", "blocks"]
+Even = Literal["", "taps", "sums"]
 _NUMBERS = re.compile(r"\[\n([-+.\deE,\s]*)\]")  # lists of numbers are written on one line
 
 
@@ -91,6 +92,9 @@ class WeightQuant:
     codes then contain. A dynamic layer divides its operand by these factors itself; a channel with factor 0 it
     multiplies in floats, and its codes are zero.
 
+    `even` says which errors of weights cancel, as far as codes next to the nearest allow (`qmath.round_evenly`): those
+    of the `taps` of each kernel, or the `sums` of whole channels as well.
+
     With a `unit` per channel, the scale of each of its groups is a whole multiple of it. Integer kernels, which have
     one scale per channel, then get codes times multiples.
     """
@@ -107,6 +111,7 @@ class WeightQuant:
     unit: tuple[float, ...] = ()
     codes: str = ""
     shift: tuple[float, ...] = ()
+    even: Even = ""
 
     def __post_init__(self) -> None:
         _check_bits(self.bits)
@@ -118,8 +123,10 @@ class WeightQuant:
         _check_scale(tuple(factor for factor in self.input_scale if factor) or (1.0,))
         if self.rounding is not None and (not self.symmetric or self.rounding.subdivision):
             raise PlanError("a weight grid with a rounding is symmetric, and its rounding has no subdivision")
-        if self.rounding is not None and (self.channel_bits or self.codes):
-            raise PlanError("a weight grid with a rounding has one width for all channels, and no codes")
+        if self.rounding is not None and (self.channel_bits or self.codes or self.even):
+            raise PlanError("a weight grid with a rounding has one width for all channels, no codes, and is not even")
+        if self.even and self.granularity.axis is None:
+            raise PlanError("a weight grid is even along channels, and this one has none")
         if self.symmetric and any(self.zero_point):
             raise PlanError("a symmetric weight grid has zero_point 0")
         if self.shift and (len(self.shift) != len(self.scale) or not all(map(math.isfinite, self.shift)) or self.unit):

@@ -144,7 +144,7 @@ def _rounded(
     before = as_rows(layer, weights.codes(weight, grid))
     codes = before.copy()
     codes[:, problem.kept] = found.codes
-    held = weights.with_codes(grid, from_rows(layer, codes, weight.shape))
+    held = weights.with_codes(dataclasses.replace(grid, even=""), from_rows(layer, codes, weight.shape))
     over = saturated(layer, held, allowed)
     if over.any():  # these channels stay as they are
         held = weights.with_codes(grid, from_rows(layer, np.where(over[:, None], before, codes), weight.shape))

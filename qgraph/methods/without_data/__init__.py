@@ -1,0 +1,1 @@
+"""What plans are worth without data: a step after other methods."""
