@@ -16,12 +16,22 @@ from numpy.typing import NDArray
 
 from qgraph.graph.layers import Layer, attribute
 from qgraph.lowering.nodes import Nodes
-from qgraph.onnxfile.edit import append_dynamic, take_place
+from qgraph.onnxfile.edit import append_dynamic, constant, take_place
 
 
 def inverse(factors: NDArray[np.float32]) -> NDArray[np.float32]:
     """1 / factors, 0 where there is none."""
     return np.divide(1.0, factors, out=np.zeros_like(factors), where=factors > 0)
+
+
+def _after_bias(result: ir.Value) -> ir.Value:
+    """The result of a product, or that with its bias where one Add alone reads it: onnxruntime fuses such a pair."""
+    uses = list(result.uses())
+    if len(uses) != 1 or result.is_graph_output() or uses[0].node.op_type != "Add" or uses[0].node.domain:
+        return result
+    node = uses[0].node
+    bias = constant(node.inputs[1 - uses[0].idx])
+    return node.outputs[0] if bias is not None and bias.ndim == 1 and node.graph is result.graph else result
 
 
 class DynamicProducts:
@@ -49,13 +59,20 @@ class DynamicProducts:
         real = self.nodes.op("Cast", sums, to=ir.DataType.FLOAT)
         alpha = float(attribute(layer.node, "alpha", 1.0)) if layer.op == "Gemm" else 1.0
         result = self.nodes.op("Mul", real, self.nodes.op("Mul", step, self._times(scale, alpha)))
-        if 0 in factors:
-            result = self.nodes.op("Add", result, self._products_apart(layer, factors, alpha))
         if layer.bias is not None and layer.bias_factor:
             result = self.nodes.op("Add", result, self._times(layer.bias, layer.bias_factor))
+        apart = self._products_apart(layer, factors, alpha) if 0 in factors else None
         name, layer.node.name = layer.node.name, None
         sums.producer().name = name  # type: ignore[union-attr]
         take_place(self.nodes.graph, layer.output, result, left="float")
+        if apart is not None:
+            self._add(_after_bias(result), apart)
+
+    def _add(self, value: ir.Value, more: ir.Value) -> None:
+        """Let all that read `value` read it with `more` added."""
+        total = self.nodes.op("Add", value, more)
+        take_place(self.nodes.graph, value, total, left="together")
+        total.producer().replace_input_with(0, value)  # type: ignore[union-attr]
 
     def _operand(self, layer: Layer, factors: tuple[float, ...]) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Codes, scale and zero point of what the layer multiplies with its weight."""

@@ -179,3 +179,27 @@ def test_operands_have_switches_of_their_own(fed: dict[str, np.ndarray]) -> None
     assert not switches.noise(()).any()
     q, k, _ = switches.noise([Grid("operand", "k")])
     assert q == 0 < k < 1e-3
+
+
+def test_what_is_multiplied_apart_is_added_behind_the_bias() -> None:
+    """So that onnxruntime fuses the bias with the product, and nothing else changes."""
+    model = projections()
+    net = prepare(model)
+    view = GraphView(net)
+    plan = qgraph.quantize(model, activations="dynamic", measure=False, guard="off").plan
+    factors = tuple([0.0] + [1.0] * 31)
+
+    def leave_out(quant: Any) -> Any:
+        if len(view.by_name[quant.name].input.shape) != 3:
+            return quant
+        return dataclasses.replace(quant, weight=dataclasses.replace(quant.weight, input_scale=factors))
+
+    made = lower(net, plan.map_layers(leave_out), format="qdq")
+    fused = inspect_fused(load(ir.to_proto(made)))
+    assert (
+        fused.operators["Add"] == 3
+    )  # one for each product that has a channel apart; the bias of `v` is in its kernel
+    simulated = lower(net, plan.map_layers(leave_out), format="float")
+    fed = {"x": RNG.normal(size=(3, 6, 32)).astype(np.float32)}
+    for want, have in zip(Session(simulated).run_list(fed), Session(made).run_list(fed), strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-3, atol=1e-3)
