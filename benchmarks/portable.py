@@ -62,12 +62,14 @@ def older_cpu(folder: Path) -> Path | None:
     return made if works else None
 
 
-def run(command: list[str], environment: dict[str, str], model: Path, data: Path) -> dict[str, Any]:
-    """What a runtime computes for a model."""
-    whole = [*command, str(model), str(data), "3,32,32", str(BATCH)]
+def run(
+    command: list[str], environment: dict[str, str], model: Path, data: Path, shape: tuple[int, ...] = (3, 32, 32)
+) -> dict[str, Any]:
+    """What a runtime computes for a model: digests of its outputs, and the classes of the first."""
+    whole = [*command, str(model), str(data), ",".join(map(str, shape)), str(BATCH)]
     done = subprocess.run(whole, env=os.environ | environment, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(whole)} failed: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{' '.join(whole)} failed: {done.stderr[-2000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 

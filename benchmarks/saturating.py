@@ -40,7 +40,7 @@ def saturating_sums(x: NDArray[np.uint8], w: NDArray[np.int8]) -> NDArray[np.int
 
 
 def codes_by_emulation(path: Path, data: NDArray[np.float32], count: int) -> tuple[int, int]:
-    """How many layers get the codes that onnxruntime computes, of how many, on some samples of 3 x 32 x 32."""
+    """How many layers get the codes that onnxruntime computes, of how many, on the first `count` samples."""
     net = load(path)
     layers = [(node, result) for node in net.graph if (result := _quantizer(node)) is not None]
     wanted = {value.name for node, q in layers for value in (_dequantizer(node, 0).inputs[0], q.outputs[0])}
@@ -49,7 +49,8 @@ def codes_by_emulation(path: Path, data: NDArray[np.float32], count: int) -> tup
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None) for name in sorted(wanted)
     )
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found = session.run(sorted(wanted), {session.get_inputs()[0].name: data.reshape(-1, 3, 32, 32)[:count]})
+    given = session.get_inputs()[0]
+    found = session.run(sorted(wanted), {given.name: data.reshape(-1, *given.shape[1:])[:count]})
     codes = dict(zip(sorted(wanted), found, strict=True))
     equal = sum(
         np.array_equal(
