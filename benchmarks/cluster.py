@@ -1,8 +1,8 @@
-"""The costs and gains of a Dask cluster: sensitivity on 1 and 2 workers, and the time of one message.
+"""The costs and gains of a Dask cluster: sensitivity on 1, 2 and 5 workers, and the time of one message.
 
-`python -m benchmarks.cluster [--limit 64] [--runs 3]`. Scheduler and workers are processes on this machine (loopback),
-one thread each. A message is an empty task that is submitted and run, and whose result is fetched. Results must equal
-those of threads.
+`python -m benchmarks.cluster [--limit 64] [--runs 3] [--workers 1 2 5]`. Scheduler and workers are processes on this
+machine (loopback), one thread each. A message is an empty task that is submitted and run, and whose result is fetched.
+Results must equal those of threads.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def main() -> None:
         lambda p: p.add_argument("--model", default="cifar10_resnet20", help="one of the shared models"),
         lambda p: p.add_argument("--limit", type=int, default=64, help="samples"),
         lambda p: p.add_argument("--runs", type=int, default=3, help="runs of each, after a warm-up run"),
+        lambda p: p.add_argument("--workers", nargs="*", type=int, default=(1, 2, 5), metavar="N", help="of a cluster"),
     )
     rows = [*_messages(), *_speed_up(options)]
     report("Sensitivity on a Dask cluster over loopback", rows, json_path=options.json)
@@ -59,7 +60,7 @@ def _messages() -> list[dict[str, Any]]:
 
 
 def _speed_up(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The seconds of a sensitivity job on one worker, two workers and one local thread, measured in turn."""
+    """The seconds of a sensitivity job on one local thread and on clusters, measured in turn."""
     from distributed import LocalCluster
 
     path = shared("models", f"{options.model}.onnx")
@@ -75,15 +76,20 @@ def _speed_up(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     with ExitStack() as clusters:
         jobs = {"one local thread": job("one local thread", "local")}
-        for name, count in (("one worker", 1), ("two workers", 2)):
+        for count in options.workers:
+            name = f"workers: {count}"
             cluster = LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None)
             jobs[name] = job(name, f"dask:{clusters.enter_context(cluster).scheduler_address}")
         seconds = in_turn(jobs, runs=options.runs)
-    if any(found != seen["one worker"][0] for several in seen.values() for found in several):
+    if any(found != seen["one local thread"][0] for several in seen.values() for found in several):
         raise SystemExit("the results depend on where they were computed")
     return [
         *({"measured": f"sensitivity of {options.model}, {name}, s", "figure": seconds[name]} for name in jobs),
-        {"measured": "speed-up of two workers", "figure": seconds["one worker"] / seconds["two workers"]},
+        *(
+            {"measured": f"speed-up, {name}", "figure": seconds["one local thread"] / seconds[name]}
+            for name in jobs
+            if name != "one local thread"
+        ),
     ]
 
 

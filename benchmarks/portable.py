@@ -35,6 +35,7 @@ from qgraph.onnxfile.load import load
 
 HERE = Path(__file__).parent
 CALIBRATION, BATCH, EMULATED = 256, 32, 8
+KINDS = ("portable", "vnni")
 NETWORKS = ("cifar10_resnet20", "cifar10_resnet32", "cifar10_relu6_dw")
 
 
@@ -118,6 +119,7 @@ def main() -> None:
         parser.add_argument("--packages", type=Path, metavar="DIR", help="folder whose node_modules has the packages")
         parser.add_argument("--limit", type=int, default=10_000, metavar="N", help="test images")
         parser.add_argument("--inner", type=int, default=512, metavar="N", help="those whose codes are compared")
+        parser.add_argument("--kinds", nargs="*", default=KINDS, choices=KINDS, help="files that are made")
         parser.add_argument("--models", nargs="*", default=NETWORKS, metavar="NAME", help="networks")
 
     given = arguments(__doc__, add)
@@ -132,7 +134,8 @@ def main() -> None:
             x = np.concatenate([next(iter(batch.feeds.values())) for batch in test.batches(500)])
             x.tofile(folder / "all.f32")
             x[: given.inner].tofile(folder / "inner.f32")
-            for kind, asked in (("portable", {"portable": True}), ("for VNNI", {"target_cpu": "vnni"})):
+            for kind in given.kinds:
+                asked: dict[str, Any] = {"portable": True} if kind == "portable" else {"target_cpu": "vnni"}
                 result = qgraph.quantize(source, calibration, preprocessing=CIFAR, measure=False, **asked)
                 path = folder / f"{network}.onnx"
                 result.save(path)
