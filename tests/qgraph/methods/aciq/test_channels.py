@@ -86,6 +86,22 @@ def test_weight_bits_fill_their_quota(net, bits, symmetric):
     assert (np.diff(widths[np.argsort(ranges)]) >= 0).all()
 
 
+def test_quotas_of_bins_and_of_bits_follow_different_powers_of_the_range(net):
+    """Bins grow with range^(2/3) under a quota of bins, and with the range under one of bits; both keep their quota."""
+    view, _, plan, _ = start(net, weights=4, activations=4, symmetric=True)
+    plans = {quota: allocate_weights(plan, view, quota=quota) for quota in ("bins", "bits")}
+    slopes = {}
+    for quota, allocated in plans.items():
+        grid = allocated.layers[1].weight
+        widths = np.asarray(grid.channel_bits)
+        ranges = np.abs(view.by_name[allocated.layers[1].name].weight_array().reshape(8, -1)).max(axis=1)
+        slopes[quota] = np.polyfit(np.log2(ranges), widths, 1)[0]
+        spent = (2**widths).sum() / 2**4 if quota == "bins" else widths.sum() / 4
+        assert spent == 8
+    assert slopes["bins"] == pytest.approx(2 / 3, abs=0.17)
+    assert slopes["bits"] == pytest.approx(1, abs=0.17)
+
+
 @pytest.mark.parametrize("allocate", [False, True])
 @pytest.mark.parametrize("weight_bits", [4, 8])
 @pytest.mark.parametrize("clip", ["aciq", "max"])

@@ -14,7 +14,7 @@ from qgraph.cli import main
 from qgraph.errors import UsageError
 from qgraph.graph.sites import GraphView
 from qgraph.lowering.simulate import simulate
-from qgraph.methods.aciq.corrections import correct_norm, correct_outputs, correct_shift
+from qgraph.methods.aciq.corrections import correct_means, correct_norm, correct_outputs, correct_shift
 from qgraph.observe.statistics import observe
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
@@ -87,6 +87,23 @@ def test_the_measured_output_is_restored(model_from_text, kind):
     others = tuple(i for i in range(want.ndim) if i != channel)
     assert np.abs((want - before).mean(others)).max() > 0.01
     np.testing.assert_allclose(after.mean(others), want.mean(others), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_mean_of_every_channel_is_that_of_equation_13(model_from_text, kind):
+    net, plan, _ = three_bits(model_from_text, kind)
+    view = GraphView(net)
+    (layer,) = view.layers
+    corrected = correct_means(correct_norm(plan, view), view)
+    grid = corrected.layers[0].weight
+    weight = layer.weight_array()
+    given, rounded, had = (
+        grid.granularity.rows(array)
+        for array in (weight, weights.quantized(weight, plan.layers[0].weight), weights.quantized(weight, grid))
+    )
+    wanted = qmath.bias_correction(given, rounded)
+    np.testing.assert_allclose(had, wanted.apply(rounded), rtol=1e-4, atol=1e-5)
+    assert np.abs(grid.shift).max() > 1e-4
 
 
 def test_measured_shifts_bring_the_logits_nearer(digits, digits_calibration, tmp_path):

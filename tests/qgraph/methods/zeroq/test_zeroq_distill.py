@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +15,7 @@ from qgraph.gradient.adam import Adam
 from qgraph.methods.zeroq.assumed_statistics import assumed_targets
 from qgraph.methods.zeroq.distill import DistillConfig, distill
 from qgraph.methods.zeroq.objective import objective, step_bytes
+from qgraph.methods.zeroq.rates import rate_after
 from qgraph.methods.zeroq.settling import WINDOW, Settling
 from qgraph.methods.zeroq.spectrum import natural_noise
 from qgraph.methods.zeroq.statistics import batch_norms
@@ -280,6 +282,23 @@ def test_a_given_shape_settles_an_open_one() -> None:
     model = _model(NET.replace("float[N, 3, 6, 6]", "float[N, 3, H, W]").replace("[N, 2, 6, 6]", "[N, 2, H, W]"))
     found = distill(model, count=4, config=QUICK, threads=1, shapes={"x": (4, 3, 5, 8)})
     assert found.inputs["x"].shape == (4, 3, 5, 8)
+
+
+def test_the_rate_falls_by_a_cosine_or_where_the_loss_stays() -> None:
+    cosine = DistillConfig(steps=4, rate=0.2)
+    assert [round(rate_after([1.0] * n, cosine), 3) for n in (0, 2, 4)] == [0.2, 0.1, 0.0]
+    plateau = DistillConfig(rate=0.5, decay="plateau", patience=2, floor=0.01)
+    rates = [rate_after([3.0, 2.0] + [2.0] * n, plateau) for n in range(12)]
+    np.testing.assert_allclose(rates, [0.5] * 3 + [0.05] * 3 + [0.01] * 6)
+    assert rate_after([3.0, 2.0, 1.0, 0.5, 0.2], plateau) == 0.5
+
+
+@pytest.mark.parametrize(("start", "low", "high"), [("uniform", 0.0, 0.1), ("gaussian", 0.7, 1.3)])
+def test_where_optimisation_starts(start: Any, low: float, high: float) -> None:
+    still = DistillConfig(steps=1, rate=1e-9, settled=0.0, start=start, width=0.1, batch=4)
+    x = distill(_model(NET), count=8, config=still, threads=1).inputs["x"]
+    assert low < x.std() < high
+    assert start != "uniform" or np.abs(x).max() <= 0.1 + 1e-6
 
 
 def test_nonsense_is_refused() -> None:
