@@ -19,9 +19,11 @@ class ReconstructConfig:
       Images larger than `crop` along a side are cut to that, where a block has only convolutions and the like.
     * `drop`: the share of values whose rounding is dropped in a step (QDrop); the same share of what enters the block
       comes from the float network.
-    * `reach`: how far a weight of 4 bits may move in all, in steps of its grid. `softness`: how much of its distance
-      from the float weight a code starts with. `hardness` is the last of `qmath.soft_round`, before codes are fixed;
-      `settle` is the share of steps after that, which train grids and biases alone.
+    * `reach`: how far a weight of up to 4 bits may move in all, in codes. Few steps average little noise out of
+      gradients, and codes that walk farther end worse. With each bit more it is 3.56 times as many codes, so that
+      weights of 8 bits, whose rounding matters little, can make up for the noise of activations.
+    * `softness`: how much of its distance from the float weight a code starts with. `hardness` is the last of
+      `qmath.soft_round`, before codes are fixed; `settle` is the share of steps after that, for grids and biases alone.
     * `rate` of scales (relative) and of biases (relative to their root mean square); `shift_rate` of zero points, in
       codes.
     """
@@ -32,7 +34,7 @@ class ReconstructConfig:
     samples: int = 1024
     crop: int = 16
     drop: float = 0.5
-    reach: float = 3.0
+    reach: float = 0.3
     softness: float = 0.5
     hardness: float = 12.0
     settle: float = 0.1

@@ -17,7 +17,7 @@ from qgraph.gradient import Deferred
 from qgraph.gradient.adam import Adam
 from qgraph.gradient.step import TrainingStep
 from qgraph.methods.reconstruct.config import ReconstructConfig
-from qgraph.methods.reconstruct.variables import Feeds, Floats, SoftWeight, TrainedGrid, rates
+from qgraph.methods.reconstruct.variables import Feeds, Floats, SoftWeight, TrainedGrid, position_rate
 
 Arrays = Mapping[str, NDArray[np.floating]]
 _WARM_UP = 0.1  # of the steps: until then, Adam knows too little of the gradients' sizes
@@ -85,7 +85,7 @@ class _Learner:
         if not hard:
             for name, weight in v.weights.items():
                 slope = np.asarray(gradients[f"weight:{name}"] * slopes[name], np.float32)
-                rate = rates(c, weight.quant.bits) * factor
+                rate = position_rate(c, weight.quant.bits) * factor
                 self._update(f"weight:{name}", weight.position, slope, rate, number)
                 weight.constrain()
         for name, bias in v.biases.items():
