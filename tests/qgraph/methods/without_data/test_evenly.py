@@ -76,10 +76,10 @@ def test_means_behind_batch_normalization_are_known():
     names = [str(layer.input.name) for layer in layers(net) if layer.name in means]
     assert len(means) == 3
     session = Session(net.ir_model, outputs=names)
-    real = session.run(next(iter(data.batches(64))).feeds)
+    real = session.run(next(iter(data.batches(256))).feeds)
     for layer in (one for one in layers(net) if one.name in means and one.op == "Conv"):
         measured = real[str(layer.input.name)].mean(axis=(0, 2, 3))
-        assert np.corrcoef(means[layer.name], measured)[0, 1] > 0.7
+        assert np.abs(means[layer.name] - measured).mean() < 0.35 * np.abs(measured).mean()
 
 
 def test_which_errors_cancel():
