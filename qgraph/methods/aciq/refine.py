@@ -43,7 +43,7 @@ def _scaled(plan: QuantPlan, view: GraphView, observed: Observations, config: Ac
     if not config.channel_activations or config.clip not in ("aciq", "max"):
         return plan
     allocate = config.allocate_bits in ("activations", "both")
-    family = config.prior if config.prior in ("laplace", "gaussian") else None
+    family = config.prior if config.prior == "laplace" or config.prior == "gaussian" else None
     channels = ChannelConfig(clip=config.clip, allocate=allocate, deployable=config.deployable, family=family)
     return scale_channels(plan, view, observed, config=channels)
 
