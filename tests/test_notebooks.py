@@ -56,4 +56,5 @@ def test_they_are_all_here() -> None:
         "pareto",
         "rounding",
         "rounding_search",
+        "whatif",
     ]
