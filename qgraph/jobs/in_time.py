@@ -12,6 +12,7 @@ from qgraph.graph.sites import GraphView
 from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.noise import TRIED_SIZES, noise
 from qgraph.plan.plan import QuantPlan
+from qgraph.running.wording import option
 from qgraph.samples.dataset import Dataset
 
 _TARGET = re.compile(r"([0-9.]+(?:e-?\d+)?)\s*(ms|%)?")
@@ -33,7 +34,9 @@ class TargetLatency:
         except ValueError:
             amount = 0.0
         if not found or not 0 < amount < float("inf"):
-            raise UsageError(f"--target-latency is a ratio to the float model, such as 0.6, or 5ms, not '{text}'")
+            raise UsageError(
+                f"{option('target_latency')} is a ratio to the float model, such as 0.6, or 5ms, not '{text}'"
+            )
         if found[2] == "ms":
             return cls(seconds=amount / 1e3)
         return cls(ratio=amount / 100 if found[2] == "%" else amount)
@@ -56,7 +59,7 @@ def foreteller(net: Model, samples: Dataset | None) -> Foreteller:
             return Foreteller(view, noise(net, size, samples=1))
         except ModelError:
             continue
-    raise ModelError(f"{net.source} does not run on noise: give samples with --data")
+    raise ModelError(f"{net.source} does not run on noise: give {option('data')}")
 
 
 def without_slow_layers(plan: QuantPlan, foretell: Foreteller) -> QuantPlan:
@@ -94,7 +97,8 @@ def within(target: TargetLatency, plan: QuantPlan, foretell: Foreteller) -> Quan
     named = ", ".join(f"'{x.name}' {1e3 * x.seconds:.2g} ms" for x in longest)
     raise QGraphError(
         f"no plan with these options takes at most {target}: {found.ratio:.2f} of the float model's "
-        f"{1e3 * found.float_seconds:.3g} ms are foretold, most of it for {named}; allow more with --target-latency"
+        f"{1e3 * found.float_seconds:.3g} ms are foretold, most of it for {named}; allow more with "
+        f"{option('target_latency')}"
     )
 
 

@@ -108,7 +108,7 @@ def _described(report: LayerReport) -> dict[str, Any]:
 def whatif(
     model: ModelLike,
     plan: PlanLike,
-    changes: Sequence[str],
+    changes: str | Sequence[str],
     data: DataLike | None = None,
     *,
     statistics: Observations | str | Path | None = None,
@@ -145,7 +145,7 @@ def whatif(
         >>> before.weight_bits, after.weight_bits, before.predicted_sqnr_db > after.predicted_sqnr_db
         (8, 3, True)
     """
-    plan = given_plan(plan)
+    plan, changes = given_plan(plan), [changes] if isinstance(changes, str) else changes
     given = open_given(model, data, fold_bn=plan.fold_bn, **reading)
     plan.check_model(given.net.digest, given.net.source)
     observed = Observations.load(statistics) if isinstance(statistics, (str, Path)) else statistics

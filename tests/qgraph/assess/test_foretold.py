@@ -103,7 +103,7 @@ def test_targets_are_ratios_or_milliseconds(text, target):
 
 @pytest.mark.parametrize("text", ["", "fast", "-1", "0", "5s", "1.2.3"])
 def test_other_targets_are_refused(text):
-    with pytest.raises(UsageError, match="--target-latency is a ratio"):
+    with pytest.raises(UsageError, match="target_latency is a ratio to the float model"):
         TargetLatency.parse(text)
 
 
@@ -151,7 +151,7 @@ def test_a_model_that_runs_on_no_noise_asks_for_samples(demo, monkeypatch):
         raise ModelError("onnxruntime cannot run the model: Invalid argument")
 
     monkeypatch.setattr("qgraph.jobs.in_time.Foreteller", refuse)
-    with pytest.raises(ModelError, match="does not run on noise: give samples with --data"):
+    with pytest.raises(ModelError, match="does not run on noise: give data"):
         foreteller(demo[0].net, None)
 
 
