@@ -18,11 +18,20 @@ MOST_LEVELS = 32  # levels that are drawn as lines: more would be a block
 class Clip(Protocol):
     """What is drawn of a clip."""
 
-    low: float
-    high: float
-    bits: int
-    method: str
-    _seen: tuple[Any, Any] | None
+    @property
+    def low(self) -> float: ...
+
+    @property
+    def high(self) -> float: ...
+
+    @property
+    def bits(self) -> int: ...
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def _seen(self) -> tuple[Any, Any] | None: ...
 
     @property
     def grid(self) -> Grid: ...

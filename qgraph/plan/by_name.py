@@ -57,7 +57,7 @@ def _stretched(grid: Any, bits: int) -> Any:
     else:
         steps = (high - low) / (2**bits - 1)
         points = np.clip(np.rint(form.qmin - low / steps), form.qmin, form.qmax).astype(np.int64)
-    unit = ()
+    unit: tuple[float, ...] = ()
     if grid.unit:  # steps stay whole multiples of the units, which stretch alike
         ratio = float(np.max(steps / scale))
         steps, unit = scale * ratio, tuple((np.asarray(grid.unit) * ratio).tolist())
