@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
 from dataclasses import dataclass
 
 from qgraph.assess.foretold import Foreteller, Foretold
-from qgraph.errors import ModelError, QGraphError, UsageError
+from qgraph.errors import ModelError, QGraphError, QualityWarning, UsageError
 from qgraph.graph.sites import GraphView
 from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.noise import TRIED_SIZES, noise
@@ -15,6 +16,7 @@ from qgraph.plan.plan import QuantPlan
 from qgraph.running.wording import option
 from qgraph.samples.dataset import Dataset
 
+_DOUBT = 1.75  # what is foretold of small networks has been this much too long
 _TARGET = re.compile(r"([0-9.]+(?:e-?\d+)?)\s*(ms|%)?")
 
 
@@ -83,7 +85,7 @@ def without_slow_layers(plan: QuantPlan, foretell: Foreteller) -> QuantPlan:
 def within(target: TargetLatency, plan: QuantPlan, foretell: Foreteller) -> QuantPlan:
     """The plan, or its version without slow layers, that meets the target.
 
-    Raises `QGraphError` if neither does; the message says what is foretold and which layers take longest.
+    If neither does, a warning says what is foretold; beyond doubt, a `QGraphError` that names the longest layers.
     """
     if target.holds(foretell(plan)):
         return plan
@@ -93,6 +95,13 @@ def within(target: TargetLatency, plan: QuantPlan, foretell: Foreteller) -> Quan
         left = sum(a.runs != b.runs for a, b in zip(plan.layers, faster.layers, strict=True))
         note = f"{left} layers run in floats: their integer kernels are slower on this machine"
         return dataclasses.replace(faster, notes=(*faster.notes, note))
+    if target.holds(dataclasses.replace(found, seconds=found.seconds / _DOUBT)):
+        warnings.warn(
+            f"{found.ratio:.2f} of the float model's time is foretold, more than {target}; what is measured may be less",
+            QualityWarning,
+            stacklevel=4,
+        )
+        return faster
     longest = sorted(found.layers, key=lambda x: -x.seconds)[:3]
     named = ", ".join(f"'{x.name}' {1e3 * x.seconds:.2g} ms" for x in longest)
     raise QGraphError(
