@@ -1,7 +1,7 @@
 """Mutants: copies of a source file with one small fault each.
 
 Every mutant differs from the source in one comparison, arithmetic operator, constant, condition or statement;
-annotations, decorators and messages are left alone.
+annotations, decorators, messages and constants that change no result (a number of threads) are left alone.
 
 cosmic-ray would mutate each arithmetic operator in eleven ways, annotations too, but no statements; mutmut forks the
 process after everything is loaded, and onnxruntime's threads do not survive a fork.
@@ -41,6 +41,7 @@ ARITHMETIC: dict[type[ast.AST], type[ast.AST]] = {
     ast.BitAnd: ast.BitOr,
     ast.BitOr: ast.BitAnd,
 }
+NO_RESULT = {"strict", "threads", "stacklevel"}  # constants that are passed as these change nothing that is computed
 SKIPPED_FIELDS = {"annotation", "returns", "decorator_list", "exc", "cause"}
 
 
@@ -48,8 +49,8 @@ SKIPPED_FIELDS = {"annotation", "returns", "decorator_list", "exc", "cause"}
 class Mutant:
     """One fault: the `index`-th possible change of a file, and what it changes.
 
-    `reach` are the first and last line of what runs it, from 1: an expression, the function whose default it is, or the
-    whole file for what runs at import.
+    `reach` are the first and last line of what runs it, from 1: an expression; or, where it already takes effect
+    `at_import`, the function whose default it is, or the whole file.
     """
 
     path: str
@@ -59,6 +60,7 @@ class Mutant:
     was: str
     becomes: str
     reach: tuple[int, int]
+    at_import: bool
 
     @property
     def key(self) -> str:
@@ -73,6 +75,7 @@ class Change:
     kind: str
     make: Callable[[ast.AST], None]
     reach: tuple[int, int] = (0, 0)
+    at_import: bool = False
 
 
 def changes(tree: ast.Module) -> Iterator[Change]:
@@ -81,11 +84,13 @@ def changes(tree: ast.Module) -> Iterator[Change]:
     while pending:
         node, reach = pending.pop()
         for change in _of_node(node):
-            change.reach = reach or _lines(node)
+            change.reach, change.at_import = reach or _lines(node), reach is not None
             yield change
         inner: list[tuple[ast.AST, tuple[int, int] | None]] = []
         for name, value in ast.iter_fields(node):
             if name in SKIPPED_FIELDS or isinstance(node, ast.JoinedStr):
+                continue
+            if isinstance(node, ast.keyword) and node.arg in NO_RESULT and isinstance(value, ast.Constant):
                 continue
             below = reach
             if isinstance(node, ast.FunctionDef):
@@ -136,8 +141,9 @@ def mutants(path: str) -> list[Mutant]:
         change.make(twin)
         was, becomes = _head(change.node), _head(twin)
         line = getattr(change.node, "lineno", 0)
-        fault = {"kind": change.kind, "was": was, "becomes": becomes, "reach": change.reach}
-        found.append(Mutant(path=path, line=line, index=index, **fault))
+        fault = {"kind": change.kind, "was": was, "becomes": becomes}
+        where = {"reach": change.reach, "at_import": change.at_import}
+        found.append(Mutant(path=path, line=line, index=index, **fault, **where))
     return found
 
 

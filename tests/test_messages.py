@@ -318,7 +318,7 @@ def test_requests_that_do_not_fit_together(digits, digits_calibration, tmp_path)
     with pytest.raises(UsageError, match="max_drop measures accuracy: pass data with labels"):
         qgraph.quantize(digits, np.zeros((4, 1, 8, 8), np.float32), max_drop=1.0)
     known = tmp_path / "statistics.npz"
-    qgraph.quantize(digits, digits_calibration, limit=8, calibration=known)
+    qgraph.quantize(digits, digits_calibration, limit=8, method="minmax", guard="off", measure=False, calibration=known)
     with pytest.raises(UsageError, match="a calibration file is not enough"):
         qgraph.quantize(digits, calibration=known, method="aciq", correct_outputs=True)
     with pytest.raises(UsageError, match="cannot be reached"):

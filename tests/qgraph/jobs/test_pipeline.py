@@ -88,11 +88,12 @@ def test_every_way_to_pass_model_and_data(digits, digits_calibration):
     floats = (images / np.float32(255)).transpose(0, 3, 1, 2)
     models = [digits, str(digits), onnx.load(digits), ir.load(digits)]
     sources = [digits_calibration, images, {"input": images}, floats, iter([images[:20], images[20:]])]
-    first = qgraph.quantize(digits, images, weights=4, measure=False).plan
+    options = {"weights": 4, "allocate_bits": "none", "guard": "off", "measure": False}
+    first = qgraph.quantize(digits, images, **options).plan
     for model in models[1:]:
-        assert qgraph.quantize(model, images, weights=4, measure=False).plan == first
+        assert qgraph.quantize(model, images, **options).plan == first
     for source in sources:
-        plan = qgraph.quantize(digits, source, weights=4, limit=32, measure=False).plan
+        plan = qgraph.quantize(digits, source, limit=32, **options).plan
         assert [layer.weight for layer in plan.layers] == [layer.weight for layer in first.layers]
         for a, b in zip(plan.activations, first.activations, strict=True):
             np.testing.assert_allclose(a.scale, b.scale, rtol=1e-3)

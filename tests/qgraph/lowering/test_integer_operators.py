@@ -50,6 +50,10 @@ CASES = {
         [node("QLinearMatMul", ["q", "sx", "zx", "w", "columns", "zeros", "sy", "zy"], domain="")],
         WEIGHT,
     ),
+    "QLinearMatMul, steps as vectors of one": (
+        [node("QLinearMatMul", ["q", "sx", "zx", "w", "sw1", "zw1", "sy1", "zy1"], domain="")],
+        WEIGHT,
+    ),
     "QGemm": ([node("QGemm", ["q", "sx", "zx", "w", "columns", "zeros", "c", "sy", "zy"], alpha=1.0)], WEIGHT),
     "QGemm, transposed": (
         [node("QGemm", ["q", "sx", "zx", "w", "columns", "zeros", "c", "sy", "zy"], alpha=1.0, transB=1)],
@@ -67,8 +71,17 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_static_operators(case):
     between, weight = CASES[case]
-    constants = SIX | {"w": weight, "sw": np.float32(0.01), "zw": np.int8(0), "columns": COLUMNS, "zeros": Z5}
+    constants = SIX | {
+        "w": weight,
+        "sw": np.float32(0.01),
+        "zw": np.int8(0),
+        "sw1": np.full(1, 0.01, np.float32),
+        "zw1": Z5[:1],
+        "columns": COLUMNS,
+        "zeros": Z5,
+    }
     constants["c"] = (RNG.normal(size=5) / (0.04 * COLUMNS)).astype(np.int32)
+    constants |= {"sy1": np.full(1, SIX["sy"]), "zy1": np.full(1, SIX["zy"])}
     constants |= {"row": RNG.integers(0, 256, (1, 6)).astype(np.uint8), "sr": np.float32(0.03), "zr": np.uint8(90)}
     net = model([BEFORE, *between, AFTER], [4, 6], **constants)
     x = RNG.uniform(-4, 6.2, (4, 6)).astype(np.float32)

@@ -279,6 +279,7 @@ def test_costs_are_shares_of_products_and_bytes(model_from_text):
     first = view.layers[0].name
     assert costs[Grid("weight", first), "float"] == pytest.approx(1e-4 + 1 / 3 + 2 / 3)
     assert costs[Grid("tensor", "x"), "weights alone"] == pytest.approx(1e-4 + 1 / 3)
+    assert costs[Grid("operand", first), "weights alone"] == pytest.approx(1e-4 + 1 / 3)
     assert costs[Grid("tensor", "a"), "weights alone"] == pytest.approx(1e-4 + 2 / 3), "written by one, read by another"
     assert costs[Grid("tensor", "a"), "whole range"] < 1e-4
 

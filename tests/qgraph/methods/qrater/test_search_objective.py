@@ -110,3 +110,15 @@ def test_a_candidate_that_computes_infinities_is_not_chosen(model_from_text):
         assert np.isinf(Session(simulate(net, base)).run({"x": x})["y"]).any()
     assert np.isfinite(Session(simulate(net, found.plan)).run({"x": x})["y"]).all()
     assert found.history[-1][1] > INVALID
+
+
+def test_only_outputs_with_a_row_for_each_sample_count():
+    """A number, a table of anchors and words say nothing of single samples."""
+    words, number, anchors = np.array([["a"], ["b"]]), np.float32(3.0), np.ones((5, 2), np.float32)
+    outputs = [np.asarray(number), anchors, words, REFERENCE]
+    scorer = choose_scorer("mse", [outputs, outputs], None, counts=[2, 2])
+    assert [power > 0 for power in scorer.power] == [False, False, False, True]
+    assert scorer.power[3] == pytest.approx(np.square(REFERENCE.astype(np.float64)).mean())
+    moved = [np.asarray(number + 1), anchors + 1, words, REFERENCE + 1]
+    np.testing.assert_allclose(scorer(moved, outputs, None), -1 / scorer.power[3])
+    assert choose_scorer("kl", [outputs], None, counts=[2]).scores == 3
