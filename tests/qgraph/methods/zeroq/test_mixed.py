@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from qgraph.observe.statistics import observe
 from qgraph.onnxfile.opset import prepare
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.recipe import Recipe
+from qgraph.running.job import Job
 from qgraph.samples.dataset import open_data
 
 PER_MB = 2**20
@@ -185,3 +187,22 @@ def test_the_drop_that_is_allowed_is_the_drop_that_is_taken(digits, digits_calib
     assert 0 <= 90.0 - accuracy(chosen) <= drop
     assert all(90.0 - accuracy(plan) <= drop for plan in accepted)
     assert accuracy(chosen) == min(map(accuracy, accepted))
+
+
+@pytest.mark.parametrize(("layers", "groups"), [(1, 1), (10, 1), (11, 2), (20, 2)])
+def test_a_group_search_tells_how_many_combinations_there_are(digits, digits_calibration, monkeypatch, layers, groups):
+    """Ten intervals of size for every ten layers, with twelve selections measured in each (Appendix A)."""
+    net, told = prepare(digits), []
+
+    class Counted:
+        def stage(self, title, total=None):
+            told.append((title, total))
+            return nullcontext(lambda units, note="": None)
+
+    monkeypatch.setattr("qgraph.methods.zeroq.mixed_precision.search_groups", lambda *_, **__: "front")
+    recipe = Recipe.choose("minmax", True, max_drop=1.0, search="groups")
+    data = open_data(digits_calibration, net, limit=2)
+    unused = {"refine": None, "lower": None, "judge": None}
+    mixer = Mixer(net=net, recipe=recipe, data=data, job=Job(progress=Counted()), **unused)
+    assert mixer.frontier(None, {f"layer {i}": [] for i in range(layers)}) == "front"
+    assert told == [("group search", groups * 10 * 12)]
