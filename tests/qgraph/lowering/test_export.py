@@ -312,3 +312,24 @@ def test_a_single_scale_is_a_scalar_in_the_file(model_from_text, kind, per_chann
     scale, zero = (v.const_value.numpy() for v in weight.inputs[1:3])
     assert scale.shape == zero.shape == ((5,) if per_channel else ())
     assert ("axis" in weight.attributes) == per_channel
+
+
+@pytest.mark.parametrize(
+    ("codes", "low", "idle"), [(15, 0.0, True), (20, 0.0, True), (10, 0.0, False), (15, 0.1, False)]
+)
+def test_a_clip_is_left_out_where_the_codes_end_at_its_bound(model_from_text, codes, low, idle):
+    text = """
+    <ir_version: 8, opset_import: ["": 17]>
+    net (float[N,3,4,4] x, float[4,3,1,1] w, float low, float high) => (float[N,4,4,4] y) {
+      c = Conv(x, w)  y = Clip(c, low, high) }"""
+    ends = {"low": np.asarray(np.float32(low)), "high": np.asarray(np.float32(codes * 0.1))}
+    net = normalise(load(model_from_text(text, w=array(4, 3, 1, 1), **ends)))
+    (layer,) = GraphView(net).layers
+    grids = (ActivationQuant(tensor="y", bits=4, scale=0.1), ActivationQuant(tensor="x", bits=8, scale=0.03))
+    quant = LayerQuant(name=layer.name, op="Conv", weight=WeightQuant(bits=8, scale=(0.03,)))
+    plan = QuantPlan(model=net.digest, recipe="test", layers=(quant,), activations=grids)
+    exported = export(net, plan)
+    assert ("Relu" in {node.op_type for node in exported.graph}) == idle
+    feeds = {"x": np.abs(array(2, 3, 4, 4))}
+    floats, found = (Session(model, optimize=False).run(feeds)["y"] for model in (simulate(net, plan), exported))
+    assert np.mean(np.abs(floats - found) > 1e-4) < 0.02

@@ -127,3 +127,7 @@ def test_fields_of_a_concession():
     operand = dataclasses.replace(weight, grid=Grid("operand", "l"), how="weights alone")
     assert str(operand).startswith("what is read by 'l' stays floating point")
     assert operand.to_dict() == {"name": "l", "kind": "operand", "how": "weights alone", "alone_db": 1.0, "output": "y"}
+
+
+def test_decibels_of_noise():
+    assert [power(db) for db in (0, 10, 20, -10)] == pytest.approx([1.0, 0.1, 0.01, 10.0])

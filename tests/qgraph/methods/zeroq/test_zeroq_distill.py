@@ -350,6 +350,7 @@ def test_batches_are_as_large_as_memory_allows() -> None:
     assert (len(found.losses), found.inputs["x"].shape[0]) == (3, 7)  # batches of 3
     small = dataclasses.replace(QUICK, memory=1)
     assert len(distill(_model(NET), count=2, config=small, threads=1, shapes=shapes).losses) == 1  # of a given size
+    assert len(distill(_model(NET), count=3, config=small, threads=1).losses) == 3, "one at a time"
 
 
 def test_adam_follows_its_equations() -> None:
