@@ -97,7 +97,7 @@ def within(target: TargetLatency, plan: QuantPlan, foretell: Foreteller) -> Quan
         return dataclasses.replace(faster, notes=(*faster.notes, note))
     if target.holds(dataclasses.replace(found, seconds=found.seconds / _DOUBT)):
         warnings.warn(
-            f"{found.ratio:.2f} of the float model's time is foretold, more than {target}; what is measured may be less",
+            f"{found.ratio:.2f} of the float model's time is foretold, more than {target}; the file may be faster",
             QualityWarning,
             stacklevel=4,
         )
