@@ -61,7 +61,7 @@ class ModelError(QGraphError, ValueError):
 class ModelNotFoundError(ModelError, FileNotFoundError):
     """There is no such model file."""
 
-    __new__ = FileNotFoundError.__new__  # ValueError's, which comes first, refuses to make one
+    __new__ = FileNotFoundError.__new__  # type: ignore[assignment]  # ValueError's comes first and refuses
 
 
 class ModelTypeError(ModelError, TypeError):
@@ -84,7 +84,7 @@ class DataError(QGraphError, ValueError):
 class DataNotFoundError(DataError, FileNotFoundError):
     """There is no such file or folder of samples."""
 
-    __new__ = FileNotFoundError.__new__  # ValueError's, which comes first, refuses to make one
+    __new__ = FileNotFoundError.__new__  # type: ignore[assignment]  # ValueError's comes first and refuses
 
 
 class DataTypeError(DataError, TypeError):
@@ -122,7 +122,7 @@ class PlanError(QGraphError, ValueError):
 class PlanNotFoundError(PlanError, FileNotFoundError):
     """There is no such plan file."""
 
-    __new__ = FileNotFoundError.__new__  # ValueError's, which comes first, refuses to make one
+    __new__ = FileNotFoundError.__new__  # type: ignore[assignment]  # ValueError's comes first and refuses
 
 
 class PlanTypeError(PlanError, TypeError):

@@ -75,22 +75,15 @@ def round_evenly(
     for first in range(0, len(moved), count):
         some = slice(first, first + count)
         block = [np.ascontiguousarray(part[some], np.float64).reshape(len(moved[some]), -1) for part in parts]
-        codes[some] = _settled(*block, taps, share, mu).reshape(moved[some].shape)
+        codes[some] = _settled(block, taps, share, mu).reshape(moved[some].shape)
     return np.ascontiguousarray(np.moveaxis(codes, 0, axis))
 
 
-def _settled(
-    rows: NDArray[np.float64],
-    step: NDArray[np.float64],
-    zero: NDArray[np.float64],
-    low: NDArray[np.float64],
-    high: NDArray[np.float64],
-    taps: int,
-    share: float,
-    mean: float,
-) -> NDArray[np.float64]:
+def _settled(block: list[NDArray[np.float64]], taps: int, share: float, mean: float) -> NDArray[np.float64]:
+    """The codes of a block: its rows, and their steps, zero points and limits."""
     from qmath.kernels import even as kernels
 
+    rows, step, zero, low, high = block
     bottom, top = low - zero, high - zero
     codes = np.clip(np.rint(rows / step), bottom, top)
     over_threads(

@@ -122,7 +122,8 @@ def _outcomes(found: WhatIf) -> list[tuple[str, str, str]]:
     before, after = found.nbytes
     rows = [("size", f"{before:,} bytes", f"{after:,} bytes ({after / before - 1:+.1%})")]
     if found.latency is not None:
-        rows.append(("latency / float, foretold", *(f"{latency.ratio:.2f}" for latency in found.latency)))
+        old_time, new_time = found.latency
+        rows.append(("latency / float, foretold", f"{old_time.ratio:.2f}", f"{new_time.ratio:.2f}"))
     if found.quality is not None:
         old, new = found.quality
         pairs = zip(old.outputs, new.outputs, strict=True)

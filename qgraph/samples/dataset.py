@@ -107,7 +107,7 @@ class Dataset:
     def _shape(self, name: str) -> str:
         """The shape of the first part that is given for an input."""
         values = self.parts[0].get(name) if self.parts else None
-        return "files" if isinstance(values, list) else str(np.shape(values))
+        return "files" if values is None or isinstance(values, list) else str(np.shape(values))
 
     @property
     def count(self) -> int:
@@ -315,8 +315,9 @@ def open_data(
         batch=batch,
     )
     samples = sum(length(part) for part in parts)
-    if labels is not None and limit is not None and len(np.shape(labels)) and len(given[0]) > samples:
-        given = [given[0][:samples]]  # labels of everything, of which the reader took the first `limit`
+    if labels is not None and limit is not None:
+        held = as_labels(labels, description)
+        given = [held[:samples] if np.ndim(held) else held]  # the reader took the first `limit` samples
     return _with_labels(found, given, samples)
 
 

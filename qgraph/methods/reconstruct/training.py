@@ -80,11 +80,13 @@ class _Learner:
         self.config = config
         self.adam: dict[str, Adam] = {}
 
-    def step(self, gradients: Feeds, slopes: Mapping[str, Floats], number: int, factor: float, *, hard: bool) -> None:
+    def step(
+        self, gradients: Mapping[str, Floats], slopes: Mapping[str, Floats], number: int, factor: float, *, hard: bool
+    ) -> None:
         c, v = self.config, self.variables
         if not hard:
             for name, weight in v.weights.items():
-                slope = np.asarray(gradients[f"weight:{name}"] * slopes[name], np.float32)
+                slope = np.asarray(gradients[f"weight:{name}"], np.float32) * slopes[name]
                 rate = position_rate(c, weight.quant.bits) * factor
                 self._update(f"weight:{name}", weight.position, slope, rate, number)
                 weight.constrain()

@@ -7,6 +7,7 @@ its inputs. Scales are learned as logarithms, so that they stay positive; zero p
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,10 +103,10 @@ class TrainedGrid:
         array = np.asarray(array)
         return array.reshape(1, -1, *[1] * (self.rank - 2)) if array.ndim else array
 
-    def gradients(self, found: Feeds) -> tuple[Floats, Floats]:
+    def gradients(self, found: Mapping[str, Floats]) -> tuple[Floats, Floats]:
         """Those of `log_scale` and `zero_point`."""
         grid = self.now()
-        by_scale = np.asarray(found[f"step:{key(grid)}"]) * np.float32(grid.scale)
+        by_scale = found[f"step:{key(grid)}"] * np.float32(grid.scale)
         if self.non_negative:
             return np.full(1, by_scale, np.float32), np.zeros(1, np.float32)
         shifted = np.asarray(found[f"low:{key(grid)}"]).sum()
