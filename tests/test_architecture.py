@@ -101,6 +101,12 @@ def test_generators_of_test_modules_start_anew_in_every_test():
                 assert ast.unparse(node.targets[0]) == "RNG", f"{name_of(path)}:{node.lineno}"
 
 
+def test_test_files_have_names_of_their_own():
+    """Tests are no packages: pytest refuses to collect two files of one name, whichever folders they are in."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
 def test_few_modules_lie_flat():
     assert len(list((ROOT / "qgraph").glob("*.py"))) <= FLAT
 

@@ -270,6 +270,7 @@ def cast_first(model):
         ("must be a positive number", {"size_mb": -1.0}),
         (", not both", {"size_mb": 1.0, "average_bits": 4.0}),
         ("has no integer kernel", {"weights": None, "activations": 8}),
+        ("is for codes of activations", {"portable": True, "activations": None}),
         ("symmetric=False is for grids that are not trained", {"method": "lsqplus", "symmetric": False}),
         ("correct_outputs is for plans that are not trained", {"method": "lsqplus", "correct_outputs": True}),
     ],

@@ -219,7 +219,7 @@ def show_portable(plan: QuantPlan) -> None:
         return
     from qgraph.methods.portable.portable import portable_notes
 
-    show("portable: the same codes on every processor; qgraph inspect --portable proves it")
+    show("portable: layers on integers compute the same codes on every processor; qgraph inspect --portable proves it")
     for note in portable_notes(plan):
         show(f"  {note}")
 

@@ -68,10 +68,20 @@ def _defaults(command: click.Command, name: str) -> dict[str, Any]:
         if key not in known:
             raise UsageError(f"the recipe {name} has '{key}', which {command.name} does not take{hint(key, [*known])}")
         param, turned = known[key]
-        if isinstance(value, list) and not param.multiple:
-            value = ",".join(map(str, value))
+        value = _one_of(param, value, f"the recipe {name}: '{key}'")
         found[str(param.name)] = (not value) if turned else value
     return found
+
+
+def _one_of(param: Any, value: Any, where: str) -> Any:
+    """A value of TOML as click takes it for a parameter: a list where that is repeatable, else one value."""
+    flag = getattr(param, "is_flag", False)
+    values = value if isinstance(value, list) else [value]
+    if any(not isinstance(v, str | int | float) or (isinstance(v, bool) and not flag) for v in values):
+        raise UsageError(f"{where} must be a text, a number or a list of them")
+    if getattr(param, "multiple", False):
+        return values
+    return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _content(name: str) -> dict[str, Any]:

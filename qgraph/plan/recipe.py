@@ -195,6 +195,11 @@ class Recipe:
                 f"{option('target', 'decode')} multiplies floats with blocks of codes: not with "
                 f"{option('activations')} or without {option('group')}"
             )
+        if self.portable and self.activations is None:
+            raise UsageError(
+                f"{option('portable', True)} is for codes of activations: without them, products are floats, which "
+                f"processors round differently; give {option('activations', 8)}"
+            )
         if self.allocate_bits not in (None, *ALLOCATIONS):
             raise UsageError(
                 f"{option('allocate_bits')} must be one of {', '.join(ALLOCATIONS)}, not '{self.allocate_bits}'"

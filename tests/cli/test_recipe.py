@@ -57,6 +57,9 @@ def test_presets(run, digits, digits_calibration, preset):
         ("weighs = 4", "has 'weighs', which quantize does not take; did you mean weights"),
         ("weights = ", "is not TOML"),
         ("weights = 9", "must be a number from 2 to 8"),
+        ("weights = {a = 1}", "'weights' must be a text, a number or a list of them"),
+        ("weights = true", "'weights' must be a text, a number or a list of them"),
+        ("keep = [[1]]", "'keep' must be a text, a number or a list of them"),
     ],
 )
 def test_recipes_that_say_nothing(run, tmp_path, text, message):
@@ -67,3 +70,11 @@ def test_recipes_that_say_nothing(run, tmp_path, text, message):
     status, err = run("quantize", "m.onnx", "-o", "a.onnx", "--recipe", "none.toml")
     assert status == 2
     assert "cannot read the recipe" in err
+
+
+def test_one_name_is_a_list_of_one(run, digits, digits_calibration, tmp_path):
+    (tmp_path / "r.toml").write_text('keep = "residual*"\n')
+    made = ("quantize", digits, "-o", "a.onnx", "--data", digits_calibration, "--limit", 16, "--recipe", "r.toml")
+    assert run(*made, "--quiet", "--no-measure", "--plan", "plan.json") == (0, "")
+    kept = {kept.name for kept in QuantPlan.load("plan.json").kept_float}
+    assert kept == {"residual/first/conv", "residual/second/conv"}, "not every letter, among which * is all layers"

@@ -9,12 +9,14 @@ import pytest
 
 from qgraph.errors import UsageError
 from qgraph.plan.recipe import Recipe, check_format
+from qgraph.running.wording import speaking_flags
 
 INF = float("inf")
 
 
 def choose(method=None, has_data=True, **options):
-    return Recipe.choose(method, has_data, **options)
+    with speaking_flags():
+        return Recipe.choose(method, has_data, **options)
 
 
 def test_the_method_follows_from_the_data():
@@ -51,6 +53,8 @@ def test_a_budget_means_mixed_bits():
         ({"activations": "mixed"}, "--activations must be a number"),
         ({"weights": None, "activations": None}, "leave nothing to quantize"),
         ({"weights": None}, "has no integer kernel"),
+        ({"portable": True, "activations": None}, "--portable is for codes of activations"),
+        ({"portable": True, "target": "decode", "method": "minmax"}, "--portable is for codes of activations"),
         ({"group": 1}, "--group must be a number of inputs from 2 on"),
         ({"group": "some"}, "--group must be a number of inputs"),
         ({"group": 32, "per_channel": False}, "--group is for grids by least squares"),
