@@ -9,7 +9,8 @@ import click
 from qgraph.cli.clock import elapsed
 from qgraph.cli.console import next_step, progress, show, show_json
 from qgraph.cli.help import Command
-from qgraph.cli.kinds import PATH
+from qgraph.cli.invocation import READING, words_of
+from qgraph.cli.kinds import PATH, Bits
 from qgraph.cli.options import data_options, preprocessing, run_options
 from qgraph.running.files import check_writable
 
@@ -17,8 +18,8 @@ from qgraph.running.files import check_writable
 @click.command(cls=Command, short_help="Scale channels between layers for few bits.")
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, metavar="OUT.onnx", help="Where to write the model.")
-@click.option("--weights", type=click.IntRange(2, 8), default=4, show_default=True, metavar="N", help="Their bits.")
-@click.option("--activations", type=click.IntRange(2, 8), default=4, show_default=True, metavar="N", help="Their bits.")
+@click.option("--weights", type=Bits(), default=4, show_default=True, help="Bits that weights will have.")
+@click.option("--activations", type=Bits(), default=4, show_default=True, help="Bits that activations will have.")
 @data_options(required=True)
 @run_options
 def equalise(
@@ -54,4 +55,6 @@ def equalise(
         show_json({"output": output, "bytes": nbytes, "groups": groups, "seconds": elapsed()})
     elif not quiet:
         show(f"{output}: channels of {len(groups)} groups of tensors scaled in {elapsed()} s")
-        next_step("quantize it", "quantize", output, "--data", data, "--weights", str(weights), "-o", "small.onnx")
+        bits = ("--weights", str(weights), "--activations", str(activations))
+        words = ("quantize", output, "--data", data, *words_of(*READING), *bits, "-o", "small.onnx")
+        next_step("quantize it", *words)
