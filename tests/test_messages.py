@@ -237,7 +237,7 @@ def test_statistics_of_other_channels(net, monkeypatch):
 
 
 def test_what_cannot_be_distilled_or_trained(digits):
-    with pytest.raises(UsageError, match="at least one sample and step"):
+    with pytest.raises(UsageError, match="at least one sample to distil, not 0"):
         distill(digits, count=0)
     tokens = with_layer(graph("(int64[N, 4] x) => (float[N, 4] y) { y = Relu(h) }"))
     with pytest.raises(QGraphError, match="only float inputs can be distilled"):
