@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qgraph.assess.fused import is_dynamic_product, scaled
+from qgraph.assess.fused import is_dynamic_product, scaled, weight_codes
 from qgraph.graph.layers import LAYER_OPS, attribute
 from qgraph.graph.tensors import TRANSPARENT_OPS
 from qgraph.graph.walk import descendants
@@ -18,7 +18,6 @@ from qgraph.running.sessions import evaluate_constants
 
 Bits = tuple[int | None, int | None]
 _TELLING = 8  # codes of a channel from which on their greatest common step is its own
-_SCALING_OPS = frozenset({"Mul", "Sub", "Add", "Reshape", "Transpose"})  # between codes and a float weight
 
 
 def bits_in_file(model: Model) -> dict[str, Bits]:
@@ -32,7 +31,7 @@ def bits_in_file(model: Model) -> dict[str, Bits]:
     nodes = [n for n in model.graph if n.op_type in LAYER_OPS and n.domain == "" and len(n.inputs) > 1]
     varying = descendants(v for v in model.graph.inputs if v.const_value is None)
     products = [n for n in model.graph if is_dynamic_product(n, varying)]
-    sources = [(_weight_codes(n.inputs[1]), _operand_bits(n.inputs[0])) for n in nodes]
+    sources = [(weight_codes(n.inputs[1]), _operand_bits(n.inputs[0])) for n in nodes]
     sources += [(_moved_from(n.inputs[1]), 8) for n in products]
     nodes += products
     wanted = list(dict.fromkeys(codes for codes, _ in sources if codes is not None))
@@ -44,15 +43,6 @@ def bits_in_file(model: Model) -> dict[str, Bits]:
             if name:
                 found[name] = bits
     return found
-
-
-def _weight_codes(value: ir.Value | None) -> ir.Value | None:
-    """The integers that a weight is made from: the input of its DequantizeLinear or Cast to float."""
-    while value is not None and (node := value.producer()) is not None:
-        if node.op_type in ("DequantizeLinear", "Cast"):
-            return node.inputs[0]
-        value = node.inputs[0] if node.op_type in _SCALING_OPS else None
-    return None
 
 
 def _moved_from(value: ir.Value | None) -> ir.Value | None:

@@ -37,6 +37,11 @@ INTEGER_KERNELS = frozenset(
 _SUFFIXES = re.compile(r"(_token_\d+|_nchwc|_nhwc|_quant|/MatMulAddFusion|/GemmTransposeFusion)+$")
 
 
+_SCALING_OPS = frozenset({"Mul", "Sub", "Add", "Reshape", "Transpose"})  # between codes and a float weight
+_FLOAT_WEIGHT = "its weight is floating point"
+_UNPACKED = "its weight is stored in codes and becomes floating point when the file is loaded"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedLayer:
     """A layer of the file, and the kernel that runs it."""
@@ -145,8 +150,9 @@ def _why_float(node: ir.Node, varying: Container[ir.Node]) -> str:
     if node.op_type == "ConvTranspose":
         return "onnxruntime has no integer ConvTranspose"
     if not _dequantized(weight):
-        computed = weight is not None and not _is_constant(weight, varying)
-        return "its weight is not behind DequantizeLinear" if computed else "its weight is floating point"
+        if weight is not None and not _is_constant(weight, varying):
+            return "its weight is not behind DequantizeLinear"
+        return _FLOAT_WEIGHT if weight_codes(weight) is None else _UNPACKED
     if not _dequantized(data):
         return "its input is not quantized"
     if node.op_type == "Conv":
@@ -159,6 +165,15 @@ def _why_float(node: ir.Node, varying: Container[ir.Node]) -> str:
         if result is not node.outputs[0]:
             return f"the {result.producer().op_type} behind it is not made redundant by its grid"  # type: ignore[union-attr]
     return "onnxruntime's rules decline it (zero points, types or a weight grid that its kernel does not take)"
+
+
+def weight_codes(value: ir.Value | None) -> ir.Value | None:
+    """The integers that a weight is made from: the input of its DequantizeLinear or Cast to float."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type in ("DequantizeLinear", "Cast"):
+            return node.inputs[0]
+        value = node.inputs[0] if node.op_type in _SCALING_OPS else None
+    return None
 
 
 def _dequantized(value: ir.Value | None) -> bool:
@@ -174,12 +189,13 @@ def _is_constant(value: ir.Value, varying: Container[ir.Node]) -> bool:
 
 def _warnings(model: Model, layers: list[FusedLayer]) -> list[str]:
     quantized = any(n.op_type == "QuantizeLinear" for n in model.graph)
-    integer = sum(layer.integer for layer in layers)
+    meant = [layer for layer in layers if layer.why not in (_FLOAT_WEIGHT, _UNPACKED)]
+    integer = sum(layer.integer for layer in meant)
     found = []
-    if quantized and integer < len(layers) / 2:
+    if quantized and integer < len(meant) / 2:
         found.append(
-            f"only {integer} of {len(layers)} layers run on integers: the rest dequantize at run time, and the model "
-            f"is likely slower than float; see the reasons above"
+            f"only {integer} of {len(meant)} quantized layers run on integers: the rest dequantize at run time, and "
+            f"the model is likely slower than float; see the reasons above"
         )
     if quantized and has_fast_integers() is False:
         found.append(

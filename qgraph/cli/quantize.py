@@ -224,6 +224,16 @@ def show_portable(plan: QuantPlan) -> None:
         show(f"  {note}")
 
 
+def _decisions(result: Result) -> list[str]:
+    """What was decided by measuring, such as floats where integers are slower here, unless it is said elsewhere."""
+    from qgraph.methods.portable.portable import portable_notes
+
+    given_up = set() if result.given_up is None else {str(c) for c in result.given_up.concessions}
+    elsewhere = {f"portable: {note}" for note in portable_notes(result.plan)} | given_up
+    return [n for n in result.plan.notes if n not in elsewhere and _ONE_STEP not in n]
+
+
+_ONE_STEP = "one step for all channels"
 _KEPT_SHOWN = 12  # the most entries to show of what stays in floating point, largest first
 
 
@@ -283,7 +293,7 @@ def _show(result: Result, output: str, nbytes: int) -> None:
             f"--max-drop: {drop.name} {drop.before:.4g} -> {drop.after:.4g} (difference "
             f"{drop.after - drop.before:+.3g}{margin}) on {drop.samples:,} samples held out from calibration"
         )
-    single = sum("one step for all channels" in note for note in result.plan.notes)
+    single = sum(_ONE_STEP in note for note in result.plan.notes)
     if single:
         show(f"{single} activations keep one step for all channels; the plan says why (--plan)")
     share = nbytes / result.net.nbytes
@@ -293,3 +303,5 @@ def _show(result: Result, output: str, nbytes: int) -> None:
     if result.given_up is not None and result.quality is not None:
         for line in result.given_up.lines(result.quality):
             show(line)
+    for note in _decisions(result):
+        show(f"measured: {note}")

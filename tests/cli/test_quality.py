@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import qgraph
+from qgraph.assess.latency import Latency
 from qgraph.cli import main
 from qgraph.plan.plan import QuantPlan
 
@@ -40,6 +41,21 @@ def test_three_lines(job, capsys):
     assert "quality: " not in capsys.readouterr().out
     assert main([*job, "--quiet"]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_activations_are_not_given_up_without_a_word(job, capsys, monkeypatch):
+    monkeypatch.setattr("qgraph.jobs.no_slower.SLOWER", 0.0)
+    monkeypatch.setattr("qgraph.jobs.no_slower.TIMED_SECONDS", 0.0)
+    monkeypatch.setattr("qgraph.jobs.no_slower._without_slow_layers", lambda result: None)
+    latencies = iter([1.3, 1.0] + [1.0] * 9)
+    monkeypatch.setattr("qgraph.assess.verdict.latency", lambda *_: Latency(next(latencies), 0.01))
+    assert main([*job, "--guard", "off"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "measured: activations stay floating point: integers take 1.30 of the float model's time" in printed
+    assert main(["inspect", "small.onnx", "--fused"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "its weight is floating point" not in printed
+    assert "likely slower" not in printed
 
 
 def test_json_and_plan_hold_all_of_it(job, digits, capsys, tmp_path):

@@ -168,7 +168,7 @@ def test_a_method_that_runs_once_sees_the_bits_that_were_mixed(own_methods, mode
 
 
 def test_only_methods_that_train_are_fine_tuned(digits):
-    with pytest.raises(UsageError, match="method 'aciq' does not train: pass it to qgraph.quantize"):
+    with pytest.raises(UsageError, match=r"method 'aciq' does not train: pass it to qgraph[.]quantize"):
         qgraph.finetune(digits, method="aciq")
 
 
