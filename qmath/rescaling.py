@@ -30,7 +30,13 @@ _ROUNDINGS = 6 * 2.0**-24  # of every intermediate result: ratio, product, sum, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Margin:
-    """How close results come to a rounding threshold, and how far float32 may move them; both in codes."""
+    """How close results come to a rounding threshold, and how far float32 may move them; both in codes.
+
+    Example:
+        >>> import qmath
+        >>> qmath.Margin(distance=0.01, error=1e-5).holds, qmath.Margin(distance=0.0, error=1e-5).holds
+        (True, False)
+    """
 
     distance: float
     error: float

@@ -31,7 +31,7 @@ def soft_round(values: ArrayLike, hardness: float) -> tuple[NDArray[np.floating]
         >>> [round(float(v), 2) for v in qmath.soft_round([0.25, 0.5, 0.75, 2.0], 8.0)[0]]
         [0.02, 0.5, 0.98, 2.0]
     """
-    v = np.asarray(values) if isinstance(values, np.ndarray) and values.dtype.kind == "f" else None
+    v = np.asarray(values) if isinstance(values, np.ndarray) and values.dtype == np.float32 else None
     v = as_parameter(values, "values") if v is None or not np.isfinite(v).all() else v
     h = float(as_parameter(hardness, "hardness", non_negative=True))
     if h < 1e-3:  # where the staircase is the identity to 1e-7

@@ -67,11 +67,13 @@ def foreteller(net: Model, samples: Dataset | None) -> Foreteller:
 def without_slow_layers(plan: QuantPlan, foretell: Foreteller) -> QuantPlan:
     """The plan with layers in floats whose integer kernels are slower, the slowest first, while that saves time.
 
-    Grids that nothing reads on integers any more are left out.
+    Grids that nothing reads on integers any more are left out. Layers whose weights have factors stay: an operand
+    that is divided by them has no other reader.
     """
     best = foretell(plan)
+    tied = {quant.name for quant in plan.layers if quant.weight.input_scale}
     slow = sorted(
-        (x for x in best.layers if x.runs != "floats" and x.seconds > x.float_seconds),
+        (x for x in best.layers if x.runs != "floats" and x.seconds > x.float_seconds and x.name not in tied),
         key=lambda x: x.float_seconds - x.seconds,
     )
     for layer in slow:

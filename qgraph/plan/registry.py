@@ -173,7 +173,7 @@ def training_methods() -> tuple[str, ...]:
 def methods_with_papers() -> tuple[str, ...]:
     """The names of methods that have the protocol of a paper; without importing other packages."""
     _read_folders()
-    return tuple(name for name, known in _METHODS.items() if known.paper)
+    return tuple(sorted(name for name, known in _METHODS.items() if known.paper))
 
 
 def chain(name: str) -> tuple[Method, ...]:

@@ -54,7 +54,7 @@ def test_json_tells_the_history(digits, digits_calibration, tmp_path, capsys) ->
         (["--plan", "OUT"], 2, "different files"),
         (["--start", "missing.json"], 1, "cannot read the plan missing.json"),
         (["--weights", "mixed"], 2, "mixed"),
-        (["--method", "aciq"], 2, "method 'aciq' does not train: use qgraph quantize --method aciq"),
+        (["--method", "aciq"], 2, "method 'aciq' does not train: pass it to qgraph quantize"),
         (["--method", "lsq"], 2, "unknown method 'lsq'"),
         (["--asymmetric", "--init", "minmax", "--edge-bits", "8"], 2, "--symmetric"),
     ],

@@ -17,11 +17,12 @@ import pytest
 import qmath
 
 NOT_CALLED = {
-    "constants and types": {"BINS", "Exponent", "Prior", "Rounding"},
+    "constants and types": {"BINS", "Exponent", "Prior", "ReadingLayer", "Rounding"},
     "results that functions hand out": {
         "Balance",
         "BiasCorrection",
         "ClipRange",
+        "Equalised",
         "Frontier",
         "GroupGrids",
         "LsqConfiguration",
@@ -85,6 +86,11 @@ def moments(x):
     return accumulator.result()
 
 
+def equalised(weight):
+    tensor = {"low": [-1, -1, -4], "high": [1, 1, 4], "moment": [0.1, 0.1, 2.0]}
+    return qmath.equalise_channels([qmath.ReadingLayer(**tensor, weight=weight, bits=4, weight_bits=8)])
+
+
 HALVES = [moments(WEIGHTS), moments(WEIGHTS[::-1])]
 FORM = WEIGHTS.T @ WEIGHTS + np.eye(4)
 SATURATES = frozenset({"infinite"})
@@ -137,6 +143,11 @@ CALLS = {
     "minmax_parameters": Call(lambda x: qmath.minmax_parameters(x, 9.0, bits=3), WEIGHTS),
     "mse_parameters": Call(lambda x: qmath.mse_parameters(x, bits=3), WEIGHTS),
     "optimal_bins": Call(lambda x: qmath.optimal_bins(x, bits=4), POSITIVE[0]),
+    "equalise_channels": Call(equalised, WEIGHTS),
+    "lookup_bits": Call(lambda x: qmath.lookup_bits(x, bits=4), np.array([9, 1, 0, 3])),
+    "lookup_probabilities": Call(qmath.lookup_probabilities, np.array([9, 1, 0, 3])),
+    "round_evenly": Call(lambda x: qmath.round_evenly(x, GRID), WEIGHTS),
+    "soft_round": Call(lambda x: qmath.soft_round(x, 4.0), WEIGHTS, frozenset({"empty"})),
     "output_shift": Call(lambda x: qmath.output_shift(x, CODES / 2, np.ones(4)), WEIGHTS),
     "pareto_frontier": Call(lambda x: qmath.pareto_frontier(x, [[1, 2, 3, 4]] * 3), POSITIVE),
     "power_ratio_db": Call(lambda x: qmath.power_ratio_db(x, 2.0), POSITIVE, frozenset({"infinite"})),

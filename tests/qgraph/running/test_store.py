@@ -161,7 +161,7 @@ def test_damage_is_refused_or_does_no_harm(tmp_path, how):
     found = read_or_refused(tmp_path)
     if isinstance(found, str):
         assert str(tmp_path / FILE) in found
-        assert "--resume" in found
+        assert "resume" in found
         return
     assert how not in ("cut", "text", "head")
     for key, piece in found.items():

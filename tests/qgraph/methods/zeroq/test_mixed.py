@@ -95,15 +95,15 @@ def test_no_drop_that_cannot_be_kept(digits, labelled):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"weights": 4, "size_mb": 0.1}, "--weights mixed"),
-        ({"weights": "mixed", "size_mb": 0.1, "average_bits": 3}, "one of --size-mb and --average-bits"),
+        ({"weights": 4, "size_mb": 0.1}, "weights='mixed'"),
+        ({"weights": "mixed", "size_mb": 0.1, "average_bits": 3}, "one of size_mb and average_bits"),
         ({"weights": "mixed", "size_mb": -1.0}, "positive"),
         ({"weights": "mixed", "size_mb": float("nan")}, "positive"),
         ({"weights": "mixed", "bits": (1, 4)}, "from 2 to 8"),
         ({"weights": "mixed", "allocate_bits": "weights"}, "choose one of them"),
         ({"weights": "mixed", "search": "random"}, "frontier, groups"),
         ({"weights": "mixed", "direction": "both"}, "forward, reverse"),
-        ({"method": "aciq", "weights": "mixed", "activations": None}, "pass --data"),
+        ({"method": "aciq", "weights": "mixed", "activations": None}, "pass data"),
     ],
 )
 def test_wrong_requests_are_explained(options, said):

@@ -62,7 +62,7 @@ def test_a_budget_that_is_too_small_names_the_smallest(table):
     smallest = min(size for size, _ in listed(table))
     with pytest.raises(UsageError, match=r"0\.0015 MB") as refusal:
         within(frontier(table), table, smallest - 1)
-    named = float(str(refusal.value).split("--size-mb ")[1].split()[0])
+    named = float(str(refusal.value).split("size_mb=")[1].split()[0])
     assert within(frontier(table), table, named * 2**20).size == smallest
 
 
