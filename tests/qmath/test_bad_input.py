@@ -147,7 +147,7 @@ CALLS = {
     "lookup_bits": Call(lambda x: qmath.lookup_bits(x, bits=4), np.array([9, 1, 0, 3])),
     "lookup_probabilities": Call(qmath.lookup_probabilities, np.array([9, 1, 0, 3])),
     "round_evenly": Call(lambda x: qmath.round_evenly(x, GRID), WEIGHTS),
-    "soft_round": Call(lambda x: qmath.soft_round(x, 4.0), WEIGHTS, frozenset({"empty"})),
+    "soft_round": Call(lambda x: qmath.soft_round(x, 4.0), WEIGHTS),
     "output_shift": Call(lambda x: qmath.output_shift(x, CODES / 2, np.ones(4)), WEIGHTS),
     "pareto_frontier": Call(lambda x: qmath.pareto_frontier(x, [[1, 2, 3, 4]] * 3), POSITIVE),
     "power_ratio_db": Call(lambda x: qmath.power_ratio_db(x, 2.0), POSITIVE, frozenset({"infinite"})),
