@@ -63,7 +63,8 @@ class Axis:
         low, high = (min(values), max(values)) if values else (1.0, 1.0)
         if log:
             return cls(label=label, low=low / 1.2, high=high * 1.2, log=True)
-        margin = 0.04 * (high - low) or 0.02 * abs(high) or 1.0
+        span = high - low if high - low > 1e-9 * abs(high) else 0.0  # a narrower axis has no ticks within
+        margin = 0.04 * span or 0.02 * abs(high) or 1.0
         return cls(label=label, low=0.0 if zero else low - margin, high=max(high, min(high + margin, most)))
 
     def place(self, value: float) -> float:
