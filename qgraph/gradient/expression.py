@@ -131,6 +131,13 @@ class _Operators:
 op = _Operators()
 
 
+def dot(a: Expr, b: Expr) -> Expr:
+    """The dot product of two tensors, faster than a product and a sum as it writes no intermediate."""
+    row = constant([1, -1])
+    product = op.Gemm(op.Reshape(a, row), op.Reshape(b, row), transB=1)
+    return op.Reshape(product, constant(np.array([], np.int64)))
+
+
 def _operands(inputs: Sequence[Operand]) -> tuple[Expr | None, ...]:
     typed = next((e.dtype for e in inputs if isinstance(e, Expr) and e.dtype != ir.DataType.BOOL), None)
 

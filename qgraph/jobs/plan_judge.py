@@ -6,6 +6,7 @@ import copy
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,14 @@ def surely_positive(differences: NDArray[np.float64]) -> bool:
     return bool(differences.mean() > special.stdtrit(count - 1, SURE) * error)
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Measured:
+    """The outputs of a plan, and the squared errors of each, sample by sample, relative to its signal."""
+
+    outputs: tuple[OutputQuality, ...]
+    noise: tuple[NDArray[np.float64], ...]
+
+
 class PlanJudge:
     """Measures the margin of plans on their models with unpacked weights: the same numbers, sooner.
 
@@ -77,8 +86,7 @@ class PlanJudge:
         self.linear = [is_linear(value) for value in given.net.graph.outputs]
         self.batches: list[Batch] = []
         self.expected: list[list[NDArray[Any]]] = []
-        self._known: dict[QuantPlan, tuple[OutputQuality, ...] | None] = {}
-        self._noise: dict[QuantPlan, list[NDArray[np.float64]]] = {}  # of each output, sample by sample
+        self._known: dict[QuantPlan, _Measured | None] = {}
         self._last: dict[QuantPlan, Session] = {}  # of one plan at most, shared with `in_batches`
         samples = given.need_samples("the guard measures on samples")
         began = time.process_time()
@@ -104,7 +112,7 @@ class PlanJudge:
         if samples.batch is not None or samples.count < 2:
             return None
         other = copy.copy(self)
-        other.batches, other._known, other._noise = list(itertools.islice(samples.batches(size), most)), {}, {}
+        other.batches, other._known = list(itertools.islice(samples.batches(size), most)), {}
         other.expected = [self.session.run_list(batch.feeds) for batch in other.batches]
         return other
 
@@ -114,10 +122,8 @@ class PlanJudge:
 
     def margin(self, plan: QuantPlan, target: float) -> float:
         """How far the outputs of a plan are above the target, in dB; -1000 if its model does not run."""
-        if plan not in self._known:
-            self._known[plan] = self._outputs(plan)
-        outputs = self._known[plan]
-        return _HOPELESS if outputs is None else margin(outputs, target)
+        measured = self._measured(plan)
+        return _HOPELESS if measured is None else margin(measured.outputs, target)
 
     def clearly_better(self, plan: QuantPlan, other: QuantPlan) -> bool:
         """Whether the plan beats another beyond what chance in the choice of samples explains.
@@ -125,14 +131,19 @@ class PlanJudge:
         The squared errors of the output that the other plan hurts most are compared sample by sample, in a one-sided
         paired t-test at 95 %. A few samples that decide the sum are not enough.
         """
-        for measured in (plan, other):
-            self.margin(measured, 0.0)
-        if plan not in self._noise or other not in self._noise:
-            return plan in self._noise
-        worst = max(range(len(self.names)), key=lambda output: self._noise[other][output].sum())
-        return surely_positive(self._noise[other][worst] - self._noise[plan][worst])
+        first, second = self._measured(plan), self._measured(other)
+        if first is None or second is None:
+            return first is not None
+        worst = max(range(len(self.names)), key=lambda output: second.noise[output].sum())
+        return surely_positive(second.noise[worst] - first.noise[worst])
 
-    def _outputs(self, plan: QuantPlan) -> tuple[OutputQuality, ...] | None:
+    def _measured(self, plan: QuantPlan) -> _Measured | None:
+        """How far the outputs of a plan are from the float model's, measured once; None if its model does not run."""
+        if plan not in self._known:
+            self._known[plan] = self._run(plan)
+        return self._known[plan]
+
+    def _run(self, plan: QuantPlan) -> _Measured | None:
         tallies = [OutputTally(n, linear=flat) for n, flat in zip(self.names, self.linear, strict=True)]
         noise: list[list[NDArray[np.float64]]] = [[] for _ in self.names]
         try:
@@ -145,10 +156,10 @@ class PlanJudge:
                     rows.append(_squared_errors(*pair, count=batch.count))
         except ModelError:
             return None
-        self._noise[plan] = [
-            np.concatenate(rows) / (tally.signal or 1.0) for rows, tally in zip(noise, tallies, strict=True)
-        ]
-        return tuple(tally.result() for tally in tallies)
+        return _Measured(
+            outputs=tuple(tally.result() for tally in tallies),
+            noise=tuple(np.concatenate(rows) / (t.signal or 1.0) for rows, t in zip(noise, tallies, strict=True)),
+        )
 
     def _session(self, plan: QuantPlan) -> Session:
         if plan not in self._last:

@@ -22,6 +22,7 @@ import qmath
 from qgraph.graph.layers import Layer
 from qgraph.graph.scaling import Tied, tied_channels
 from qgraph.graph.sites import GraphView
+from qgraph.graph.sums import output_sums
 from qgraph.lowering.places import shift_bias
 from qgraph.observe.statistics import Observations
 from qgraph.onnxfile.edit import add_initializer, constant
@@ -132,7 +133,7 @@ def _apply(graph: ir.Graph, group: Tied, found: Equalisation) -> None:
         weight = layer.weight_array().astype(np.float64)
         missing = offsets[layer.input]
         if missing.any():
-            shift_bias(graph, layer, _sums(layer, weight, missing))
+            shift_bias(graph, layer, output_sums(layer, weight, missing))
     for layer in group.readers:
         weight = layer.weight_array().astype(np.float64)
         _put(graph, layer, weight * _laid(layer, weight, found.factors))
@@ -151,11 +152,6 @@ def _laid(layer: Layer, weight: Floats, factors: Floats) -> Floats:
     inner = weight.shape[1]
     rows = np.repeat(factors.reshape(-1, inner), weight.shape[0] // (factors.size // inner), axis=0)
     return rows.reshape(weight.shape[0], inner, *[1] * (weight.ndim - 2))
-
-
-def _sums(layer: Layer, weight: Floats, values: Floats) -> Floats:
-    """What a constant in every channel of the operand adds to the results."""
-    return np.asarray((weight * _laid(layer, weight, values)).reshape(len(weight), -1).sum(axis=1))
 
 
 def _put(graph: ir.Graph, layer: Layer, weight: Floats) -> None:

@@ -20,7 +20,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from qgraph.gradient import Expr, Gradient, Node, constant, op, rule
+from qgraph.gradient import Gradient, Node, op, rule
+from qgraph.gradient.expression import dot
 from qgraph.onnxfile.edit import add_initializer
 
 DOMAIN = "qgraph"
@@ -57,20 +58,13 @@ def _learned_quantize(n: Node) -> Gradient:
     if not n.attribute("non_negative"):
         inside = op.And(inside, x > n.input(2))
     dx = g * op.Cast(inside, to=int(g.dtype))  # faster than Where
-    moved = _dot(g, y) - _dot(dx, x)
+    moved = dot(g, y) - dot(dx, x)
     if not n.has(5):
         return dx, moved / scale
     outside = op.ReduceSum(g, keepdims=0) - op.ReduceSum(dx, keepdims=0)
     if n.attribute("shifted"):
         moved = moved - n.input(5) * outside
     return dx, moved / scale, None, None, None, outside
-
-
-def _dot(a: Expr, b: Expr) -> Expr:
-    """The dot product of two rows, which is faster than a product and a sum as it writes no intermediate."""
-    row = constant([1, -1])
-    product = op.Gemm(op.Reshape(a, row), op.Reshape(b, row), transB=1)
-    return op.Reshape(product, constant(np.array([], np.int64)))
 
 
 def expand(model: ir.Model) -> None:

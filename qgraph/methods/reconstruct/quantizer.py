@@ -15,10 +15,10 @@ dL/dlow is the gradient for a shift of the whole range, which moves only what is
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
-from qgraph.gradient import Expr, Gradient, Node, constant, op, rule
+from qgraph.gradient import Gradient, Node, op, rule
+from qgraph.gradient.expression import dot
 
 DOMAIN = "qgraph.reconstruct"
 OPERATOR = "DropQuantize"
@@ -41,16 +41,9 @@ def _drop_quantize(n: Node) -> Gradient:
     if not n.attribute("non_negative"):
         inside = op.And(inside, x > n.input(2))
     dx = g * op.Cast(op.Or(inside, rounded < 0.5), to=kind)
-    by_step = (_dot(g, y) - _dot(dx, x)) / n.input(7)
+    by_step = (dot(g, y) - dot(dx, x)) / n.input(7)
     shifted = None if n.attribute("non_negative") else op.ReduceSum(g, keepdims=0) - op.ReduceSum(dx, keepdims=0)
     return dx, None, shifted, None, None, None, None, by_step
-
-
-def _dot(a: Expr, b: Expr) -> Expr:
-    """The dot product of two tensors, in one product that writes no intermediate."""
-    row = constant([1, -1])
-    product = op.Gemm(op.Reshape(a, row), op.Reshape(b, row), transB=1)
-    return op.Reshape(product, constant(np.array([], np.int64)))
 
 
 def expand(model: ir.Model) -> None:

@@ -370,7 +370,7 @@ def test_plans_are_compared_sample_by_sample(digits, digits_calibration):
     assert judge.clearly_better(fine, coarse)
     assert not judge.clearly_better(coarse, fine)
     assert not judge.clearly_better(fine, fine)
-    noise = judge._noise[coarse][0]
+    noise = judge._measured(coarse).noise[0]
     assert len(noise) == given.samples.count > 8, "one figure for each sample, not for each run"
     assert judge.margin(coarse, 20.0) == pytest.approx(-10 * np.log10(noise.sum()) - 20, abs=1e-6)
 
