@@ -84,6 +84,13 @@ def without_slow_layers(plan: QuantPlan, foretell: Foreteller) -> QuantPlan:
     return plan
 
 
+def with_note(faster: QuantPlan, plan: QuantPlan) -> QuantPlan:
+    """A plan that `without_slow_layers` made of another, with a note that says so."""
+    left = sum(a.runs != b.runs for a, b in zip(plan.layers, faster.layers, strict=True))
+    note = f"{left} layers run in floats: their integer kernels are slower on this machine"
+    return dataclasses.replace(faster, notes=(*faster.notes, note))
+
+
 def within(target: TargetLatency, plan: QuantPlan, foretell: Foreteller) -> QuantPlan:
     """The plan, or its version without slow layers, that meets the target.
 
@@ -94,9 +101,7 @@ def within(target: TargetLatency, plan: QuantPlan, foretell: Foreteller) -> Quan
     faster = without_slow_layers(plan, foretell)
     found = foretell(faster)
     if target.holds(found):
-        left = sum(a.runs != b.runs for a, b in zip(plan.layers, faster.layers, strict=True))
-        note = f"{left} layers run in floats: their integer kernels are slower on this machine"
-        return dataclasses.replace(faster, notes=(*faster.notes, note))
+        return with_note(faster, plan)
     if target.holds(dataclasses.replace(found, seconds=found.seconds / _DOUBT)):
         warnings.warn(
             f"{found.ratio:.2f} of the float model's time is foretold, more than {target}; the file may be faster",

@@ -48,15 +48,13 @@ def no_slower(result: Result, *, fixed: bool) -> Result:
 
 def _without_slow_layers(result: Result) -> Result | None:
     """The result with those layers in floats whose integer kernels are slower here, if that is all it takes."""
-    from qgraph.jobs.in_time import foreteller, without_slow_layers
+    from qgraph.jobs.in_time import foreteller, with_note, without_slow_layers
 
     foretell = foreteller(result.net, result.samples)
     plan = without_slow_layers(result.plan, foretell)
     if plan == result.plan or foretell(plan).ratio > SLOWER:
         return None
-    left = sum(q.runs == "floats" for q in plan.layers) - sum(q.runs == "floats" for q in result.plan.layers)
-    note = f"{left} layers run in floats: their integer kernels are slower on this machine"
-    fewer = dataclasses.replace(result, plan=dataclasses.replace(plan, notes=(*plan.notes, note)))
+    fewer = dataclasses.replace(result, plan=with_note(plan, result.plan))
     latency = None if fewer.quality is None else fewer.quality.latency
     return fewer if latency is not None and latency <= SLOWER else None
 
