@@ -81,8 +81,9 @@ class Case:
     def _steps(self, weights: int, activations: int, steps: int) -> Iterator[tuple[str, ir.Model, float]]:
         """The name of every step, the file after it, and the processor time until then."""
 
+        bits: dict[str, Any] = {"weights": weights, "activations": activations}
+
         def quantized(model: Any, **options: Any) -> Result:
-            bits: dict[str, Any] = {"weights": weights, "activations": activations}
             return qgraph.quantize(
                 model, self.calibration, preprocessing=CIFAR, measure=False, guard="off", **bits, **options
             )
@@ -90,7 +91,6 @@ class Case:
         started = time.process_time()
         yield "clip", quantized(self.model).model, time.process_time() - started
         started = time.process_time()
-        bits = {"weights": weights, "activations": activations}
         equal = qgraph.equalise(self.model, self.calibration, preprocessing=CIFAR, **bits)
         base = time.process_time() - started
         yield "equalise", quantized(equal.ir_model).model, base + time.process_time() - started

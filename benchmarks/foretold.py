@@ -54,14 +54,9 @@ def measured(sessions: list[Session], feeds: Any) -> float:
 
 
 def batch_of(size: int, samples: qgraph.Dataset) -> dict[str, Any] | None:
-    """The samples, repeated until there are enough; None where the model takes no such batch."""
+    """That many samples; None where there are fewer, or the model takes no such batch."""
     first = next(iter(samples.batches(size)))
-    if first.count == size:
-        return dict(first.feeds)
-    one = next(iter(samples.batches(1)))
-    if size == 1 and one.count == 1:
-        return dict(one.feeds)
-    return None
+    return dict(first.feeds) if first.count == size else None
 
 
 def rows(name: str, path: Path, data: Any, reading: dict[str, Any], options: argparse.Namespace) -> Iterator[Any]:

@@ -74,8 +74,6 @@ def protocol(method: str) -> list[dict[str, Any]]:
 def _default(method: str, name: str) -> Any:
     if "." in name:
         return value_of(name)
-    if name == "format":
-        return Recipe.choose(method, True).format
     return getattr(Recipe.choose(method, True), name)
 
 

@@ -20,7 +20,6 @@ from benchmarks.papers.table import Table
 from qgraph.assess.ablation import combined
 from qgraph.assess.evaluate import evaluate
 from qgraph.methods.aciq.clip import clip_activations
-from qgraph.onnxfile.model import Model
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import Recipe
@@ -126,9 +125,9 @@ def _quota(cells: Cells, title: str, allocate: str, quota: str) -> Figures:
         case, settings = network(name), {"aciq.quota": quota}
         options: dict[str, Any] = {"weights": 4, "activations": 8, "settings": settings, "allocate_bits": allocate}
         result = qgraph.quantize(case.net.ir_model, case.data(), method="aciq", measure=False, **options)
-        found = case.top1(Model(ir_model=result.model, source=name, nbytes=0), LIMIT)
-        quality = evaluate(result.model, case.test(LIMIT), against=case.net, preprocessing=CIFAR)
-        return found | {"bytes": sum(layer.weight_bytes for layer in result.layers), "db": quality.sqnr_db}
+        found = evaluate(result.model, case.test(LIMIT), against=case.net, preprocessing=CIFAR)
+        size = sum(layer.weight_bytes for layer in result.layers)
+        return {"top1": float(found.top1 or 0.0), "images": found.count, "bytes": size, "db": found.sqnr_db}
 
     row: Figures = {"channels of weights": title}
     for name in ("resnet20", "relu6_dw"):

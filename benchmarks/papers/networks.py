@@ -27,7 +27,6 @@ from qgraph.plan.plan import QuantPlan
 from qgraph.samples.dataset import Dataset, open_data
 
 CALIBRATING = 256
-BATCH = 50
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,13 @@ class Network:
     def view(self) -> GraphView:
         return GraphView(self.net)
 
-    def calibrating(self, *, seed: int = 0, count: int = CALIBRATING) -> Any:
+    def calibrating(self, *, seed: int = 0) -> Any:
         """Images to calibrate on; other ones for every seed."""
         if self.folder is None:
-            return images("cifar10_train20k", count * (seed + 1))[0][count * seed :]
+            return images("cifar10_train20k", CALIBRATING * (seed + 1))[0][CALIBRATING * seed :]
         with np.load(self.folder / "imagenet.calib.npz") as archive:
             order = np.random.default_rng(seed).permutation(len(archive["images"]))
-            return archive["images"][order[: min(count, 128)]]
+            return archive["images"][order[:128]]
 
     def test(self, limit: int | None) -> Mapping[str, Any]:
         if self.folder is None:
@@ -73,8 +72,8 @@ class Network:
         with np.load(self.folder / "imagenet.eval.npz") as archive:
             return {name: archive[name][:limit] for name in ("images", "labels")}
 
-    def data(self, **options: Any) -> Dataset:
-        return open_data(self.calibrating(**options), self.net, preprocessing=CIFAR)
+    def data(self) -> Dataset:
+        return open_data(self.calibrating(), self.net, preprocessing=CIFAR)
 
     @cached_property
     def observed(self) -> Observations:
@@ -86,8 +85,8 @@ class Network:
         found = evaluate(model, test, preprocessing=CIFAR).top1
         return {"top1": float(found or 0.0), "images": len(test["labels"])}
 
-    def worth(self, plan: QuantPlan, limit: int | None = None, *, format: str = "float") -> dict[str, Any]:
-        return self.top1(Model(ir_model=lower(self.net, plan, format=format), source=self.name, nbytes=0), limit)
+    def worth(self, plan: QuantPlan, limit: int | None = None) -> dict[str, Any]:
+        return self.top1(Model(ir_model=lower(self.net, plan, format="float"), source=self.name, nbytes=0), limit)
 
 
 @cache

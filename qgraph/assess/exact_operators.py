@@ -13,8 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 import qmath
+from qgraph.assess.fused import dequantizer
 from qgraph.graph.layers import attribute
-from qgraph.graph.tensors import fused_output, root
+from qgraph.graph.tensors import fused_output
 from qgraph.onnxfile.edit import constant
 from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.shapes import infer_shapes
@@ -70,8 +71,8 @@ def _adds_whole_numbers(node: ir.Node, read: _Grid | None) -> bool:
 
 def _read(value: ir.Value | None) -> _Grid | None:
     """The grid of codes that a value was dequantized from."""
-    node = None if value is None else root(value).producer()
-    return _grid(node, 1) if node is not None and node.op_type == "DequantizeLinear" else None
+    node = dequantizer(value)
+    return None if node is None else _grid(node, 1)
 
 
 def _written(node: ir.Node) -> _Grid | None:

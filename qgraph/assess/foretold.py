@@ -52,15 +52,11 @@ class LayerTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Foretold:
-    """Seconds of one run of the float model, measured, and of the plan's file, foretold; and those of its layers.
-
-    `between` are the seconds of entering codes, leaving them, and adding them.
-    """
+    """Seconds of one run of the float model, measured, and of the plan's file, foretold; and those of its layers."""
 
     float_seconds: float
     seconds: float
     layers: tuple[LayerTime, ...]
-    between: float
 
     @property
     def ratio(self) -> float:
@@ -93,22 +89,19 @@ class Foreteller:
         share = sum(x.float_seconds for x in layers if x.runs == "integers") / max(floats, 1e-12)
         after = planned + between + rest * (1 - _SMALLER * share)
         seconds = self.float_seconds * after / max(floats + sums + rest, 1e-12)
-        return Foretold(float_seconds=self.float_seconds, seconds=seconds, layers=layers, between=between)
+        return Foretold(float_seconds=self.float_seconds, seconds=seconds, layers=layers)
 
     def idle(self, plan: QuantPlan) -> frozenset[str]:
         """The tensors with grids that no layer reads on integers, by name."""
         grids = plan.operand_grids
-        read = set()
-        for quant in plan.layers:
-            layer = self.view.by_name[quant.name]
-            if _runs(layer, quant.runs, grids) == "integers" and (grid := nearest(layer.input, grids)) is not None:
-                read.add(grid.tensor)
-        return frozenset(grids) - read - self._met(plan, read)
+        runs = {q.name: _runs(self.view.by_name[q.name], q.runs, grids) for q in plan.layers}
+        met = (nearest(self.view.by_name[name].input, grids) for name, how in runs.items() if how == "integers")
+        read = {grid.tensor for grid in met if grid is not None}
+        return frozenset(grids) - read - self._met(plan, read, runs)
 
-    def _met(self, plan: QuantPlan, read: set[str]) -> set[str]:
+    def _met(self, plan: QuantPlan, read: set[str], runs: Mapping[str, Runs]) -> set[str]:
         """The grids of other operators on codes that lead to those that are read, or follow them."""
         tensors = {a.tensor: a for a in plan.activations if a.role == "tensor"}
-        runs = {q.name: _runs(self.view.by_name[q.name], q.runs, plan.operand_grids) for q in plan.layers}
         found: set[str] = set()
         for node in self.view.model.graph:
             if node in self.readers or is_transparent(node) or not self._on_codes(node, tensors, runs):
@@ -174,9 +167,9 @@ class Foreteller:
 
 def _runs(layer: Layer, asked: str, grids: Mapping[str, ActivationQuant]) -> Runs:
     """How a layer runs: on integers only where it reads codes. Products in blocks of codes are taken for floats."""
-    if asked == "dynamic" or (asked == "integers" and nearest(layer.input, grids) is not None):
-        return "dynamic" if asked == "dynamic" else "integers"
-    return "floats"
+    if asked == "integers" and nearest(layer.input, grids) is not None:
+        return "integers"
+    return "dynamic" if asked == "dynamic" else "floats"
 
 
 def _before(node: ir.Node) -> ir.Node:

@@ -149,11 +149,11 @@ def _why_float(node: ir.Node, varying: Container[ir.Node]) -> str:
         return "it is no product of int8 with DynamicQuantizeLinear, Cast and Mul around it"
     if node.op_type == "ConvTranspose":
         return "onnxruntime has no integer ConvTranspose"
-    if not _dequantized(weight):
+    if dequantizer(weight) is None:
         if weight is not None and not _is_constant(weight, varying):
             return "its weight is not behind DequantizeLinear"
         return _FLOAT_WEIGHT if weight_codes(weight) is None else _UNPACKED
-    if not _dequantized(data):
+    if dequantizer(data) is None:
         return "its input is not quantized"
     if node.op_type == "Conv":
         result = fused_output(node.outputs[0])
@@ -176,9 +176,10 @@ def weight_codes(value: ir.Value | None) -> ir.Value | None:
     return None
 
 
-def _dequantized(value: ir.Value | None) -> bool:
-    producer = root(value).producer() if value is not None else None
-    return producer is not None and producer.op_type == "DequantizeLinear"
+def dequantizer(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear that a value comes from."""
+    node = None if value is None else root(value).producer()
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
 def _is_constant(value: ir.Value, varying: Container[ir.Node]) -> bool:

@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from qgraph.errors import ModelError
 from qgraph.running.cpu import cpu_flags
 from qgraph.running.files import write_atomically
+from qgraph.running.here import cpu_name
 from qgraph.running.sessions import kernel_seconds, version
 
 Runs = Literal["floats", "integers", "dynamic"]
@@ -75,7 +76,7 @@ class KernelTable:
         """Write what was measured; a folder that cannot be written only costs measuring again."""
         if not self.measured:
             return
-        content = {"processor": platform.processor(), "onnxruntime": version, "seconds": self._read() | self.seconds}
+        content = {"processor": cpu_name(), "onnxruntime": version, "seconds": self._read() | self.seconds}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
@@ -93,11 +94,7 @@ class KernelTable:
 
 def _machine() -> str:
     """What kernel times depend on, as the name of a file."""
-    try:
-        said = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    except OSError:
-        said = None
-    told = (said[1] if said else platform.processor(), platform.machine(), *sorted(cpu_flags()), version)
+    told = (cpu_name(), platform.machine(), *sorted(cpu_flags()), version)
     return f"kernels-{sha256(' '.join(told).encode()).hexdigest()[:16]}"
 
 

@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 
 import qmath
 from qgraph.assess.exact_operators import exact_operators
-from qgraph.assess.fused import INTEGER_KERNELS, inspect_fused, with_names
+from qgraph.assess.fused import INTEGER_KERNELS, dequantizer, inspect_fused, with_names
 from qgraph.graph.layers import attribute
-from qgraph.graph.tensors import root
 from qgraph.graph.walk import descendants
 from qgraph.onnxfile.edit import constant
 from qgraph.onnxfile.model import Model
@@ -143,7 +142,7 @@ def _product(node: ir.Node) -> _Product | None:
         found = [None if p is None or p >= len(node.inputs) else node.inputs[p] for p in places]
         operand, scale, zero, weight, weight_scale, weight_zero, bias = found
     elif node.op_type in _LAYERS and node.domain == "":
-        sides = [_dequantizer(value) for value in node.inputs[:2]]
+        sides = [dequantizer(value) for value in node.inputs[:2]]
         if None in sides:
             return None
         (operand, scale, zero), (weight, weight_scale, weight_zero) = (_three(side) for side in sides if side)
@@ -162,11 +161,6 @@ def _product(node: ir.Node) -> _Product | None:
         weight_zero=weight_zero,
         bias=bias,
     )
-
-
-def _dequantizer(value: ir.Value | None) -> ir.Node | None:
-    node = None if value is None else root(value).producer()
-    return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
 def _three(node: ir.Node) -> tuple[ir.Value | None, ...]:

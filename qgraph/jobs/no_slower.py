@@ -7,6 +7,7 @@ import warnings
 
 from qgraph.errors import QualityWarning
 from qgraph.graph.sites import GraphView
+from qgraph.jobs.in_time import foreteller, with_note, without_slow_layers
 from qgraph.jobs.result import Result
 from qgraph.plan.grids import weights_alone
 from qgraph.running.wording import option
@@ -48,8 +49,6 @@ def no_slower(result: Result, *, fixed: bool) -> Result:
 
 def _without_slow_layers(result: Result) -> Result | None:
     """The result with those layers in floats whose integer kernels are slower here, if that is all it takes."""
-    from qgraph.jobs.in_time import foreteller, with_note, without_slow_layers
-
     foretell = foreteller(result.net, result.samples)
     plan = without_slow_layers(result.plan, foretell)
     if plan == result.plan or foretell(plan).ratio > SLOWER:
