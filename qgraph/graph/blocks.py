@@ -8,6 +8,7 @@ by side for long (in detectors), a stretch of too many layers is cut where the f
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,11 +48,12 @@ class _Cutter:
         behind = descendants([layer.output for layer in view.layers])
         self.computed = {v for node in (*self.names, *behind) for v in node.outputs}
         at = {node: place for place, node in enumerate(self.nodes)}
-        self.last = {v: max((at[u.node] for u in v.uses() if u.node in at), default=-1) for v in self.computed}
+        self.before = [0, *itertools.accumulate(node in self.names for node in self.nodes)]  # layers before a place
+        self.last = dict.fromkeys(self.computed, -1)
         for node in self.nodes:  # what a body reads, its node reads
             for value in reads(node):
                 if value in self.computed:
-                    self.last[value] = max(self.last[value], at[node])
+                    self.last[value] = at[node]
         self.made = {v: at[v.producer()] for v in self.computed if v.producer() in at}  # type: ignore[index]
         self.alive = self._alive()
 
@@ -70,7 +72,7 @@ class _Cutter:
 
     def count(self, start: int, stop: int) -> int:
         """The layers among nodes start..stop - 1."""
-        return sum(node in self.names for node in self.nodes[start:stop])
+        return self.before[stop] - self.before[start]
 
     def places(self) -> list[int]:
         """Where to cut: behind which node one tensor lives, with a layer before and a layer until the next place."""

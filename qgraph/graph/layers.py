@@ -43,6 +43,11 @@ class Layer:
         return present(self.node.inputs[self.weight_index])
 
     @property
+    def owns_weight(self) -> bool:
+        """Whether no other node reads its weight; one with several readers is stored once, on one grid."""
+        return len(list(self.weight.uses())) == 1
+
+    @property
     def input(self) -> ir.Value:
         return present(self.node.inputs[0 if self.weight_index else 1])
 

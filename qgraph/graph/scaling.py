@@ -92,7 +92,7 @@ def _before(group: Tied, value: ir.Value, layers: Mapping[ir.Node, Layer]) -> It
     elif node in layers:
         layer = layers[node]
         group.writers[layer] = None
-        if why := _why_not_written(layer):
+        if why := _why_not(layer, "its results"):
             group.why_not = group.why_not or why
     else:
         yield from _through(group, node)
@@ -105,7 +105,7 @@ def _behind(group: Tied, value: ir.Value, layers: Mapping[ir.Node, Layer]) -> It
         if use.node in layers and layers[use.node].input is value and use.node.graph is value.graph:
             layer = layers[use.node]
             group.readers[layer] = None
-            if why := _why_not_read(layer):
+            if why := _why_not(layer, "its operand"):
                 group.why_not = group.why_not or why
         else:
             yield from _through(group, use.node)
@@ -118,7 +118,7 @@ def _through(group: Tied, node: ir.Node) -> Iterator[ir.Value]:
     passes = node.op_type in _RECTIFIERS | _LINEAR | {"Add", "Sum"} and node.domain == ""
     constants -= node.op_type == "PRelu"
     padded = node.op_type == "AveragePool" and any(attribute(node, "pads", ()))
-    if not passes or (node.op_type not in ("Dropout",) and constants) or not _same_channels(data):
+    if not passes or (node.op_type != "Dropout" and constants) or not _same_channels(data):
         group.why_not = group.why_not or f"{node.op_type} '{node.name}' is in between"
         return
     group.linear = group.linear and node.op_type not in _RECTIFIERS and not padded
@@ -134,13 +134,5 @@ def _same_channels(values: list[ir.Value]) -> bool:
     return len({(len(shape), str(shape[1])) for shape in shapes if shape is not None}) == 1
 
 
-def _why_not_written(layer: Layer) -> str:
-    alone = len(list(layer.weight.uses())) == 1
-    return "" if layer.op == "Conv" and alone else f"'{layer.name}' cannot take factors for its results"
-
-
-def _why_not_read(layer: Layer) -> str:
-    alone = len(list(layer.weight.uses())) == 1
-    if layer.op == "Conv" and alone:
-        return ""
-    return f"'{layer.name}' cannot take factors for its operand"
+def _why_not(layer: Layer, what: str) -> str:
+    return "" if layer.op == "Conv" and layer.owns_weight else f"'{layer.name}' cannot take factors for {what}"

@@ -20,7 +20,6 @@ from qgraph.jobs.in_time import foreteller
 from qgraph.jobs.trial import Trial
 from qgraph.lowering.lower import lower
 from qgraph.lowering.packing import stored_bytes
-from qgraph.methods.aciq.corrections import expected_shift
 from qgraph.methods.portable.portable import made_portable
 from qgraph.observe.statistics import Observations, observe
 from qgraph.onnxfile.model import Model, ModelLike
@@ -28,6 +27,7 @@ from qgraph.onnxfile.write import serialised
 from qgraph.plan.changes import parsed
 from qgraph.plan.check import checked
 from qgraph.plan.edit import edited
+from qgraph.plan.expected import expected_shift
 from qgraph.plan.given import PlanLike, given_plan
 from qgraph.plan.plan import QuantPlan
 from qgraph.running.progress import SILENT, Progress

@@ -21,7 +21,7 @@ def why_no_blocks(layer: Layer) -> str:
         return f"the kernel is for MatMul and Gemm of the main graph in float32, not for {layer.op}"
     if layer.weight_index == 0 or len(layer.weight.shape or ()) != 2:
         return "its weight is not a matrix on the right"
-    if len(list(layer.weight.uses())) > 1:
+    if not layer.owns_weight:
         return "other layers read the same weight"
     if layer.op == "Gemm" and (attribute(layer.node, "transA", 0) or attribute(layer.node, "alpha", 1.0) != 1.0):
         return "it scales or transposes its operand"

@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 import qmath
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
-from qgraph.graph.sums import output_sums
 from qgraph.lowering.simulate import simulate
 from qgraph.observe.statistics import Observations
 from qgraph.plan import codes as weights
+from qgraph.plan.expected import expected_shift
 from qgraph.plan.plan import LayerQuant, QuantPlan
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session
@@ -90,13 +90,6 @@ def correct_shift(plan: QuantPlan, view: GraphView, observed: Observations) -> Q
         return dataclasses.replace(quant, bias_shift=tuple(float(s) for s in shift.astype(np.float32)))
 
     return plan.map_layers(correct)
-
-
-def expected_shift(layer: Layer, quant: LayerQuant, mean: NDArray[np.float64]) -> NDArray[np.float64]:
-    """E[W x - W^q x] per output channel, given the operand's mean per input channel; ignores zero padding."""
-    weight = layer.weight_array()
-    difference = weight.astype(np.float64) - weights.quantized(weight, quant.weight)
-    return output_sums(layer, difference, mean)
 
 
 def correct_outputs(

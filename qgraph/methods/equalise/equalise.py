@@ -73,13 +73,14 @@ def _chosen(group: Tied, observed: Observations, weight_bits: int, bits: int) ->
         written[layer] = np.zeros(group.channels)
         if known is not None and known.channels is not None and group.shifts:
             written[layer] = np.asarray(known.channels.mean, np.float64)
-    offsets = group.offsets(written)
+    offsets, centred = group.offsets(written), any(mean.any() for mean in written.values())
     plain, centred_readers = [], []
     for layer in group.readers:
         known = observed.tensors.get(str(layer.input.name))
         if known is None or known.channels is None:
             return None
-        plain.append(_reader(layer, known, np.zeros(group.channels), weight_bits, bits))
+        if centred:
+            plain.append(_reader(layer, known, np.zeros(group.channels), weight_bits, bits))
         centred_readers.append(_reader(layer, known, offsets[layer.input], weight_bits, bits))
     found = qmath.equalise_channels(centred_readers)
     return Equalisation(
@@ -88,7 +89,7 @@ def _chosen(group: Tied, observed: Observations, weight_bits: int, bits: int) ->
         written={layer.name: mean for layer, mean in written.items() if mean.any()},
         exponents=found.exponents,
         noise=found.noise,
-        plain_noise=qmath.equalise_channels(plain).plain_noise,
+        plain_noise=qmath.equalise_channels(plain).plain_noise if centred else found.plain_noise,
     )
 
 

@@ -67,9 +67,10 @@ def narrowed(
     shares = np.linspace(0, 1, _TRIED)
     found = [_at(exact(finest * coarsest**share), rows, cost, limit) for share in shares]
     errors = np.stack([_per_scale(error, len(finest)) for _, _, error in found])
-    best = np.resize(errors.argmin(axis=0), len(rows))
+    chosen = errors.argmin(axis=0)
+    best = np.resize(chosen, len(rows))
     codes = np.stack([codes for codes, _, _ in found])[best, np.arange(len(rows))]
-    scale = np.stack([steps for _, steps, _ in found])[errors.argmin(axis=0), np.arange(len(finest))]
+    scale = np.stack([steps for _, steps, _ in found])[chosen, np.arange(len(finest))]
     free = ((rows - nearest * _column(finest, rows)) ** 2 * cost).sum(axis=1)
     power, last = (rows**2 * cost).sum(), found[-1][2]
     plain = np.clip(np.rint(rows / _column(scale, rows)), -127, 127)

@@ -14,7 +14,7 @@ What is still computed in floats between codes is named in the plan's notes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,7 @@ def made_portable(plan: QuantPlan, view: GraphView, observed: Observations | Non
     for quant in plan.layers:
         layer = view.by_name[quant.name]
         operand = nearest(layer.input, grids) if quant.runs == "integers" else None
-        quant, found = _layer(layer, quant, operand, result_grid(layer, tensors), plan, observed)
+        quant, found = _layer(layer, quant, operand, result_grid(layer, tensors), grids, observed)
         if found is not None and found.moved:
             notes.append(f"{_MARK}layer '{quant.name}': {found}")
         layers.append(_within_int32(layer, _unmoved(layer, quant, before, observed), operand))
@@ -75,7 +75,7 @@ def _layer(
     quant: LayerQuant,
     operand: ActivationQuant | None,
     result: ActivationQuant | None,
-    plan: QuantPlan,
+    grids: Mapping[str, ActivationQuant],
     observed: Observations | None,
 ) -> tuple[LayerQuant, Narrowed | None]:
     """The layer with exact steps, and with pairs narrowed where some would saturate."""
@@ -86,7 +86,7 @@ def _layer(
     def exact(steps: NDArray[np.floating]) -> NDArray[np.float64]:
         return exact_weight_steps(steps, operand, result, up=True)
 
-    limit = largest_pair(layer, quant, plan.operand_grids)
+    limit = largest_pair(layer, quant, grids)
     plain = grid.symmetric and grid.bits == MAX_BITS and not (grid.channel_bits or grid.unit or grid.codes)
     plain = plain and grid.rounding is None and set(grid.gain) == {1.0}
     found = narrowed(layer, grid, limit, _variance(layer, observed), exact) if plain and limit else None

@@ -60,6 +60,12 @@ class Samples:
         """How many batches it takes to hold this many samples; at most all."""
         return min(int(np.searchsorted(np.cumsum(self.counts), samples)) + 1, len(self.counts))
 
+    def scores(self, batch: int, outputs: Outputs) -> NDArray[np.float32]:
+        """The scores of the samples of a batch, for the network's outputs."""
+        frame = self.batches[batch]
+        real = [frame.real(output) for output in outputs]
+        return self.scorer(real, self.reference[batch], frame.labels).astype(np.float32)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -105,9 +111,7 @@ def measure(stand: Stand, job: Job) -> list[NDArray[np.float32]]:
         feeds = {name: stand.tensors.get(name, batch) for name in stand.frontier}
         fed = {OPERAND: stand.operand(batch, job.operand), WEIGHT: job.weight, BIAS: job.bias}
         outputs = session.run_list(feeds | {name: fed[name] for name in fed if name in session.input_names})
-        frame = samples.batches[batch]
-        real = [frame.real(output) for output in outputs]
-        scores.append(samples.scorer(real, samples.reference[batch], frame.labels).astype(np.float32))
+        scores.append(samples.scores(batch, outputs))
     return scores
 
 

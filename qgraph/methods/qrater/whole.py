@@ -19,9 +19,7 @@ def mean_objective(plan: QuantPlan, model: Model, samples: Samples, tensors: Ten
 
     def scores(batch: int) -> NDArray[np.float32]:
         feeds = {name: tensors.get(name, batch) for name in session.input_names}
-        frame = samples.batches[batch]
-        outputs = [frame.real(output) for output in session.run_list(feeds)]
-        return samples.scorer(outputs, samples.reference[batch], frame.labels).astype(np.float32)
+        return samples.scores(batch, session.run_list(feeds))
 
     measured = list(in_parallel(scores, range(len(samples.counts))))
     return float(np.concatenate(measured).astype(np.float64).mean())

@@ -124,7 +124,6 @@ def train_block(
     `masks` are the sizes of the tensors of trained grids, by their keys.
     """
     learner, losses = _Learner(variables, config), []
-    wanted = {str(v.name) for v in graph.model.graph.inputs}
     last = round(config.steps * (1 - config.settle))
     batch = min(config.batch, samples.count // config.shard * config.shard or samples.count)
     shard = min(config.shard, batch)
@@ -140,7 +139,7 @@ def train_block(
             feeds |= _masks(masks, config.drop, rng)
             chosen = np.sort(rng.choice(samples.count, batch, replace=False))
             shards = [_shard(samples, chosen[i : i + shard], config.drop, rng) for i in range(0, batch, shard)]
-            loss, gradients = step({k: v for k, v in feeds.items() if k in wanted}, shards)
+            loss, gradients = step(feeds, shards)
             losses.append(loss / batch)
             factor = (
                 min(1.0, number / (_WARM_UP * config.steps)) * math.cos(math.pi / 2 * (number - 1) / config.steps) ** 2

@@ -107,7 +107,7 @@ class _Walk:
         results, before = self._results(block), self.plan
         start = _error(results, targets)
         note = f"{block.layers[-1]}: {start:.4f}"
-        if self._learn(index, store):
+        if self._learn(index, store, targets):
             learned = self._results(block)
             error = _error(learned, targets)
             note += f" -> {error:.4f}"
@@ -126,7 +126,7 @@ class _Walk:
         """What leaves a block in the network as it is quantized so far."""
         return _run(simulate(self.view.model, self.plan), block, self.quantized, self.job.threads)
 
-    def _learn(self, index: int, store: Store) -> bool:
+    def _learn(self, index: int, store: Store, targets: Arrays) -> bool:
         """Train a block, or take what an earlier run learned; whether there was anything to learn."""
         block, piece = self.blocks[index], f"block {index}"
         variables = self._variables(block)
@@ -135,7 +135,7 @@ class _Walk:
             self._keep(variables.restored(known.arrays))
             return bool(known.arrays)
         try:
-            found = self._trained(index, block, variables)
+            found = self._trained(index, block, variables, targets)
         except GradientError as error:
             warnings.warn(f"block '{block.layers[-1]}' is not reconstructed: {error}", stacklevel=2)
             found = None
@@ -144,11 +144,11 @@ class _Walk:
             self._keep(found)
         return found is not None
 
-    def _trained(self, index: int, block: Block, variables: Variables) -> Variables | None:
+    def _trained(self, index: int, block: Block, variables: Variables, targets: Arrays) -> Variables | None:
         """The variables of a block after training; None if it has none."""
         if not variables.weights:
             return None
-        samples = self._samples(block)
+        samples = self._samples(block, targets)
         sizes = {name: (self.config.shard, *array.shape[1:]) for name, array in samples.quantized.items()}
         power = {
             name: float(np.mean(np.square(array, dtype=np.float64))) * array[0].size
@@ -174,11 +174,11 @@ class _Walk:
                     return tuple(int(size) for size in shape)  # type: ignore[arg-type]
         raise ValueError(f"no size is known for '{name}'")
 
-    def _samples(self, block: Block) -> Samples:
+    def _samples(self, block: Block, targets: Arrays) -> Samples:
         quantized, floats = ({n: held[n] for n in block.reads} for held in (self.quantized, self.floats))
         if croppable(block, quantized, self.config.crop):
             quantized, floats = cropped(quantized, floats, self.config.crop, seed=self.job.seed)
-        targets = _run(self.view.model.ir_model, block, floats, self.job.threads)
+            targets = _run(self.view.model.ir_model, block, floats, self.job.threads)
         return Samples(
             **{
                 n: {k: np.concatenate(v) for k, v in part.items()}
@@ -231,8 +231,7 @@ class _Walk:
 
 def _is_trained(layer: Layer, quant: LayerQuant) -> bool:
     """Whether codes of the layer can be learned: of a weight that it alone reads."""
-    alone = len(list(layer.weight.uses())) == 1 and not layer.weight_only
-    return alone and quant.weight.rounding is None and quant.runs != "dynamic"
+    return layer.owns_weight and not layer.weight_only and quant.weight.rounding is None and quant.runs != "dynamic"
 
 
 def _side_values(view: GraphView, cut: Sequence[Block], batches: Sequence[Batch], threads: int | None) -> Arrays:

@@ -21,7 +21,7 @@ def why_not(layer: Layer) -> str:
     """Why the rows of a layer's weight cannot be rounded by its operand ('' if they can)."""
     if layer.weight_only or layer.op == "ConvTranspose":
         return "its operand has no patches"
-    if len(list(layer.weight.uses())) > 1:
+    if not layer.owns_weight:
         return "other layers read the same weight"
     bias = constant(layer.bias)
     if layer.bias is not None and (bias is None or bias.size != layer.weight_array().shape[layer.output_axis]):

@@ -66,5 +66,9 @@ def lookups(
 
 def _takes_widths(quant: LayerQuant, view: GraphView) -> bool:
     layer = view.by_name[quant.name]
-    alone = len(list(layer.weight.uses())) == 1
-    return quant.op == TABLE_OP and quant.weight.bits < MAX_SHIFTED_BITS and alone and not quant.weight.symmetric
+    return (
+        quant.op == TABLE_OP
+        and quant.weight.bits < MAX_SHIFTED_BITS
+        and layer.owns_weight
+        and not quant.weight.symmetric
+    )

@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from qgraph.errors import QGraphError
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
-from qgraph.graph.sums import output_sums
 from qgraph.graph.tensors import is_non_negative
 from qgraph.observe.known_laws import known_laws
 from qgraph.observe.propagation import Moments
 from qgraph.observe.statistics import Observations, observe
 from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.noise import TRIED_SIZES, noise
-from qgraph.plan import codes as weights
+from qgraph.plan.expected import expected_shift
 from qgraph.plan.plan import Even, LayerQuant, QuantPlan
 from qgraph.samples.dataset import open_data
 
@@ -46,9 +45,7 @@ def evenly(plan: QuantPlan, view: GraphView, known: Mapping[str, Moments], *, th
         mean = means.get(layer.name)
         if mean is None or not mean.any() or quant.runs == "dynamic":
             return quant
-        weight = layer.weight_array()
-        missing = weight.astype(np.float64) - weights.quantized(weight, quant.weight)
-        amount = output_sums(layer, missing, mean).astype(np.float32)
+        amount = expected_shift(layer, quant, mean).astype(np.float32)
         return dataclasses.replace(quant, bias_shift=tuple(amount.tolist()))
 
     return plan.map_layers(shift)
