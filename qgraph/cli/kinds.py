@@ -13,6 +13,8 @@ from click.shell_completion import CompletionItem
 class Shown(click.ParamType):
     """A kind of values that help texts show as `name` is written."""
 
+    separator = ","  # between the parts of a value, as it is written
+
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         return self.name
 
@@ -132,6 +134,7 @@ class Threshold(Shown):
     """A number with an optional unit, dB or %: (20.0, "dB")."""
 
     name = "X[dB|%]"
+    separator = ""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, str]:
         if isinstance(value, tuple):

@@ -136,7 +136,7 @@ def _plain(param: click.Parameter, value: Any) -> Any:
     if isinstance(value, tuple):
         if getattr(param, "multiple", False):
             return list(value)
-        return "".join(map(str, value)) if any(isinstance(v, str) for v in value) else ",".join(map(str, value))
+        return getattr(param.type, "separator", ",").join(map(str, value))
     return value
 
 

@@ -35,6 +35,14 @@ def test_a_saved_recipe_makes_the_same_file(run, digits, digits_calibration, tmp
     assert (tmp_path / "b.onnx").read_bytes() == (tmp_path / "a.onnx").read_bytes()
 
 
+def test_names_in_a_list_are_saved_apart(run, digits_calibration, tmp_path):
+    given = ("search", "no.onnx", "--data", digits_calibration, "-o", "p.json")
+    assert run(*given, "--ingredients", "clip,round", "--save-recipe", "r.toml")[0] == 1
+    assert tomllib.loads((tmp_path / "r.toml").read_text())["ingredients"] == "clip,round"
+    status, said = run(*given, "--recipe", "r.toml")
+    assert (status, "no such model file" in said) == (1, True)
+
+
 def test_the_command_line_takes_precedence(run, digits, digits_calibration, tmp_path):
     (tmp_path / "r.toml").write_text(
         'weights = 4\nper-tensor = true\nmean = [0.1]\n"no-measure" = true\nquiet = true\n'
