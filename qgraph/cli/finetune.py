@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qgraph.cli.clock import elapsed, with_total
-from qgraph.cli.console import next_step, number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.help import Command, Renamed, grouped
-from qgraph.cli.invocation import READING, command, words_of
+from qgraph.cli.invocation import command
 from qgraph.cli.kinds import PATH
 from qgraph.cli.options import (
     data_options,
@@ -25,7 +25,7 @@ from qgraph.cli.options import (
     run_options,
 )
 from qgraph.cli.papers import gradients_option, protocol_option, setting_option
-from qgraph.cli.quality import Threshold, check_threshold, hold_against, show_quality
+from qgraph.cli.quality import Threshold, check_threshold, hold_against, next_judgement, show_quality
 from qgraph.cli.recipe_file import recipe_file_options
 from qgraph.errors import UsageError
 from qgraph.methods.lsqplus.config import LsqPlusConfig
@@ -160,8 +160,7 @@ def finetune(
         show_json({**content, "seconds": with_total(result.seconds)})
     elif not quiet:
         _show(result, output, nbytes)
-        words = ("evaluate", output, "--against", model, "--data", "test.npz", *words_of(*READING))
-        next_step("measure it on other data", *words)
+        next_judgement(output, model)
     hold_against(fail_below, result.quality, output)
 
 

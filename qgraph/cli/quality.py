@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qgraph.cli.console import show
+from qgraph.cli.console import next_step, show
+from qgraph.cli.invocation import READING, words_of
 from qgraph.errors import QGraphError, UsageError
 
 if TYPE_CHECKING:
@@ -46,3 +47,9 @@ def hold_against(fail_below: Threshold | None, quality: Verdict | None, output: 
             f"{output} is written, but it is below --fail-below {least:g}{unit}: {figure.name} has {found}, on "
             f"{quality.samples} samples"
         )
+
+
+def next_judgement(output: str, model: str) -> None:
+    """Show how to measure a file on other data."""
+    words = ("evaluate", output, "--against", model, "--data", "test.npz", *words_of(*READING))
+    next_step("measure it on other data", *words)

@@ -47,6 +47,7 @@ def whatif(
     output: str | None,
     as_json: bool,
     quiet: bool,
+    latency: bool,
     **options: Any,
 ) -> None:
     """Show what other bits for some layers of PLAN would change: errors, size, and with --data the outputs.
@@ -78,9 +79,9 @@ def whatif(
         beside = statistics_beside(plan)
         known = statistics or (beside if beside.exists() else None)
     else:
-        fresh = quantize(model, data, measure=False, guard="off", **{k: options[k] for k in options if k != "latency"})
+        fresh = quantize(model, data, measure=False, guard="off", **options)
         base, known = fresh.plan, statistics or fresh.observed
-    found = run(model, base, changes, data, statistics=known, **options)
+    found = run(model, base, changes, data, statistics=known, latency=latency, **options)
     if output is not None:
         made = {**(base.made or {}), "command": command()}
         write_atomically(Path(output), dataclasses.replace(found.plan, quality=None, made=made).to_json().encode())

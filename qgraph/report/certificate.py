@@ -5,7 +5,7 @@ from __future__ import annotations
 from qgraph.jobs.certify import Certificate, described
 from qgraph.report.html import Markup, element
 from qgraph.report.page import head
-from qgraph.report.parts import number, table
+from qgraph.report.parts import number, table, versions_text
 
 
 def render_certificate(certificate: Certificate) -> str:
@@ -17,7 +17,7 @@ def render_certificate(certificate: Certificate) -> str:
         "body",
         element("header", element("h1", title), element("p", f"{verdict} {asked}.")),
         element("main", _claims(certificate), _facts(certificate), _artefacts(certificate), id="results"),
-        element("footer", element("p", f"{certificate.measured.date}, {_versions(certificate)}")),
+        element("footer", element("p", f"{certificate.measured.date}, {versions_text(certificate.measured.versions)}")),
     )
     return f"<!DOCTYPE html>\n{element('html', head(title), body, lang='en')}\n"
 
@@ -47,7 +47,3 @@ def _artefacts(certificate: Certificate) -> Markup:
     named |= {} if certificate.plan is None else {"plan": certificate.plan}
     rows = [(kind, artefact.name, element("code", artefact.digest)) for kind, artefact in named.items()]
     return table("What it is about", ("what", "name", "SHA-256"), rows, left=3)
-
-
-def _versions(certificate: Certificate) -> str:
-    return ", ".join(f"{name} {version}" for name, version in certificate.measured.versions.items())

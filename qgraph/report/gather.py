@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Unpack
@@ -18,7 +18,7 @@ from qgraph.assess.evaluate import evaluate
 from qgraph.assess.fused import FusedLayer, inspect_fused
 from qgraph.assess.latency import latency
 from qgraph.assess.layer_errors import LayerReport, layer_reports
-from qgraph.assess.layers_in_file import layers_in_file
+from qgraph.assess.layers_in_file import InFile, layers_in_file
 from qgraph.assess.verdict import Verdict
 from qgraph.errors import DataError, ModelError, UsageError
 from qgraph.graph.layers import Layer
@@ -57,6 +57,8 @@ class Candidate:
     plan: QuantPlan | None = None
     latency: float | None = None
     """Relative to float, if it has been measured."""
+    in_file: Mapping[str, InFile] | None = None
+    """The measured error of its layers on the samples of the report, if it is known."""
 
 
 @keeps_threads
@@ -131,9 +133,10 @@ def report_of(result: Result, *, name: str = "quantized", command: str = "", pro
     quantized = Model(ir_model=result.model, source=name, nbytes=result.nbytes)
     timed = None if result.quality is None else result.quality.latency
     made = _one_input(result.samples) if result.data == "distilled" else None
+    known = result.layers_in_file if trial is not None and samples is not None and samples is trial.samples else None
     return gather(
         result.net,
-        [Candidate(name=name, model=quantized, plan=result.plan, latency=timed)],
+        [Candidate(name=name, model=quantized, plan=result.plan, latency=timed, in_file=known)],
         samples,
         result.observed,
         said="held out from calibration" if apart else "",
@@ -249,8 +252,8 @@ def _variant(
     operands: tuple[Operand, ...] = ()
     others: tuple[Alternative, ...] = ()
     if candidate.plan is not None:
-        in_file = {}
-        if samples is not None:
+        in_file = candidate.in_file or {}
+        if samples is not None and candidate.in_file is None:
             in_file = layers_in_file(view, candidate.plan, candidate.model.ir_model, samples, threads=threads)
         for entry in layer_reports(view, candidate.plan, observed, samples, in_file=in_file, threads=threads):
             rows[entry.name] = _from_plan(rows.get(entry.name) or _row(view.by_name[entry.name]), entry)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from qgraph.report.charts import Series, swatch
 from qgraph.report.html import Content, Markup, element
@@ -62,3 +62,8 @@ def details(title: str, content: Content, *, unfolded: bool) -> Markup:
 def number(value: float | None, digits: int) -> str:
     """The number with fixed digits, or a dash for None."""
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def versions_text(versions: Mapping[str, str]) -> str:
+    """Packages with their versions, in one line."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from qgraph.report.charts import COLOURS, RADIUS, RIGHT, WIDTH, Axis, Series, bar, mark, tick_text
 from qgraph.report.html import Markup, element
@@ -22,7 +22,14 @@ def row_chart(
     Marks of different series in one row stand one below the other. Rows of many layers are lower, and not all named.
     """
     short = shortened(names, LETTERS)
-    rows = _Rows(names=names, short=short, axis=axis, notes=notes or {}, dodged=[s for s in series if not s.bars])
+    rows = _Rows(
+        names=names,
+        short=short,
+        left=min(0.6 * WIDTH, 24 + LETTER * max(map(len, short.values()), default=0)),
+        axis=axis,
+        notes=notes or {},
+        dodged=[s for s in series if not s.bars],
+    )
     return element(
         "svg",
         element("title", title),
@@ -39,14 +46,11 @@ def row_chart(
 class _Rows:
     names: Sequence[str]
     short: Mapping[str, str]
+    left: float
+    """Where the rows begin: behind the longest of their names."""
     axis: Axis
-    notes: Mapping[int, str] = field(default_factory=dict)
-    dodged: Sequence[Series] = ()
-
-    @property
-    def left(self) -> float:
-        """Where the rows begin: behind the longest of their names."""
-        return min(0.6 * WIDTH, 24 + LETTER * max(map(len, self.short.values()), default=0))
+    notes: Mapping[int, str]
+    dodged: Sequence[Series]
 
     @property
     def step(self) -> float:

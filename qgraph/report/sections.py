@@ -7,17 +7,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from qgraph.methods.zeroq.allocate import MEGABYTE
 from qgraph.report.charts import Axis, Point, Series, chart
 from qgraph.report.contents import LayerRow, Report, Variant
 from qgraph.report.headline import headline
 from qgraph.report.html import Content, Markup, element
 from qgraph.report.mixed import frontier, sensitivities
-from qgraph.report.parts import Section, details, figure, number, table
+from qgraph.report.parts import Section, details, figure, number, table, versions_text
 from qgraph.report.pictures import contact_sheet
 from qgraph.report.ranges import range_chart, spanned
 from qgraph.report.rows import row_chart
-
-MEGABYTE = 2**20
 
 
 def summary(report: Report) -> Section | None:
@@ -37,10 +36,9 @@ def summary(report: Report) -> Section | None:
 def _made(report: Report) -> Markup:
     """How to make it again, where and when it was measured, and on what."""
     rows: list[tuple[str, Content]] = [("command", element("code", report.command))] if report.command else []
-    versions = ", ".join(f"{name} {version}" for name, version in report.made.versions.items())
     measured = f"{report.count:,} samples: {report.data}" if report.count else "nothing: sizes and bits alone"
     rows += [("measured on", measured), ("date", report.made.date), ("processor", report.made.cpu)]
-    rows += [("versions", versions)]
+    rows += [("versions", versions_text(report.made.versions))]
     parts = [element("div", element("dt", name), element("dd", value)) for name, value in rows]
     return element("dl", parts, class_="facts")
 

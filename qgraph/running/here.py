@@ -22,10 +22,6 @@ class Here:
     versions: dict[str, str]
     date: str
 
-    def line(self) -> str:
-        """All of it in one line."""
-        return ", ".join((self.date, self.cpu, *(f"{name} {version}" for name, version in self.versions.items())))
-
 
 def here() -> Here:
     """This machine, now."""

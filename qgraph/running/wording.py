@@ -47,11 +47,6 @@ def speaking_flags() -> Iterator[None]:
         _flags = before
 
 
-def speaks_flags() -> bool:
-    """Whether messages are read by the user of the command line."""
-    return _flags
-
-
 def option(name: str, value: Any = _UNSAID) -> str:
     """An option, with a value if one is given, as the reader of a message would write it.
 

@@ -301,7 +301,8 @@ def open_data(
     parts, layouts = arranged(parts, inputs, description, batch_axes or {})
     given = [part[LABELS] for part in parts if LABELS in part] if labels is None else [labels]
     parts = [{k: v for k, v in part.items() if k != LABELS} for part in parts]
-    if not parts or not sum(length(part) for part in parts):
+    samples = sum(map(length, parts))
+    if not samples:
         raise DataError(f"{description} holds no samples")
     if labels is None and given and len(given) != len(parts):
         raise DataError(f"{description}: some batches have labels and others do not")
@@ -314,7 +315,6 @@ def open_data(
         layouts=layouts,
         batch=batch,
     )
-    samples = sum(length(part) for part in parts)
     if labels is not None and limit is not None:
         held = as_labels(labels, description)
         given = [held[:samples] if np.ndim(held) else held]  # the reader took the first `limit` samples
@@ -328,11 +328,10 @@ def _with_labels(data: Dataset, labels: list[Any], samples: int) -> Dataset:
     return replace(data, labels=one_each, targets=others)
 
 
-def _joined(labels: list[Any], samples: int, description: str) -> tuple[Array | None, Array | None]:
+def _joined(arrays: list[Array], samples: int, description: str) -> tuple[Array | None, Array | None]:
     """(labels, targets): labels if they are one number per sample, otherwise targets."""
-    if not labels:
+    if not arrays:
         return None, None
-    arrays = [np.asarray(x) for x in labels]
     if sum(x.size for x in arrays) == samples:
         return np.concatenate([x.reshape(-1) for x in arrays]), None
     count = sum(len(x) if x.ndim else 1 for x in arrays)
