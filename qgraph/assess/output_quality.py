@@ -21,8 +21,8 @@ class OutputQuality:
     """One output of the file compared with the float model's.
 
     `sqnr_db` is the signal-to-noise ratio in dB; None where the output is `exact`, holds no floats, or has a `problem`.
-    `same_argmax` is the share of `decisions` (rows of scores) with the largest score at the same class; `same_values`
-    is the share of equal entries in outputs of integers, Booleans or strings.
+    `same_argmax` is the share of `decisions` (rows of scores) with the largest score at the same class, unknown where
+    samples are invented; `same_values` is the share of equal entries in outputs of integers, Booleans or strings.
     """
 
     name: str

@@ -44,6 +44,7 @@ _SAID: dict[Basis, str] = {
     "noise": "of random noise, for lack of data: only samples give a meaningful figure",
     "none": "",
 }
+_INVENTED: tuple[Basis, ...] = ("distilled", "noise")  # such samples belong to no class
 NOISE_SAMPLES = 8
 
 
@@ -243,10 +244,11 @@ class _Run:
                 total.merge(tally)
                 advance(tally.samples)
         timed = latency(self.before, self.after, first.feeds)
+        outputs = (output.result() for output in total.outputs)
         return dataclasses.replace(
             found,
             samples=total.samples,
-            outputs=tuple(output.result() for output in total.outputs),
+            outputs=tuple(_without_classes(o) if found.basis in _INVENTED else o for o in outputs),
             accuracy=total.accuracy.result(),
             metric=self._metric(total, names),
             latency=timed.ratio,
@@ -281,6 +283,10 @@ class _Run:
         before = Collected(names=names, runs=[want for want, _, _ in total.kept], labels=labels)
         after = Collected(names=names, runs=[have for _, have, _ in total.kept], labels=labels)
         return compare_by(self.metric, before, after)
+
+
+def _without_classes(output: OutputQuality) -> OutputQuality:
+    return dataclasses.replace(output, same_argmax=None, decisions=0)
 
 
 @dataclass(slots=True)

@@ -87,6 +87,14 @@ def test_the_same_model_is_exact(model_from_text, weights):
     assert found.accuracy is None
 
 
+@pytest.mark.parametrize("basis", ["distilled", "noise"])
+def test_invented_samples_have_no_class(basis, model_from_text, weights):
+    model = model_from_text(CLASSES, w=weights)
+    found = judged(model, model, np.ones((3, 4), np.float32), basis=basis)
+    assert found.outputs[0].same_argmax is None
+    assert "class" not in str(found)
+
+
 def test_sequences_of_scores_have_a_class_each(model_from_text, weights):
     rng = np.random.default_rng(1)
     x = rng.normal(size=(12, 5, 4)).astype(np.float32)
