@@ -6,7 +6,8 @@
     python -m benchmarks.zeroq default      seconds of `qgraph quantize MODEL -o OUT` at 32 and 224 pixels, by stage
     python -m benchmarks.zeroq closed       rank correlation of measured and closed-form sensitivities
 
-Test images are only used to measure. Distilled data are made once per network and seed, and used for every row.
+Test images are only used to measure. `accuracy` is that of `qgraph quantize MODEL` with each setting and no data, a
+mean over seeds. The other tables distil once for each network and seed, and use the samples for every row.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def main() -> None:
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", choices=["accuracy", "allocation", "time", "default", "closed"])
     parser.add_argument("--seed", type=int, default=0, help="seed of the distilled data")
+    parser.add_argument("--seeds", type=int, default=5, help="of `accuracy` (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="use at most this many test images")
     parser.add_argument("--network", action="append", help="only these networks (repeatable)")
 
@@ -70,27 +72,26 @@ def accuracy(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
     for name in given.network or NETWORKS:
         path = shared("models", f"{name}.onnx")
         floats = evaluate(path, test, preprocessing=CIFAR).top1 or 0.0
-        data = _distilled(path, given)
         for setting, options, paper in SETTINGS:
             same = dict(options)
             if name != NETWORKS[0] and "size_mb" in same:
                 same["average_bits"] = same.pop("size_mb") * 2**20 * 8 / reference
-            result = qgraph.quantize(path, data, method="zeroq", **same)
-            top1 = _top1(result.model, test)
-            size = sum(layer.weight_bytes for layer in result.layers)
+            made = [qgraph.quantize(path, seed=seed, threads=given.threads, **same) for seed in range(given.seeds)]
+            reached = [_top1(result.model, test) for result in made]
             rows.append(
                 {
                     "network": name,
                     "setting": setting if same == options else f"{same['average_bits']:.2f} bits on average",
-                    "weights MB": size / 2**20,
-                    "file bytes": result.nbytes,
+                    "weights MB": sum(layer.weight_bytes for layer in made[0].layers) / 2**20,
+                    "file bytes": made[0].nbytes,
                     "float": floats,
-                    "top-1": top1,
-                    "drop": floats - top1,
+                    "top-1": statistics.mean(reached),
+                    "+-": (max(reached) - min(reached)) / 2,
+                    "drop": floats - statistics.mean(reached),
                     "paper's drop": paper if name == NETWORKS[0] else None,
                 }
             )
-    return f"Top-1 on {len(test['labels']):,} test images, without any data", rows
+    return f"Top-1 on {len(test['labels']):,} test images, without any data, mean of {given.seeds} seeds", rows
 
 
 def allocation(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
