@@ -20,6 +20,7 @@ from qgraph.running.slim import slim_onnx_ir
 from qgraph.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from qgraph.assess.ablation import ablate as ablate
     from qgraph.assess.compare import compare as compare
     from qgraph.assess.evaluate import evaluate as evaluate
     from qgraph.errors import DataError as DataError
@@ -35,13 +36,17 @@ if TYPE_CHECKING:
     from qgraph.jobs.certify import check_certificate as check_certificate
     from qgraph.jobs.equalise import equalise as equalise
     from qgraph.jobs.finetune import finetune as finetune
+    from qgraph.jobs.probe import Probe as Probe
+    from qgraph.jobs.probe import probe as probe
     from qgraph.jobs.quantize import quantize as quantize
     from qgraph.jobs.result import Result as Result
     from qgraph.jobs.search import search as search
+    from qgraph.jobs.sensitivity import measure_sensitivity as measure_sensitivity
     from qgraph.jobs.whatif import WhatIf as WhatIf
     from qgraph.jobs.whatif import whatif as whatif
     from qgraph.methods.lsqplus.config import LsqPlusConfig as LsqPlusConfig
     from qgraph.methods.qrater.config import SearchConfig as SearchConfig
+    from qgraph.methods.zeroq.distill import distill as distill
     from qgraph.onnxfile.write import save as save
     from qgraph.plan.plan import QuantPlan as QuantPlan
     from qgraph.plan.registry import method as method
@@ -77,6 +82,11 @@ _HOMES = {
     "evaluate": "assess.evaluate",
     "equalise": "jobs.equalise",
     "finetune": "jobs.finetune",
+    "ablate": "assess.ablation",
+    "distill": "methods.zeroq.distill",
+    "measure_sensitivity": "jobs.sensitivity",
+    "probe": "jobs.probe",
+    "Probe": "jobs.probe",
     "LsqPlusConfig": "methods.lsqplus.config",
 }
 __all__ = sorted(_HOMES)

@@ -31,6 +31,15 @@ def measure_sensitivity(
     """Measure how far the outputs move when one layer alone is quantized, at each of `bits` (ZeroQ, Eq. 2).
 
     The arguments are those of `quantize`; without data, samples are distilled from the model.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> import qgraph
+        >>> demo = files("qgraph") / "demo_assets"
+        >>> network, samples = demo / "digits.onnx", demo / "digits_calibration.npz"
+        >>> table = qgraph.measure_sensitivity(network, samples, limit=16, bits=(2, 8))
+        >>> all(two > eight for two, eight in (row.measured for row in table.layers))
+        True
     """
     job = Job(seed=seed, threads=threads, resume=resume, executor=executor, progress=progress)
     overrides |= {"weights": "mixed", "activations": None}

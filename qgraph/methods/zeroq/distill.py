@@ -100,6 +100,14 @@ def distill(
         DataError: an input is not floating point, or its size is unknown.
         StoreError: `resume` holds another job.
         UsageError: `count` is not positive.
+
+    Example:
+        >>> from importlib.resources import files
+        >>> import qgraph
+        >>> from qgraph.methods.zeroq.config import DistillConfig
+        >>> network = files("qgraph") / "demo_assets" / "digits.onnx"
+        >>> qgraph.distill(network, count=4, config=DistillConfig(steps=2)).inputs["input"].shape
+        (4, 1, 8, 8)
     """
     config = config or DistillConfig()
     if count < 1:
