@@ -1,14 +1,15 @@
 """The same file in Python, on older processors, in Node and in WebAssembly: classes, and codes inside.
 
-`python -m benchmarks.portable [--packages DIR] [--limit N] [--inner N] [--models NAME ...] [--json OUT.json]` quantizes
-networks with `--portable`, and for comparison for CPUs with VNNI alone, then runs both wherever it can:
+`python -m benchmarks.portable [--packages DIR] [--limit N] [--models NAME ...] [--json OUT.json]`
+quantizes networks with `--portable`, and for comparison for CPUs with VNNI alone, then runs both wherever it can:
 
-* Python: onnxruntime as it is, with `session.x64quantprecision`, and on processors that seem to lack VNNI, or AVX too
-  (`older_cpu.c`; it takes a C compiler, Linux and a processor that lets CPUID fault);
+* Python: onnxruntime as it is, and on processors that seem to lack VNNI, or AVX too (`older_cpu.c`; it takes a C
+  compiler, Linux and a processor that lets CPUID fault), else on one without VNNI in QEMU, with `qemu-x86_64`;
 * Node and WebAssembly: `npm install --ignore-scripts onnxruntime-node onnxruntime-web` in DIR.
 
-The classes of N test images (10,000) and the codes of every QuantizeLinear on the first 512 are compared with those of
-Python. `emulated` is a network of products in pairs that saturate 16 bits, in Numba (`benchmarks.saturating`).
+The classes of test images (10,000; the files for comparison, and all in QEMU, 1,024) and the codes of every
+QuantizeLinear on the first 256 are compared with those of Python. `emulated` is a network of products in pairs that
+saturate 16 bits, in Numba (`benchmarks.saturating`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from qgraph.onnxfile.load import load
 
 HERE = Path(__file__).parent
 CALIBRATION, BATCH, EMULATED = 256, 32, 8
+QEMU = "Python, AVX2 without VNNI (QEMU)"
 KINDS = ("portable", "vnni")
 NETWORKS = ("cifar10_resnet20", "cifar10_resnet32", "cifar10_relu6_dw")
 
@@ -47,6 +49,8 @@ def runtimes(packages: Path | None, folder: Path) -> Iterator[tuple[str, list[st
     for kind, name in (("avx2", "Python, AVX2 without VNNI"), ("sse", "Python, SSE")):
         if shim is not None:
             yield name, python, {"LD_PRELOAD": str(shim), "OLDER_CPU": kind}
+    if shim is None and (qemu := shutil.which("qemu-x86_64")) is not None:
+        yield QEMU, [qemu, "-cpu", "Haswell", *python], {}
     for package in ("onnxruntime-node", "onnxruntime-web"):
         if packages is not None and shutil.which("node") and (packages / "node_modules" / package).is_dir():
             yield package, ["node", str(HERE / "portable_run.mjs"), str(packages), package], {}
@@ -91,17 +95,20 @@ def compared(name: str, path: Path, folder: Path, options: argparse.Namespace, l
     rows, inner, first = [], with_codes(path), None
     proof = prove_portable(load(path))
     for runtime, command, environment in runtimes(options.packages, folder):
+        data = "few.f32" if runtime == QEMU or name.endswith(KINDS[1]) else "all.f32"
         all_, codes = (
-            run(command, environment, model, folder / data) for model, data in ((path, "all.f32"), (inner, "inner.f32"))
+            run(command, environment, model, folder / data) for model, data in ((path, data), (inner, "inner.f32"))
         )
         first = first or (all_, codes)
         same = [codes["outputs"][output] == digest for output, digest in first[1]["outputs"].items()]
-        classes, expected = np.array(all_["classes"]), np.array(first[0]["classes"])
+        classes = np.array(all_["classes"])
+        expected = np.array(first[0]["classes"][: len(classes)])
         rows.append(
             {
                 "file": name,
                 "proven": "yes" if proof.proven else "no",
                 "runtime": f"{runtime} {all_['version']}",
+                "images": len(classes),
                 "top-1": 100 * float((classes == labels[: len(classes)]).mean()),
                 "other classes": int((classes != expected).sum()),
                 "tensors of equal codes": f"{sum(same)} of {len(same)}",
@@ -118,7 +125,8 @@ def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--packages", type=Path, metavar="DIR", help="folder whose node_modules has the packages")
         parser.add_argument("--limit", type=int, default=10_000, metavar="N", help="test images")
-        parser.add_argument("--inner", type=int, default=512, metavar="N", help="those whose codes are compared")
+        parser.add_argument("--few", type=int, default=1024, metavar="N", help="images where many take too long")
+        parser.add_argument("--inner", type=int, default=256, metavar="N", help="those whose codes are compared")
         parser.add_argument("--kinds", nargs="*", default=KINDS, choices=KINDS, help="files that are made")
         parser.add_argument("--models", nargs="*", default=NETWORKS, metavar="NAME", help="networks")
 
@@ -133,6 +141,7 @@ def main() -> None:
             test = qgraph.open_data(pictures, load(source), preprocessing=CIFAR)
             x = np.concatenate([next(iter(batch.feeds.values())) for batch in test.batches(500)])
             x.tofile(folder / "all.f32")
+            x[: given.few].tofile(folder / "few.f32")
             x[: given.inner].tofile(folder / "inner.f32")
             for kind in given.kinds:
                 asked: dict[str, Any] = {"portable": True} if kind == "portable" else {"target_cpu": "vnni"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any, Unpack
 
@@ -9,17 +11,20 @@ import onnx_ir as ir
 
 from qgraph.assess.verdict import Verdict
 from qgraph.assess.verify import verify
+from qgraph.errors import ModelError
 from qgraph.graph.sites import GraphView
 from qgraph.jobs.below import expected_db, warn_below
 from qgraph.jobs.trial import Trial
 from qgraph.lowering.adopted import AdoptedLayer, adopted_plan
-from qgraph.lowering.lift import lift
+from qgraph.lowering.lift import Lifted, lift
 from qgraph.lowering.lower import lower
 from qgraph.observe.statistics import observe
-from qgraph.onnxfile.load import load
+from qgraph.onnxfile.load import check_model, load
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import normalise
+from qgraph.onnxfile.opset import raise_opset
 from qgraph.onnxfile.write import save
+from qgraph.plan.blocks import BLOCK_OPSET
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import TargetCpu
 from qgraph.running.progress import SILENT, Progress
@@ -107,24 +112,60 @@ def adopt(
         >>> adopted.kept == len(adopted.layers)
         True
     """
-    loaded = load(model)
-    lifted = lift(loaded)
+    loaded, lifted = _read(model)
     net = normalise(lifted.model)
-    view = GraphView(net)
-    samples = None if data is None else open_data(data, net, **reading)
+    raised = _at_opset(net, blocks=any(weight.grid.block for weight in lifted.weights.values()))
+    view = GraphView(raised)
+    samples = None if data is None else open_data(data, raised, **reading)
     observed = None
     if samples is not None:
-        observed = observe(net, samples, histograms=False, threads=threads, progress=progress)
+        observed = observe(raised, samples, histograms=False, threads=threads, progress=progress)
     plan, layers = adopted_plan(view, lifted, observed=observed, target_cpu=target_cpu)
-    lowered = lower(net, plan, format="qdq")
+    lowered = lower(raised, plan, format="qdq")
     quality = None
     if measure:
         reference = loaded if float_model is None else load(float_model)
         held = None if samples is None else hold_out(samples).held_out
         trial = Trial(reference=reference, samples=held, basis="given", progress=progress)
         quality = trial.judge(lowered, threads=threads)
+        if float_model is None and quality.basis == "none":
+            inside = dataclasses.replace(trial, reference=dataclasses.replace(net, nbytes=loaded.nbytes))
+            quality = _instead(quality, inside.judge(lowered, threads=threads), loaded.source)
     if quality is None or quality.notes:
-        verify(lowered, net, samples)
+        verify(lowered, raised, samples)
     else:
         warn_below(quality, expected_db(plan))
     return Adopted(model=lowered, given=loaded, net=net, plan=plan, layers=layers, quality=quality)
+
+
+def _read(model: ModelLike) -> tuple[Model, Lifted]:
+    """The file and what is in it. One that ONNX's checker refuses may be mended by lifting its grids."""
+    try:
+        loaded = load(model)
+    except ModelError as refusal:
+        try:
+            loaded = load(model, checker=False)
+            lifted = lift(loaded)
+            check_model(lifted.model)
+        except Exception:  # of any kind, in a graph that nothing has checked
+            raise refusal from None
+        return loaded, lifted
+    return loaded, lift(loaded)
+
+
+def _at_opset(net: Model, *, blocks: bool) -> Model:
+    """The network at the opset that its file needs; that of blocks of codes only if it gets there."""
+    if blocks:
+        try:
+            return raise_opset(net, max(net.opset, BLOCK_OPSET))
+        except ModelError:
+            pass
+    return raise_opset(net)
+
+
+def _instead(quality: Verdict, inside: Verdict, source: str) -> Verdict:
+    """The verdict beside the float network inside a file, where the file itself does not run."""
+    if inside.basis == "none":
+        return quality
+    warnings.warn(f"{source} does not run in onnxruntime: compared with the float network inside it", stacklevel=3)
+    return inside

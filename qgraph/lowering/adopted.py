@@ -21,11 +21,13 @@ from qgraph.errors import DataError
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import is_transparent, nearest
-from qgraph.lowering.lift import FileGrid, FileWeight, Lifted
+from qgraph.lowering.file_grids import FileGrid, FileWeight
+from qgraph.lowering.lift import Lifted
 from qgraph.onnxfile.edit import constant
 from qgraph.plan import codes
+from qgraph.plan.blocks import BLOCK_OPSET, why_no_blocks, why_not_on_grid
 from qgraph.plan.grids import initial_plan, sound
-from qgraph.plan.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan, WeightQuant
+from qgraph.plan.plan import MAX_BITS, ActivationQuant, KeptFloat, LayerQuant, QuantPlan, WeightQuant
 from qgraph.plan.ranges import Ranges
 from qgraph.plan.recipe import Recipe, TargetCpu
 
@@ -117,6 +119,8 @@ def adopted_plan(
     )
     plan = initial_plan(view, recipe, ranges)
     plan = dataclasses.replace(plan, recipe="adopted")
+    if kind != MAX_BITS:
+        plan = _as_stored(plan, view, lifted)
     plan = plan.map_activations(lambda grid: _own_grid(grid, lifted, view))
     plan = _without_unknown(plan, view, ranges)
     grids, layers = plan.operand_grids, view.by_name
@@ -125,11 +129,24 @@ def adopted_plan(
         for quant in plan.layers
         if quant.runs != "dynamic"
     }
-    plan = plan.map_layers(lambda q: _own_weight(q, layers[q.name], lifted, runs.get(q.name, "dynamic")))
+    plan = plan.map_layers(
+        lambda q: _own_weight(q, layers[q.name], lifted, runs.get(q.name, "dynamic"), view.model.opset)
+    )
     wished = {quant.name: quant for quant in plan.layers}
     plan = sound(plan, view, target_cpu=target_cpu)
+    runs |= {q.name: q.runs for q in plan.layers if q.runs == "blocks"}
     told = (_told(q, wished[q.name], layers[q.name], lifted, runs.get(q.name, "dynamic")) for q in plan.layers)
     return plan, tuple(told)
+
+
+def _as_stored(plan: QuantPlan, view: GraphView, lifted: Lifted) -> QuantPlan:
+    """The plan without the layers that the file holds in floats: without grids between them, codes gain no time."""
+    stored = {q.name for q in plan.layers if _file_weight(view.by_name[q.name], lifted) is not None}
+    floats = tuple(
+        KeptFloat(name=q.name, why="the file holds it in floats") for q in plan.layers if q.name not in stored
+    )
+    layers = tuple(q for q in plan.layers if q.name in stored)
+    return dataclasses.replace(plan, layers=layers, kept_float=(*plan.kept_float, *floats))
 
 
 def _own_grid(grid: ActivationQuant, lifted: Lifted, view: GraphView) -> ActivationQuant:
@@ -163,16 +180,44 @@ def _without_unknown(plan: QuantPlan, view: GraphView, ranges: FileRanges) -> Qu
     return dataclasses.replace(plan, activations=kept).map_layers(without)
 
 
-def _own_weight(quant: LayerQuant, layer: Layer, lifted: Lifted, runs: str) -> LayerQuant:
+def _own_weight(quant: LayerQuant, layer: Layer, lifted: Lifted, runs: str, opset: int) -> LayerQuant:
     """The file's grid of the weight, if a plan can hold it; else the grid that spans the weight."""
     found = _file_weight(layer, lifted)
-    if found is None or found.grid.high - found.grid.low > 255 or found.grid.block:
+    if found is None or found.grid.high - found.grid.low > 255:
         return quant
+    if found.grid.block:
+        return _in_blocks(quant, layer, found, runs, kernel=not lifted.activations and opset >= BLOCK_OPSET)
     steps = _steps(layer, found)
     grid = None if steps is None else _smallest_grid(layer.weight_array(), *steps)
     if grid is None or (grid.bits == MAX_BITS and any(grid.zero_point) and runs != "floats" and layer.op != "Conv"):
         return quant  # products of matrices on bytes have no zero point
     return dataclasses.replace(quant, weight=grid)
+
+
+def _in_blocks(quant: LayerQuant, layer: Layer, found: FileWeight, runs: str, *, kernel: bool) -> LayerQuant:
+    """The blocks of the file, whose steps become whole multiples of one unit per output; a byte holds a multiple.
+
+    A layer in floats reads them as they are stored, where onnxruntime has the kernel for it (`qgraph.plan.blocks`).
+    """
+    grid, axis = found.grid, found.grid.axis
+    whole = np.array_equal(layer.weight_array(), found.values) and grid.scale.ndim == 2
+    if runs != "floats" or why_no_blocks(layer) or axis != 1 - layer.output_axis or not whole:
+        return quant
+    steps = grid.scale.astype(np.float64)
+    most = steps.max(axis=axis, keepdims=True)
+    unit = np.where(most > 0, most, 1.0) / 255
+    bits = 4 if grid.high - grid.low < 16 else 8
+    zero = np.broadcast_to(grid.zero_point - grid.low - 2 ** (bits - 1), steps.shape)
+    made = WeightQuant(
+        bits=bits,
+        scale=tuple((np.maximum(np.rint(steps / unit), 1) * unit).ravel().tolist()),
+        zero_point=tuple(zero.ravel().tolist()) if zero.any() else (0,),
+        unit=tuple(unit.ravel().tolist()),
+        granularity=qmath.Granularity(axis=axis, group=grid.block),
+        symmetric=False,
+    )
+    fast = kernel and not why_not_on_grid(made)
+    return dataclasses.replace(quant, weight=made, runs="blocks" if fast else quant.runs)
 
 
 def _file_weight(layer: Layer, lifted: Lifted) -> FileWeight | None:
@@ -234,6 +279,9 @@ def _told(quant: LayerQuant, wished: LayerQuant, layer: Layer, lifted: Lifted, r
     else:
         error = np.abs(codes.quantized(weight, quant.weight) - weight).max(initial=0)
         if error > 1e-6 * np.abs(weight).max(initial=1e-30):
-            why = "has blocks" if found.grid.block else "does not fit a kernel"
-            moved = f"its grid in the file {why}: a new grid spans it"
+            if quant.weight.unit:
+                moved = f"steps of its blocks, by up to {error / np.abs(weight).max():.2%} of the largest weight"
+            else:
+                why = "has blocks" if found.grid.block else "does not fit a kernel"
+                moved = f"its grid in the file {why}: a new grid spans it"
     return AdoptedLayer(name=quant.name, op=quant.op, bits=quant.weight.bits, runs=runs, moved=moved)

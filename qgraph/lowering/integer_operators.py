@@ -113,7 +113,10 @@ def _dynamic(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
 @_rule("DynamicQuantizeMatMul")
 def _dynamic_product(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
     a, b, scale, zero, bias = (*node.inputs, None, None)[:5]
-    product = _op(graph, "MatMul", [a, _real(graph, b, scale, zero, axis=-1)], node)
+    return _with_bias(graph, _op(graph, "MatMul", [a, _real(graph, b, scale, zero, axis=-1)], node), bias)
+
+
+def _with_bias(graph: ir.Graph, product: ir.Value, bias: Value) -> ir.Value:
     return product if bias is None else _op(graph, "Add", [product, bias], None)
 
 
@@ -121,27 +124,31 @@ def _dynamic_product(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
 def _blocked(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
     """W[n, k] = (code - zero point) scale, one scale for each block of k; the first code is in the lowest bits."""
     packed, scale = constant(node.inputs[1]), constant(node.inputs[2])
-    zeros = constant(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] is not None else None
     bits, block = _attribute(node, "bits", 4), _attribute(node, "block_size", 32)
     columns, outputs = _attribute(node, "K", 0), _attribute(node, "N", 0)
-    if packed is None or scale is None or len(node.inputs) > 4 or 8 % bits:
+    given = [*node.inputs, None, None, None][3:6]
+    if packed is None or scale is None or given[1] is not None or 8 % bits:  # groups in another order
         return None
-    codes = _unpacked(packed.reshape(outputs, -1), bits)
+    codes, zeros = _unpacked(packed.reshape(outputs, -1), bits), constant(given[0])
     blocks = codes.shape[1] // block
-    middle = np.full((outputs, blocks), 2 ** (bits - 1), np.float32)
+    middle: NDArray[Any] = np.full((outputs, blocks), 2 ** (bits - 1), np.uint8)
     if zeros is not None:
-        packs = zeros.dtype == np.uint8
+        packs = zeros.dtype == np.uint8 and zeros.size < outputs * blocks  # some tools write one in a byte
         middle = _unpacked(zeros.reshape(outputs, -1), bits)[:, :blocks] if packs else zeros.reshape(outputs, blocks)
-    real = (codes.reshape(outputs, blocks, block) - middle.astype(np.float32)[..., None]) * scale.reshape(
-        outputs, blocks, 1
-    )
-    weight = add_initializer(graph, f"{node.name}.weight", real.reshape(outputs, -1)[:, :columns].T.astype(np.float32))
-    return _op(graph, "MatMul", [node.inputs[0], weight], None, name=node)
+    if (middle != np.rint(middle)).any():
+        real = (codes.reshape(outputs, blocks, block) - middle[..., None]) * scale.reshape(outputs, blocks, 1)
+        weight = add_initializer(graph, f"{node.name}.w", real.reshape(outputs, -1)[:, :columns].T.astype(np.float32))
+        return _with_bias(graph, _op(graph, "MatMul", [node.inputs[0], weight], None, name=node), given[2])
+    kind = ir.DataType[f"UINT{bits}"].numpy()
+    arrays = (codes[:, :columns].T.astype(kind), scale.reshape(outputs, blocks).T, middle.T.astype(kind))
+    parts = [add_initializer(graph, f"{node.name}.{name}", a) for name, a in zip(("q", "s", "z"), arrays, strict=True)]
+    weight = append_node(graph, "DequantizeLinear", parts, {"axis": 0, "block_size": block}).outputs[0]
+    return _with_bias(graph, _op(graph, "MatMul", [node.inputs[0], weight], None, name=node), given[2])
 
 
-def _unpacked(packed: NDArray[Any], bits: int) -> NDArray[np.float32]:
+def _unpacked(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     shifts = np.arange(0, 8, bits)
-    return ((packed[:, :, None] >> shifts) & (2**bits - 1)).reshape(len(packed), -1).astype(np.float32)
+    return ((packed[:, :, None] >> shifts) & (2**bits - 1)).reshape(len(packed), -1).astype(np.uint8)
 
 
 def _scaled(node: ir.Node) -> tuple[ir.Value, Value] | None:

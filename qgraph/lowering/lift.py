@@ -9,7 +9,7 @@ is put back.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,48 +19,13 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
 from qgraph.errors import ModelError
-from qgraph.graph.layers import attribute
 from qgraph.graph.tensors import is_non_negative, is_transparent
 from qgraph.graph.walk import descendants
+from qgraph.lowering.file_grids import CODES, FileGrid, FileWeight, dequantized, grid_of, quantized
 from qgraph.lowering.integer_operators import expand_integer_operators
 from qgraph.onnxfile.edit import add_initializer, append_node, constant, name_everything, take_place
 from qgraph.onnxfile.model import Model
 from qgraph.running.sessions import evaluate_constants
-
-_ENDS = {
-    **{np.dtype(kind): (np.iinfo(kind).min, np.iinfo(kind).max) for kind in (np.int8, np.uint8, np.int16, np.uint16)},
-    np.dtype(np.int32): (-(2**31), 2**31 - 1),
-}
-_SMALL_ENDS = {"int4": (-8, 7), "uint4": (0, 15), "int2": (-2, 1), "uint2": (0, 3)}
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class FileGrid:
-    """A grid of the file: value = scale (code - zero_point), with codes from `low` to `high`.
-
-    `axis` and `block` say what shares a scale, as in DequantizeLinear; None and 0 stand for one scale for all.
-    """
-
-    scale: NDArray[np.float32]
-    zero_point: NDArray[np.int64]
-    low: int
-    high: int
-    axis: int | None = None
-    block: int = 0
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """The least and greatest value of a grid with one scale."""
-        step, zero = float(self.scale.max()), int(self.zero_point.reshape(-1)[0])
-        return (self.low - zero) * step, (self.high - zero) * step
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class FileWeight:
-    """A weight of the file in floats, and its grid."""
-
-    values: NDArray[np.float32]
-    grid: FileGrid
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -92,11 +57,12 @@ def lift(model: Model) -> Lifted:
         str(node.name) for node in graph if node.op_type in ("MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul")
     }
     replaced = expand_integer_operators(graph)
+    _rename_quantizers(graph)
     varying = descendants(v for v in graph.inputs if v.const_value is None)
     weights = _lift_weights(net, varying)
     activations = _lift_activations(graph)
     if not (weights or activations or replaced):
-        raise ModelError(f"{model.source} is not quantized: it has no grid to adopt; use qgraph quantize")
+        raise ModelError(f"{model.source} {_nothing(graph)}")
     passes.RemoveUnusedNodesPass()(net)
     graph.sort()
     _forget_types(graph)
@@ -104,7 +70,7 @@ def lift(model: Model) -> Lifted:
         model=replace(model, ir_model=net),
         activations={str(value.name): grid for value, grid in activations.items()},
         weights={
-            (str(use.node.name), use.idx): FileWeight(values=value.const_value.numpy(), grid=grid)  # type: ignore[union-attr]
+            (str(use.node.name), use.idx): FileWeight(values=value.const_value.numpy().astype(np.float32), grid=grid)  # type: ignore[union-attr]
             for value, grid in weights.items()
             for use in value.uses()
         },
@@ -112,23 +78,62 @@ def lift(model: Model) -> Lifted:
     )
 
 
+def _rename_quantizers(graph: ir.Graph) -> None:
+    """Give ONNX's names to quantizers of other domains, such as AMD's ExtendedQuantizeLinear on integers."""
+    for node in graph:
+        name = node.op_type.removeprefix("Extended")
+        if node.domain and name in ("QuantizeLinear", "DequantizeLinear"):
+            zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+            if zero is None or zero.dtype.name in CODES:
+                node.domain, node.op_type = "", name
+
+
+def _nothing(graph: ir.Graph) -> str:
+    """Why there is nothing to adopt: no quantizer, or one whose codes are not uniform, as floats of 8 bits are."""
+    foreign = sorted({f"{n.domain or 'ai.onnx'}.{n.op_type}" for n in graph.all_nodes() if "Quantize" in n.op_type})
+    if not foreign:
+        return "is not quantized: it has no grid to adopt; use qgraph quantize"
+    return (
+        f"has no grid to adopt: {', '.join(foreign)} are not on uniform grids that are known; quantize the float model"
+    )
+
+
 def _lift_weights(net: ir.Model, varying: Container[ir.Node]) -> dict[ir.Value, FileGrid]:
     """Compute what DequantizeLinear, or Cast and Mul, make of constant codes; int32 ones are biases."""
-    nodes = [n for n in net.graph if n not in varying and (n.op_type == "DequantizeLinear" or _scales_codes(n))]
-    wanted = list(dict.fromkeys(v for n in nodes for v in (*n.inputs, n.outputs[0]) if v is not None))
-    known = dict(zip(wanted, evaluate_constants(net, wanted) if wanted else [], strict=True))
+    fixed = [n for n in net.graph if n not in varying]
+    products = [n for n in fixed if _scales_codes(n)]
+    nodes = [*(n for n in fixed if n.op_type == "DequantizeLinear"), *products]
+    known = _constants(net, [*(v for n in nodes for v in n.inputs), *(n.outputs[0] for n in products)])
     found = {}
     for node in nodes:
         arrays = [None if v is None else known[v] for v in node.inputs]
-        real = known[node.outputs[0]]
+        scaled = node.op_type == "DequantizeLinear"
+        real = dequantized(node, arrays) if scaled else known[node.outputs[0]]
         if real is None or arrays[0] is None:
             continue
-        grid = _grid(node, arrays) if node.op_type == "DequantizeLinear" else _grid_of_product(node, arrays)
-        value = add_initializer(net.graph, f"{node.outputs[0].name}/real", real.astype(np.float32))
+        grid = grid_of(node, arrays) if scaled else _grid_of_product(node, arrays)
+        value = add_initializer(net.graph, f"{node.outputs[0].name}/real", real)
         node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
-        if grid is not None and arrays[0].dtype != np.int32:
+        if grid is not None and grid.high < 2**16:
             found[value] = grid
     return found
+
+
+def _constants(net: ir.Model, values: Iterable[ir.Value | None]) -> dict[ir.Value, NDArray[Any] | None]:
+    """Each of the values as an array: it is there, or quantized from what is there, or computed by onnxruntime."""
+    found: dict[ir.Value, NDArray[Any] | None] = {}
+    for value in dict.fromkeys(values):
+        if value is None:
+            continue
+        node, array = value.producer(), constant(value)
+        if array is None and node is not None and node.op_type == "QuantizeLinear":
+            array = quantized(node, [constant(v) for v in node.inputs])
+        found[value] = array
+    rest = [value for value, array in found.items() if array is None]
+    computed = evaluate_constants(net, rest) if rest else []
+    if any(array is None for array in computed):  # one that onnxruntime does not compute: the others by themselves
+        computed = [evaluate_constants(net, [value])[0] for value in rest]
+    return found | dict(zip(rest, computed, strict=True))
 
 
 def _scales_codes(node: ir.Node) -> bool:
@@ -157,7 +162,7 @@ def _lift_activations(graph: ir.Graph) -> dict[ir.Value, FileGrid]:
     """Remove Q and DQ from tensors that vary; what lies between them then moves floats."""
     found: dict[ir.Value, FileGrid] = {}
     for node in [n for n in graph if n.op_type == "QuantizeLinear"]:
-        grid = _grid(node, [None, *(constant(v) for v in node.inputs[1:])])
+        grid = grid_of(node, [None, *(constant(v) for v in node.inputs[1:])])
         if grid is None or grid.scale.size > 1 or not _comes_back(node):
             continue
         source = node.inputs[0]
@@ -190,24 +195,38 @@ def _cut_off(graph: ir.Graph, value: ir.Value) -> ir.Value:
 
 
 def _narrowed(graph: ir.Graph, quantizer: ir.Node, grid: FileGrid) -> FileGrid:
-    """The grid with the highest code that a Min behind the quantizer passes; Pads of codes get floats to fill with."""
-    values, high = [quantizer.outputs[0]], grid.high
+    """The grid with the codes that a Min or Clip behind the quantizer passes; Pads get floats to fill with."""
+    values, zero = [quantizer.outputs[0]], int(grid.zero_point.reshape(-1)[0])
     while values:
         for use in list(values.pop().uses()):
             node = use.node
-            if node.op_type == "Min" and (top := constant(node.inputs[1 - use.idx])) is not None and top.size == 1:
-                high = min(high, int(top.item()))
+            ends = _passed(node, use.idx)
+            if ends is not None:
+                low, high = max(grid.low, min(ends[0], zero)), min(grid.high, ends[1])
+                grid = replace(grid, low=low, high=high)
                 source: ir.Value = node.inputs[use.idx]  # type: ignore[assignment]
                 _bypass(graph, node, source)
                 graph.remove(node, safe=True)
                 values += [source]
                 break
             if node.op_type == "Pad" and len(node.inputs) > 2 and (fill := constant(node.inputs[2])) is not None:
-                real = (fill.astype(np.float64) - int(grid.zero_point.reshape(-1)[0])) * float(grid.scale.max())
+                real = (fill.astype(np.float64) - zero) * float(grid.scale.max())
                 node.replace_input_with(2, add_initializer(graph, f"{node.name}.fill", real.astype(np.float32)))
             if is_transparent(node):
                 values += node.outputs
-    return replace(grid, high=high)
+    return grid
+
+
+def _passed(node: ir.Node, index: int) -> tuple[int, int] | None:
+    """The codes that a Min with a constant, or a Clip, lets through; None for other nodes."""
+    if node.op_type not in ("Min", "Clip") or (node.op_type == "Min" and len(node.inputs) != 2):
+        return None
+    bounds = (None, node.inputs[1 - index]) if node.op_type == "Min" else (*node.inputs[1:], None, None)[:2]
+    known = [constant(v) for v in bounds]
+    if any(v is not None and (a is None or a.size != 1) for v, a in zip(bounds, known, strict=True)):
+        return None
+    low, high = (end if a is None else int(a.item()) for a, end in zip(known, (-(2**31), 2**31 - 1), strict=True))
+    return low, high
 
 
 def _comes_back(quantizer: ir.Node) -> bool:
@@ -244,31 +263,6 @@ def _bypass(graph: ir.Graph, node: ir.Node, source: ir.Value) -> None:
     if source.is_graph_output() or source.producer() is None:
         source = append_node(graph, "Identity", [source], {}).outputs[0]
     take_place(graph, old, source, left="codes")
-
-
-def _grid(node: ir.Node, arrays: list[NDArray[Any] | None]) -> FileGrid | None:
-    """The grid of a Q or DQ whose scale and zero point are constants."""
-    codes, scale, *rest = arrays
-    if scale is None:
-        return None
-    zero = rest[0] if rest else None
-    if zero is None and len(node.inputs) > 2 and node.inputs[2] is not None:
-        return None
-    known = codes if zero is None else zero
-    kind = np.dtype(np.uint8) if known is None else known.dtype
-    ends = _SMALL_ENDS.get(kind.name) or _ENDS.get(kind)
-    if ends is None:
-        return None
-    points = np.zeros(scale.shape, np.int64) if zero is None else zero.astype(np.int64)
-    single = scale.size == 1
-    return FileGrid(
-        scale=np.asarray(scale, np.float32),
-        zero_point=points,
-        low=ends[0],
-        high=ends[1],
-        axis=None if single else int(attribute(node, "axis", 1)),
-        block=0 if single else int(attribute(node, "block_size", 0)),
-    )
 
 
 def _forget_types(graph: ir.Graph) -> None:

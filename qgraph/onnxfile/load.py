@@ -26,8 +26,11 @@ MIN_OPSET = 7
 _PLAIN = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT32, ir.DataType.INT64})
 
 
-def load(model: ModelLike) -> Model:
+def load(model: ModelLike, *, checker: bool = True) -> Model:
     """Read a model from a path, a `ModelProto`, an onnx-ir model or the result of a job, and check it.
+
+    Without `checker`, ONNX's own is left to the caller (`check_model`), who first mends what it would refuse; nodes may
+    then be in any order.
 
     Raises `ModelTypeError` for anything else, and `ModelError` when the file is missing, truncated, not ONNX, rejected
     by the ONNX checker, or of an unsupported opset.
@@ -36,33 +39,42 @@ def load(model: ModelLike) -> Model:
         return model
     given = getattr(model, "model", None)  # a result
     if isinstance(given, ir.Model):
-        return load(given)
+        return load(given, checker=checker)
     if isinstance(model, onnx.ModelProto):
         _check_opset(_opset(model), "the given ModelProto")
         proto = readable(model, "the given ModelProto")
         check_content(proto, "the given ModelProto")
-        _check(model, "the given ModelProto")
-        loaded = Model(ir_model=ir.from_proto(proto), source="<ModelProto>", nbytes=model.ByteSize())
+        if checker:
+            _check(model, "the given ModelProto")
+        loaded = Model(ir_model=_read(proto, "the given ModelProto"), source="<ModelProto>", nbytes=model.ByteSize())
     elif isinstance(model, ir.Model):
         proto = ir.to_proto(model)
-        _check(proto, "the given model")
+        if checker:
+            _check(proto, "the given model")
         given = model.clone()
         for value in given.graph.initializers.values():
             if isinstance(value.const_value, ir.LazyTensor):
                 value.const_value = ir.tensor(value.const_value.numpy(), dtype=value.const_value.dtype)
         loaded = Model(ir_model=given, source="<onnx_ir.Model>", nbytes=proto.ByteSize())
     elif isinstance(model, (str, os.PathLike)):
-        loaded = _load_file(Path(model))
+        loaded = _load_file(Path(model), checker=checker)
     else:
         kind = "None" if model is None else type(model).__name__
         way = ": qgraph.apply(model, plan) makes a model of it" if kind == "QuantPlan" else ""
         raise ModelTypeError(f"a model is a path, an onnx.ModelProto, an onnx-ir model or a result, not {kind}{way}")
     _check_opset(loaded.opset, loaded.source)
+    if not checker:
+        _sort(loaded)
     rename_twins(loaded.ir_model)
     return loaded
 
 
-def _load_file(path: Path) -> Model:
+def check_model(model: Model) -> None:
+    """Raise `ModelError` if ONNX's checker refuses the model."""
+    _check(ir.to_proto(model.ir_model), model.source)
+
+
+def _load_file(path: Path, *, checker: bool) -> Model:
     if not path.exists():
         raise ModelNotFoundError(f"no such model file: {path}")
     if path.is_dir():
@@ -78,11 +90,9 @@ def _load_file(path: Path) -> Model:
     _check_opset(_opset(proto), str(path))
     given, proto = proto, readable(proto, str(path))
     check_content(proto, str(path), folder=path.parent)
-    _check(str(path) if _has_external_data(given) else given, str(path))
-    try:
-        model = _in_arrays(ir.from_proto(proto))
-    except Exception as error:
-        raise ModelError(f"{path} cannot be read as an ONNX graph: {error}") from error
+    if checker:
+        _check(str(path) if _has_external_data(given) else given, str(path))
+    model = _in_arrays(_read(proto, str(path)))
     ir.external_data.set_base_dir(model.graph, path.parent)
     nbytes = path.stat().st_size
     external = [t for v in model.graph.initializers.values() if isinstance(t := v.const_value, ir.ExternalTensor)]
@@ -95,6 +105,20 @@ def _load_file(path: Path) -> Model:
         except (OSError, ValueError) as error:
             raise ModelError(f"{path}: cannot read its external data: {first_line(error)}") from error
     return Model(ir_model=model, source=str(path), nbytes=nbytes)
+
+
+def _sort(model: Model) -> None:
+    try:
+        model.graph.sort()
+    except ValueError as error:
+        raise ModelError(f"{model.source} is not a valid ONNX graph: {first_line(error)}") from error
+
+
+def _read(proto: onnx.ModelProto, where: str) -> ir.Model:
+    try:
+        return ir.from_proto(proto)
+    except Exception as error:
+        raise ModelError(f"{where} cannot be read as an ONNX graph: {error}") from error
 
 
 def _in_arrays(model: ir.Model) -> ir.Model:

@@ -204,7 +204,7 @@ def test_a_tensor_left_in_floats_gets_the_range_that_it_cannot_leave(quantized_s
     assert decibels(outputs(net, {"x": x}), outputs(adopted.model, {"x": x})) > 35
 
 
-def test_blocks_of_four_bits_get_a_grid_of_their_own():
+def test_blocks_of_four_bits_stay_in_blocks():
     codes, scale = RNG.integers(0, 256, (8, 2, 8)).astype(np.uint8), RNG.uniform(0.01, 0.1, (8, 2)).astype(np.float32)
     node = onnx.helper.make_node(
         "MatMulNBits", ["x", "b", "s"], ["y"], domain="com.microsoft", K=32, N=8, bits=4, block_size=16, name="product"
@@ -221,7 +221,108 @@ def test_blocks_of_four_bits_get_a_grid_of_their_own():
     adopted = qgraph.adopt(net, measure=False)
     x = RNG.normal(size=(3, 32)).astype(np.float32)
     want = onnxruntime.InferenceSession(net.SerializeToString()).run(None, {"x": x})[0]
-    assert decibels(want, outputs(adopted.model, {"x": x})) > 35
+    assert [(layer.runs, layer.bits) for layer in adopted.layers] == [("blocks", 4)]
+    assert decibels(want, outputs(adopted.model, {"x": x})) > 45
+
+
+BROKEN = {
+    "an axis before opset 13": (11, {}, {"axis": 0}),
+    "scales in the shape of the weight": (17, {"shape": (8, 1, 1, 1)}, {"axis": 0}),
+    "scales without the first dimension's place": (17, {"shape": (8, 1, 1)}, {"axis": 0}),
+    "an axis that does not fit": (17, {}, {"axis": 3}),
+    "negative scales": (17, {"sign": -1}, {"axis": 0}),
+    "4 bits before opset 21": (17, {"kind": ir.DataType.INT4}, {"axis": 0}),
+    "4 bits, negative scales": (21, {"kind": ir.DataType.INT4, "sign": -1}, {"axis": 0}),
+}
+
+
+def one_convolution(opset, held, attributes, *, domain=""):
+    """A convolution behind a DequantizeLinear of its weight, and what its weight is meant to be."""
+    kind, shape = held.get("kind", ir.DataType.INT8), held.get("shape", (8,))
+    low, high = (-8, 8) if kind == ir.DataType.INT4 else (-128, 128)
+    codes = RNG.integers(low, high, (8, 3, 3, 3))
+    scale = (held.get("sign", 1) * RNG.uniform(0.01, 0.02, 8)).astype(np.float32)
+    text = f"""<ir_version: 8, opset_import: ["" : {opset}]>
+    g (float[N,3,12,12] x) => (float[N,8,10,10] y) {{ v = DequantizeLinear(w, s)  y = Conv(x, v) }}"""
+    net = ir.to_proto(ir.from_onnx_text(text))
+    net.graph.node[0].attribute.extend(onnx.helper.make_attribute(*pair) for pair in attributes.items())
+    net.graph.node[0].domain = domain
+    array = ir.tensor(codes.astype(kind.numpy()), dtype=kind, name="w")
+    net.graph.initializer.extend([ir.to_proto(array), onnx.numpy_helper.from_array(scale.reshape(shape), "s")])
+    return net, (codes * scale.reshape(8, 1, 1, 1)).astype(np.float32)
+
+
+def weight_of(net):
+    return next(v.const_value.numpy() for v in net.graph.initializers.values() if v.shape == (8, 3, 3, 3))
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_files_that_onnxruntime_does_not_run_do_afterwards(case, tmp_path):
+    net, weight = one_convolution(*BROKEN[case])
+    path = tmp_path / "theirs.onnx"
+    onnx.save(net, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adopted = qgraph.adopt(path)
+    assert [layer.moved for layer in adopted.layers] == [""]
+    np.testing.assert_allclose(weight_of(adopted.net), weight, rtol=1e-6)
+    assert adopted.quality.basis == "noise"
+    adopted.save(str(tmp_path / "ours.onnx"))
+    feeds = {"x": IMAGES}
+    have = onnxruntime.InferenceSession(tmp_path / "ours.onnx").run(None, feeds)[0]
+    assert decibels(outputs(adopted.net.ir_model, feeds), have) > 90
+    onnx.checker.check_model(onnx.load(tmp_path / "ours.onnx"), full_check=True)
+
+
+def test_a_file_that_does_not_run_is_compared_with_its_float_network():
+    net, _ = one_convolution(*BROKEN["scales in the shape of the weight"])
+    with pytest.warns(UserWarning, match="does not run in onnxruntime: compared with the float network inside it"):
+        qgraph.adopt(net)
+
+
+def test_quantizers_of_another_domain_and_codes_that_are_not_uniform():
+    net, weight = one_convolution(17, {}, {"axis": 0}, domain="com.amd.quark")
+    net.graph.node[0].op_type = "ExtendedDequantizeLinear"
+    np.testing.assert_allclose(weight_of(qgraph.adopt(net, measure=False).net), weight, rtol=1e-6)
+    net.graph.node[0].op_type = "BFPQuantizeDequantize"
+    net.opset_import.append(onnx.helper.make_opsetid("com.amd.quark", 1))
+    with pytest.raises(ModelError, match=r"com.amd.quark.BFPQuantizeDequantize are not on uniform grids"):
+        qgraph.adopt(net, measure=False)
+
+
+def test_what_the_checker_refuses_and_nobody_mends_keeps_its_message():
+    net, _ = one_convolution(*BROKEN["an axis before opset 13"])
+    net.graph.node[1].op_type = "Convolution"
+    with pytest.raises(ModelError, match="refused by the ONNX checker"):
+        qgraph.adopt(net)
+
+
+def test_nodes_in_any_order(made):
+    net = onnx.load(made["s8s8"])
+    nodes = list(reversed(net.graph.node))
+    net.graph.ClearField("node")
+    net.graph.node.extend(nodes)
+    want, have = (qgraph.adopt(m, measure=False) for m in (made["s8s8"], net))
+    assert {layer.name for layer in want.layers} == {layer.name for layer in have.layers}
+
+
+def test_a_clip_between_codes_is_part_of_the_grid(made):
+    """As Brevitas writes narrow ranges."""
+    net = onnx.load(made["s8s8"])
+    node = next(n for n in net.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == "x")
+    (reader,) = (n for n in net.graph.node if n.op_type == "DequantizeLinear" and n.input[0] == node.output[0])
+    reader.input[0] = "narrow"
+    bounds = {"low": -100, "high": 100}
+    net.graph.initializer.extend(onnx.numpy_helper.from_array(np.array(v, np.int8), n) for n, v in bounds.items())
+    clip = onnx.helper.make_node("Clip", [node.output[0], "low", "high"], ["narrow"])
+    net.graph.node.insert(list(net.graph.node).index(node) + 1, clip)
+    adopted = qgraph.adopt(net, measure=False)
+    grid = next(grid for grid in adopted.plan.activations if grid.tensor == "x")
+    scale = next(onnx.numpy_helper.to_array(i) for i in net.graph.initializer if i.name == node.input[1])
+    zero = next(onnx.numpy_helper.to_array(i) for i in net.graph.initializer if i.name == node.input[2])
+    assert grid.low == pytest.approx(float(scale) * (-100 - int(zero)))
+    feeds = {"x": IMAGES}
+    assert decibels(outputs(net, feeds), outputs(adopted.model, feeds)) > 32
 
 
 def test_a_float_model_is_refused():
