@@ -1,15 +1,18 @@
 """Files of other tools, before and after `qgraph adopt`: accuracy, agreement, size and latency.
 
 `python -m benchmarks.adopt [FILE ...] [--limit N] [--json OUT.json]`: onnxruntime quantizes ResNet-20 in five forms, on
-256 training images; FILEs are further quantized forms of it, made by other tools. Every file is adopted with the same
-256 images and without knowing the float model, then both run on N test images (default 10,000) at batch 32 on one
-thread, in turn. `kept` counts the layers that keep every code of their weight; `ms` is the median time of a batch.
+256 training images; FILEs are further quantized forms of it, made by other tools (`benchmarks/adopt_files.py`). Every
+file is adopted with the same 256 images and without knowing the float model, then both run on N test images (default
+10,000) at batch 32 on one thread, in turn. `layers kept` are those that keep every code of their weight, `ms` is the
+median CPU time of a batch. A file that onnxruntime does not run has no figures before; classes and decibels then
+compare with the float network inside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,36 +66,53 @@ def made(source: Path, folder: Path, calibration: qgraph.Dataset) -> dict[str, P
     return found
 
 
-def compared(name: str, path: Path, folder: Path, calibration: qgraph.Dataset, test: qgraph.Dataset) -> dict[str, Any]:
+def compared(
+    name: str, path: Path, folder: Path, calibration: qgraph.Dataset, test: qgraph.Dataset, floats: Session
+) -> dict[str, Any]:
     """One row: the file as it is, and adopted."""
-    try:
-        adopted = qgraph.adopt(path, calibration, measure=False)
-    except QGraphError as error:
-        return {"file": name, "kept": str(error)}
+    adopted = qgraph.adopt(path, calibration, measure=False)
     target = folder / "adopted.onnx"
     nbytes = adopted.save(str(target))
-    row = {
-        "file": name,
-        "kept": f"{adopted.kept} of {len(adopted.layers)}",
-        "bytes": f"{path.stat().st_size} -> {nbytes}",
-    }
-    try:
-        sessions = [Session(load(p).ir_model, threads=1) for p in (path, target)]
-    except QGraphError as error:
-        return row | {"before": str(error)}
-    answers = [np.concatenate([s.run_list(b.feeds)[0] for b in test.batches(BATCH)]) for s in sessions]
-    before, after = (100 * float((a.argmax(axis=1) == test.labels[: len(a)]).mean()) for a in answers)
-    noise = float(np.square(answers[0] - answers[1]).sum())
+    after = Session(load(target).ir_model, threads=1)
     feeds = next(test.batches(BATCH)).feeds
-    times = in_turn({str(i): lambda s=s: s.run_list(feeds) for i, s in enumerate(sessions)}, runs=RUNS)
-    return row | {
-        "top-1 before": before,
-        "after": after,
-        "same class %": 100 * float((answers[0].argmax(axis=1) == answers[1].argmax(axis=1)).mean()),
-        "dB": 10 * np.log10(float(np.square(answers[0]).sum()) / max(noise, 1e-30)),
-        "ms before": 1e3 * times["0"],
-        "ms after": 1e3 * times["1"],
+    jobs = {"floats": lambda: floats.run_list(feeds), "after": lambda: after.run_list(feeds)}
+    before, why = runs(path, feeds)
+    if before is not None:
+        jobs["before"] = lambda: before.run_list(feeds)
+    ours = answers(after, test)
+    theirs = answers(before or Session(adopted.net.ir_model, threads=1), test)
+    times = in_turn(jobs, runs=RUNS, clock=time.thread_time)
+    return {
+        "file": name,
+        "layers kept": f"{adopted.kept} of {len(adopted.layers)}",
+        "KB": f"{path.stat().st_size / 1024:.0f} -> {nbytes / 1024:.0f}",
+        "top-1 before": None if before is None else top1(theirs, test),
+        "after": top1(ours, test),
+        "same class %": 100 * float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()),
+        "dB": 10 * np.log10(float(np.square(theirs).sum()) / max(float(np.square(theirs - ours).sum()), 1e-30)),
+        "ms before": 1e3 * times["before"] if before is not None else None,
+        "ms after": 1e3 * times["after"],
+        "ms floats": 1e3 * times["floats"],
+        "before": why,
     }
+
+
+def runs(path: Path, feeds: Any) -> tuple[Session | None, str]:
+    """A session on a file that onnxruntime runs; else None, and what it says."""
+    try:
+        session = Session(path, threads=1)
+        session.run_list(feeds)
+    except QGraphError as error:
+        return None, "does not load" if "cannot load" in str(error) else "loads, and fails in the first run"
+    return session, "runs"
+
+
+def answers(session: Session, test: qgraph.Dataset) -> Any:
+    return np.concatenate([session.run_list(batch.feeds)[0] for batch in test.batches(BATCH)])
+
+
+def top1(answer: Any, test: qgraph.Dataset) -> float:
+    return 100 * float((answer.argmax(axis=1) == test.labels[: len(answer)]).mean())
 
 
 def main() -> None:
@@ -110,7 +130,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = {**made(source, folder, calibration), **{path.stem: path for path in given.files}}
-        rows = [compared(title, path, folder, calibration, test) for title, path in files.items()]
+        floats = Session(source, threads=1)
+        print(f"float: top-1 {top1(answers(floats, test), test):.2f} %")
+        rows = [compared(title, path, folder, calibration, test, floats) for title, path in files.items()]
     report("ResNet-20, files of other tools before and after qgraph adopt", rows, json_path=given.json)
 
 

@@ -1,9 +1,9 @@
 """Quantized forms of a classifier by other tools, for `benchmarks.adopt`: run it where those tools are installed.
 
-`python benchmarks/adopt_files.py MODEL.onnx IMAGES.npz FOLDER [--count 256]` needs neither qgraph nor this checkout: tools
-pin versions of each other's packages, so each may live in an environment of its own. Whatever of onnxsim, NNCF,
-NVIDIA's ModelOpt and AMD's Quark can be imported writes its files, by its defaults and what its pages recommend, from the
-first images of the CIFAR archive; the name of a file has the tool's version.
+`python benchmarks/adopt_files.py MODEL.onnx IMAGES.npz FOLDER [--count 256]` needs neither qgraph nor this checkout:
+tools pin versions of each other's packages, so each may live in an environment of its own. Whatever of onnxsim, NNCF,
+NVIDIA's ModelOpt and AMD's Quark can be imported writes its files, by its defaults and what its pages recommend, from
+the first images of the CIFAR archive; the name of a file has the tool's version.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ def quark_files(model: Path, samples: Any, target: Callable[[str], Path]) -> Ite
 
     class Reader:
         def __init__(self) -> None:
-            self.rewind()
+            self.index = 0
 
         def rewind(self) -> None:
-            self.rest = iter(samples)
+            self.index = 0
 
         def get_next(self) -> Any:
-            x = next(self.rest, None)
-            return None if x is None else {name: x[None]}
+            self.index += 1
+            return {name: samples[self.index - 1 : self.index]} if self.index <= len(samples) else None
 
     name = onnx.load(model).graph.input[0].name
     for form in ("XINT8", "A8W8", "U8S8_AAWS"):

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
-from qgraph.errors import ModelError
+from qgraph.errors import ModelError, QGraphError, first_line
 from qgraph.graph.tensors import is_non_negative, is_transparent
 from qgraph.graph.walk import descendants
 from qgraph.lowering.file_grids import CODES, FileGrid, FileWeight, dequantized, grid_of, quantized
@@ -44,8 +44,17 @@ class Lifted:
 def lift(model: Model) -> Lifted:
     """Take the grids out of a quantized model.
 
-    Raises `ModelError` if it has none, or if its weights cannot be computed.
+    Raises `ModelError` if it has none, or contradicts itself.
     """
+    try:
+        return _lifted(model)
+    except QGraphError:
+        raise
+    except Exception as error:  # of any kind: shapes and types of grids are checked nowhere else
+        raise ModelError(f"{model.source}: its grids contradict its operators: {first_line(error)}") from error
+
+
+def _lifted(model: Model) -> Lifted:
     net = model.ir_model.clone()
     graph = net.graph
     if net.functions:

@@ -297,6 +297,17 @@ def test_what_the_checker_refuses_and_nobody_mends_keeps_its_message():
         qgraph.adopt(net)
 
 
+def test_a_product_of_blocks_that_do_not_fit_is_refused():
+    node = onnx.helper.make_node("MatMulNBits", ["x", "b", "s"], ["y"], domain="com.microsoft", K=32, N=7, bits=4)
+    arrays = {"b": np.zeros((8, 2, 8), np.uint8), "s": np.ones((8, 2), np.float32)}
+    values = [onnx.helper.make_tensor_value_info(*value) for value in (("x", 1, [3, 32]), ("y", 1, [3, 8]))]
+    constants = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = onnx.helper.make_graph([node], "g", values[:1], values[1:], constants)
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.microsoft", 1)]
+    with pytest.raises(ModelError, match="its grids contradict its operators"):
+        qgraph.adopt(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8))
+
+
 def test_nodes_in_any_order(made):
     net = onnx.load(made["s8s8"])
     nodes = list(reversed(net.graph.node))
