@@ -3,18 +3,23 @@
 `python -m benchmarks.bits4 [--model NAME ...] [--setting W4A4 ...] [--images N] [--steps N] [--real FOLDER]`: CIFAR
 networks are calibrated on 256 training images without labels and judged on the first `--images` test images. With
 `--real`, FOLDER/mobilenetv2.onnx is calibrated on FOLDER/imagenet.calib.npz and judged on FOLDER/imagenet.eval.npz.
-First and last layers have 8 bits. Each step stands on those above it: `clip`, `equalise` (`qgraph.equalise` before),
-`second order`, `reconstruct` (block by block, `--steps` steps each) and `dropping` (the same with roundings dropped at
-random, which is what `--effort` runs). `drop` is in points of top-1 against the float model on the same images, `dB`
-the SQNR of the logits, both of the written file; `CPU s` is the processor time of all steps so far.
+First and last layers have 8 bits. Without a choice of networks, nothing is measured and the table of
+benchmarks/results/bits4.json is printed; what is measured is kept there.
+
+Each step stands on those above it: `clip`, `equalise` (`qgraph.equalise` before), `second order` (all positions count
+alike), `important` (clips and roundings count positions by what they do to the outputs, as `--effort fast` does),
+`reconstruct` (block by block, `--steps` steps each) and `dropping` (the same with roundings dropped at random, as
+`--effort default` and `best` do). `drop` is in points of top-1 against the float model on the same images, `dB` the
+SQNR of the logits, both of the written file; `CPU s` is the processor time of all steps so far.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,18 +28,23 @@ import numpy as np
 import onnx_ir as ir
 
 import qgraph
-from benchmarks.common import CIFAR, arguments, images, report, shared
+from benchmarks.common import CIFAR, arguments, images, keep, report, shared
 from qgraph.assess.evaluate import evaluate
 from qgraph.graph.sites import GraphView
 from qgraph.jobs.result import Result
 from qgraph.lowering.lower import lower
 from qgraph.methods.reconstruct.config import STEPS, ReconstructConfig
 from qgraph.methods.reconstruct.walk import reconstruct_blocks
+from qgraph.methods.second_order.round import round_weights
 from qgraph.onnxfile.write import serialised
+from qgraph.plan.plan import QuantPlan
 from qgraph.samples.dataset import open_data
 
+RESULTS = Path(__file__).parent / "results" / "bits4.json"
+TITLE = "Few bits without labels"
 NETWORKS = ("resnet20", "resnet32", "relu6_dw", "silu_se")
 SETTINGS = ("W4A8", "W8A4", "W4A4")
+STEP_NAMES = ("clip", "equalise", "second order", "important", "reconstruct", "dropping")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +71,11 @@ class Case:
             name="mobilenetv2", model=folder / "mobilenetv2.onnx", calibration=folder / "imagenet.calib.npz", test=test
         )
 
-    def rows(self, settings: list[str], steps: int) -> Iterator[dict[str, Any]]:
+    def rows(self, settings: Sequence[str], names: Sequence[str], steps: int) -> Iterator[dict[str, Any]]:
         best = evaluate(self.model, self.test, preprocessing=CIFAR).top1 or 0.0
         for setting in settings:
             weights, activations = map(int, re.findall(r"\d", setting))
-            for step, made, seconds in self._steps(weights, activations, steps):
+            for step, made, seconds in self._steps(weights, activations, names, steps):
                 found = evaluate(made, self.test, preprocessing=CIFAR, against=self.model)
                 yield {
                     "network": self.name,
@@ -78,7 +88,9 @@ class Case:
                     "CPU s": seconds,
                 }
 
-    def _steps(self, weights: int, activations: int, steps: int) -> Iterator[tuple[str, ir.Model, float]]:
+    def _steps(
+        self, weights: int, activations: int, names: Sequence[str], steps: int
+    ) -> Iterator[tuple[str, ir.Model, float]]:
         """The name of every step, the file after it, and the processor time until then."""
 
         bits: dict[str, Any] = {"weights": weights, "activations": activations}
@@ -88,41 +100,92 @@ class Case:
                 model, self.calibration, preprocessing=CIFAR, measure=False, guard="off", **bits, **options
             )
 
-        started = time.process_time()
-        yield "clip", quantized(self.model).model, time.process_time() - started
-        started = time.process_time()
+        def written(plan: QuantPlan) -> ir.Model:
+            return lower(rounded.net, plan, format="qdq")
+
+        clock = time.process_time
+        if "clip" in names:
+            started = clock()
+            yield "clip", quantized(self.model).model, clock() - started
+        started = clock()
         equal = qgraph.equalise(self.model, self.calibration, preprocessing=CIFAR, **bits)
-        base = time.process_time() - started
-        yield "equalise", quantized(equal.ir_model).model, base + time.process_time() - started
-        started = time.process_time()
+        clipped = quantized(equal.ir_model)
+        base, started = clock() - started, clock()
+        yield "equalise", clipped.model, base
+        if "second order" in names:
+            samples = open_data(self.calibration, clipped.net, preprocessing=CIFAR)
+            alike = round_weights(clipped.plan, GraphView(clipped.net), samples)
+            yield "second order", lower(clipped.net, alike, format="qdq"), base + clock() - started
+        started = clock()
         rounded = quantized(equal.ir_model, rounding="second-order")
-        base += time.process_time() - started
-        yield "second order", rounded.model, base
+        base += clock() - started
+        yield "important", rounded.model, base
         samples = open_data(self.calibration, rounded.net, preprocessing=CIFAR)
         for step, drop in (("reconstruct", 0.0), ("dropping", 0.5)):
-            started = time.process_time()
-            config = ReconstructConfig(steps=steps, drop=drop)
-            plan = reconstruct_blocks(rounded.plan, GraphView(rounded.net), samples, config=config)
-            made = lower(rounded.net, plan, format="qdq")
-            yield step, made, base + time.process_time() - started
+            if step in names:
+                started = clock()
+                config = ReconstructConfig(steps=steps, drop=drop)
+                plan = reconstruct_blocks(rounded.plan, GraphView(rounded.net), samples, config=config)
+                yield step, written(plan), base + clock() - started
+
+
+def kept(path: Path = RESULTS) -> list[dict[str, Any]]:
+    """The rows measured so far."""
+    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+
+
+def merged(known: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All rows in the order of networks, settings and steps; those just measured replace others of their case."""
+
+    def case(row: dict[str, Any]) -> tuple[str, str, str]:
+        return row["network"], row["setting"], row["step"]
+
+    def place(row: dict[str, Any]) -> tuple[int, ...]:
+        network = (*NETWORKS, "mobilenetv2").index(row["network"])
+        return network, SETTINGS.index(row["setting"]), STEP_NAMES.index(row["step"])
+
+    found = {case(row): row for row in (*known, *rows)}
+    return sorted(found.values(), key=place)
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The drop of every network and setting after each step, in points; for README."""
+    drops: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows:
+        drops.setdefault((row["network"], row["setting"]), {})[row["step"]] = row["drop"]
+    return [
+        {"network": network, "bits": setting, **{step: found.get(step) for step in STEP_NAMES}}
+        for (network, setting), found in drops.items()
+    ]
 
 
 def main() -> None:
     def options(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--model", choices=NETWORKS, action="append", help="default: all four")
+        parser.add_argument("--model", choices=NETWORKS, action="append", help="networks of CIFAR to measure")
         parser.add_argument("--setting", choices=SETTINGS, action="append", help="default: all three")
+        parser.add_argument("--step", choices=STEP_NAMES, action="append", help="default: all")
         parser.add_argument("--images", type=int, default=10_000, help="test images, at most (default: 10,000)")
         parser.add_argument("--steps", type=int, default=STEPS["default"], help="of each block (default: %(default)s)")
-        parser.add_argument("--real", type=Path, metavar="FOLDER", help="MobileNetV2 and its photographs instead")
+        parser.add_argument("--real", type=Path, metavar="FOLDER", help="measure MobileNetV2 on its photographs")
 
     given = arguments(__doc__, options)
+    path = Path(given.json) if given.json else RESULTS
+    cases = [Case.cifar(name, given.images) for name in given.model or ()]
     if given.real:
-        cases = [Case.mobilenet(given.real, given.images)]
-    else:
-        cases = [Case.cifar(name, given.images) for name in given.model or NETWORKS]
-    settings = given.setting or list(SETTINGS)
-    rows = [row for case in cases for row in case.rows(settings, given.steps)]
-    report("Few bits without labels", rows, json_path=given.json)
+        cases.append(Case.mobilenet(given.real, given.images))
+    rows = kept(path)
+    for case in cases:
+        for row in case.rows(given.setting or SETTINGS, given.step or STEP_NAMES, given.steps):
+            report(TITLE, [row])
+            rows = merged(kept(path), [row])
+            _write(path, rows)
+    report(TITLE, rows)
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Keep all rows, and beside them the summary that README shows."""
+    keep(TITLE, rows, path)
+    keep(TITLE, summary(rows), path.with_name(f"{path.stem}_summary.json"))
 
 
 if __name__ == "__main__":

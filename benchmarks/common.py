@@ -83,9 +83,14 @@ def report(title: str, rows: Sequence[Mapping[str, Any]], *, json_path: str | No
         table.add_row(*(_text(value) for value in row.values()))
     Console(width=None if sys.stdout.isatty() else 150).print(table)
     if json_path:
-        machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        content = {"title": title, "machine": machine, "rows": list(rows)}
-        Path(json_path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        keep(title, rows, json_path)
+
+
+def keep(title: str, rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Write rows with a description of the machine."""
+    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    content = {"title": title, "machine": machine, "rows": list(rows)}
+    Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _text(value: Any) -> str:

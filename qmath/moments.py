@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qmath._content import ByContent
-from qmath._validation import as_data, check_finite
+from qmath._validation import as_data, as_parameter, check_finite
 
 Floats = NDArray[np.float64]
 
@@ -25,7 +25,7 @@ class Moments(ByContent):
     """Moments about the mean of operands x, in G groups of K products, with targets y of C outputs.
 
     `hessian` has shape (G, K, K) and `target` (C, K), those of the group of every output; `mean` (G, K), `target_mean`
-    and `target_variance` (C,). `count` is the number of operands seen.
+    and `target_variance` (C,). `count` is the number of operands seen, or the sum of their weights.
 
     Example:
         >>> import qmath
@@ -41,7 +41,7 @@ class Moments(ByContent):
     mean: Floats
     target_mean: Floats
     target_variance: Floats
-    count: int
+    count: float
 
     def joined(self, other: Moments) -> Moments:
         """Return the moments of the samples of both."""
@@ -77,14 +77,17 @@ class MomentsAccumulator:
     """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = 0.0
         self._about: tuple[NDArray[np.floating], NDArray[np.floating]] | None = None
 
-    def update(self, x: ArrayLike, y: ArrayLike) -> None:
+    def update(self, x: ArrayLike, y: ArrayLike, weights: ArrayLike | None = None) -> None:
         """Take in n operands x, shape (G, n, K), and as many targets y, shape (n, C), C a multiple of G.
 
+        With `weights`, shape (n,), a pair counts as often as its weight says.
+
         Raises:
-            ValueError: For shapes that do not fit one another or an earlier batch, empty arrays, NaN and infinities.
+            ValueError: For shapes that do not fit one another or an earlier batch, empty arrays, weights below
+                zero, NaN and infinities.
             TypeError: For anything but real numbers.
         """
         operands, targets = as_data(x), as_data(y, "y")
@@ -106,12 +109,16 @@ class MomentsAccumulator:
             )
         moved = np.subtract(operands, self._about[0], order="C")
         aims = targets - self._about[1]
+        times = np.ones(count) if weights is None else _times(weights, count)
+        self._sums += np.matmul(times, moved)
+        self._of_targets += times @ aims, times @ np.square(aims, dtype=np.float64)
+        if weights is not None:
+            root = np.sqrt(times).astype(moved.dtype)[:, None]
+            moved, aims = moved * root, aims * root
         by_group = aims.reshape(count, groups, -1).transpose(1, 2, 0)
         self._products += np.matmul(moved.transpose(0, 2, 1), moved)
         self._cross += np.matmul(np.ascontiguousarray(by_group), moved)
-        self._sums += moved.sum(axis=1, dtype=np.float64)
-        self._of_targets += aims.sum(axis=0, dtype=np.float64), np.square(aims).sum(axis=0, dtype=np.float64)
-        self.count += count
+        self.count += float(times.sum())
 
     def result(self) -> Moments:
         """Return the moments of everything taken in.
@@ -119,8 +126,8 @@ class MomentsAccumulator:
         Raises:
             ValueError: When nothing was taken in.
         """
-        if self._about is None:
-            raise ValueError("no operand was taken in: call update first")
+        if self._about is None or not self.count:
+            raise ValueError("no operand was taken in: call update first, with weights above zero")
         mean = self._sums / self.count
         aim, square = self._of_targets / self.count
         shared = np.repeat(mean, len(aim) // len(mean), axis=0)
@@ -132,3 +139,10 @@ class MomentsAccumulator:
             target_variance=np.maximum(square - aim**2, 0.0),
             count=self.count,
         )
+
+
+def _times(weights: ArrayLike, count: int) -> Floats:
+    times = as_parameter(weights, "weights", non_negative=True)
+    if times.shape != (count,):
+        raise ValueError(f"weights: expected shape ({count},), one for each operand, found {times.shape}")
+    return times

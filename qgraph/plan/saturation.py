@@ -57,6 +57,12 @@ def largest_pair(layer: Layer, quant: LayerQuant, grids: Mapping[str, Activation
     return 0 if not highest or alone else _INT16_MAX // highest
 
 
+def never_saturates(layer: Layer, quant: LayerQuant, grids: Mapping[str, ActivationQuant]) -> bool:
+    """Whether no codes that the layer's grid has can saturate its kernel."""
+    limit = largest_pair(layer, quant, grids)
+    return not limit or 2 * _largest_code(quant.weight) <= limit
+
+
 def saturated(layer: Layer, grid: WeightQuant, limit: int) -> NDArray[np.bool_]:
     """For each output channel, whether two neighbours among its codes sum to more than `limit` (`largest_pair`)."""
     pairs = largest_pairs(layer, codes.stored(codes.codes(layer.weight_array(), grid), grid))

@@ -158,6 +158,19 @@ def test_moments_do_not_depend_on_batches_and_survive_a_large_mean():
         np.testing.assert_allclose(found.mean, x.mean(axis=1))
 
 
+def test_a_pair_counts_as_often_as_its_weight_says():
+    x, y = RNG.normal(size=(1, 30, 3)) + 2, RNG.normal(size=(30, 2))
+    times = RNG.integers(0, 4, 30)
+    weighted, repeated = qmath.MomentsAccumulator(), qmath.MomentsAccumulator()
+    weighted.update(x, y, times)
+    repeated.update(np.repeat(x, times, axis=1), np.repeat(y, times, axis=0))
+    one, other = weighted.result(), repeated.result()
+    for name in ("hessian", "target", "mean", "target_mean", "target_variance", "count"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match=r"weights: expected shape \(30,\)"):
+        weighted.update(x, y, times[:3])
+
+
 def test_aim_helps_on_new_samples_and_is_the_weight_where_it_would_not():
     weight, mix = RNG.normal(size=(6, 40)), RNG.normal(size=(40, 40))
 

@@ -18,7 +18,7 @@ def reconstruct(plan: QuantPlan, given: Material) -> QuantPlan:
     from qgraph.methods.reconstruct.walk import reconstruct_blocks
 
     samples = given.need_samples("reconstruction learns from samples")
-    each = 0 if given.observed is None else given.observed.sample_bytes // 4  # of a sample, held between blocks
-    most = max(1, min(ReconstructConfig().samples, MEMORY // max(each, 1)))
+    nbytes = 0 if given.observed is None else given.observed.sample_bytes
+    most = max(1, min(ReconstructConfig().samples, MEMORY // max(nbytes // 4, 1)))  # held between two blocks
     config = ReconstructConfig(steps=STEPS[given.recipe.effort or "default"], samples=most)
-    return reconstruct_blocks(plan, given.view, samples, config=config, job=given.job)
+    return reconstruct_blocks(plan, given.view, samples, config=config, sample_bytes=nbytes, job=given.job)

@@ -32,7 +32,8 @@ class ReconstructConfig:
     batch: int = 32
     shard: int = 16
     samples: int = 1024
-    crop: int = 16
+    crop: int = 32
+    crops: int = 4
     drop: float = 0.5
     reach: float = 0.3
     softness: float = 0.5

@@ -77,9 +77,11 @@ def _until(model: ir.Model, wanted: Sequence[ir.Value], entering: Collection[ir.
 
 
 def training_graph(
-    model: ir.Model, float_model: ir.Model, block: Block, sizes: Sizes, power: Mapping[str, float]
+    model: ir.Model, float_model: ir.Model, block: Block, sizes: Sizes, power: Mapping[str, float], important: Sizes
 ) -> Deferred:
     """Loss and gradients of a block for inputs of these sizes; `power` is the mean square of what leaves it.
+
+    Squared errors are multiplied by inputs `important:NAME`, with 1 along the axes that `important` gives a 1.
 
     Raises `GradientError` for an operator that cannot be differentiated.
     """
@@ -101,7 +103,14 @@ def training_graph(
         target = ir.Value(name=f"float:{name}", shape=ir.Shape(shapes[name]), type=ir.TensorType(ir.DataType.FLOAT))
         made.graph.inputs.append(target)
         gap = tensor(values[name]) - tensor(target)
-        terms.append(op.ReduceSum(gap * gap, keepdims=0) * (1.0 / max(power[name], 1e-30)))
+        squares = gap * gap
+        if name in important:
+            weights = ir.Value(
+                name=f"important:{name}", shape=ir.Shape(important[name]), type=ir.TensorType(ir.DataType.FLOAT)
+            )
+            made.graph.inputs.append(weights)
+            squares = squares * tensor(weights)
+        terms.append(op.ReduceSum(squares, keepdims=0) * (1.0 / max(power[name], 1e-30)))
     append(made, reduce(op.Add, terms), name=LOSS)
     made.graph.outputs[:] = [made.graph.outputs[-1]]
     step = deferred_gradients(made, LOSS, _wanted(made))

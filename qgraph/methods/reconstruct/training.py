@@ -61,11 +61,15 @@ class Variables:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Samples:
-    """What enters a block in the quantized and in the float network, and what leaves it in the float network."""
+    """What enters a block in the quantized and in the float network, and what leaves it in the float network.
+
+    `important` holds how much each position of what leaves counts, with 1 along the axis of channels.
+    """
 
     quantized: Arrays
     floats: Arrays
     targets: Arrays
+    important: Arrays
 
     @property
     def count(self) -> int:
@@ -165,6 +169,7 @@ def _chance(shape: tuple[int, ...], share: float, rng: np.random.Generator) -> N
 def _shard(samples: Samples, chosen: NDArray[np.int64], drop: float, rng: np.random.Generator) -> Feeds:
     """Some samples, with a share of what enters taken from the float network."""
     feeds: Feeds = {f"float:{name}": array[chosen] for name, array in samples.targets.items()}
+    feeds |= {f"important:{name}": array[chosen] for name, array in samples.important.items()}
     for name, array in samples.quantized.items():
         x, other = array[chosen], samples.floats[name]
         if x.dtype.kind == "f" and other is not array and drop:

@@ -18,20 +18,21 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph.gradient import GradientError
+from qgraph.gradient.importance import counted, important_positions
 from qgraph.graph.blocks import Block, blocks
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import is_non_negative
 from qgraph.lowering.simulate import simulate
 from qgraph.methods.reconstruct.config import ReconstructConfig
-from qgraph.methods.reconstruct.crops import croppable, cropped
+from qgraph.methods.reconstruct.crops import croppable, cropped, margin
 from qgraph.methods.reconstruct.graph import block_part, key, trainable, trained_grids, training_graph
 from qgraph.methods.reconstruct.training import Samples, Variables, train_block
 from qgraph.methods.reconstruct.variables import SoftWeight, TrainedGrid
 from qgraph.onnxfile.edit import constant
 from qgraph.plan import codes as weights
-from qgraph.plan.plan import LayerQuant, QuantPlan
-from qgraph.plan.saturation import largest_pair, saturated
+from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
+from qgraph.plan.saturation import never_saturates
 from qgraph.running.job import Job
 from qgraph.running.sessions import Session, in_parallel
 from qgraph.running.store import Store, open_store
@@ -46,15 +47,20 @@ def reconstruct_blocks(
     data: Dataset,
     *,
     config: ReconstructConfig | None = None,
+    sample_bytes: int = 0,
     job: Job | None = None,
 ) -> QuantPlan:
     """The plan with codes, activation grids and bias shifts learned block after block; labels are not needed.
 
-    Blocks that no gradient passes keep what they have. The same arguments give the same bytes on any number of threads.
+    Errors count by the importance of their positions for the network's outputs (`qgraph.gradient.importance`);
+    `sample_bytes` are those of all tensors of a sample, about. Blocks that no gradient passes keep what they have.
+    The same arguments give the same bytes on any number of threads.
     """
     chosen, job = config or ReconstructConfig(), job or Job()
-    batches = list(data.choose(range(0, data.count, -(-data.count // chosen.samples))).batches(chosen.shard))
-    walk = _Walk.begin(plan, view, batches, chosen, job)
+    spread = data.choose(range(0, data.count, -(-data.count // chosen.samples)))
+    walk = _Walk.begin(plan, view, list(spread.batches(chosen.shard)), chosen, job)
+    leaving = [name for block in walk.blocks for name in block.writes]
+    walk.important = important_positions(view, leaving, spread, chosen.shard, sample_bytes=sample_bytes, job=job)
     decisive = {"model": view.model, "plan": plan.to_json(), "settings": chosen, "seed": job.seed, "samples": data}
     with (
         open_store(job.resume, "reconstruction", **decisive) as store,
@@ -77,13 +83,15 @@ class _Walk:
     graph: ir.Model
     config: ReconstructConfig
     job: Job
+    important: Arrays = dataclasses.field(default_factory=dict)
 
     @classmethod
     def begin(
         cls, plan: QuantPlan, view: GraphView, batches: Sequence[Batch], config: ReconstructConfig, job: Job
     ) -> _Walk:
         cut = blocks(view)
-        layers = [quant.name for quant in plan.layers if _is_trained(view.by_name[quant.name], quant)]
+        grids = plan.operand_grids
+        layers = [quant.name for quant in plan.layers if _is_trained(view.by_name[quant.name], quant, grids)]
         side = _side_values(view, cut, batches, job.threads)
         graph = trainable(view.model, plan, frozenset(layers))
         return cls(
@@ -104,12 +112,13 @@ class _Walk:
         """
         block = self.blocks[index]
         targets = _run(self.view.model.ir_model, block, self.floats, self.job.threads)
+        self._forget_what_does_not_fit(targets)
         results, before = self._results(block), self.plan
-        start = _error(results, targets)
+        start = _error(results, targets, self.important)
         note = f"{block.layers[-1]}: {start:.4f}"
         if self._learn(index, store, targets):
             learned = self._results(block)
-            error = _error(learned, targets)
+            error = _error(learned, targets, self.important)
             note += f" -> {error:.4f}"
             if error < start:
                 results = learned
@@ -121,6 +130,12 @@ class _Walk:
             for name in [name for name in held if name not in later]:
                 del held[name]
         return note
+
+    def _forget_what_does_not_fit(self, targets: Arrays) -> None:
+        pairs = {n: zip(self.important[n], made, strict=True) for n, made in targets.items() if n in self.important}
+        for name, both in pairs.items():
+            if any(counted(weights, values) is None for weights, values in both):
+                del self.important[name]
 
     def _results(self, block: Block) -> Arrays:
         """What leaves a block in the network as it is quantized so far."""
@@ -150,11 +165,12 @@ class _Walk:
             return None
         samples = self._samples(block, targets)
         sizes = {name: (self.config.shard, *array.shape[1:]) for name, array in samples.quantized.items()}
+        important = {n: (self.config.shard, *a.shape[1:]) for n, a in samples.important.items()}
         power = {
-            name: float(np.mean(np.square(array, dtype=np.float64))) * array[0].size
+            name: float(np.mean(np.square(array, dtype=np.float64) * samples.important.get(name, 1.0))) * array[0].size
             for name, array in samples.targets.items()
         }
-        graph = training_graph(self.graph, self.view.model.ir_model, block, sizes, power)
+        graph = training_graph(self.graph, self.view.model.ir_model, block, sizes, power, important)
         inputs = {str(v.name) for v in graph.model.graph.inputs}
         grids = {name: grid for name, grid in variables.grids.items() if f"rounded:{name}" in inputs}
         variables = dataclasses.replace(variables, grids=grids)
@@ -176,21 +192,36 @@ class _Walk:
 
     def _samples(self, block: Block, targets: Arrays) -> Samples:
         quantized, floats = ({n: held[n] for n in block.reads} for held in (self.quantized, self.floats))
+        important = {name: self.important[name] for name in block.writes if name in self.important}
         if croppable(block, quantized, self.config.crop):
-            quantized, floats = cropped(quantized, floats, self.config.crop, seed=self.job.seed)
+            alike = {name: [np.ones_like(a[:, :1]) for a in targets[name]] for name in block.writes}
+            quantized, floats, important = cropped(
+                quantized,
+                floats,
+                alike | important,
+                self.config.crop,
+                edge=margin(block),
+                times=self.config.crops,
+                seed=self.job.seed,
+            )
             targets = _run(self.view.model.ir_model, block, floats, self.job.threads)
         return Samples(
             **{
                 n: {k: np.concatenate(v) for k, v in part.items()}
-                for n, part in (("quantized", quantized), ("floats", floats), ("targets", targets))
+                for n, part in (
+                    ("quantized", quantized),
+                    ("floats", floats),
+                    ("targets", targets),
+                    ("important", important),
+                )
             }
         )
 
     def _variables(self, block: Block) -> Variables:
-        found = Variables(weights={}, biases={}, grids={})
+        found, grids = Variables(weights={}, biases={}, grids={}), self.plan.operand_grids
         for name in block.layers:
             quant, layer = self.plan.layer(name), self.view.by_name[name]
-            if quant is None or not _is_trained(layer, quant):
+            if quant is None or not _is_trained(layer, quant, grids):
                 continue
             found.weights[name] = SoftWeight.of(layer.weight_array(), quant.weight, self.config.softness)
             bias = constant(layer.bias)
@@ -208,30 +239,28 @@ class _Walk:
 
     def _keep(self, variables: Variables) -> None:
         """Put what was learned into the plan."""
-        grids = self.plan.operand_grids
 
         def layer(quant: LayerQuant) -> LayerQuant:
             if quant.name not in variables.weights:
                 return quant
             found, target = variables.weights[quant.name], self.view.by_name[quant.name]
-            held = weights.with_codes(quant.weight, found.codes())
-            if saturated(target, held, largest_pair(target, quant, grids)).any():
-                held = quant.weight
             shift = quant.bias_shift
             if quant.name in variables.biases:
                 bias = constant(target.bias)
                 known = 0.0 if bias is None else np.asarray(bias, np.float64).reshape(-1)
                 moved = (variables.biases[quant.name] - known) * target.bias_factor
                 shift = tuple(float(s) for s in moved.astype(np.float32))
+            held = weights.with_codes(quant.weight, found.codes())
             return dataclasses.replace(quant, weight=held, bias_shift=shift)
 
         learned = {key(grid.quant): grid.now() for grid in variables.grids.values()}
         self.plan = self.plan.map_layers(layer).map_activations(lambda a: learned.get(key(a), a))
 
 
-def _is_trained(layer: Layer, quant: LayerQuant) -> bool:
-    """Whether codes of the layer can be learned: of a weight that it alone reads."""
-    return layer.owns_weight and not layer.weight_only and quant.weight.rounding is None and quant.runs != "dynamic"
+def _is_trained(layer: Layer, quant: LayerQuant, grids: Mapping[str, ActivationQuant]) -> bool:
+    """Whether codes of the layer can be learned: of a weight that it alone reads, and whose pairs never saturate."""
+    plain = layer.owns_weight and not layer.weight_only and quant.weight.rounding is None
+    return plain and quant.runs != "dynamic" and never_saturates(layer, quant, grids)
 
 
 def _side_values(view: GraphView, cut: Sequence[Block], batches: Sequence[Batch], threads: int | None) -> Arrays:
@@ -247,12 +276,15 @@ def _side_values(view: GraphView, cut: Sequence[Block], batches: Sequence[Batch]
     return given
 
 
-def _error(results: Arrays, targets: Arrays) -> float:
+def _error(results: Arrays, targets: Arrays, important: Arrays) -> float:
     """The squared error of what leaves a block, relative to its power, summed over tensors."""
     found = 0.0
     for name, made in results.items():
-        gap = sum(float(np.sum(np.square(a - b, dtype=np.float64))) for a, b in zip(made, targets[name], strict=True))
-        found += gap / max(sum(float(np.sum(np.square(b, dtype=np.float64))) for b in targets[name]), 1e-30)
+        gap = power = 0.0
+        for a, b, w in zip(made, targets[name], important.get(name, [np.float32(1)] * len(made)), strict=True):
+            gap += float(np.sum(np.square(a - b) * w, dtype=np.float64))
+            power += float(np.sum(np.square(b) * w, dtype=np.float64))
+        found += gap / max(power, 1e-30)
     return found
 
 

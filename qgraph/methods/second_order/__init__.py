@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 @method("second-order", after="aciq", once=True, defaults={"rounding": "second-order"}, needs=["data"])
 def second_order(plan: QuantPlan, given: Material) -> QuantPlan:
     """ACIQ, then weights rounded in turn, each error passed on to those not yet rounded (GPTQ)."""
-    from qgraph.methods.second_order.round import round_weights
+    from qgraph.gradient.importance import important_positions
+    from qgraph.methods.second_order.clips import important_clips
+    from qgraph.methods.second_order.round import SecondOrderConfig, chosen_samples, round_weights
 
     samples = given.need_samples("second-order rounding reads samples")
-    return round_weights(plan, given.view, samples, observed=given.observed, job=given.job)
+    chosen, size = chosen_samples(samples, SecondOrderConfig(), given.observed)
+    names = [str(layer.output.name) for layer in given.view.layers] + [grid.tensor for grid in plan.activations]
+    nbytes = 0 if given.observed is None else given.observed.sample_bytes
+    important = important_positions(given.view, names, chosen, size, sample_bytes=nbytes, job=given.job)
+    plan = important_clips(plan, given.view, list(chosen.batches(size)), important, job=given.job)
+    return round_weights(plan, given.view, samples, observed=given.observed, job=given.job, important=important)

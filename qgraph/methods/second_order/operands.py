@@ -47,27 +47,37 @@ def from_rows(layer: Layer, rows: NDArray[Any], shape: tuple[int, ...]) -> NDArr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Operands (groups, n, products) and results (n, outputs) at the same positions."""
+    """Operands (groups, n, products) and results (n, outputs) at the same positions, and the weights of these (n,)."""
 
     operands: Array
     results: Array
+    weights: Array | None
 
 
-def rows(layer: Layer, operand: Array, result: Array, most: int, rng: np.random.Generator) -> Rows:
-    """At most `most` positions of an operand and of what the float layer computes there."""
+def rows(
+    layer: Layer, operand: Array, result: Array, most: int, rng: np.random.Generator, weights: Array | None = None
+) -> Rows:
+    """At most `most` positions of an operand and of what the float layer computes there.
+
+    `weights` are those of all positions: of the result's shape, with 1 along its channel axis.
+    """
     if layer.op == "Conv":
-        return _patches(layer, operand, result, most, rng)
+        return _patches(layer, operand, result, most, rng, weights)
     along = layer.input_axis
     x, y = (np.moveaxis(a, along, -1).reshape(-1, a.shape[along]) for a in (operand, result))
     chosen = _chosen(len(x), most, rng)
-    return Rows(operands=x[chosen][None], results=y[chosen])
+    return Rows(
+        operands=x[chosen][None], results=y[chosen], weights=None if weights is None else weights.reshape(-1)[chosen]
+    )
 
 
 def _chosen(count: int, most: int, rng: np.random.Generator) -> NDArray[np.int64] | slice:
     return slice(None) if count <= most else np.sort(rng.choice(count, most, replace=False))
 
 
-def _patches(layer: Layer, operand: Array, result: Array, most: int, rng: np.random.Generator) -> Rows:
+def _patches(
+    layer: Layer, operand: Array, result: Array, most: int, rng: np.random.Generator, weights: Array | None
+) -> Rows:
     """The patches that some positions of the result are computed from; taps innermost, as in the weight."""
     kernel = layer.weight_array().shape[2:]
     rank = len(kernel)
@@ -91,7 +101,11 @@ def _patches(layer: Layer, operand: Array, result: Array, most: int, rng: np.ran
     patches = padded[(sample.reshape(-1, *shape), slice(None), *index)]  # n x taps x channels
     patches = np.moveaxis(patches, -1, 1).reshape(chosen.size, layer.groups, -1)
     results = np.moveaxis(result, 1, -1).reshape(-1, result.shape[1])[chosen]
-    return Rows(operands=np.ascontiguousarray(patches.transpose(1, 0, 2)), results=results)
+    return Rows(
+        operands=np.ascontiguousarray(patches.transpose(1, 0, 2)),
+        results=results,
+        weights=None if weights is None else weights.reshape(-1)[chosen],
+    )
 
 
 def _pads_before(

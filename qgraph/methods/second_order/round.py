@@ -5,11 +5,14 @@ float operands: it also makes up for the errors before it, as far as a linear la
 of its error goes into the bias:
 
     shift = E[y] - b - gain q E[x]
+
+Positions count by their importance for the network's outputs (`qgraph.gradient.importance`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 import qmath
+from qgraph.gradient.importance import counted
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.lowering.places import shift_bias
@@ -30,7 +34,7 @@ from qgraph.plan import codes as weights
 from qgraph.plan.plan import MAX_BITS, LayerQuant, QuantPlan, WeightQuant
 from qgraph.plan.saturation import largest_pair, saturated
 from qgraph.running.job import Job
-from qgraph.samples.dataset import Batch, Dataset
+from qgraph.samples.dataset import Dataset
 
 MEMORY = 2 << 30  # bytes of activations that are held between two layers, about
 
@@ -61,17 +65,25 @@ def round_weights(
     config: SecondOrderConfig | None = None,
     observed: Observations | None = None,
     job: Job | None = None,
+    important: Mapping[str, Sequence[NDArray[np.float32]]] | None = None,
 ) -> QuantPlan:
-    """The plan with codes, gains and bias shifts found layer after layer on samples; labels are not needed."""
+    """The plan with codes, gains and bias shifts found layer after layer on samples; labels are not needed.
+
+    `important` holds how much each position of a layer's results counts, for every batch.
+    """
     chosen, job = config or SecondOrderConfig(), job or Job()
-    batches = _batches(data, chosen, observed)
+    spread, size = chosen_samples(data, chosen, observed)
+    batches = list(spread.batches(size))
     done = {q.name: q for q in plan.layers if _takes_codes(view.by_name[q.name], q, chosen)}
     grids = plan.operand_grids
     start = plan.map_layers(lambda q: dataclasses.replace(q, bias_shift=()) if q.name in done else q)
     lowered = simulate(view.model, start)
     twins = GraphView(dataclasses.replace(view.model, ir_model=lowered)).by_name
     pair = _Pair(
-        Relay(view.model.ir_model, batches, threads=job.threads), Relay(lowered, batches, threads=job.threads), chosen
+        Relay(view.model.ir_model, batches, threads=job.threads),
+        Relay(lowered, batches, threads=job.threads),
+        chosen,
+        important or {},
     )
     with job.progress.stage("rounding", len(done)) as advance:
         for layer in view.layers:
@@ -91,12 +103,12 @@ def _takes_codes(layer: Layer, quant: LayerQuant, config: SecondOrderConfig) -> 
     return not why_not(layer) and grid.bits <= config.bits and grid.rounding is None and fits
 
 
-def _batches(data: Dataset, config: SecondOrderConfig, observed: Observations | None) -> list[Batch]:
-    """Samples spread over the data, as many as memory holds with what lies between two layers."""
+def chosen_samples(data: Dataset, config: SecondOrderConfig, observed: Observations | None) -> tuple[Dataset, int]:
+    """Samples spread over the data, as many as memory holds with what lies between two layers; size of a batch."""
     nbytes = 0 if observed is None else observed.sample_bytes
     most = int(np.clip(MEMORY // max(nbytes // 4, 1), min(config.batch, data.count), config.samples))
     spread = data.choose(range(0, data.count, -(-data.count // most)))
-    return list(spread.batches(min(config.batch, max(1, spread.count // 2))))  # two halves, at least
+    return spread, min(config.batch, max(1, spread.count // 2))  # two halves, at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +118,7 @@ class _Pair:
     float: Relay
     quantized: Relay
     config: SecondOrderConfig
+    important: Mapping[str, Sequence[NDArray[np.float32]]]
 
     def rounded(self, layer: Layer, twin: Layer, quant: LayerQuant, allowed: int) -> LayerQuant:
         """The layer with its weight rounded by what reaches it."""
@@ -118,10 +131,11 @@ class _Pair:
         halves, rng = [qmath.MomentsAccumulator() for _ in range(2)], np.random.default_rng(0)
         operands, results = self.quantized.value(twin.input), self.float.value(layer.output)
         wanted = self.config.rows + self.config.rows_per_product * products
-        for index, (operand, result) in enumerate(zip(operands, results, strict=True)):
-            found = rows(layer, operand, result, -(-wanted // len(operands)), rng)
+        important = self.important.get(str(layer.output.name), [None] * len(operands))
+        for index, (operand, result, counts) in enumerate(zip(operands, results, important, strict=True)):
+            found = rows(layer, operand, result, -(-wanted // len(operands)), rng, counted(counts, result))
             if found.results.size:
-                halves[index % 2].update(found.operands, found.results)
+                halves[index % 2].update(found.operands, found.results, found.weights)
         return [half.result() for half in halves] if all(half.count for half in halves) else None
 
 

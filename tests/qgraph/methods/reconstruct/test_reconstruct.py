@@ -11,14 +11,16 @@ import pytest
 import qgraph
 from qgraph.errors import UsageError
 from qgraph.gradient import gradients
+from qgraph.graph.blocks import Block
 from qgraph.graph.sites import GraphView
 from qgraph.jobs.given import open_given
 from qgraph.lowering.simulate import simulate
 from qgraph.methods.reconstruct.config import ReconstructConfig
-from qgraph.methods.reconstruct.crops import cropped
+from qgraph.methods.reconstruct.crops import cropped, margin
 from qgraph.methods.reconstruct.quantizer import DOMAIN, INPUTS, drop_quantize, expand
 from qgraph.methods.reconstruct.walk import reconstruct_blocks
 from qgraph.observe.distance import Reference
+from qgraph.plan.saturation import never_saturates
 from qgraph.running.job import Job
 from qgraph.running.sessions import Session
 
@@ -60,7 +62,8 @@ def test_threads_and_interruptions_change_nothing(start, tmp_path):
             @contextlib.contextmanager
             def entered():
                 def advance(units, note=""):
-                    raise Enough
+                    if title == "reconstruct":
+                        raise Enough
 
                 yield advance
 
@@ -123,10 +126,40 @@ def test_the_gradient_of_a_grid_with_dropped_roundings():
 
 def test_parts_of_images_are_the_same_in_both_networks():
     x = np.arange(2 * 3 * 9 * 8, dtype=np.float32).reshape(2, 3, 9, 8)
-    first, second = cropped({"t": [x]}, {"t": [-x]}, 4, seed=1)
-    assert first["t"][0].shape == (2, 3, 4, 4)
-    np.testing.assert_array_equal(first["t"][0], -second["t"][0])
-    assert np.isin(first["t"][0], x).all()
+    places = np.arange(9 * 8, dtype=np.float32).reshape(1, 1, 9, 8).repeat(2, axis=0) + 1
+    quantized, floats, important = cropped({"t": [x]}, {"t": [-x]}, {"r": [places]}, 4, edge=1, times=3, seed=1)
+    assert [part.shape for part in quantized["t"]] == 3 * [(2, 3, 4, 4)]
+    for part, other, counts in zip(quantized["t"], floats["t"], important["r"], strict=True):
+        np.testing.assert_array_equal(part, -other)
+        assert np.isin(part, x).all()
+        where = part[:, :1] % 72 + 1  # what enters tells its place
+        for image, place in zip(counts[:, 0], where[:, 0], strict=True):
+            np.testing.assert_array_equal(image[1:-1, 1:-1], place[1:-1, 1:-1])  # inside of the cut
+            top = place[0, 0] <= 8  # no cut where the image ends
+            assert (image[0, 1:-1] == (place[0, 1:-1] if top else 0)).all()
+    halved = cropped({"t": [x[:, :, :8]]}, {"t": [x[:, :, :8]]}, {"r": [places[:, :, :4, :4]]}, 4, seed=1)[2]
+    assert halved["r"][0].shape == (2, 1, 2, 2)
+
+
+def test_the_edge_of_a_part_reaches_as_far_as_kernels_do():
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["": 21]> g (float[1, 2, 16, 16] x) => (float[1, 2, 4, 4] z)
+        <float[2, 2, 3, 3] v, float[2, 2, 1, 1] u, float[2, 2, 5, 5] w>
+        { a = Conv<strides=[2, 2], pads=[1, 1, 1, 1]>(x, v) b = Conv(a, u)
+          z = Conv<strides=[2, 2], pads=[2, 2, 2, 2]>(b, w) }"""
+    )
+    nodes = tuple(model.graph)
+    assert margin(Block(nodes=nodes, layers=(), reads=("x",), writes=("z",))) == 1 + 0 + 2 * 2
+
+
+def test_codes_that_could_saturate_are_not_moved(start):
+    """The layer that reads 8 bits with weights of 8 bits: a pair of codes that grows saturates CPUs without VNNI."""
+    plan, view, samples = start
+    first = view.layers[0].name
+    assert not never_saturates(view.by_name[first], plan.layer(first), plan.operand_grids)
+    learned = reconstruct_blocks(plan, view, samples, config=QUICK, job=Job(threads=1))
+    assert learned.layer(first) == plan.layer(first)
+    assert learned.layer(view.layers[1].name) != plan.layer(view.layers[1].name)
 
 
 def test_the_command_and_bad_settings():

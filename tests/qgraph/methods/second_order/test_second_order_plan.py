@@ -200,6 +200,28 @@ def test_weights_of_eight_bits_saturate_no_kernel_and_few_samples_do():
     assert not saturated(layer, quant.weight, limit).any()
 
 
+def test_values_that_nothing_depends_on_neither_widen_grids_nor_steer_codes():
+    """Corners of feature maps may be huge without a use: here a mask removes the first column."""
+    numbers = {n: ", ".join(f"{v:.4f}" for v in RNG.normal(size=64)) for n in "vuw"}
+    net = prepare(
+        ir.from_onnx_text(
+            f"""<ir_version: 10, opset_import: ["": 21]> g (float[N, 8, 2, 6] x) => (float[N, 8, 2, 6] y)
+            <float[8, 8, 1, 1] v = {{{numbers["v"]}}}, float[8, 8, 1, 1] u = {{{numbers["u"]}}},
+             float[8, 8, 1, 1] w = {{{numbers["w"]}}}, float[6] mask = {{0, 1, 1, 1, 1, 1}}>
+            {{ a = Conv(x, v) b = Conv(a, u) c = Mul(b, mask) y = Conv(c, w) }}"""
+        )
+    )
+    x = (RNG.normal(size=(48, 8, 2, 6)) @ np.diag([12.0, 1, 1, 1, 1, 1])).astype(np.float32)
+    (want,) = Session(net.ir_model).run_list({"x": x})
+    sums, scales = [], []
+    for rounding in ("nearest", "second-order"):
+        made = qgraph.quantize(net.ir_model, x, weights=4, activations=4, rounding=rounding, measure=False, guard="off")
+        sums.append(np.square(Session(made.model).run_list({"x": x})[0] - want).mean())
+        scales.append(made.plan.operand_grids["a"].scale)
+    assert scales[1] < 0.6 * scales[0]
+    assert sums[1] < 0.3 * sums[0]
+
+
 def test_option_reaches_the_file_and_the_plan_applies_to_the_model(tmp_path):
     options = {"weights": 3, "limit": 64, "measure": False}
     made = {

@@ -1,0 +1,129 @@
+"""How much a network's outputs depend on every position of its tensors.
+
+An error e of an inner tensor t moves the outputs by J e, J = d outputs / d t. With independent signs r, the gradient
+g = J^T r of r . outputs has E[g g^T] = J^T J (Hutchinson, 1990), so that
+
+    E |J e|^2 ~ sum_i E[g_i^2] e_i^2
+
+for errors that are independent of one another: the diagonal of the Gauss-Newton matrix of squared output errors, as in
+block reconstruction (BRECQ, Li et al., 2021). It is averaged over the channels of every position, and the mean over
+all positions of all samples is 1. Every output is divided by its norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qgraph.errors import QGraphError
+from qgraph.gradient.build import gradient_name, gradients
+from qgraph.gradient.emit import append
+from qgraph.gradient.expression import constant, op, tensor
+from qgraph.graph.sites import GraphView
+from qgraph.onnxfile.model import Model
+from qgraph.onnxfile.opset import raise_opset
+from qgraph.running.job import Job
+from qgraph.running.sessions import Session, in_parallel
+from qgraph.samples.dataset import Dataset
+
+Arrays = list[NDArray[np.float32]]
+_LOSS = "random projection"
+_OPSET = 16
+_MEMORY = 1 << 29  # bytes of activations of a batch, about
+
+
+def important_positions(
+    view: GraphView, names: Iterable[str], data: Dataset, size: int, *, sample_bytes: int = 0, job: Job
+) -> dict[str, Arrays]:
+    """The importance of every position of some tensors, for batches of `size` samples; nothing without gradients.
+
+    Channels are taken along the axis of the layer that writes a tensor, else along axis 1 of maps and the last of rows.
+    """
+    written = {str(layer.output.name): layer.result_axis for layer in view.layers}
+    axes: dict[str, int] = {}
+    for name in dict.fromkeys(names):
+        value = view.values[name]
+        if value.producer() is not None and value.shape is not None and len(value.shape):
+            axes[name] = written.get(name, 1 if len(value.shape) > 3 else -1) % len(value.shape)
+    small = int(np.clip(_MEMORY // max(4 * sample_bytes, 1), 1, size))
+    with job.progress.stage("importance", 1) as advance:
+        try:
+            found = importance(view.model, [b.feeds for b in data.batches(small)], axes, threads=job.threads)
+        except QGraphError:  # an operator without a gradient, or a graph that onnxruntime does not load
+            return {}
+        advance(1)
+    counts = [len(b.feeds[next(iter(b.feeds))]) for b in data.batches(size)]
+    laid = {name: _in_batches(arrays, counts) for name, arrays in found.items()}
+    return {name: arrays for name, arrays in laid.items() if arrays}
+
+
+def counted(weights: NDArray[np.float32] | None, values: NDArray[Any]) -> NDArray[np.float32] | None:
+    """The importance of values; None where it does not fit them, as where samples do not run along axis 0."""
+    if weights is None or weights.ndim != values.ndim:
+        return None
+    return weights if all(w in (1, v) for w, v in zip(weights.shape, values.shape, strict=True)) else None
+
+
+def _in_batches(arrays: Arrays, counts: Sequence[int]) -> Arrays:
+    """The same for batches of these sizes; nothing where samples cannot be told apart, or nothing counts."""
+    if len({a.shape[1:] for a in arrays}) > 1 or not all(np.isfinite(a).all() for a in arrays):
+        return []
+    whole = np.concatenate(arrays)
+    each, rest = divmod(len(whole), sum(counts))  # rows of a sample
+    if rest or not each or not whole.any():
+        return []
+    return np.split(whole, each * np.cumsum(counts)[:-1])
+
+
+def importance(
+    model: Model, batches: Sequence[Mapping[str, NDArray[Any]]], axes: Mapping[str, int], *, threads: int | None = None
+) -> dict[str, Arrays]:
+    """The importance of every position of some tensors, one array for each batch; `axes` are their channel axes.
+
+    Arrays have the tensor's shape with 1 along the channel axis. Raises `GradientError` where an operator on the way
+    has no gradient.
+    """
+    forward = Session(model.ir_model, threads=1)
+    first = forward.run(batches[0])
+    first = {name: made for name, made in first.items() if made.dtype.kind == "f"}
+    energy = {name: float(np.sum(np.square(made, dtype=np.float64))) or 1.0 for name, made in first.items()}
+    session = Session(_projected(model, list(first), axes), threads=1)
+
+    def one(index: int) -> list[NDArray[np.float32]]:
+        rng, feeds = np.random.default_rng([index, len(batches)]), dict(batches[index])
+        results = forward.run(feeds)
+        for name, total in energy.items():
+            signs = rng.integers(0, 2, results[name].shape, np.int8).astype(np.float32) * 2 - 1
+            feeds[f"signs:{name}"] = signs / np.float32(np.sqrt(total))
+        return session.run_list({name: feeds[name] for name in session.input_names})
+
+    rows = list(in_parallel(one, range(len(batches)), workers=threads))
+    found = {name: [row[i] for row in rows] for i, name in enumerate(axes)}
+    for arrays in found.values():
+        mean = sum(float(a.sum(dtype=np.float64)) for a in arrays) / sum(a.size for a in arrays)
+        for array in arrays:
+            array /= np.float32(mean or 1.0)
+    return found
+
+
+def _projected(model: Model, outputs: Sequence[str], axes: Mapping[str, int]) -> ir.Model:
+    """A graph whose outputs are the sums of squares over channels of the gradients of a random projection."""
+    net = raise_opset(model, max(model.opset, _OPSET)).ir_model.clone()
+    terms = []
+    for value in [v for v in net.graph.outputs if v.name in outputs]:
+        signs = ir.Value(name=f"signs:{value.name}", shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT))
+        net.graph.inputs.append(signs)
+        terms.append(op.ReduceSum(tensor(value) * tensor(signs), keepdims=0))
+    append(net, reduce(op.Add, terms), name=_LOSS)
+    made = gradients(net, _LOSS, list(axes))
+    values = {str(v.name): v for v in made.graph.outputs}
+    made.graph.outputs.clear()
+    for name, axis in axes.items():
+        gradient = tensor(values[gradient_name(name)])
+        append(made, op.ReduceSum(gradient * gradient, constant([axis]), keepdims=1), name=f"importance:{name}")
+    return made
