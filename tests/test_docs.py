@@ -218,6 +218,14 @@ def test_formulas_become_mathml():
     assert "arithmatex" not in made
 
 
+def test_links_to_notebooks_lead_to_their_pages():
+    pytest.importorskip("mkdocs", reason='needs the extra: pip install ".[docs]"')
+    made = hook("notebooks").on_page_markdown(
+        "[a](../notebooks/pareto.ipynb), [b](../../notebooks/whatif.ipynb#x), `../notebooks`"
+    )
+    assert made == "[a](notebooks/pareto.md), [b](../notebooks/whatif.md#x), `../notebooks`"
+
+
 def test_every_notebook_becomes_a_page_with_its_pictures():
     pytest.importorskip("mkdocs", reason='needs the extra: pip install ".[docs]"')
     pages = hook("notebooks").pages()

@@ -37,7 +37,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The page with the gallery in place of the marker."""
+    """The page with the gallery in place of the marker, and with links to notebooks leading to their pages."""
+    markdown = re.sub(r"\.\./notebooks/(\w+)\.ipynb", r"notebooks/\1.md", markdown)
     return markdown.replace(MARKER, "\n".join(map(card, pages()))) if MARKER in markdown else markdown
 
 
