@@ -63,6 +63,18 @@ def label_end(axes: Axes, text: str, x: float, y: float, colour: str = INK) -> N
     axes.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", color=colour, fontsize=9)
 
 
+def short(name: str, most: int = 26) -> str:
+    """The end of a long name: exporters put the path of modules first."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
+def name_places(axes: Axes, names: Sequence[str]) -> None:
+    """Names below the places 0, 1, 2, ...: broken at slashes, or upright where there are many."""
+    few = len(names) <= 8
+    labels = [short(name).replace("/", "/\n") if few else short(name) for name in names]
+    axes.set_xticks(range(len(names)), labels, rotation=0 if few else 90, fontsize=None if few else 8)
+
+
 def key(axes: Axes, columns: int = 4, *, drop: float = 0.04) -> None:
     """The legend of `axes`, `drop` of the figure's height below it, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
