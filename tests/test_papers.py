@@ -37,7 +37,7 @@ def test_every_table_is_on_the_page(paper):
 
 
 def test_every_notebook_on_the_page_exists():
-    named = set(re.findall(r"`(\w+\.ipynb)`", PAGE))
+    named = set(re.findall(r"/notebooks/(\w+\.ipynb)", PAGE))
     assert len(named) > 4
     assert named <= {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
 
