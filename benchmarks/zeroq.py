@@ -76,7 +76,7 @@ def accuracy(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
             same = dict(options)
             if name != NETWORKS[0] and "size_mb" in same:
                 same["average_bits"] = same.pop("size_mb") * 2**20 * 8 / reference
-            made = [qgraph.quantize(path, seed=seed, threads=given.threads, **same) for seed in range(given.seeds)]
+            made = [qgraph.quantize(path, seed=seed, threads=given.threads or None, **same) for seed in range(given.seeds)]
             reached = [_top1(result.model, test) for result in made]
             rows.append(
                 {
