@@ -76,12 +76,13 @@ def accuracy(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
             same = dict(options)
             if name != NETWORKS[0] and "size_mb" in same:
                 same["average_bits"] = same.pop("size_mb") * 2**20 * 8 / reference
-            made = [qgraph.quantize(path, seed=seed, threads=given.threads or None, **same) for seed in range(given.seeds)]
+            same["threads"] = given.threads or None
+            made = [qgraph.quantize(path, seed=seed, **same) for seed in range(given.seeds)]
             reached = [_top1(result.model, test) for result in made]
             rows.append(
                 {
                     "network": name,
-                    "setting": setting if same == options else f"{same['average_bits']:.2f} bits on average",
+                    "setting": f"{same['average_bits']:.2f} bits on average" if "average_bits" in same else setting,
                     "weights MB": sum(layer.weight_bytes for layer in made[0].layers) / 2**20,
                     "file bytes": made[0].nbytes,
                     "float": floats,
