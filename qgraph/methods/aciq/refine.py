@@ -98,23 +98,41 @@ def choose(
 ) -> QuantPlan:
     """The variant of `refine` with the least `loss`.
 
-    Tries, below 8 bits, a step per activation channel, then bits per activation channel, then bits per weight channel.
-    `loss` measures how far the outputs of a plan are from the float model's on calibration samples; it needs no labels.
-    Bits of their own minimise the noise of one layer, which need not minimise that of the network where channels matter
-    differently to later layers.
+    Tries, below 8 bits, the ranges of a Laplace law for all activations, a step per activation channel, then bits per
+    activation channel, then bits per weight channel. `loss` measures how far the outputs of a plan are from the float
+    model's on calibration samples; it needs no labels. What is least for one layer, by squared error, need not be least
+    for the network: channels matter differently to later layers, and errors of clipping do not average out there.
     """
     weights = _Weights(view, observed, config)
-    plan = clip_activations(plan, view, observed, method=config.clip, **config.clip_options)
-    variants = [plan]
-    if any(a.bits < MAX_BITS for a in plan.activations):
-        scaled = dataclasses.replace(config, channel_activations=True)
-        for allocate in ("none", "activations"):
-            variants.append(_scaled(plan, view, observed, dataclasses.replace(scaled, allocate_bits=allocate)))
-    variants = [v for i, v in enumerate(variants) if v.activations not in [u.activations for u in variants[:i]]]
-    tried = [(loss(done), done, first) for first in variants for done in [weights.refine(first, False)]]
-    least, best, first = min(tried, key=lambda one: one[0])
+    configs = [config]
+    if config.clip == "aciq" and config.prior == "checked" and any(a.bits < MAX_BITS for a in plan.activations):
+        configs.append(dataclasses.replace(config, prior="laplace"))
+    tried: list[_Tried] = []
+
+    def attempt(clipped: QuantPlan, by: AciqConfig) -> None:
+        if clipped.activations not in [one.clipped.activations for one in tried]:
+            done = weights.refine(clipped, False)
+            tried.append(_Tried(loss=loss(done), plan=done, clipped=clipped, config=by))
+
+    for by in configs:
+        attempt(clip_activations(plan, view, observed, method=by.clip, **by.clip_options), by)
+    first = min(tried, key=lambda one: one.loss)
+    for allocate in ("none", "activations") if any(a.bits < MAX_BITS for a in plan.activations) else ():
+        scaled = dataclasses.replace(first.config, channel_activations=True, allocate_bits=allocate)
+        attempt(_scaled(first.clipped, view, observed, scaled), first.config)
+    best = min(tried, key=lambda one: one.loss)
     if any(quant.weight.bits < MAX_BITS for quant in plan.layers):
-        candidate = weights.refine(first, True)
-        if loss(candidate) < least:
+        candidate = weights.refine(best.clipped, True)
+        if loss(candidate) < best.loss:
             return candidate
-    return best
+    return best.plan
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Tried:
+    """A plan whose activations were `clipped` by a config, with its weights refined, and its loss."""
+
+    loss: float
+    plan: QuantPlan
+    clipped: QuantPlan
+    config: AciqConfig

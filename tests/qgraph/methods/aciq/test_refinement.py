@@ -50,6 +50,23 @@ def test_the_variant_with_the_least_loss_is_kept(digits, digits_calibration, wan
     assert (chosen != aciq.refine(plan, view, observed)) == bool(expected)
 
 
+@pytest.mark.parametrize("prior", ["checked", "laplace"])
+def test_the_law_of_activations_is_measured(digits, digits_calibration, prior):
+    net = prepare(digits)
+    view = GraphView(net)
+    observed = observe(net, open_data(digits_calibration, net, limit=16))
+    plan = initial_plan(view, Recipe.choose("aciq", True, activations=4), observed)
+    wanted = aciq.refine(plan, view, observed, config=aciq.AciqConfig(prior=prior))
+
+    def loss(candidate):
+        grids = zip(candidate.activations, wanted.activations, strict=True)
+        return sum(abs(a.scale - b.scale) for a, b in grids) + sum(marks(candidate))
+
+    assert aciq.choose(plan, view, observed, config=aciq.AciqConfig(), loss=loss).activations == wanted.activations
+    asked = aciq.choose(plan, view, observed, config=aciq.AciqConfig(prior="gaussian"), loss=loss)
+    assert asked.activations != wanted.activations  # a law that was asked for is taken
+
+
 def test_at_eight_bits_nothing_is_tried(digits, digits_calibration):
     assert marks(qgraph.quantize(digits, digits_calibration, limit=16).plan) == (False, False, False)
     with pytest.raises(UsageError, match="allocate_bits must be one of"):
