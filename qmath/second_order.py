@@ -125,8 +125,8 @@ def round_second_order(
     found = _Found(nearest, np.ones(len(rows)), problem.error(nearest * steps))
     reference = found.error
     for factor in stretch:
-        codes = problem.rounded(factor * steps, low, high, sweeps)
-        found = found.or_better(_Found(codes, np.full(len(rows), factor), problem.error(codes * (factor * steps))))
+        codes, error = problem.rounded(factor * steps, low, high, sweeps)
+        found = found.or_better(_Found(codes, np.full(len(rows), factor), error))
     values = found.codes * steps * found.factor[:, None]
     gain = problem.gain(values) if refit else np.ones(len(rows))
     return SecondOrderRounding(
@@ -255,8 +255,8 @@ class _Problem:
         found = np.divide(fit, power, out=np.ones_like(fit), where=power > 0)
         return np.where(found > 0, found, 1.0)
 
-    def rounded(self, steps: Floats, low: Floats, high: Floats, sweeps: int) -> Floats:
-        """The codes that Eq. 2 and the descent find on a grid."""
+    def rounded(self, steps: Floats, low: Floats, high: Floats, sweeps: int) -> tuple[Floats, Floats]:
+        """The codes that Eq. 2 and the descent find on a grid, and the error of every row."""
         from qmath.kernels import second_order as kernels
 
         along = np.repeat(self.order, len(steps) // len(self.order), axis=0)
@@ -268,9 +268,10 @@ class _Problem:
         over_threads(kernels.round_columns, len(codes), _GRAIN, self.upper, best.copy(), step, lowest, highest, codes)
         slope = _times(codes * step - best, self.sorted)
         over_threads(kernels.descend, len(codes), _GRAIN, self.sorted, slope, step, lowest, highest, codes, sweeps)
+        error = np.einsum("rk,rk->r", slope, codes * step - best)  # the descent keeps the slope up to date
         result = np.empty_like(codes)
         np.put_along_axis(result, along, codes, 1)
-        return result
+        return result, error
 
 
 def _form(hessian: ArrayLike, rows: Floats) -> Floats:
@@ -327,8 +328,14 @@ def _inverse_factor(form: Floats) -> Floats:
 def _ridge_rows(rows: Floats, form: Floats, target: Floats, share: float) -> Floats:
     """(t + r w0) (H + r I)^-1 = w0 + (t - w0 H) (H + r I)^-1."""
     grouped = (target - _times(rows, form)).reshape(len(form), -1, rows.shape[1])
-    moved = np.linalg.solve(_with_ridge(form, share), grouped.transpose(0, 2, 1)).transpose(0, 2, 1)
-    return rows + moved.reshape(rows.shape)
+    ridged, aims = _with_ridge(form, share), grouped.transpose(0, 2, 1)
+    if len(ridged) > 1:
+        moved = np.linalg.solve(ridged, aims)
+    else:  # half the time of a general matrix
+        from scipy.linalg import cho_factor, cho_solve
+
+        moved = cho_solve(cho_factor(ridged[0], check_finite=False), aims[0], check_finite=False)[None]
+    return rows + moved.transpose(0, 2, 1).reshape(rows.shape)
 
 
 def _misfit(rows: Floats, seen: Moments) -> float:
