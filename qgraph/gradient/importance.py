@@ -6,8 +6,9 @@ g = J^T r of r . outputs has E[g g^T] = J^T J (Hutchinson, 1990), so that
     E |J e|^2 ~ sum_i E[g_i^2] e_i^2
 
 for errors that are independent of one another: the diagonal of the Gauss-Newton matrix of squared output errors, as in
-block reconstruction (BRECQ, Li et al., 2021). It is averaged over the channels of every position, and the mean over
-all positions of all samples is 1. Every output is divided by its norm.
+block reconstruction (BRECQ, Li et al., 2021). It is averaged over channels and samples, so that what is left is a map
+of positions with mean 1: gradients of single samples are noisy, and a MaxPool's are zero but for the largest value.
+Every output is divided by its norm.
 """
 
 from __future__ import annotations
@@ -31,18 +32,20 @@ from qgraph.running.job import Job
 from qgraph.running.sessions import Session, in_parallel
 from qgraph.samples.dataset import Dataset
 
-Arrays = list[NDArray[np.float32]]
+Floats = NDArray[np.float32]
+SAMPLES, BATCH = 64, 8
 _LOSS = "random projection"
 _OPSET = 16
 _MEMORY = 1 << 29  # bytes of activations of a batch, about
 
 
 def important_positions(
-    view: GraphView, names: Iterable[str], data: Dataset, size: int, *, sample_bytes: int = 0, job: Job
-) -> dict[str, Arrays]:
-    """The importance of every position of some tensors, for batches of `size` samples; nothing without gradients.
+    view: GraphView, names: Iterable[str], data: Dataset, *, sample_bytes: int = 0, job: Job
+) -> dict[str, Floats]:
+    """The importance of every position of some tensors: of a sample's shape behind axis 0, with 1 along channels.
 
-    Channels are taken along the axis of the layer that writes a tensor, else along axis 1 of maps and the last of rows.
+    Channels are those of the layer that writes a tensor, else axis 1 of maps and the last of rows. Tensors whose
+    positions differ from sample to sample are left out, and all are where an operator has no gradient.
     """
     written = {str(layer.output.name): layer.result_axis for layer in view.layers}
     axes: dict[str, int] = {}
@@ -50,43 +53,42 @@ def important_positions(
         value = view.values[name]
         if value.producer() is not None and value.shape is not None and len(value.shape):
             axes[name] = written.get(name, 1 if len(value.shape) > 3 else -1) % len(value.shape)
-    small = int(np.clip(_MEMORY // max(4 * sample_bytes, 1), 1, size))
+    some = data.choose(range(0, data.count, -(-data.count // SAMPLES)))
+    batches = [b.feeds for b in some.batches(int(np.clip(_MEMORY // max(4 * sample_bytes, 1), 1, BATCH)))]
     with job.progress.stage("importance", 1) as advance:
         try:
-            found = importance(view.model, [b.feeds for b in data.batches(small)], axes, threads=job.threads)
+            found = importance(view.model, batches, axes, threads=job.threads)
         except QGraphError:  # an operator without a gradient, or a graph that onnxruntime does not load
             return {}
         advance(1)
-    counts = [len(b.feeds[next(iter(b.feeds))]) for b in data.batches(size)]
-    laid = {name: _in_batches(arrays, counts) for name, arrays in found.items()}
-    return {name: arrays for name, arrays in laid.items() if arrays}
+    maps = {name: _map(arrays, [len(feeds[next(iter(feeds))]) for feeds in batches]) for name, arrays in found.items()}
+    return {name: made for name, made in maps.items() if made is not None}
 
 
-def counted(weights: NDArray[np.float32] | None, values: NDArray[Any]) -> NDArray[np.float32] | None:
-    """The importance of values; None where it does not fit them, as where samples do not run along axis 0."""
+def counted(weights: Floats | None, values: NDArray[Any]) -> Floats | None:
+    """A map for every sample of `values`, with 1 along channels; None where it does not fit them."""
     if weights is None or weights.ndim != values.ndim:
         return None
-    return weights if all(w in (1, v) for w, v in zip(weights.shape, values.shape, strict=True)) else None
+    if any(w not in (1, v) for w, v in zip(weights.shape[1:], values.shape[1:], strict=True)):
+        return None
+    return np.broadcast_to(weights, (len(values), *weights.shape[1:]))
 
 
-def _in_batches(arrays: Arrays, counts: Sequence[int]) -> Arrays:
-    """The same for batches of these sizes; nothing where samples cannot be told apart, or nothing counts."""
-    if len({a.shape[1:] for a in arrays}) > 1 or not all(np.isfinite(a).all() for a in arrays):
-        return []
-    whole = np.concatenate(arrays)
-    each, rest = divmod(len(whole), sum(counts))  # rows of a sample
-    if rest or not each or not whole.any():
-        return []
-    return np.split(whole, each * np.cumsum(counts)[:-1])
+def _map(arrays: Sequence[Floats], counts: Sequence[int]) -> Floats | None:
+    """The mean over samples, divided by its mean; None where samples do not run along axis 0, or nothing counts."""
+    if [len(a) for a in arrays] != list(counts) or len({a.shape[1:] for a in arrays}) > 1:
+        return None
+    mean = np.concatenate(arrays).mean(axis=0, keepdims=True, dtype=np.float64)
+    whole = float(mean.mean())
+    return (mean / whole).astype(np.float32) if np.isfinite(whole) and whole > 0 else None
 
 
 def importance(
     model: Model, batches: Sequence[Mapping[str, NDArray[Any]]], axes: Mapping[str, int], *, threads: int | None = None
-) -> dict[str, Arrays]:
-    """The importance of every position of some tensors, one array for each batch; `axes` are their channel axes.
+) -> dict[str, list[Floats]]:
+    """The sums over channels of squared gradients, for every batch; `axes` are the channels' axes, kept with size 1.
 
-    Arrays have the tensor's shape with 1 along the channel axis. Raises `GradientError` where an operator on the way
-    has no gradient.
+    Raises `GradientError` where an operator on the way has no gradient.
     """
     forward = Session(model.ir_model, threads=1)
     first = forward.run(batches[0])
@@ -94,7 +96,7 @@ def importance(
     energy = {name: float(np.sum(np.square(made, dtype=np.float64))) or 1.0 for name, made in first.items()}
     session = Session(_projected(model, list(first), axes), threads=1)
 
-    def one(index: int) -> list[NDArray[np.float32]]:
+    def one(index: int) -> list[Floats]:
         rng, feeds = np.random.default_rng([index, len(batches)]), dict(batches[index])
         results = forward.run(feeds)
         for name, total in energy.items():
@@ -103,12 +105,7 @@ def importance(
         return session.run_list({name: feeds[name] for name in session.input_names})
 
     rows = list(in_parallel(one, range(len(batches)), workers=threads))
-    found = {name: [row[i] for row in rows] for i, name in enumerate(axes)}
-    for arrays in found.values():
-        mean = sum(float(a.sum(dtype=np.float64)) for a in arrays) / sum(a.size for a in arrays)
-        for array in arrays:
-            array /= np.float32(mean or 1.0)
-    return found
+    return {name: [row[i] for row in rows] for i, name in enumerate(axes)}
 
 
 def _projected(model: Model, outputs: Sequence[str], axes: Mapping[str, int]) -> ir.Model:

@@ -60,7 +60,7 @@ def reconstruct_blocks(
     spread = data.choose(range(0, data.count, -(-data.count // chosen.samples)))
     walk = _Walk.begin(plan, view, list(spread.batches(chosen.shard)), chosen, job)
     leaving = [name for block in walk.blocks for name in block.writes]
-    walk.important = important_positions(view, leaving, spread, chosen.shard, sample_bytes=sample_bytes, job=job)
+    walk.important = important_positions(view, leaving, spread, sample_bytes=sample_bytes, job=job)
     decisive = {"model": view.model, "plan": plan.to_json(), "settings": chosen, "seed": job.seed, "samples": data}
     with (
         open_store(job.resume, "reconstruction", **decisive) as store,
@@ -83,7 +83,7 @@ class _Walk:
     graph: ir.Model
     config: ReconstructConfig
     job: Job
-    important: Arrays = dataclasses.field(default_factory=dict)
+    important: Mapping[str, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def begin(
@@ -112,13 +112,13 @@ class _Walk:
         """
         block = self.blocks[index]
         targets = _run(self.view.model.ir_model, block, self.floats, self.job.threads)
-        self._forget_what_does_not_fit(targets)
+        counts = self._counts(targets)
         results, before = self._results(block), self.plan
-        start = _error(results, targets, self.important)
+        start = _error(results, targets, counts)
         note = f"{block.layers[-1]}: {start:.4f}"
         if self._learn(index, store, targets):
             learned = self._results(block)
-            error = _error(learned, targets, self.important)
+            error = _error(learned, targets, counts)
             note += f" -> {error:.4f}"
             if error < start:
                 results = learned
@@ -131,11 +131,11 @@ class _Walk:
                 del held[name]
         return note
 
-    def _forget_what_does_not_fit(self, targets: Arrays) -> None:
-        pairs = {n: zip(self.important[n], made, strict=True) for n, made in targets.items() if n in self.important}
-        for name, both in pairs.items():
-            if any(counted(weights, values) is None for weights, values in both):
-                del self.important[name]
+    def _counts(self, targets: Arrays) -> Arrays:
+        """How much each position of what leaves a block counts, where that is known."""
+        found = {name: [counted(self.important.get(name), made) for made in targets[name]] for name in targets}
+        known = {name: [c for c in counts if c is not None] for name, counts in found.items()}
+        return {name: counts for name, counts in known.items() if len(counts) == len(targets[name])}
 
     def _results(self, block: Block) -> Arrays:
         """What leaves a block in the network as it is quantized so far."""
@@ -192,7 +192,7 @@ class _Walk:
 
     def _samples(self, block: Block, targets: Arrays) -> Samples:
         quantized, floats = ({n: held[n] for n in block.reads} for held in (self.quantized, self.floats))
-        important = {name: self.important[name] for name in block.writes if name in self.important}
+        important = self._counts(targets)
         if croppable(block, quantized, self.config.crop):
             alike = {name: [np.ones_like(a[:, :1]) for a in targets[name]] for name in block.writes}
             quantized, floats, important = cropped(

@@ -22,6 +22,6 @@ def second_order(plan: QuantPlan, given: Material) -> QuantPlan:
     chosen, size = chosen_samples(samples, SecondOrderConfig(), given.observed)
     names = [str(layer.output.name) for layer in given.view.layers] + [grid.tensor for grid in plan.activations]
     nbytes = 0 if given.observed is None else given.observed.sample_bytes
-    important = important_positions(given.view, names, chosen, size, sample_bytes=nbytes, job=given.job)
+    important = important_positions(given.view, names, chosen, sample_bytes=nbytes, job=given.job)
     plan = important_clips(plan, given.view, list(chosen.batches(size)), important, job=given.job)
     return round_weights(plan, given.view, samples, observed=given.observed, job=given.job, important=important)

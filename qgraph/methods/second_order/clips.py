@@ -20,13 +20,18 @@ from qgraph.running.job import Job
 from qgraph.running.sessions import Session, in_parallel
 from qgraph.samples.dataset import Batch
 
-Arrays = Sequence[NDArray[np.float32]]
+Floats = NDArray[np.float32]
 FACTORS = tuple(float(f) for f in np.exp2(np.arange(-8, 3) / 4))  # 0.25 .. 1.41
 _VALUES = 2**16  # of every tensor and batch
 
 
 def important_clips(
-    plan: QuantPlan, view: GraphView, batches: Sequence[Batch], important: Mapping[str, Arrays], *, job: Job
+    plan: QuantPlan,
+    view: GraphView,
+    batches: Sequence[Batch],
+    important: Mapping[str, NDArray[np.float32]],
+    *,
+    job: Job,
 ) -> QuantPlan:
     """The plan with scales below 8 bits chosen by weighted errors; others, and tensors without weights, stay."""
     grids = [a for a in plan.activations if _is_chosen(a) and a.tensor in important]
@@ -37,7 +42,7 @@ def important_clips(
 
     def one(index: int) -> list[NDArray[np.float64]]:
         values = dict(zip(names, session.run_list(batches[index].feeds), strict=True))
-        weights = {name: counted(important[name][index], values[name]) for name in names}
+        weights = {name: counted(important[name], values[name]) for name in names}
         return [weighted_errors(values[grid.tensor], grid, weights[grid.tensor]) for grid in grids]
 
     errors = [sum(found) for found in zip(*in_parallel(one, range(len(batches)), workers=job.threads), strict=True)]

@@ -12,7 +12,7 @@ Positions count by their importance for the network's outputs (`qgraph.gradient.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,11 +65,11 @@ def round_weights(
     config: SecondOrderConfig | None = None,
     observed: Observations | None = None,
     job: Job | None = None,
-    important: Mapping[str, Sequence[NDArray[np.float32]]] | None = None,
+    important: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> QuantPlan:
     """The plan with codes, gains and bias shifts found layer after layer on samples; labels are not needed.
 
-    `important` holds how much each position of a layer's results counts, for every batch.
+    `important` holds how much each position of a layer's results counts, the same for all samples.
     """
     chosen, job = config or SecondOrderConfig(), job or Job()
     spread, size = chosen_samples(data, chosen, observed)
@@ -118,7 +118,7 @@ class _Pair:
     float: Relay
     quantized: Relay
     config: SecondOrderConfig
-    important: Mapping[str, Sequence[NDArray[np.float32]]]
+    important: Mapping[str, NDArray[np.float32]]
 
     def rounded(self, layer: Layer, twin: Layer, quant: LayerQuant, allowed: int) -> LayerQuant:
         """The layer with its weight rounded by what reaches it."""
@@ -131,9 +131,9 @@ class _Pair:
         halves, rng = [qmath.MomentsAccumulator() for _ in range(2)], np.random.default_rng(0)
         operands, results = self.quantized.value(twin.input), self.float.value(layer.output)
         wanted = self.config.rows + self.config.rows_per_product * products
-        important = self.important.get(str(layer.output.name), [None] * len(operands))
-        for index, (operand, result, counts) in enumerate(zip(operands, results, important, strict=True)):
-            found = rows(layer, operand, result, -(-wanted // len(operands)), rng, counted(counts, result))
+        important = self.important.get(str(layer.output.name))
+        for index, (operand, result) in enumerate(zip(operands, results, strict=True)):
+            found = rows(layer, operand, result, -(-wanted // len(operands)), rng, counted(important, result))
             if found.results.size:
                 halves[index % 2].update(found.operands, found.results, found.weights)
         return [half.result() for half in halves] if all(half.count for half in halves) else None
