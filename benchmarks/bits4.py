@@ -153,8 +153,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     drops: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
         drops.setdefault((row["network"], row["setting"]), {})[row["step"]] = row["drop"]
+    measured = [step for step in STEP_NAMES if any(step in found for found in drops.values())]
     return [
-        {"network": network, "bits": setting, **{step: found.get(step) for step in STEP_NAMES}}
+        {"network": network, "bits": setting, **{step: found.get(step) for step in measured}}
         for (network, setting), found in drops.items()
     ]
 
