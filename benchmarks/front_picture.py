@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from benchmarks.real import QGRAPH, known_settings
+from benchmarks.real import QGRAPH, each, known_settings
 
 WIDTH, NAMES, RIGHT, TOP, STEP = 760, 300, 110, 64, 34
 MOST = 12
@@ -26,7 +26,7 @@ text { font: 14px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill
 
 def drawn(rows: Sequence[Mapping[str, Any]]) -> str:
     """An SVG with one row per network, the smallest first: bars of size and latency relative to the float file."""
-    settings = known_settings(None)
+    settings = each(known_settings(None), {r["network"] for r in rows})
     shown = [r for r in rows if r["tool"] == QGRAPH and not r["problem"] and r["size"] and r["latency"]]
     shown = [r for r in shown if not settings.get(r["network"], {}).get("options")]
     shown = sorted(shown, key=lambda r: r["size"] * r["latency"])[:MOST]

@@ -5,8 +5,9 @@ FOLDER is calibrated on NAME.calib.npz and judged on NAME.eval.npz; without FOLD
 FOLDER/real.toml, and before it benchmarks/real.toml, may have a table for a network with other needs: `calibration` and
 `evaluation` (file names), `mean` and `std` of images, `scores` (outputs whose largest value is a class, if they do not
 sum to 1), `options` (further arguments of `qgraph quantize`), `about` (what it is, for README), `kind` (`--only` takes
-it like a name), `model` (the network that these settings are for, if the name is another), `states` (inputs, and the
-outputs that become them in the next run: `benchmarks.streaming` then runs the files on a stream).
+it like a name), `model` (the network that these settings are for, if the name is another; "*": each, as NETWORK_NAME),
+`data` (false: nothing calibrates), `states` (inputs, and the outputs that become them in the next run:
+`benchmarks.streaming` then runs the files on a stream). Peers run with their defaults, once for each model.
 
 Tools run as whole processes: `CPU s` is user and system time including start-up, and `peak MB` the peak memory. Their
 files run in stock onnxruntime on one thread, one sample at a time. Size, latency (median of thread CPU times, measured
@@ -77,9 +78,9 @@ class Spent:
 def networks(folder: Path, only: Sequence[str] = ()) -> list[Network]:
     """The models in `folder` that have samples, by name; exits if a name does not exist."""
     settings = known_settings(folder)
-    others = {name: given["model"] for name, given in settings.items() if "model" in given}
     stems = {path.stem: path.stem for path in folder.glob("*.onnx")}
-    stems |= {name: of for name, of in others.items() if of in stems}
+    settings = each(settings, stems)
+    stems |= {name: of for name, given in settings.items() if (of := given.get("model")) in stems}
     found = []
     for name, stem in sorted(stems.items()):
         model, given = folder / f"{stem}.onnx", settings.get(name, {})
@@ -112,6 +113,15 @@ def known_settings(folder: Path | None) -> dict[str, dict[str, Any]]:
     return settings
 
 
+def each(settings: dict[str, dict[str, Any]], stems: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The settings with a table for every one of these models in place of one for all of them."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, given in settings.items():
+        every = {f"{stem}_{name}": {**given, "model": stem} for stem in stems}
+        found |= every if given.get("model") == "*" else {name: given}
+    return found
+
+
 def spent(command: Sequence[str]) -> Spent:
     """Run `command` and return the CPU seconds and peak memory of the process and its children."""
     search = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
@@ -140,8 +150,8 @@ def command(tool: str, network: Network, target: Path, calibration: Path) -> lis
         given = network.settings
         numbers = {key: ",".join(map(str, given[key])) for key in ("mean", "std") if key in given}
         words = [word for key, value in numbers.items() for word in (f"--{key}", value)]
-        data = ["--data", str(network.calibration), *words, *given.get("options", [])]
-        return [python, "-m", "qgraph", "quantize", model, "-o", str(target), *data]
+        data = ["--data", str(network.calibration), *words] if given.get("data", True) else []
+        return [python, "-m", "qgraph", "quantize", model, "-o", str(target), *data, *given.get("options", [])]
     return [python, *steps, STEPS[tool], model, str(target), *([str(calibration)] if tool == STATIC else [])]
 
 
@@ -261,7 +271,7 @@ def table(rows: Sequence[Row]) -> list[Row]:
 
 def summary(rows: Sequence[Row]) -> list[Row]:
     """One line per network with default settings: first those measured beside other tools, then by increasing dB."""
-    settings, tools = known_settings(None), dict[str, dict[str, Row]]()
+    settings, tools = each(known_settings(None), {row["network"] for row in rows}), dict[str, dict[str, Row]]()
     for row in table(rows):
         if not settings.get(row["network"], {}).get("options"):
             tools.setdefault(row["network"], {})[row["tool"]] = row
@@ -304,15 +314,17 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def chosen_names(names: Iterable[str], only: Sequence[str]) -> set[str]:
     """Those that `only` names, or whose kind it names."""
-    settings = known_settings(None)
-    return {name for name in names if not only or {name, settings.get(name, {}).get("kind")} & {*only}}
+    known = list(names)
+    settings = each(known_settings(None), known)
+    return {name for name in known if not only or {name, settings.get(name, {}).get("kind")} & {*only}}
 
 
 def _measured(given: argparse.Namespace, rows: dict[tuple[str, str], Row]) -> set[str]:
     """Fill in and write the rows that are missing, and return the names of the networks."""
     chosen = networks(given.folder, given.only)
     for network in chosen:
-        wanted = {tool: version(tool) for tool in (QGRAPH, *(PEERS if given.peers else ()))}
+        peers = PEERS if given.peers and "model" not in network.settings else ()
+        wanted = {tool: version(tool) for tool in (QGRAPH, *peers)}
         missing = [
             tool
             for tool, made in wanted.items()
