@@ -26,6 +26,7 @@ from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan import registry
 from qgraph.plan.blocks import BLOCK_OPSET
+from qgraph.plan.changes import bits_for, parsed
 from qgraph.plan.dynamic import mostly_products
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
@@ -63,11 +64,25 @@ class Gathered(Material):
             plan = with_bits_by_lookups(plan, self.view, self.samples, threads=self.job.threads)
         plan = registry.run(self.recipe.method, plan, self)
         if self._has_nothing_to_read:
-            from qgraph.methods.without_data.evenly import evenly
-
-            known = known_moments(normalise(self.loaded, fold_bn=False))
-            plan = evenly(plan, self.view, known, threads=self.job.threads)
+            plan = self._by_what_is_likely(plan)
         return plan
+
+    def _by_what_is_likely(self, plan: QuantPlan) -> QuantPlan:
+        """The plan by what is expected of operands before any sample is seen."""
+        from qgraph.methods.without_data.evenly import evenly
+        from qgraph.methods.without_data.expected import SHIFTED, expected_operands
+        from qgraph.methods.without_data.widths import with_cheap_bits
+
+        quantized = (self.view.by_name[quant.name] for quant in plan.layers)
+        layers = [layer for layer in quantized if layer.op in SHIFTED and not layer.weight_only]
+        known = known_moments(normalise(self.loaded, fold_bn=False))
+        expected = expected_operands(self.net, layers, known, threads=self.job.threads)
+        recipe = self.recipe
+        if isinstance(recipe.weights, int) and recipe.allocate_bits != "none":
+            changes = parsed(recipe.changes)
+            asked = [q.name for q in plan.layers if bits_for(changes, q.name, "weights") is not None]
+            plan = with_cheap_bits(plan, self.view, expected, bits=recipe.weights, asked=asked)
+        return evenly(plan, self.view, expected)
 
     @property
     def _has_nothing_to_read(self) -> bool:

@@ -98,7 +98,7 @@ class StoredCodes:
         else:
             result = self._unpack(self._planes(stem, codes, grid, grid.bits), codes.shape, grid.bits)
         if any(grid.zero_point):
-            zero = np.reshape(grid.zero_point, grid.multiples.shape).astype(np.int8)
+            zero = np.asarray(grid.zero_point, np.int8)
             result = self.nodes.op("Sub", result, self._spread(f"{stem}.z", zero, codes.shape, grid))
         multiples = self._spread(f"{stem}.m", grid.multiples.astype(np.uint8), codes.shape, grid)
         return self.nodes.op("Cast", self.nodes.op("Mul", result, multiples), to=to)
@@ -109,7 +109,8 @@ class StoredCodes:
         groups = np.arange(shape[axis]) // group
         index = self.nodes.shared(groups.astype(np.min_scalar_type(groups[-1])))
         wide = self.nodes.op("Cast", index, to=ir.DataType.INT32)
-        held = self.nodes.op("Cast", self.nodes.constant(name, numbers), to=ir.DataType.INT32)
+        laid = self.nodes.constant(name, numbers.reshape(grid.granularity.parameter_shape(shape)))
+        held = self.nodes.op("Cast", laid, to=ir.DataType.INT32)
         return self.nodes.op("Gather", held, wide, axis=axis)
 
     def _planes(self, stem: str, codes: Later, grid: WeightQuant, bits: int) -> ir.Value:

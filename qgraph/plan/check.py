@@ -83,6 +83,8 @@ def _check_lengths(quant: LayerQuant, layer: Layer, shape: tuple[int, ...]) -> N
     for name, found, wanted in (
         ("bias_shift", len(quant.bias_shift), outputs),
         ("weight.input_scale", len(grid.input_scale), layer.input_channels),
+        ("weight.input_mean", len(grid.input_mean), layer.input_channels),
+        ("weight.input_spread", len(grid.input_spread), layer.input_channels),
     ):
         if found not in (0, wanted):
             raise PlanError(f"{where}: {found} values of {name} for {wanted} channels; give {wanted}, or none")

@@ -48,9 +48,9 @@ def codes(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.int8]:
         return found
     weight = scaled(weight, quant)
     if quant.even:
-        grid = rounding_grid(quant, weight.shape)
-        mean = {} if quant.even == "sums" else {"mean": 0.0}
-        return np.asarray(qmath.round_evenly(weight, grid, axis=quant.channel_axis or 0, **mean), np.int8)
+        return np.asarray(
+            qmath.round_evenly(weight, rounding_grid(quant, weight.shape), **_likely(quant, weight)), np.int8
+        )
     if quant.rounding is None:
         return np.asarray(qmath.quantize(weight, rounding_grid(quant, weight.shape)), np.int8)
     table = rounding_table(quant.rounding, quant.bits, signed=True)
@@ -76,7 +76,7 @@ def values(integer: NDArray[np.integer], quant: WeightQuant) -> NDArray[np.float
 
 def scaled(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.floating]:
     """The weight as it is rounded: w input_scale."""
-    return weight * _over_inputs(quant, weight.shape) if quant.input_scale else weight
+    return weight * over_inputs(quant.input_scale, quant, weight.shape) if quant.input_scale else weight
 
 
 @_within_float32()
@@ -91,7 +91,7 @@ def quantized(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.fl
     result = values(codes(weight, quant), quant)
     if not quant.input_scale:
         return result
-    factors = _over_inputs(quant, weight.shape)
+    factors = over_inputs(quant.input_scale, quant, weight.shape)
     return np.where(factors > 0, result / np.where(factors > 0, factors, 1.0), weight).astype(np.float32, copy=False)
 
 
@@ -207,18 +207,33 @@ def _blocks(shape: Sequence[int]) -> Iterator[slice]:
     return (slice(start, start + rows) for start in range(0, shape[0], rows))
 
 
-def _over_inputs(quant: WeightQuant, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """`input_scale` laid along the inputs of a weight.
+def _likely(quant: WeightQuant, weight: NDArray[np.floating]) -> dict[str, Any]:
+    """What `qmath.round_evenly` is told of the operand of a weight."""
+    axis = quant.channel_axis or 0
+    found: dict[str, Any] = {"axis": axis}
+    if quant.even == "taps":
+        found["mean"] = 0.0
+    elif quant.even == "means":
+        found["correlation"] = 0.0
+    for name, numbers in (("mean", quant.input_mean), ("spread", quant.input_spread)):
+        if numbers:
+            laid = np.moveaxis(over_inputs(numbers, quant, weight.shape), axis, 0)
+            found[name] = laid.reshape(*laid.shape[:2])
+    return found
+
+
+def over_inputs(numbers: ArrayLike, quant: WeightQuant, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Numbers of the input channels laid along the inputs of a weight.
 
     Those are the inputs of a Conv weight (outputs x inputs per group x ...), group after group, or the rows of a matrix
     with a scale per column.
     """
-    factors = np.asarray(quant.input_scale, np.float32)
+    factors = np.asarray(numbers, np.float32)
     if len(shape) == 2 and quant.channel_axis == 1 and factors.size == shape[0]:
         return factors[:, None]
     outputs, inputs = shape[:2]
     groups = factors.size // inputs
     if groups * inputs != factors.size or outputs % groups:
-        raise PlanError(f"{factors.size} values of input_scale do not fit a weight of shape {list(shape)}")
+        raise PlanError(f"{factors.size} values of input channels do not fit a weight of shape {list(shape)}")
     rows = np.repeat(factors.reshape(groups, inputs), outputs // groups, axis=0)
     return rows.reshape(outputs, inputs, *[1] * (len(shape) - 2))

@@ -39,21 +39,25 @@ def edited(
         PlanError: a layer reads no grid whose bits could be changed, or one with steps per channel.
     """
     check_patterns(changes, [layer.name for layer in plan.layers])
-    layers = tuple(_weights(quant, view, changes) for quant in plan.layers)
+    layers = tuple(
+        with_weight_bits(q, view.by_name[q.name], bits_for(changes, q.name, "weights") or q.weight.bits)
+        for q in plan.layers
+    )
     changed = dataclasses.replace(plan, layers=layers, activations=_activations(plan, view, changes, observed))
     return plan if changed == plan else sound(changed, view, target_cpu="any")
 
 
-def _weights(quant: LayerQuant, view: GraphView, changes: Sequence[Change]) -> LayerQuant:
-    bits, old = bits_for(changes, quant.name, "weights"), quant.weight
-    if bits is None or (bits == old.bits and not old.channel_bits):
+def with_weight_bits(quant: LayerQuant, layer: Layer, bits: int) -> LayerQuant:
+    """The layer with other bits for its weight, whose grid is fitted anew."""
+    old = quant.weight
+    if bits == old.bits and not old.channel_bits:
         return quant
     floats = quant.runs in ("floats", "blocks")
     symmetric = bits == MAX_BITS and not floats if MAX_BITS in (bits, old.bits) else old.symmetric
     form = dataclasses.replace(
         old, bits=bits, symmetric=symmetric, zero_point=(0,), gain=(1.0,), rounding=None, channel_bits=()
     )
-    weight = weights.scaled(view.by_name[quant.name].weight_array(), form)
+    weight = weights.scaled(layer.weight_array(), form)
     if old.unit:
         form = fitting(form, room_of(old))
     grid = (

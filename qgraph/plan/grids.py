@@ -17,7 +17,7 @@ from qgraph.plan import codes as weights
 from qgraph.plan.blocks import why_no_blocks, why_not_on_grid
 from qgraph.plan.changes import bits_for, check_patterns, parsed
 from qgraph.plan.dynamic import why_not_dynamic
-from qgraph.plan.grouped import fitting, group_of, grouped_grid, regrouped, room, room_of
+from qgraph.plan.grouped import fitting, group_axis, group_of, grouped_grid, regrouped, room, room_of
 from qgraph.plan.kept import kept_in_float
 from qgraph.plan.placing import place
 from qgraph.plan.plan import MAX_BITS, PER_TENSOR, ActivationQuant, LayerQuant, QuantPlan, Runs, WeightQuant
@@ -106,7 +106,7 @@ def _layer_grid(layer: Layer, recipe: Recipe, view: GraphView, runs: Runs) -> La
     most = room(layer, recipe.target_cpu, floats=floats)
     group = group_of(layer, bits, recipe, most)
     if group is not None:
-        granularity = qmath.Granularity(axis=1 - layer.output_axis, group=group)
+        granularity = qmath.Granularity(axis=group_axis(layer), group=group)
         grid = grouped_grid(weight, granularity, bits=bits, symmetric=symmetric, most=most)
         if recipe.target == "decode" and not (why_no_blocks(layer) or why_not_on_grid(grid)):
             runs = "blocks"

@@ -43,7 +43,7 @@ _LEAST_SCALE, _LARGEST_SCALE = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # normal nu
 MAX_SHIFTED_BITS = 7  # the widest weights for which code - zero_point fits int8
 _ROLES = ("tensor", "operand")
 Runs = Literal["integers", "floats", "dynamic", "blocks"]
-Even = Literal["", "taps", "sums"]
+Even = Literal["", "taps", "sums", "means"]
 _NUMBERS = re.compile(r"\[\n([-+.\deE,\s]*)\]")  # lists of numbers are written on one line
 
 
@@ -93,7 +93,8 @@ class WeightQuant:
     multiplies in floats, and its codes are zero.
 
     `even` says which errors of weights cancel, as far as codes next to the nearest allow (`qmath.round_evenly`): those
-    of the `taps` of each kernel, or the `sums` of whole channels as well.
+    of the `taps` of each kernel, the `sums` of whole channels as well, or sums weighted by the `means` of the inputs.
+    `input_mean` and `input_spread` are what was likely of each input channel before any sample was seen.
 
     With a `unit` per channel, the scale of each of its groups is a whole multiple of it. Integer kernels, which have
     one scale per channel, then get codes times multiples.
@@ -112,6 +113,8 @@ class WeightQuant:
     codes: str = ""
     shift: tuple[float, ...] = ()
     even: Even = ""
+    input_mean: tuple[float, ...] = ()
+    input_spread: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _check_bits(self.bits)
@@ -125,6 +128,8 @@ class WeightQuant:
             raise PlanError("a weight grid with a rounding is symmetric, and its rounding has no subdivision")
         if self.rounding is not None and (self.channel_bits or self.codes or self.even):
             raise PlanError("a weight grid with a rounding has one width for all channels, no codes, and is not even")
+        if not all(map(math.isfinite, (*self.input_mean, *self.input_spread))) or min(self.input_spread, default=0) < 0:
+            raise PlanError("what is likely of inputs are finite means, and spreads of at least 0")
         if self.even and self.granularity.axis is None:
             raise PlanError("a weight grid is even along channels, and this one has none")
         if self.symmetric and any(self.zero_point):
@@ -148,14 +153,14 @@ class WeightQuant:
 
     @property
     def multiples(self) -> NDArray[np.int64]:
-        """With units, how many of them the step of each group has, in the shape of the parameters of a matrix."""
+        """With units, how many of them the step of each group has: groups x channels along axis 0, else transposed."""
         return multiples(self.scale, self.unit, self.granularity)
 
     @property
     def channel_axis(self) -> int | None:
-        """The axis of the channels of a matrix, across its groups if it has any; None where there is one scale."""
+        """The axis of the channels, across its groups if it has any; None where there is one scale."""
         axis = self.granularity.axis
-        return axis if axis is None or self.granularity.group is None else 1 - axis
+        return axis if axis is None or self.granularity.group is None else int(axis == 0)
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -116,7 +116,7 @@ def _times(grid: WeightQuant, factors: NDArray[np.float64]) -> WeightQuant:
     wider = tuple(float(s) for s in scale)
     if not grid.unit:
         return dataclasses.replace(grid, scale=wider, codes="")
-    steps = (grid.multiples * np.expand_dims(scale, grid.granularity.axis or 0)).astype(np.float32)
+    steps = (grid.multiples * np.expand_dims(scale, 1 - (grid.channel_axis or 0))).astype(np.float32)
     return dataclasses.replace(grid, scale=tuple(float(s) for s in steps.ravel()), unit=wider, codes="")
 
 

@@ -112,7 +112,7 @@ def _stepped(
     if grid.unit:
         if held or grid.gain != (1.0,):
             return grid
-        steps = (grid.multiples * np.expand_dims(wanted, grid.granularity.axis or 0)).ravel()
+        steps = (grid.multiples * np.expand_dims(wanted, 1 - (grid.channel_axis or 0))).ravel()
         return dataclasses.replace(grid, scale=tuple(map(float, steps)), unit=tuple(map(float, wanted)))
     whole = wanted * np.asarray(weights.finer(grid))
     if held:
@@ -159,7 +159,7 @@ def _within_int32(layer: Layer, quant: LayerQuant, operand: ActivationQuant | No
         factors[over if len(factors) > 1 else slice(None)] = 2.0  # exact steps stay exact
         scale = np.asarray(grid.scale) * (factors if not grid.unit else 2.0)
         unit = tuple(float(u) for u in np.asarray(grid.unit) * factors) if grid.unit else ()
-        scale = (grid.multiples * np.expand_dims(unit, grid.granularity.axis or 0)).ravel() if unit else scale
+        scale = (grid.multiples * np.expand_dims(unit, 1 - (grid.channel_axis or 0))).ravel() if unit else scale
         quant = dataclasses.replace(
             quant, weight=dataclasses.replace(grid, scale=tuple(map(float, scale)), unit=unit, codes="")
         )

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -99,7 +98,7 @@ def round_weights(
 def _takes_codes(layer: Layer, quant: LayerQuant, config: SecondOrderConfig) -> bool:
     grid = quant.weight
     along = grid.granularity
-    fits = along.axis in (None, layer.output_axis if along.group is None else 1 - layer.output_axis)
+    fits = along.axis is None or grid.channel_axis == layer.output_axis
     return not why_not(layer) and grid.bits <= config.bits and grid.rounding is None and fits
 
 
@@ -149,7 +148,7 @@ def _rounded(
     found = qmath.round_second_order(
         problem.weight,
         problem.hessian,
-        _row_grid(layer, grid, weight.shape, len(problem.kept)),
+        _row_grid(layer, grid, weight.shape, problem.kept),
         aim=problem.aim,
         damping=config.damping,
         factors=config.factors if own and grid.bits < MAX_BITS and not grid.unit else (1.0,),
@@ -224,19 +223,18 @@ class _Scaled:
         return cls(weight=rows * factors, hessian=hessian, aim=aim * factors, kept=kept)
 
 
-def _row_grid(layer: Layer, grid: WeightQuant, shape: tuple[int, ...], columns: int) -> qmath.Grid:
-    """The grid of the weight laid out as rows."""
-    granularity, outputs = grid.granularity, shape[layer.output_axis]
-    group = granularity.group
-    rows = dataclasses.replace(granularity, axis=None if granularity.axis is None else int(group is not None))
-    if group is not None and layer.output_axis == 1:
-        by_input = granularity.parameter_shape(shape)
-        parts = {"scale": grid.scale, "zero_point": grid.zero_point}
-        turned: dict[str, Any] = {
-            n: tuple(np.reshape(v, by_input).T.ravel().tolist()) for n, v in parts.items() if len(v) > 1
-        }
-        grid = dataclasses.replace(grid, unit=(), **turned)
-    return weights.rounding_grid(dataclasses.replace(grid, granularity=rows, unit=(), codes=""), (outputs, columns))
+def _row_grid(layer: Layer, grid: WeightQuant, shape: tuple[int, ...], kept: NDArray[np.int64]) -> qmath.Grid:
+    """The grid of the columns `kept` of the weight laid out as rows; where groups have steps, one for each weight."""
+    along = grid.granularity
+    if along.group is None:
+        rows = dataclasses.replace(along, axis=None if along.axis is None else 0)
+        outputs = shape[layer.output_axis]
+        return weights.rounding_grid(dataclasses.replace(grid, granularity=rows, codes=""), (outputs, len(kept)))
+    steps, zero = (
+        as_rows(layer, np.broadcast_to(along.lay(numbers, shape), shape))[:, kept].ravel()
+        for numbers in (grid.scale, grid.zero_point)
+    )
+    return qmath.Grid(grid.bits, steps, zero_point=zero, narrow=grid.symmetric, axis=1, group=1)
 
 
 def _put(graph: ir.Graph, twin: Layer, layer: Layer, quant: LayerQuant) -> None:

@@ -14,7 +14,8 @@ from qgraph.errors import PlanError
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.lowering.lower import lower
-from qgraph.methods.without_data.evenly import evenly, known_means, noise_means, what_cancels
+from qgraph.methods.without_data.evenly import evenly, what_cancels
+from qgraph.methods.without_data.expected import expected_operands, known_operands, noise_operands
 from qgraph.observe.propagation import known_moments
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model
@@ -54,9 +55,10 @@ def layers(net: Model) -> list[Layer]:
 
 
 def test_channels_that_are_constant_are_found_by_noise():
-    found = list(noise_means(network(), layers(network())).values())
-    np.testing.assert_allclose(found[1], [0, 0, 30, 0], rtol=1e-5)
-    assert not found[0].any()
+    found = list(noise_operands(network(), layers(network())).values())
+    np.testing.assert_allclose(found[1].known, [0, 0, 30, 0], rtol=1e-5)
+    assert not found[0].known.any()
+    assert found[1].likely[2] < found[1].mean[2]
 
 
 def test_models_that_read_more_than_floats_get_no_noise():
@@ -66,12 +68,13 @@ def test_models_that_read_more_than_floats_get_no_noise():
             <float[4, 4] w = {{{text(4, 4)}}}> {{ y = Gemm(x, w) }}"""
         )
     )
-    assert noise_means(net, layers(net)) == {}
+    assert noise_operands(net, layers(net)) == {}
 
 
 def test_means_behind_batch_normalization_are_known():
     net, loaded = prepare(load(DEMO / "digits.onnx")), load(DEMO / "digits.onnx")
-    means = known_means(net, layers(net), known_moments(normalise(loaded, fold_bn=False)))
+    known = known_operands(net, layers(net), known_moments(normalise(loaded, fold_bn=False)))
+    means = {name: found.likely for name, found in known.items()}
     data = open_data(DEMO / "digits_calibration.npz", net)
     names = [str(layer.input.name) for layer in layers(net) if layer.name in means]
     assert len(means) == 3
@@ -98,7 +101,7 @@ def test_outputs_are_closer_than_with_nearest_codes(bits):
     net = network()
     view = GraphView(net)
     start = initial_plan(view, Recipe.choose("zeroq", False, weights=bits, edge_bits=bits, activations=None), None)
-    better = evenly(start, view, {})
+    better = evenly(start, view, expected_operands(net, list(view.layers), {}))
     smooth = RNG.normal(size=(8, 3, 19, 19))
     x = sum(smooth[:, :, i : i + 16, j : j + 16] for i in range(4) for j in range(4)).astype(np.float32) / 4
     (want,) = Session(net.ir_model).run_list({"x": x})
@@ -108,7 +111,7 @@ def test_outputs_are_closer_than_with_nearest_codes(bits):
     assert errors[1] < 0.5 * errors[0]
     file = Session(lower(net, better, format="qdq")).run_list({"x": x})[0]
     np.testing.assert_allclose(np.square(file - want).mean(), errors[1], rtol=1e-3)
-    assert [quant.weight.even for quant in better.layers] == ["", "", "taps"]
+    assert [quant.weight.even for quant in better.layers] == ["means", "means", "taps"]
 
 
 def test_a_grid_for_all_channels_is_not_even():
