@@ -118,6 +118,8 @@ def test_a_grid_for_all_channels_is_not_even():
     with pytest.raises(PlanError, match="is even along channels"):
         WeightQuant(bits=4, scale=(1.0,), even="sums")
     axis = qmath.Granularity(axis=0)
+    with pytest.raises(PlanError, match="what is likely of inputs"):
+        WeightQuant(bits=4, scale=(1.0,), granularity=axis, even="means", input_spread=(-1.0,))
     with pytest.raises(PlanError, match="is not even"):
         WeightQuant(bits=4, scale=(1.0,), granularity=axis, even="taps", rounding=Rounding(gamma_n=0.5))
 
