@@ -5,7 +5,7 @@ FOLDER is calibrated on NAME.calib.npz and judged on NAME.eval.npz; without FOLD
 FOLDER/real.toml, and before it benchmarks/real.toml, may have a table for a network with other needs: `calibration` and
 `evaluation` (file names), `mean` and `std` of images, `scores` (outputs whose largest value is a class, if they do not
 sum to 1), `options` (further arguments of `qgraph quantize`), `about` (what it is, for README), `kind` (`--only` takes
-it like a name), `model` (the network that these settings are for, if the name is another; "*": each, as NETWORK_NAME),
+it like a name), `model` (the network that these settings are for; "*": each, as NETWORK_NAME, if `--only` asks),
 `data` (false: nothing calibrates), `states` (inputs, and the outputs that become them in the next run:
 `benchmarks.streaming` then runs the files on a stream). Peers run with their defaults, once for each model.
 
@@ -79,7 +79,8 @@ def networks(folder: Path, only: Sequence[str] = ()) -> list[Network]:
     """The models in `folder` that have samples, by name; exits if a name does not exist."""
     settings = known_settings(folder)
     stems = {path.stem: path.stem for path in folder.glob("*.onnx")}
-    settings = each(settings, stems)
+    every = each(settings, stems)
+    settings = every if only else {name: given for name, given in every.items() if name in settings}
     stems |= {name: of for name, given in settings.items() if (of := given.get("model")) in stems}
     found = []
     for name, stem in sorted(stems.items()):

@@ -114,6 +114,17 @@ def test_settings_may_be_for_a_network_of_another_name(folder):
     assert found.digest != real.networks(folder, ["net"])[0].digest
 
 
+def test_settings_for_every_network_are_measured_where_they_are_asked_for(folder):
+    names = [network.name for network in real.networks(folder)]
+    assert names == ["net"]
+    found = real.networks(folder, ["without data"])
+    assert [network.name for network in found] == ["net_w4_alone", "net_w8_alone"]
+    words = real.command(real.QGRAPH, found[0], Path("out.onnx"), Path("c.npz"))
+    assert "--data" not in words
+    assert words[-4:] == ["--weights", "4", "--activations", "none"]
+    assert real.chosen_names(["net", "net_w4_alone"], ["without data"]) == {"net_w4_alone"}
+
+
 def test_without_a_folder_kept_rows_are_printed(tmp_path, capsys):
     rows = [
         {"network": name, "tool": real.QGRAPH, **real._nothing(), "worst dB": db, "problem": ""}

@@ -71,7 +71,7 @@ class Gathered(Material):
         """The plan by what is expected of operands before any sample is seen."""
         from qgraph.methods.without_data.evenly import evenly
         from qgraph.methods.without_data.expected import SHIFTED, expected_operands
-        from qgraph.methods.without_data.widths import with_cheap_bits
+        from qgraph.methods.without_data.widths import with_small_layers_at_8_bits
 
         quantized = (self.view.by_name[quant.name] for quant in plan.layers)
         layers = [layer for layer in quantized if layer.op in SHIFTED and not layer.weight_only]
@@ -81,7 +81,7 @@ class Gathered(Material):
         if isinstance(recipe.weights, int) and recipe.allocate_bits != "none":
             changes = parsed(recipe.changes)
             asked = [q.name for q in plan.layers if bits_for(changes, q.name, "weights") is not None]
-            plan = with_cheap_bits(plan, self.view, expected, bits=recipe.weights, asked=asked)
+            plan = with_small_layers_at_8_bits(plan, self.view, expected, bits=recipe.weights, asked=asked)
         return evenly(plan, self.view, expected)
 
     @property

@@ -83,7 +83,7 @@ class Result:
         >>> result.plan.layer(result.layers[1].name).weight.bits
         4
         >>> result
-        Result(digits.onnx: 7 layers, weights of 4 and 8 bits; ... bytes, 0.1... of float; not measured)
+        Result(digits.onnx: 7 layers, weights of 8 and 4 bits; ... bytes, 0.1... of float; not measured)
     """
 
     net: Model

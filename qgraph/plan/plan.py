@@ -303,9 +303,9 @@ class QuantPlan:
         >>> network = files("qgraph") / "demo_assets" / "digits.onnx"
         >>> plan = qgraph.quantize(network, activations=None, weights=4, measure=False).plan
         >>> plan
-        QuantPlan(zeroq: 7 layers, weights of 4 and 8 bits)
+        QuantPlan(zeroq: 7 layers, weights of 8 and 4 bits)
         >>> [layer.weight.bits for layer in plan.layers]
-        [8, 4, 4, 4, 4, 4, 8]
+        [8, 4, 4, 8, 8, 4, 8]
         >>> qgraph.QuantPlan.from_json(plan.to_json()) == plan
         True
     """

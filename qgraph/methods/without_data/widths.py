@@ -1,12 +1,9 @@
-"""plan -> plan: more bits for layers whose errors are cheap to lower, where no samples tell which layers matter.
+"""plan -> plan: 8 bits for small layers, whose errors are cheap to lower, where no samples tell which layers matter.
 
 An error passes through all that follows, and without samples every layer counts alike by its noise relative to its
-signal, r at b bits. With n weights each, the bits of least total noise
-
-    minimise sum_l r_l 4^-(b_l - b)  subject to  sum_l n_l (b_l - b) <= EXTRA sum_l n_l
-
-favour small layers: the early ones of a convolutional network, depthwise kernels and gates, which take next to no bytes
-(`qmath.allocate_bits`). The file grows by a sixteenth at 4 bits, at most.
+signal. With 8 bits next to nothing is left of it. So those layers stay at 8 bits that lose most a weight, as long as
+all weights together take `EXTRA` bits more on average: the early layers of a network, depthwise kernels and gates. At 4
+bits, the file grows by a sixteenth at most.
 """
 
 from __future__ import annotations
@@ -17,7 +14,6 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-import qmath
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.methods.without_data.expected import Expected
@@ -29,30 +25,25 @@ from qgraph.plan.plan import MAX_BITS, LayerQuant, QuantPlan
 EXTRA = 0.25  # bits, on average over all weights
 
 
-def with_cheap_bits(
+def with_small_layers_at_8_bits(
     plan: QuantPlan, view: GraphView, expected: Mapping[str, Expected], *, bits: int, asked: Collection[str] = ()
 ) -> QuantPlan:
-    """The plan with up to 8 bits for layers that have `bits`, except those that the caller `asked` to have as many."""
+    """The plan with 8 bits for small layers of those that have `bits`, unless the caller `asked` for as many."""
     fits = (q for q in plan.layers if q.weight.bits == bits and q.name not in asked)
     chosen = [q for q in fits if _takes_more(q, view.by_name[q.name])]
-    if bits == MAX_BITS or len(chosen) < 2:
+    if bits == MAX_BITS or not chosen:
         return plan
     sizes = np.array([math.prod(view.by_name[q.name].weight_array().shape) for q in chosen], np.float64)
     noise = np.array([relative_noise(q, view.by_name[q.name], expected.get(q.name)) for q in chosen])
-    if not noise.any():
+    order = np.argsort(-noise / sizes, kind="stable")
+    more = (MAX_BITS - bits) * np.cumsum(sizes[order]) / sizes.sum()
+    wide = {chosen[k].name for k, average in zip(order, more, strict=True) if average <= EXTRA}
+    if not wide:
         return plan
-    widths = qmath.allocate_bits(
-        np.sqrt(noise / sizes), quota=(bits + EXTRA) * sizes.sum(), min_bits=bits, weights=sizes, measure="bits"
+    said = f"{len(wide)} small layers stay at {MAX_BITS} bits: {more[len(wide) - 1]:.2f} bits a weight on average"
+    better = plan.map_layers(
+        lambda q: with_weight_bits(q, view.by_name[q.name], MAX_BITS if q.name in wide else q.weight.bits)
     )
-    wider = {q.name: int(b) for q, b in zip(chosen, widths, strict=True) if b > bits}
-    if not wider:
-        return plan
-    more = float(sizes @ (widths - bits)) / float(sizes.sum())
-    said = (
-        f"{len(wider)} small layers have {min(wider.values())} to {max(wider.values())} bits: {more:.2f} bits a weight "
-        f"more on average"
-    )
-    better = plan.map_layers(lambda q: with_weight_bits(q, view.by_name[q.name], wider.get(q.name, q.weight.bits)))
     return dataclasses.replace(better, notes=(*better.notes, said))
 
 

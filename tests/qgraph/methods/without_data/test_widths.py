@@ -1,4 +1,4 @@
-"""Without samples, small layers have more bits: their errors cost least to lower."""
+"""Without samples, small layers stay at 8 bits: their errors cost least to lower."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import qgraph
 from qgraph.graph.sites import GraphView
 from qgraph.methods.without_data.expected import Expected
-from qgraph.methods.without_data.widths import EXTRA, relative_noise, with_cheap_bits
+from qgraph.methods.without_data.widths import EXTRA, relative_noise, with_small_layers_at_8_bits
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan.grids import initial_plan
@@ -26,22 +26,22 @@ def start(**overrides):
 
 def test_small_layers_have_more_bits_and_all_take_no_more_than_a_quarter_of_a_bit():
     plan = start(edge_bits="same")
-    better = with_cheap_bits(plan, VIEW, {}, bits=4)
+    better = with_small_layers_at_8_bits(plan, VIEW, {}, bits=4)
     sizes = {q.name: math.prod(VIEW.by_name[q.name].weight_array().shape) for q in better.layers}
     bits = {q.name: q.weight.bits for q in better.layers}
-    assert max(bits.values()) > 4
+    assert set(bits.values()) == {4, 8}
     smallest, largest = (choose(sizes, key=sizes.get) for choose in (min, max))
     assert bits[smallest] > bits[largest] == 4
     spent = sum(sizes[name] * (bits[name] - 4) for name in sizes)
     assert 0 < spent <= EXTRA * sum(sizes.values())
-    assert "more on average" in better.notes[-1]
+    assert "small layers stay at 8 bits" in better.notes[-1]
 
 
 def test_what_was_asked_for_stays():
     plan = start(edge_bits="same")
     names = [quant.name for quant in plan.layers]
-    assert with_cheap_bits(plan, VIEW, {}, bits=4, asked=names) == plan
-    assert with_cheap_bits(plan, VIEW, {}, bits=8) == plan
+    assert with_small_layers_at_8_bits(plan, VIEW, {}, bits=4, asked=names) == plan
+    assert with_small_layers_at_8_bits(plan, VIEW, {}, bits=8) == plan
     given = {"activations": None, "measure": False, "edge_bits": "same"}
     model = files("qgraph") / "demo_assets" / "digits.onnx"
     for options in ({"weights": 4, "allocate_bits": "none"}, {"weights": 4, "changes": ("*:weights=4",)}):
