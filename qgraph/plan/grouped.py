@@ -42,7 +42,7 @@ def group_of(layer: Layer, bits: int, recipe: Recipe, most: int | None) -> int |
 
 def _takes_groups(layer: Layer, *, asked: bool, most: int | None) -> bool:
     if layer.op == "Conv":
-        return asked or most is None
+        return layer.owns_weight and (asked or most is None)
     return layer.op in PRODUCT_OPS and len(layer.weight_array().shape) == 2
 
 

@@ -21,7 +21,7 @@ from qgraph.methods.without_data.expected import Expected
 from qgraph.plan import codes as weights
 from qgraph.plan.expected import expected_shift
 from qgraph.plan.grouped import regrouped, room_of
-from qgraph.plan.plan import Even, LayerQuant, QuantPlan
+from qgraph.plan.plan import MAX_BITS, Even, LayerQuant, QuantPlan
 
 
 def evenly(plan: QuantPlan, view: GraphView, expected: Mapping[str, Expected]) -> QuantPlan:
@@ -40,7 +40,8 @@ def evenly(plan: QuantPlan, view: GraphView, expected: Mapping[str, Expected]) -
 
 def _even(quant: LayerQuant, layer: Layer, expected: Expected | None) -> LayerQuant:
     grid, even = quant.weight, what_cancels(layer)
-    expected = expected if layer.owns_weight else None  # a weight that several layers read is stored once
+    if not layer.owns_weight or grid.bits == MAX_BITS:  # what is shared is stored once; 8 bits gain nothing by guesses
+        expected = None
     if not even and expected is not None and expected.likely.any():
         even = "means"
     taken = grid.rounding or grid.codes or grid.input_scale or grid.shift or grid.granularity.axis is None

@@ -27,8 +27,8 @@ from qgraph.onnxfile.noise import TRIED_SIZES, noise
 from qgraph.samples.dataset import open_data
 
 SHIFTED = ("Conv", "Gemm")  # layers whose operands are looked at
-_SAMPLES, _SIZE = 2, 128  # of the noise; the size is what is tried first where a dimension is open
-_MOST_VALUES = 2**23
+_SAMPLES, _SIZE = 16, 128  # of the noise, at most; the size is what is tried first where a dimension is open
+_LEAST_SAMPLES, _MOST_VALUES = 2, 2**23
 CONST = 0.05  # of the mean: the most that a channel may vary and count as constant
 TRUST = 0.6  # of a mean under noise
 DOUBT = 0.5  # the standard deviation of a channel's mean, in parts of it
@@ -42,6 +42,12 @@ class Expected:
     mean: NDArray[np.float64]
     spread: NDArray[np.float64]
     exact: bool = False
+
+    def beyond_chance(self, count: int) -> Expected:
+        """The same, with means that are smaller by what `count` samples add by chance: m (1 - s^2 / (count m^2))."""
+        squares, chance = np.square(self.mean), np.square(self.spread) / count
+        left = np.divide(squares - chance, squares, out=np.zeros_like(squares), where=squares > chance)
+        return dataclasses.replace(self, mean=self.mean * left)
 
     @property
     def likely(self) -> NDArray[np.float64]:
@@ -94,9 +100,11 @@ def noise_operands(model: Model, layers: list[Layer], *, threads: int | None = N
         return {}
     tensors = dict(layer.operand_channels for layer in layers)
     for size in sorted(TRIED_SIZES, key=lambda size: abs(size - _SIZE)):
-        feeds = noise(model, size, samples=_SAMPLES)
-        if sum(array.size for array in feeds.values()) > _MOST_VALUES:
+        one = sum(array.size for array in noise(model, size, samples=1).values())
+        samples = min(_SAMPLES, _MOST_VALUES // max(one, 1))
+        if samples < _LEAST_SAMPLES:
             continue
+        feeds = noise(model, size, samples=samples)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of shapes that noise has and samples would not
@@ -104,7 +112,7 @@ def noise_operands(model: Model, layers: list[Layer], *, threads: int | None = N
         except QGraphError:
             continue
         found = {layer.name: _of_channels(observed[layer.operand_channels[0]], layer) for layer in layers}
-        return {name: expected for name, expected in found.items() if expected is not None}
+        return {name: expected.beyond_chance(samples) for name, expected in found.items() if expected is not None}
     return {}
 
 
