@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx_ir as ir
@@ -71,7 +71,7 @@ def _lifted(model: Model) -> Lifted:
     weights = _lift_weights(net, varying)
     activations = _lift_activations(graph)
     if not (weights or activations or replaced):
-        raise ModelError(f"{model.source} {_nothing(graph)}")
+        _refuse(graph, model.source)
     passes.RemoveUnusedNodesPass()(net)
     graph.sort()
     _forget_types(graph)
@@ -97,13 +97,14 @@ def _rename_quantizers(graph: ir.Graph) -> None:
                 node.domain, node.op_type = "", name
 
 
-def _nothing(graph: ir.Graph) -> str:
-    """Why there is nothing to adopt: no quantizer, or one whose codes are not uniform, as floats of 8 bits are."""
+def _refuse(graph: ir.Graph, source: str) -> NoReturn:
+    """Raise `ModelError`: there is no quantizer, or one whose codes are not uniform, as floats of 8 bits are."""
     foreign = sorted({f"{n.domain or 'ai.onnx'}.{n.op_type}" for n in graph.all_nodes() if "Quantize" in n.op_type})
     if not foreign:
-        return "is not quantized: it has no grid to adopt; use qgraph quantize"
-    return (
-        f"has no grid to adopt: {', '.join(foreign)} are not on uniform grids that are known; quantize the float model"
+        raise ModelError(f"{source} is not quantized: it has no grid to adopt; use qgraph quantize")
+    raise ModelError(
+        f"{source} has no grid to adopt: {', '.join(foreign)} are not on uniform grids that are known; quantize the "
+        f"float model"
     )
 
 
