@@ -21,6 +21,7 @@ from qgraph.gradient.layout import blocked
 from qgraph.running.sessions import Session
 
 Arrays = Mapping[str, NDArray[Any]]
+OPSET = 16  # the least that the gradients of trained and distilled networks are made in
 LOSS = "loss"  # the name of the tensor that is minimised
 
 

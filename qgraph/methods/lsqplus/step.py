@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from qgraph.errors import ModelError, PlanError
 from qgraph.gradient import Deferred, GradientError, deferred_gradients
-from qgraph.gradient.step import LOSS
+from qgraph.gradient.step import LOSS, OPSET
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.walk import ancestors, descendants, has_bodies
@@ -30,15 +30,13 @@ from qgraph.plan.plan import ActivationQuant, LayerQuant
 from qgraph.running.sessions import Session
 from qgraph.samples.layout import FIRST, Axes
 
-_GRADIENT_OPSET = 16
-
 
 def trainable_graph(trained: Trained, *, batch: int, axes: Axes = FIRST) -> ir.Model:
     """The quantized network with weights, biases and grids as inputs, for a fixed batch size.
 
     `axes` are those of inputs whose batch does not run along axis 0.
     """
-    net = raise_opset(trained.net, max(trained.net.opset, _GRADIENT_OPSET))
+    net = raise_opset(trained.net, max(trained.net.opset, OPSET))
     net = replace(net, ir_model=net.ir_model.clone())
     _fix_batch(net.ir_model, batch, axes)
     by_key: dict[tuple[str, str], TrainedGrid] = {(grid.tensor, grid.role): grid for grid in trained.grids}
@@ -82,7 +80,7 @@ def _check_bodies(trained: Trained, targets: Targets) -> None:
 
 def check_trainable(net: Model, layers: Sequence[Layer], config: LsqPlusConfig, *, axes: Axes = FIRST) -> None:
     """Raise `GradientError` if the weights of `layers` cannot be trained, before hours are spent on making data."""
-    graph = raise_opset(net, max(net.opset, _GRADIENT_OPSET)).ir_model.clone()
+    graph = raise_opset(net, max(net.opset, OPSET)).ir_model.clone()
     _fix_batch(graph, config.shard, axes)
     append_loss(graph, targets_of(graph, net.source), config, batch=config.shard, labelled=False)
     deferred_gradients(graph, LOSS, [str(layer.weight.name) for layer in layers])

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph.gradient import Deferred, append, deferred_gradients, op, tensor
-from qgraph.gradient.step import LOSS
+from qgraph.gradient.step import LOSS, OPSET
 from qgraph.graph.blocks import Block
 from qgraph.graph.layers import Layer
 from qgraph.graph.tensors import is_non_negative
@@ -31,7 +31,6 @@ from qgraph.plan import codes as weights
 from qgraph.plan.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan
 
 Sizes = Mapping[str, tuple[int, ...]]
-_GRADIENT_OPSET = 16
 
 
 def key(grid: ActivationQuant) -> str:
@@ -46,7 +45,7 @@ def trained_grids(plan: QuantPlan) -> tuple[ActivationQuant, ...]:
 
 def trainable(net: Model, plan: QuantPlan, layers: Collection[str]) -> ir.Model:
     """The quantized network with the weights and biases of `layers`, and the grids below 8 bits, as inputs."""
-    raised = raise_opset(net, max(net.opset, _GRADIENT_OPSET))
+    raised = raise_opset(net, max(net.opset, OPSET))
     zeros = dict.fromkeys(layers, (0.0,))
 
     def with_shift(quant: LayerQuant) -> LayerQuant:  # so that every layer that can have a bias has one

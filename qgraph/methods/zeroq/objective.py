@@ -13,6 +13,7 @@ from onnx_ir.passes import common as passes
 
 from qgraph.errors import DataError, ModelError, NothingToDistilError
 from qgraph.gradient import Builder, gradient_name, gradients
+from qgraph.gradient.step import OPSET
 from qgraph.methods.zeroq.assumed_statistics import assumed_targets
 from qgraph.methods.zeroq.config import Per
 from qgraph.methods.zeroq.loss import LOSS, MEAN, STD, Target, standard, target_of, with_loss
@@ -27,7 +28,6 @@ from qgraph.running.sessions import Session
 from qgraph.running.wording import Blank, option
 from qgraph.samples import layout
 
-_GRADIENT_OPSET = 16
 _COPIES = 4  # of every tensor of the forward pass that a step holds: values, squares, and gradients of both
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -113,8 +113,8 @@ def step_model(
     net = plain.ir_model.clone()
     fold_batch_normalization(net)
     passes.RemoveUnusedNodesPass()(net)
-    if plain.opset < _GRADIENT_OPSET:
-        net = raise_opset(replace(plain, ir_model=net), _GRADIENT_OPSET).ir_model
+    if plain.opset < OPSET:
+        net = raise_opset(replace(plain, ir_model=net), OPSET).ir_model
     _fix_shapes(net, inputs)
     targets = _targets(net, norms) if norms else assumed_targets(net, natural_noise(inputs, seed=0))
     if not targets:
