@@ -22,6 +22,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from itertools import product
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -145,9 +147,10 @@ def _at(unit: NDArray[np.float32], x: NDArray[np.float32], h: NDArray[np.float32
     def fill(start: int, stop: int) -> None:
         from qmath.kernels import blockwise as kernels
 
-        for first in range(start, stop):
-            part = first * _BLOCK, min((first + 1) * _BLOCK, shape[1])
-            kernels.search(*part, x, h, unit, levels, symmetric, limit, MOST_MULTIPLE, multiple, zero, error)
+        for first, g in product(range(start, stop), range(len(x))):
+            part = slice(first * _BLOCK, min((first + 1) * _BLOCK, shape[1]))
+            block, kept = np.ascontiguousarray(x[g, :, part]), (multiple[g, part], zero[g, part], error[g, part])
+            kernels.search(block, h[g], unit[part], levels, symmetric, limit, MOST_MULTIPLE, *kept)
 
     over_threads(fill, -(-shape[1] // _BLOCK), 4)
     return GroupGrids(unit=unit, multiple=multiple, zero_point=zero, error=error.sum(axis=0, dtype=np.float64))

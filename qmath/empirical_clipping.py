@@ -292,7 +292,8 @@ def weight_range(
     if method == "mse" and not options:
         from qmath.kernels import stop_loss as stop_loss_kernels
 
-        over_threads(stop_loss_kernels.best_ranges, len(rows), 16, rows, shape.steps, RELATIVE_GAP, low, high)
+        sides = [np.sort(np.maximum(side, 0), axis=1) for side in (rows, -rows)]
+        over_threads(stop_loss_kernels.best_ranges, len(rows), 16, *sides, shape.steps, False, RELATIVE_GAP, low, high)
     else:
         for i in np.flatnonzero(rows.any(axis=1)):
             low[i], high[i] = _spanning(shape, *_call(chosen, method, sample_of(rows[i]), shape, options))

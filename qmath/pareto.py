@@ -289,8 +289,7 @@ def _by_steps(layers: list[Layer], step: float, *, exact: bool) -> Frontier:
     from qmath.kernels import pareto as pareto_kernels
 
     offsets = [np.rint((layer.sizes - layer.sizes[0]) / step).astype(np.int64) for layer in layers]
-    counts = np.array([offset.size for offset in offsets])
-    picked = pareto_kernels.frontier(np.concatenate(offsets), np.concatenate([x.costs for x in layers]), counts)
+    picked = pareto_kernels.frontier(offsets, [layer.costs for layer in layers])
     size, cost = np.zeros(len(picked)), np.zeros(len(picked))
     choices = np.empty(picked.shape, np.uint8)
     for i, layer in enumerate(layers):

@@ -34,13 +34,15 @@ def scanned(blocks: NDArray[Any], *, bins: int, exponent: int, parallel: bool) -
     Raises:
         ValueError: For NaN or infinite values, and for squares beyond float64.
     """
-    from qmath.kernels.statistics import scan, space
+    from qmath.kernels.statistics import counted, scan, space
 
     def part(start: int, stop: int) -> tuple[NDArray[np.int64], int]:
-        counts, *working = space(bins)
-        return counts, int(scan(start, stop, blocks, exponent, lows, highs, sums, counts, *working))
+        counts, tables, *cells = space(bins)
+        reach = scan(start, stop, before, after, rows, exponent, lows, highs, sums, counts, tables, *cells)
+        return counted(counts, tables), int(reach)
 
-    samples, _, channels, _ = blocks.shape
+    samples, before, channels, after = blocks.shape
+    rows = blocks.reshape(samples * before, channels * after)
     lows = np.full((samples, channels), np.inf, blocks.dtype)
     highs, sums = np.full_like(lows, -np.inf), np.zeros((3, samples, channels))
     grain = max(1, _GRAIN * samples // blocks.size) if parallel else samples

@@ -164,8 +164,9 @@ class RoundingTable(ByContent):
         padding = -count % _GROUP if count else _GROUP  # edges that no value reaches
         padded = np.pad(edges, ((0, 0), (0, padding)), constant_values=np.inf)
         codes = np.pad(self.codes.astype(dtype), (0, padding), mode="edge")
-        few = self.edges.size <= _COMPARED
-        return staircase_kernels.compare_by_row if few else staircase_kernels.search_by_row, padded, codes, unit
+        if self.edges.size <= _COMPARED:
+            return staircase_kernels.compare_by_row, padded, np.append(codes[:1], np.diff(codes)), unit
+        return staircase_kernels.search_by_row, padded, codes, unit
 
 
 def magnitudes(bits: int, signed: bool) -> int:

@@ -106,7 +106,7 @@ class StopLoss:
 
         below = _atoms(np.empty(0), np.empty(0), 1.0) if one_sided else self.below
         step, above_count, below_count = kernels.best_step(
-            self.above.arrays, below.arrays, self.above.energy + below.energy, levels, symmetric, RELATIVE_GAP
+            *self.above.arrays, *below.arrays, self.above.energy + below.energy, levels, symmetric, RELATIVE_GAP
         )
         return float(step), int(above_count), int(below_count)
 

@@ -15,17 +15,8 @@ _MOST, _LEAST = 1.1, 0.5  # of that step: zero on a level may need more than the
 
 
 @compiled()
-def search(start, stop, x, weight, unit, levels, symmetric, most, multiples, multiple, zero, error):
-    """Fill multiple, zero and error (groups x columns) for the columns start..stop of x (groups x size x columns)."""
-    for g in range(x.shape[0]):
-        part = np.ascontiguousarray(x[g, :, start:stop])
-        kept = multiple[g, start:stop], zero[g, start:stop], error[g, start:stop]
-        _search_group(part, weight[g], unit[start:stop], levels, symmetric, most, multiples, kept)
-
-
-@compiled()
-def _search_group(x, weight, unit, levels, symmetric, most, multiples, kept):
-    multiple, zero, error = kept
+def search(x, weight, unit, levels, symmetric, most, multiples, multiple, zero, error):
+    """Fill multiple, zero and error (columns) for a group of x (size x columns, C-contiguous)."""
     columns = x.shape[1]
     low, high = np.zeros(columns, x.dtype), np.zeros(columns, x.dtype)
     for k in range(x.shape[0]):
@@ -35,7 +26,8 @@ def _search_group(x, weight, unit, levels, symmetric, most, multiples, kept):
     m, z = np.empty(columns, np.int32), np.empty(columns, np.int32)
     step, inverse = np.empty(columns, x.dtype), np.empty(columns, x.dtype)
     bottom, top, total = np.empty(columns, x.dtype), np.empty(columns, x.dtype), np.empty(columns, x.dtype)
-    error[:] = np.inf
+    for n in range(columns):
+        error[n] = np.inf
     reach = 0 if symmetric else 1  # zero points around that which clips both ends alike
     for j in range(FRACTIONS):
         fraction = _MOST - j * (_MOST - _LEAST) / FRACTIONS

@@ -45,31 +45,22 @@ def merged(size, cost, sizes, costs, limit):
     return new_size[:points], new_cost[:points], parent[:points], choice[:points]
 
 
-@compiled()
-def frontier(offsets, costs, counts):
+def frontier(offsets, costs):
     """Choices (points, layers) of the non-dominated totals over integer size offsets.
 
-    `offsets` and `costs` hold the layers' choices one after another, `counts` the number of each layer's; offsets start
-    at 0 and ascend within a layer. best[b] is the least cost of the layers so far at total offset b.
+    `offsets` and `costs` hold those of every layer's choices; offsets start at 0 and ascend. best[b] is the least cost
+    of the layers so far at total offset b.
     """
-    layers = counts.size
-    reach = 0
-    start = 0
-    for i in range(layers):
-        reach += offsets[start + counts[i] - 1]
-        start += counts[i]
-    best = np.full(reach + 1, np.inf)
+    reaches = np.cumsum([0, *(offset[-1] for offset in offsets)])
+    best = np.full(reaches[-1] + 1, np.inf)
     best[0] = 0.0
-    chosen = np.zeros((layers, reach + 1), np.uint8)
-    reach, start = 0, 0
-    for i in range(layers):
+    chosen = np.zeros((len(offsets), best.size), np.uint8)
+    for i, reach in enumerate(reaches[:-1]):
         before = best[: reach + 1].copy()
-        best[: reach + 1] += costs[start]
-        for c in range(1, counts[i]):
-            _relax(best, chosen[i], before, offsets[start + c], costs[start + c], c)
-        reach += offsets[start + counts[i] - 1]
-        start += counts[i]
-    return _trace(best, chosen, offsets, counts)
+        best[: reach + 1] += costs[i][0]
+        for c in range(1, len(offsets[i])):
+            _relax(best, chosen[i], before, offsets[i][c], costs[i][c], c)
+    return _trace(best, chosen, offsets)
 
 
 @compiled()
@@ -83,23 +74,24 @@ def _relax(best, chosen, before, offset, cost, choice):
         mark[b] = choice if better else mark[b]
 
 
-@compiled()
-def _trace(best, chosen, offsets, counts):
+def _trace(best, chosen, offsets):
     """Walk back from every total that is cheaper than all smaller ones."""
-    least, points = np.inf, 0
-    ends = np.empty(best.size, np.int64)
+    at = np.empty(best.size, np.int64)
+    at = at[: _records(best, at)].copy()
+    picked = np.empty((at.size, len(offsets)), np.uint8)
+    for i in range(len(offsets) - 1, -1, -1):
+        picked[:, i] = chosen[i, at]
+        at = at - offsets[i][picked[:, i]]
+    return picked
+
+
+@compiled()
+def _records(best, at):
+    """Fill `at` with the places of values below all before them; returns how many."""
+    least, count = np.inf, 0
     for b in range(best.size):
         if best[b] < least:
             least = best[b]
-            ends[points] = b
-            points += 1
-    at = ends[:points].copy()
-    picked = np.empty((points, counts.size), np.uint8)
-    start = offsets.size
-    for i in range(counts.size - 1, -1, -1):
-        start -= counts[i]
-        for p in range(points):
-            c = chosen[i, at[p]]
-            picked[p, i] = c
-            at[p] -= offsets[start + c]
-    return picked
+            at[count] = b
+            count += 1
+    return count

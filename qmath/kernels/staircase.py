@@ -1,7 +1,7 @@
 """Compiled loops of `qmath.staircase`: the code of the step that each value falls on, times a unit.
 
 `edges` is a (channels, edges) array in the units and type of the data, padded with inf to whole groups of eight;
-`codes` has one entry more, `unit` one per channel.
+`codes` has one entry more, `unit` one per channel; `jumps` are the first code and the differences of the codes.
 """
 
 # mypy: disable-error-code="no-untyped-def, call-arg"
@@ -16,17 +16,18 @@ _BLOCK = 1 << 10  # values whose codes stay in the first-level cache between pas
 
 
 @compiled()
-def compare_by_row(start, stop, inner, x, out, edges, codes, unit):
+def compare_by_row(start, stop, inner, x, out, edges, jumps, unit):
     """Compare every value with every edge, eight edges per pass: fast for few edges, since it vectorises."""
     partial = np.empty(_BLOCK, x.dtype)
-    jumps = np.diff(codes)
+    lowest, jumps = jumps[0], jumps[1:]
     last = jumps.size - 8
     while start < stop:
         c = start // inner % unit.size
         end = min(stop, (start // inner + 1) * inner)
         for first in range(start, end, _BLOCK):
             block = x[first : min(end, first + _BLOCK)]
-            partial[: block.size] = codes[0]
+            for i in range(block.size):
+                partial[i] = lowest
             for group in range(0, last, 8):
                 _climb(block, partial, edges[c, group : group + 8], jumps[group : group + 8])
             _arrive(block, partial, out[first : first + block.size], edges[c, last:], jumps[last:], unit[c])

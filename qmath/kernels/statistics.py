@@ -16,41 +16,38 @@ _FULL = 1 << 31  # values that the 32-bit counters of `scan` are sure to hold
 
 
 @compiled()
-def scan(start, stop, blocks, exponent, lows, highs, sums, counts, tables, cells, pairs):
-    """Statistics of the samples start..stop of `blocks` (samples, before, channels, after), each on its own.
+def scan(start, stop, before, after, rows, exponent, lows, highs, sums, counts, tables, cells, pairs):
+    """Statistics of the samples start..stop, each on its own: `before` rows of (channels, `after`) values laid flat.
 
     Fills lows[s, c] (inf at first) and highs[s, c] (-inf) with the least and greatest value, and sums[:, s, c] with the
-    sums of x, x^2 and |x| in float64, added in an order that depends on the shape of a sample alone. Fills `counts` of
-    bins over [-2^e, 2^e), if it has any, and returns e, `exponent` or more. Stops at a sum of squares that is not
-    finite, which the caller finds in `sums`. `tables`, `cells` and their `pairs` are working space (`space`).
+    sums of x, x^2 and |x| in float64, added in an order that depends on the shape of a sample alone. Fills `counts` and
+    `tables`, to be added up (`counted`), with bins over [-2^e, 2^e), if there are any, and returns e, `exponent` or
+    more. Stops at a sum of squares that is not finite, which the caller finds in `sums`. `cells` and their `pairs` are
+    working space (`space`).
     """
-    held, bins = 0, counts.size
-    _, before, channels, after = blocks.shape
-    within = after if after > _PIECE else channels * after  # pieces do not cross multiples of this,
+    held, bins, size = 0, counts.size, rows.shape[1]
+    within = after if after > _PIECE else size  # pieces do not cross multiples of this,
     step = _PIECE if after > _PIECE else _PIECE // after * after  # and short rows are kept whole
-    for s in range(start, stop):
-        for a in range(before):
-            values = blocks[s, a].reshape(-1)
-            for first in range(0, values.size, within):
-                for begin in range(first, first + within, step):
-                    piece = values[begin : min(begin + step, first + within)]
-                    c = begin // after
-                    if after == 1:
-                        reach = _add_columns(piece, lows[s, c:], highs[s, c:], sums[:, s, c:])
-                    else:
-                        reach = _add_rows(piece, min(after, piece.size), lows[s, c:], highs[s, c:], sums[:, s, c:])
-                    if reach == np.inf:
-                        return exponent
-                    if bins:
-                        steps = max(0, math.frexp(reach)[1] - exponent) if reach > 0 else 0  # 2^e above the magnitude
-                        if held > _FULL or steps:
-                            _settle(tables, counts, steps)
-                            held = 0
-                        exponent += steps
-                        bin_cells(piece, values.dtype.type(math.ldexp(bins / 2, -exponent)), np.int32(bins // 2), cells)
-                        tally(cells, pairs, piece.size, tables)
-                        held += piece.size
-    _settle(tables, counts, 0)
+    for r in range(start * before, stop * before):
+        values, s, first = rows[r], r // before, np.int64(0)  # of one type: a literal is compiled apart
+        while first < size:
+            piece = values[first : min(first + step, (first // within + 1) * within)]
+            if after == 1:
+                reach = _add_columns(piece, s, first, lows, highs, sums)
+            else:
+                reach = _add_rows(piece, min(after, piece.size), s, first // after, lows, highs, sums)
+            if reach == np.inf:
+                return exponent
+            if bins:
+                steps = max(0, math.frexp(reach)[1] - exponent) if reach > 0 else 0  # 2^e above the magnitude
+                if held > _FULL or steps:
+                    _settle(tables, counts, steps)
+                    held = 0
+                exponent += steps
+                bin_cells(piece, rows.dtype.type(math.ldexp(bins / 2, -exponent)), np.int32(bins // 2), cells)
+                tally(cells, pairs, piece.size, tables)
+                held += piece.size
+            first += piece.size
     return exponent
 
 
@@ -60,38 +57,47 @@ def space(bins):
     return np.zeros(bins, np.int64), np.zeros((4, bins), np.uint32), cells, cells.view(np.uint64)
 
 
+def counted(counts, tables):
+    """The counts that `scan` left in both."""
+    return counts + tables.sum(axis=0, dtype=np.int64)
+
+
 @compiled(fastmath=_REASSOCIATE)
-def _add_rows(values, after, lows, highs, sums):
-    """Take in rows of `after` values, one per channel; returns the largest magnitude, inf if squares are not finite."""
+def _add_rows(values, after, s, first, lows, highs, sums):
+    """Take in rows of `after` values, for the channels of sample s from `first` on.
+
+    Returns the largest magnitude, inf if squares are not finite.
+    """
     widest_vectors()
     reach = 0.0
-    for c in range(values.size // after):
-        row = values[c * after : (c + 1) * after]
+    for k in range(values.size // after):
+        row, c = values[k * after : (k + 1) * after], first + k
         total = squares = magnitudes = 0.0
         for i in range(row.size):
             x = np.float64(row[i])
             total += x
             squares += x * x
             magnitudes += abs(x)
-        sums[0, c] += total
-        sums[1, c] += squares
-        sums[2, c] += magnitudes
+        sums[0, s, c] += total
+        sums[1, s, c] += squares
+        sums[2, s, c] += magnitudes
         if not np.isfinite(squares):
             return np.inf
         low, high = row[0], row[0]
         for i in range(row.size):
             low = least(row[i], low)
             high = greatest(row[i], high)
-        lows[c] = min(lows[c], low)
-        highs[c] = max(highs[c], high)
-        reach = max(reach, np.float64(-low), np.float64(high))
+        lows[s, c] = least(lows[s, c], low)
+        highs[s, c] = greatest(highs[s, c], high)
+        reach = greatest(reach, np.float64(greatest(-low, high)))
     return reach
 
 
 @compiled(fastmath=_REASSOCIATE)
-def _add_columns(values, lows, highs, sums):
+def _add_columns(values, s, first, lows, highs, sums):
     """As `_add_rows`, for one value per channel."""
     widest_vectors()
+    lows, highs, sums = lows[s, first:], highs[s, first:], sums[:, s, first:]
     squares, low, high = 0.0, values[0], values[0]
     for c in range(values.size):
         x = np.float64(values[c])
@@ -104,7 +110,7 @@ def _add_columns(values, lows, highs, sums):
         highs[c] = greatest(values[c], highs[c])
         low = least(values[c], low)
         high = greatest(values[c], high)
-    return np.float64(max(-low, high)) if np.isfinite(squares) else np.inf
+    return np.float64(greatest(-low, high)) if np.isfinite(squares) else np.inf
 
 
 @compiled()

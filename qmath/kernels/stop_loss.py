@@ -36,10 +36,8 @@ def gain_of_levels(step, levels, table, lookup):
 
 
 @compiled()
-def _best_split(step, levels, symmetric, above, below):
+def _best_split(step, levels, symmetric, up_table, up_lookup, down_table, down_lookup):
     """(gain, levels above zero, levels below zero) of the best split of `levels`; unused levels go above."""
-    up_table, up_lookup = above
-    down_table, down_lookup = below
     if symmetric:
         half = levels // 2
         gain = gain_of_levels(step, half, up_table, up_lookup) + gain_of_levels(step, half, down_table, down_lookup)
@@ -85,23 +83,23 @@ def _push(stack, top, low, high, at_low, at_high):
 
 
 @compiled()
-def best_step(above, below, energy, levels, symmetric, gap):
+def best_step(up_table, up_lookup, down_table, down_lookup, energy, levels, symmetric, gap):
     """The step of least error over (0, 2 max |x|], with its split; see `qmath.stop_loss`.
 
     Of equally good steps, the one that just spans the data wins. Intervals whose bound cannot beat the best error by
     more than `gap` times that error are dropped, the others halved.
     """
-    reach = max(above[0][-1, 0], below[0][-1, 0])
+    reach = max(up_table[-1, 0], down_table[-1, 0])
     floor = 0.02 * reach / levels
     points = int(math.log(2 * reach / floor) / 0.1) + 3
     best_step_ = reach / (levels // 2 if symmetric else levels)  # to be beaten: the grid that clips nothing
-    gain, best_above, best_below = _best_split(best_step_, levels, symmetric, above, below)
+    gain, best_above, best_below = _best_split(best_step_, levels, symmetric, up_table, up_lookup, down_table, down_lookup)
     best = 2 * best_step_ * gain + 1e-15 * energy
-    stack, top = np.empty((points + 64, 4)), 0  # intervals: both ends, and the gains there; the last one is halved next
-    low, at_low = 0.0, _best_split(0.0, levels, symmetric, above, below)[0]
+    stack, top = np.empty((points + 64, 4)), np.int64(0)  # intervals: both ends, and the gains there; the last one is halved next
+    low, at_low = 0.0, _best_split(0.0, levels, symmetric, up_table, up_lookup, down_table, down_lookup)[0]
     for i in range(points - 1):
         high = floor * (2 * reach / floor) ** (i / (points - 2))
-        at_high, m, n = _best_split(high, levels, symmetric, above, below)
+        at_high, m, n = _best_split(high, levels, symmetric, up_table, up_lookup, down_table, down_lookup)
         if 2 * high * at_high > best:
             best, best_step_, best_above, best_below = 2 * high * at_high, high, m, n
         top = _push(stack, top, low, high, at_low, at_high)
@@ -112,7 +110,7 @@ def best_step(above, below, energy, levels, symmetric, gap):
         slack = max(gap * (energy - best), 8e-16 * energy)
         if high - low > 1e-15 * high and _chord_bound(low, high, at_low, at_high) > best + slack:
             middle = 0.5 * (low + high)
-            gain, m, n = _best_split(middle, levels, symmetric, above, below)
+            gain, m, n = _best_split(middle, levels, symmetric, up_table, up_lookup, down_table, down_lookup)
             if 2 * middle * gain > best:
                 best, best_step_, best_above, best_below = 2 * middle * gain, middle, m, n
             top = _push(stack, top, low, middle, at_low, gain)
@@ -121,29 +119,44 @@ def best_step(above, below, energy, levels, symmetric, gap):
 
 
 @compiled()
-def best_ranges(start, stop, rows, levels, gap, low, high):
-    """The ends of `best_step`'s affine grid for rows start..stop (C-contiguous); 0..0 for an all-zero row."""
+def best_ranges(start, stop, ups, downs, levels, symmetric, gap, low, high):
+    """The ends of `best_step`'s grid for rows start..stop; 0..0 for an all-zero row.
+
+    `ups` holds the positive values of every row and `downs` the negative ones without their sign, ascending, with zeros
+    before them.
+    """
+    count = ups.shape[1]
     for i in range(start, stop):
-        up, down = np.sort(rows[i][rows[i] > 0]), np.sort(-rows[i][rows[i] < 0])
-        energy = (np.sum(up.astype(np.float64) ** 2) + np.sum(down.astype(np.float64) ** 2)) / rows.shape[1]
+        up_table, up_lookup = _side_of(ups[i], count)
+        down_table, down_lookup = _side_of(downs[i], count)
+        energy = (_squares(ups[i]) + _squares(downs[i])) / count
         low[i], high[i] = 0.0, 0.0
         if energy > 0.0:
-            above, below = _side_of(up, rows.shape[1]), _side_of(down, rows.shape[1])
-            step, m, n = best_step(above, below, energy, levels, False, gap)
+            step, m, n = best_step(up_table, up_lookup, down_table, down_lookup, energy, levels, symmetric, gap)
             low[i], high[i] = 0.0 - step * n, step * m
 
 
 @compiled()
+def _squares(values):
+    total = 0.0
+    for i in range(values.size):
+        total += np.float64(values[i]) * values[i]
+    return total
+
+
+@compiled()
 def _side_of(values, count):
-    """`stop_loss.Side.arrays` of ascending positive values, each with the weight 1 / count."""
-    size = values.size + 1
-    table = np.zeros((size, 4))
+    """`stop_loss.Side.arrays` of ascending values, each positive one with the weight 1 / count."""
+    zeros = 0
+    while zeros < values.size and values[zeros] <= 0:
+        zeros += 1
+    size = values.size - zeros + 1
+    table, lookup = np.zeros((size, 4)), np.zeros(2 * size, np.int64)
     for j in range(1, size):
-        table[j, 0] = values[j - 1]
+        table[j, 0] = values[zeros + j - 1]
     for j in range(size - 2, -1, -1):
         table[j, 2] = table[j + 1, 2] + 1.0 / count
         table[j, 1] = table[j + 1, 1] + table[j, 2] * (table[j + 1, 0] - table[j, 0])
-    lookup = np.zeros(2 * size, np.int64)
     j = 0
     for slot in range(1, lookup.size):
         start = table[-1, 0] * slot / lookup.size
