@@ -20,9 +20,8 @@ and the two steps alternate, as in Lloyd's algorithm (Lloyd, 1982).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray

@@ -39,7 +39,7 @@ class NotProven(QGraphError):
     former="--plan",
     type=PATH,
     metavar="PLAN.json",
-    help="The plan that MODEL was made from, to be named by its digest.",
+    help="The plan that MODEL was made from, to be named by its digest; images are normalised as it says.",
 )
 @click.option("-o", "--output", type=PATH, metavar="OUT.json", help="Where to write the certificate.")
 @click.option("--page", type=PATH, metavar="OUT.html", help="Where to write it as a page.")
@@ -81,7 +81,7 @@ def certify(
     for path in filter(None, (output, page)):
         check_writable(path)
     mean, std = options.pop("mean"), options.pop("std")
-    options |= {"preprocessing": preprocessing(mean, std), "progress": progress(quiet or as_json)}
+    options |= {"preprocessing": preprocessing(mean, std, default=plan), "progress": progress(quiet or as_json)}
     options["plan"] = None if plan is None else QuantPlan.load(plan)
     differences: tuple[str, ...] = ()
     if check is None:

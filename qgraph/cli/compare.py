@@ -11,7 +11,7 @@ import click
 from qgraph.cli.console import PRIOR_REJECTED, next_step, number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.help import Command
 from qgraph.cli.kinds import PATH, Bits
-from qgraph.cli.options import data_options, given, preprocessing, run_options
+from qgraph.cli.options import data_options, given, made_from_option, preprocessing, run_options
 
 if TYPE_CHECKING:
     from qgraph.assess.ablation import Ablation
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 )
 @click.option("--weights", type=Bits(), help="Bits of weights in --ablation.  [default: 4]")
 @click.option("--activations", type=Bits(), help="Bits of activations in --ablation.  [default: 4]")
+@made_from_option
 @click.option("--format", type=click.Choice(["qdq", "float"]), help="Format of --ablation.  [default: float]")
 @run_options
 def compare(
@@ -54,7 +55,7 @@ def compare(
 
     if quiet:
         silence_warnings()
-    options["preprocessing"] = preprocessing(options.pop("mean"), options.pop("std"))
+    options["preprocessing"] = preprocessing(options.pop("mean"), options.pop("std"), default=options.pop("plan"))
     options["progress"] = progress(quiet or as_json)
     only_ablation = given({name: options.pop(name) for name in ("calibration", "weights", "activations", "format")})
     if ablation is not None:

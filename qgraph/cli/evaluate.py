@@ -10,13 +10,14 @@ from qgraph.cli.console import next_step, number, progress, show, show_json, sil
 from qgraph.cli.help import Command
 from qgraph.cli.invocation import READING, words_of
 from qgraph.cli.kinds import PATH
-from qgraph.cli.options import data_options, executor_option, preprocessing, run_options
+from qgraph.cli.options import data_options, executor_option, made_from_option, preprocessing, run_options
 
 
 @click.command(cls=Command, short_help="Measure accuracy, or distance from float.")
 @click.argument("model", type=PATH)
 @data_options(required=True)
 @click.option("--against", type=PATH, metavar="FLOAT.onnx", help="Also compare the outputs with those of this model.")
+@made_from_option
 @executor_option
 @run_options
 def evaluate(
@@ -25,16 +26,19 @@ def evaluate(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     against: str | None,
+    plan: str | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
     """Measure the accuracy of MODEL on labelled data, or its distance from another model.
 
+    Images are normalised by --mean and --std, or as in the plan that MODEL was made from.
+
     \b
     Examples:
       qgraph evaluate small.onnx --data test.npz
-      qgraph evaluate small.onnx --data images/ --against model.onnx --json
+      qgraph evaluate small.onnx --data images/ --made-from plan.json --against model.onnx --json
     """
     from qgraph.assess.evaluate import evaluate as run_evaluate
 
@@ -44,7 +48,7 @@ def evaluate(
         model,
         data,
         against=against,
-        preprocessing=preprocessing(mean, std),
+        preprocessing=preprocessing(mean, std, default=plan),
         progress=progress(quiet or as_json),
         **options,
     )
@@ -62,7 +66,7 @@ def evaluate(
         rows.add_row(f"SQNR of {name}, dB", "exact" if decibel is None else number(decibel))
     show(rows)
     if against is None:
-        words = ("evaluate", model, "--data", data, *words_of(*READING), "--against", "model.onnx")
+        words = ("evaluate", model, "--data", data, *words_of(*READING, "--made-from"), "--against", "model.onnx")
         next_step("how far it is from the float model", *words)
     else:
-        next_step("which layers lose it", "compare", against, model, "--data", data, *words_of(*READING))
+        next_step("which layers lose it", "compare", against, model, "--data", data, *words_of(*READING, "--made-from"))

@@ -301,14 +301,25 @@ def executor_option(f: F) -> F:
     )(f)
 
 
+made_from_option = click.option(
+    "--made-from",
+    "plan",
+    type=PATH,
+    metavar="PLAN.json",
+    help="The plan that the quantized file was made from: images are normalised as it says.",
+)
+
+
 def preprocessing(
-    mean: tuple[float, ...], std: tuple[float, ...], *, default: QuantPlan | None = None
+    mean: tuple[float, ...], std: tuple[float, ...], *, default: QuantPlan | str | None = None
 ) -> Preprocessing:
-    """The normalisation of images: as given, else that of the data which a plan was made with."""
+    """The normalisation of images: as given, else that of a plan (or its file), from the data it was made with."""
     from qgraph.samples.preprocessing import Preprocessing
 
     if not mean and not std and default is not None:
-        return default.preprocessing
+        from qgraph.plan.plan import QuantPlan
+
+        return (QuantPlan.load(default) if isinstance(default, str) else default).preprocessing
     return Preprocessing(mean=mean, std=std)
 
 

@@ -13,7 +13,8 @@ from qgraph.errors import PlanError, QualityWarning
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.plan import codes as weights
-from qgraph.plan.grids import spanned
+from qgraph.plan.edit import refitted
+from qgraph.plan.fitted import bits_of
 from qgraph.plan.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan, WeightQuant
 from qgraph.running.wording import command
 
@@ -46,6 +47,8 @@ def _checked_layer(quant: LayerQuant, view: GraphView) -> LayerQuant:
     _check_lengths(quant, layer, weight.shape)
     _check_float32(f"layer '{quant.name}'", "bias_shift", quant.bias_shift)
     _check_float32(f"layer '{quant.name}'", "scale times gain", np.asarray(grid.scale) * np.asarray(grid.gain))
+    if grid.fitted:
+        return _refitted(quant, view, bits_of(grid.fitted), "")
     lost = _lost(weight, grid)
     if lost <= MOST_LOST:
         return quant
@@ -55,14 +58,17 @@ def _checked_layer(quant: LayerQuant, view: GraphView) -> LayerQuant:
             f"`weight.scale`, or make the plan anew with "
             f"{command('qgraph quantize --plan', 'qgraph.quantize')}"
         )
+    return _refitted(quant, view, MAX_BITS, f", which would clip {lost:.0%} of its weight's energy")
+
+
+def _refitted(quant: LayerQuant, view: GraphView, before: int, why: str) -> LayerQuant:
+    bits = quant.weight.bits
     warnings.warn(
-        f"the bits of layer '{quant.name}' were changed to {grid.bits} without its scale, which would clip {lost:.0%} "
-        f"of its weight's energy: the scale is fitted again",
+        f"the bits of layer '{quant.name}' were changed to {bits} without its scale{why}: the scale is fitted again",
         QualityWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
-    plain = dataclasses.replace(grid, gain=(1.0,), zero_point=(0,), channel_bits=(), rounding=None)
-    return dataclasses.replace(quant, weight=spanned(weight, plain), bias_shift=())
+    return refitted(quant, view, bits, before=before)
 
 
 def _check_lengths(quant: LayerQuant, layer: Layer, shape: tuple[int, ...]) -> None:

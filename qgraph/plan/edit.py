@@ -52,8 +52,13 @@ def with_weight_bits(quant: LayerQuant, layer: Layer, bits: int) -> LayerQuant:
     old = quant.weight
     if bits == old.bits and not old.channel_bits:
         return quant
-    floats = quant.runs in ("floats", "blocks")
-    symmetric = bits == MAX_BITS and not floats if MAX_BITS in (bits, old.bits) else old.symmetric
+    return refitted(quant, view, bits, before=old.bits)
+
+
+def refitted(quant: LayerQuant, view: GraphView, bits: int, *, before: int) -> LayerQuant:
+    """The layer with a weight of `bits`, `before` of other bits, whose grid has the range of least squared error."""
+    old, floats = quant.weight, quant.runs in ("floats", "blocks")
+    symmetric = bits == MAX_BITS and not floats if MAX_BITS in (bits, before) else old.symmetric
     form = dataclasses.replace(
         old, bits=bits, symmetric=symmetric, zero_point=(0,), gain=(1.0,), rounding=None, channel_bits=()
     )

@@ -26,6 +26,7 @@ import qmath
 from qgraph.errors import PlanError, PlanNotFoundError
 from qgraph.plan import described
 from qgraph.plan.decode import decode
+from qgraph.plan.fitted import mark, resolve
 from qgraph.plan.units import multiples
 from qgraph.plan.widths import MAX_BITS as MAX_BITS
 from qgraph.plan.widths import MIN_BITS as MIN_BITS
@@ -98,6 +99,9 @@ class WeightQuant:
 
     With a `unit` per channel, the scale of each of its groups is a whole multiple of it. Integer kernels, which have
     one scale per channel, then get codes times multiples.
+
+    `fitted` is written to files (`qgraph.plan.fitted`), and read from one whose bits were edited without their scale:
+    such a grid waits to be fitted to its weight.
     """
 
     bits: int
@@ -115,6 +119,7 @@ class WeightQuant:
     even: Even = ""
     input_mean: tuple[float, ...] = ()
     input_spread: tuple[float, ...] = ()
+    fitted: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
         _check_bits(self.bits)
@@ -197,6 +202,8 @@ class ActivationQuant:
     With `channel_scale`, channel c along axis 1 has the step scale * channel_scale[c]; with `channel_bits`, its codes
     run from 0 to 2^channel_bits[c] - 1, and the channels share the quota of bins of `bits`. In a deployed file, these
     factors are part of the weights on both sides of the tensor (`WeightQuant.input_scale`).
+
+    `fitted` is of files alone, as in `WeightQuant`.
     """
 
     tensor: str
@@ -209,6 +216,7 @@ class ActivationQuant:
     rounding: Rounding | None = None
     channel_scale: tuple[float, ...] = ()
     channel_bits: tuple[int, ...] = ()
+    fitted: str = dataclasses.field(default="", compare=False)
 
     def __post_init__(self) -> None:
         _check_bits(self.bits)
@@ -410,6 +418,8 @@ class QuantPlan:
             True
         """
         content = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("quality", "made") or v is not None}
+        for grid in [*(layer["weight"] for layer in content["layers"]), *content["activations"]]:
+            grid["fitted"] = grid["fitted"] or mark(grid["bits"], grid["scale"])
         text = json.dumps(content, indent=1)
         return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
@@ -474,6 +484,8 @@ class QuantPlan:
 
 def _of_this_schema(raw: Any) -> Any:
     """Parsed JSON in this schema. In schema 1 the grid of a weight had an `axis`, and there were no groups."""
+    if isinstance(raw, dict):
+        resolve(raw)
     if not isinstance(raw, dict) or raw.get("schema", 1) != 1 or not isinstance(raw.get("layers", []), list):
         return raw
     for layer in raw.get("layers", []):

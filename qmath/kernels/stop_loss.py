@@ -93,9 +93,14 @@ def best_step(up_table, up_lookup, down_table, down_lookup, energy, levels, symm
     floor = 0.02 * reach / levels
     points = int(math.log(2 * reach / floor) / 0.1) + 3
     best_step_ = reach / (levels // 2 if symmetric else levels)  # to be beaten: the grid that clips nothing
-    gain, best_above, best_below = _best_split(best_step_, levels, symmetric, up_table, up_lookup, down_table, down_lookup)
+    gain, best_above, best_below = _best_split(
+        best_step_, levels, symmetric, up_table, up_lookup, down_table, down_lookup
+    )
     best = 2 * best_step_ * gain + 1e-15 * energy
-    stack, top = np.empty((points + 64, 4)), np.int64(0)  # intervals: both ends, and the gains there; the last one is halved next
+    stack, top = (
+        np.empty((points + 64, 4)),
+        np.int64(0),
+    )  # intervals: both ends, and the gains there; the last one is halved next
     low, at_low = 0.0, _best_split(0.0, levels, symmetric, up_table, up_lookup, down_table, down_lookup)[0]
     for i in range(points - 1):
         high = floor * (2 * reach / floor) ** (i / (points - 2))

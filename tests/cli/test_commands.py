@@ -223,6 +223,23 @@ def test_what_if(run, digits, digits_calibration, digits_test, tmp_path):
     assert run("whatif", digits, "plan.json")[0] == 2
 
 
+def test_files_are_judged_on_samples_normalised_as_their_plan_says(run, digits, digits_calibration, digits_test):
+    made = ("quantize", digits, "-o", "q.onnx", "--data", digits_calibration, "--limit", 32, "--no-measure", "--quiet")
+    assert run(*made, "--plan", "plan.json", "--mean", "0.9")[0] == 0
+    judge = ("--data", digits_test, "--limit", 64, "--json")
+    commands = [
+        ("evaluate", "q.onnx", "--against", digits, *judge),
+        ("compare", digits, "q.onnx", *judge),
+        ("certify", "q.onnx", "--against", digits, "--claim", "drop<=90", *judge),
+    ]
+    for words in commands:
+        plain, said, planned = (run(*words, *more) for more in ((), ("--mean", "0.9"), ("--made-from", "plan.json")))
+        found = [json.loads(out) for _, out, _ in (plain, said, planned)]
+        if words[0] == "certify":  # which measures latency, too
+            found = [content["counts"] for content in found]
+        assert found[1] == found[2] != found[0], words[0]
+
+
 def test_progress_without_a_terminal_is_a_line_a_minute(capsys) -> None:
     times = iter([0.0, 30.0, 61.0, 90.0, 125.0])
     lines = Minutes(clock=lambda: next(times))

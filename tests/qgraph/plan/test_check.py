@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -61,6 +62,45 @@ def test_bits_changed_without_a_scale_are_fitted_again(plan, digits, digits_test
         applied = qgraph.apply(digits, edited, measure=False)
     qgraph.save(applied, tmp_path / "edited.onnx")
     assert qgraph.evaluate(tmp_path / "edited.onnx", digits_test).top1 > 90
+
+
+def edited(plan, place, **fields):
+    """The plan after its file was edited by hand."""
+    raw = json.loads(plan.to_json())
+    grid = raw["activations"][1] if place == "activations" else raw["layers"][1]["weight"]
+    grid.update(fields)
+    return json.dumps(raw)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_file_whose_bits_were_edited_by_one(digits, symmetric):
+    plan = qgraph.quantize(digits, weights=4, activations=None, measure=False, symmetric=symmetric).plan
+    few = qgraph.quantize(digits, weights=3, activations=None, measure=False, symmetric=symmetric).plan
+    found = qgraph.QuantPlan.from_json(edited(plan, "weight", bits=3))
+    assert qgraph.QuantPlan.from_json(found.to_json()).layers[1].weight.fitted == found.layers[1].weight.fitted != ""
+    with pytest.warns(QualityWarning, match=r"changed to 3 without its scale: the scale is fitted again"):
+        applied = qgraph.apply(digits, found, measure=False)
+    assert applied.plan.layers[1].weight.scale == few.layers[1].weight.scale
+    assert applied.plan.layers[1].weight.fitted == ""
+    assert applied.plan.layers[0] == plan.layers[0]
+
+
+def test_a_file_whose_bits_and_scale_were_edited(plan, digits):
+    scale = [2 * step for step in plan.layers[1].weight.scale]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = qgraph.QuantPlan.from_json(edited(plan, "weight", bits=7, scale=scale))
+        assert qgraph.apply(digits, found, measure=False).plan.layers[1].weight.scale == tuple(scale)
+
+
+def test_activations_whose_bits_were_edited_keep_their_range(plan):
+    old = plan.activations[1]
+    text = edited(plan, "activations", bits=4)
+    with pytest.warns(QualityWarning, match=rf"'{old.tensor}' were changed from 8 to 4 without its scale"):
+        new = qgraph.QuantPlan.from_json(text).activations[1]
+    assert (new.bits, new.fitted) == (4, "")
+    assert abs(new.high - old.high) <= new.scale / 2
+    assert abs(new.low - old.low) <= new.scale / 2
 
 
 def test_a_scale_that_fits_no_bits_is_refused(plan, digits):
