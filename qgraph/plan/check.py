@@ -48,7 +48,7 @@ def _checked_layer(quant: LayerQuant, view: GraphView) -> LayerQuant:
     _check_float32(f"layer '{quant.name}'", "bias_shift", quant.bias_shift)
     _check_float32(f"layer '{quant.name}'", "scale times gain", np.asarray(grid.scale) * np.asarray(grid.gain))
     if grid.fitted:
-        return _refitted(quant, view, bits_of(grid.fitted), "")
+        return _refitted(quant, layer, bits_of(grid.fitted), "")
     lost = _lost(weight, grid)
     if lost <= MOST_LOST:
         return quant
@@ -58,17 +58,17 @@ def _checked_layer(quant: LayerQuant, view: GraphView) -> LayerQuant:
             f"`weight.scale`, or make the plan anew with "
             f"{command('qgraph quantize --plan', 'qgraph.quantize')}"
         )
-    return _refitted(quant, view, MAX_BITS, f", which would clip {lost:.0%} of its weight's energy")
+    return _refitted(quant, layer, MAX_BITS, f", which would clip {lost:.0%} of its weight's energy")
 
 
-def _refitted(quant: LayerQuant, view: GraphView, before: int, why: str) -> LayerQuant:
+def _refitted(quant: LayerQuant, layer: Layer, before: int, why: str) -> LayerQuant:
     bits = quant.weight.bits
     warnings.warn(
         f"the bits of layer '{quant.name}' were changed to {bits} without its scale{why}: the scale is fitted again",
         QualityWarning,
         stacklevel=5,
     )
-    return refitted(quant, view, bits, before=before)
+    return refitted(quant, layer, bits, before=before)
 
 
 def _check_lengths(quant: LayerQuant, layer: Layer, shape: tuple[int, ...]) -> None:

@@ -52,10 +52,10 @@ def with_weight_bits(quant: LayerQuant, layer: Layer, bits: int) -> LayerQuant:
     old = quant.weight
     if bits == old.bits and not old.channel_bits:
         return quant
-    return refitted(quant, view, bits, before=old.bits)
+    return refitted(quant, layer, bits, before=old.bits)
 
 
-def refitted(quant: LayerQuant, view: GraphView, bits: int, *, before: int) -> LayerQuant:
+def refitted(quant: LayerQuant, layer: Layer, bits: int, *, before: int) -> LayerQuant:
     """The layer with a weight of `bits`, `before` of other bits, whose grid has the range of least squared error."""
     old, floats = quant.weight, quant.runs in ("floats", "blocks")
     symmetric = bits == MAX_BITS and not floats if MAX_BITS in (bits, before) else old.symmetric

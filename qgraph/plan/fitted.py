@@ -62,7 +62,7 @@ def _edited_alone(grid: dict[str, Any]) -> bool:
     bits, scale = grid.get("bits"), grid.get("scale")
     if found is None or type(bits) is not int or not MIN_BITS <= bits <= MAX_BITS or bits == int(found[1]):
         return False
-    numbers = scale if isinstance(scale, list) else [scale]
+    numbers: list[Any] = scale if isinstance(scale, list) else [scale]
     try:
         return all(type(x) in (int, float) for x in numbers) and mark(int(found[1]), numbers) == found[0]
     except OverflowError:  # an integer beyond every float, which decoding refuses
