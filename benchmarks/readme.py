@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (
     ROOT / "README.md",
-    ROOT / "docs" / "papers.md",
+    *(ROOT / "docs" / f"{page}.md" for page in ("papers", "certify", "cluster", "latency", "portable")),
     *(page for part in ("methods", "results") for page in sorted((ROOT / "docs" / part).glob("*.md"))),
 )
 PICTURE = ROOT / "docs" / "assets" / "networks.svg"

@@ -11,15 +11,13 @@ from typing import Any
 
 import numba
 import numpy as np
-import onnx
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 
 from qgraph.graph.layers import attribute
 from qgraph.graph.tensors import fused_output
 from qgraph.onnxfile.load import load
-from qgraph.running.sessions import evaluate_constants
+from qgraph.running.sessions import Session, evaluate_constants
 
 
 @numba.njit(cache=True)  # type: ignore[untyped-decorator]
@@ -43,15 +41,10 @@ def codes_by_emulation(path: Path, data: NDArray[np.float32], count: int) -> tup
     """How many layers get the codes that onnxruntime computes, of how many, on the first `count` samples."""
     net = load(path)
     layers = [(node, result) for node in net.graph if (result := _quantizer(node)) is not None]
-    wanted = {value.name for node, q in layers for value in (_dequantizer(node, 0).inputs[0], q.outputs[0])}
-    model = ir.to_proto(net.ir_model)
-    model.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None) for name in sorted(wanted)
-    )
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    given = session.get_inputs()[0]
-    found = session.run(sorted(wanted), {given.name: data.reshape(-1, *given.shape[1:])[:count]})
-    codes = dict(zip(sorted(wanted), found, strict=True))
+    wanted = {str(value.name) for node, q in layers for value in (_dequantizer(node, 0).inputs[0], q.outputs[0])}
+    (given,) = net.input_values()
+    samples = data.reshape(-1, *(int(d) for d in given.shape[1:]))[:count]  # type: ignore[index,arg-type]
+    codes = Session(net.ir_model, outputs=sorted(wanted)).run({str(given.name): samples})
     equal = sum(
         np.array_equal(
             _emulated(net.ir_model, node, q, codes[_dequantizer(node, 0).inputs[0].name]), codes[q.outputs[0].name]

@@ -3,14 +3,17 @@
     t / t_float = (planned + between + rest (1 - 3/4 share)) / (floats + sums + rest)
     rest = max(t_float - floats - sums, 0)
 
-`floats` and `planned` are the kernel times of the layers, `sums` those of the additions that run on codes, `between`
-those of the same additions on codes, of entering codes and of leaving them; all from a `KernelTable`. The float model
+`floats` and `planned` are the kernel times of the layers, `sums` those of other operators that run on codes (additions,
+pools, activations), `between` those of the same operators on codes, of entering codes and of leaving them; all from a
+`KernelTable`. The float model
 itself is run. The rest is mostly memory moved from kernel to kernel: codes are a quarter of the bytes, for the `share`
 of the layers' time that runs on integers. All times are those of one thread.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qgraph.assess.kernel_table import Kernel, KernelTable, Runs
+from qgraph.assess.kernel_table import BINARY, Kernel, KernelTable, Runs
 from qgraph.graph.layers import INTEGER_OPS, Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import fused_output, is_transparent, nearest, root
@@ -35,6 +38,9 @@ _ATTRIBUTES = {
     "Conv": ("kernel_shape", "strides", "pads", "dilations", "group", "auto_pad"),
     "Gemm": ("transA", "transB"),
     "MatMul": (),
+    "AveragePool": ("kernel_shape", "strides", "pads", "ceil_mode", "count_include_pad", "auto_pad"),
+    "MaxPool": ("kernel_shape", "strides", "pads", "ceil_mode", "dilations", "auto_pad"),
+    "LeakyRelu": ("alpha",),
 }
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -117,8 +123,7 @@ class Foreteller:
         return str(layer.input.name) in self.shapes and not layer.weight_only
 
     def _layer(self, layer: Layer, runs: Runs, tensors: Mapping[str, ActivationQuant]) -> LayerTime:
-        wanted = _ATTRIBUTES[layer.op]
-        given = tuple((n, _plain(a.value)) for n, a in layer.node.attributes.items() if n in wanted)
+        given = _attributes(layer.node)
         operand, weight = self.shapes[str(layer.input.name)], tuple(layer.weight_array().shape)
         codes = str(fused_output(layer.output).name) in tensors
 
@@ -134,13 +139,17 @@ class Foreteller:
         )
 
     def _between(self, tensors: Mapping[str, ActivationQuant], runs: Mapping[str, Runs]) -> tuple[float, float]:
-        """The seconds of additions on codes and of the borders of codes, and those of the same additions in floats."""
+        """The seconds of other operators on codes and of the borders of codes, and of the same operators in floats."""
         total, sums, entered, left = 0.0, 0.0, set[str](), set[str]()
         for node in self.view.model.graph:
             whole = self._on_codes(node, tensors, runs)
-            if node.op_type == "Add" and whole and (shape := self.shapes.get(str(node.outputs[0].name))):
-                total += self.table[Kernel(op="Add", operand=shape, runs="integers")]
-                sums += self.table[Kernel(op="Add", operand=shape)]
+            if whole and node.op_type in _CODED and (kernel := self._kernel(node)) is not None:
+                on_codes, before = (
+                    self.table[dataclasses.replace(kernel, runs="integers")],
+                    self._in_floats(node, kernel),
+                )
+                if math.isfinite(on_codes + before):  # else it does not run alone
+                    total, sums = total + on_codes, sums + before
             for value in node.inputs:
                 if value is None or constant(value) is not None or (grid := nearest(value, tensors)) is None:
                     continue
@@ -152,6 +161,23 @@ class Foreteller:
                 if shape := self.shapes.get(name):
                     total += self.table[Kernel(op=op, operand=shape)]
         return total, sums
+
+    def _kernel(self, node: ir.Node) -> Kernel | None:
+        """The kernel of an operator that is no layer, in floats; None for Concat and where shapes are not known."""
+        shapes = [self.shapes.get(str(v.name)) for v in node.inputs if v is not None]
+        first, *rest = shapes or [None]
+        if first is None or node.op_type == "Concat" or any(shape is None for shape in rest):
+            return None
+        if node.op_type not in BINARY:
+            return Kernel(op=node.op_type, operand=first, attributes=_attributes(node))
+        large, small = sorted((first, rest[0] or ()), key=np.prod, reverse=True)
+        return Kernel(op=node.op_type, operand=large, weight=() if large == small else small)
+
+    def _in_floats(self, node: ir.Node, kernel: Kernel) -> float:
+        """The seconds of an operator in floats; a Sigmoid that onnxruntime merges into a product costs nothing."""
+        if node.op_type == "Sigmoid" and any(_is_swish(use.node) for use in node.outputs[0].uses()):
+            return 0.0
+        return self.table[dataclasses.replace(kernel, op="Swish") if _is_swish(node) else kernel]
 
     def _on_codes(self, node: ir.Node, tensors: Mapping[str, ActivationQuant], runs: Mapping[str, Runs]) -> bool:
         """Whether a node reads and writes codes, or moves them."""
@@ -170,6 +196,21 @@ def _runs(layer: Layer, asked: str, grids: Mapping[str, ActivationQuant]) -> Run
     if asked == "integers" and nearest(layer.input, grids) is not None:
         return "integers"
     return "dynamic" if asked == "dynamic" else "floats"
+
+
+def _attributes(node: ir.Node) -> tuple[tuple[str, Any], ...]:
+    wanted = _ATTRIBUTES.get(node.op_type, ())
+    return tuple((name, _plain(a.value)) for name, a in node.attributes.items() if name in wanted)
+
+
+def _is_swish(node: ir.Node) -> bool:
+    """Whether a node computes x Sigmoid(x)."""
+    sides = [v for v in node.inputs if v is not None]
+    if node.op_type != "Mul" or len(sides) != 2:
+        return False
+    return any(
+        (p := b.producer()) is not None and p.op_type == "Sigmoid" and p.inputs[0] is a for a, b in (sides, sides[::-1])
+    )
 
 
 def _before(node: ir.Node) -> ir.Node:
@@ -198,6 +239,7 @@ def _shapes(view: GraphView, feeds: Feeds) -> dict[str, tuple[int, ...]]:
     for node in view.model.graph:
         if node.op_type in _CODED:
             names |= {str(node.outputs[0].name), str(fused_output(node.outputs[0]).name)}
+            names |= {str(v.name) for v in node.inputs if v is not None and constant(v) is None}
     inputs = {str(v.name) for v in view.model.input_values()}
     found = {name: tuple(np.shape(array)) for name, array in feeds.items() if name in inputs}
     inner = sorted(name for name in names - inputs if name in view.values)

@@ -22,20 +22,26 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from qgraph.errors import ModelError
+from qgraph.graph.layers import INTEGER_OPS
 from qgraph.running.cpu import cpu_flags
 from qgraph.running.files import write_atomically
 from qgraph.running.here import cpu_name
 from qgraph.running.sessions import kernel_seconds, version
 
 Runs = Literal["floats", "integers", "dynamic"]
+BINARY = frozenset({"Add", "Mul"})
 _OPSET, _IR = 17, 8
-_RUNS = 7
+_RUNS = 15
+_MEANING = "without profiling"  # of the times in a file; another one has another name
 _MOVES = re.compile(r"Reorder|Transpose|^Mem|^(De)?[qQ]uantizeLinear$")  # around a kernel that is measured alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """An operator with the shapes of its operand and of its weight (of both operands, for Add), as it runs.
+    """An operator with the shapes of its operand and of its weight, or second operand, as it runs.
+
+    Swish is x Sigmoid(x), which onnxruntime merges in floats; an operator without weight whose second operand has no
+    shape reads the first one twice, if it needs two.
 
     `attributes` are those of the node, as pairs. With `codes`, an integer kernel writes codes, otherwise floats.
     """
@@ -94,7 +100,7 @@ class KernelTable:
 
 def _machine() -> str:
     """What kernel times depend on, as the name of a file."""
-    told = (cpu_name(), platform.machine(), *sorted(cpu_flags()), version)
+    told = (_MEANING, cpu_name(), platform.machine(), *sorted(cpu_flags()), version)
     return f"kernels-{sha256(' '.join(told).encode()).hexdigest()[:16]}"
 
 
@@ -138,8 +144,12 @@ def _model(kernel: Kernel) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
 def _product(kernel: Kernel, operand: str, made: _Nodes) -> str:
     """The operator with its weight, in floats or behind DequantizeLinear, or the pattern of a dynamic product."""
     attributes = dict(kernel.attributes)
-    if kernel.op == "Add":
-        return made.op("Add", operand, operand)
+    if kernel.op == "Swish":
+        return made.op("Mul", operand, made.op("Sigmoid", operand))
+    if kernel.op in BINARY:
+        return made.op(kernel.op, operand, _other(kernel, operand, made))
+    if kernel.op not in INTEGER_OPS:
+        return made.op(kernel.op, operand, **attributes)
     rng = np.random.default_rng(1)
     if kernel.runs == "floats":
         return made.op(
@@ -157,6 +167,15 @@ def _product(kernel: Kernel, operand: str, made: _Nodes) -> str:
     zeros = np.zeros(kernel.weight[axis], np.int8)
     weight = made.op("DequantizeLinear", codes, made.constant(steps), made.constant(zeros), axis=axis)
     return made.op(kernel.op, operand, weight, **attributes)
+
+
+def _other(kernel: Kernel, operand: str, made: _Nodes) -> str:
+    """The second operand of an Add or Mul."""
+    if not kernel.weight:
+        return operand
+    if kernel.runs == "floats":
+        return made.constant(np.full(kernel.weight, 0.5, np.float32))
+    return made.op("DequantizeLinear", made.constant(np.full(kernel.weight, 7, np.uint8)), *made.grid(np.uint8))
 
 
 class _Nodes:

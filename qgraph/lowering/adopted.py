@@ -234,6 +234,7 @@ def _steps(layer: Layer, found: FileWeight) -> tuple[NDArray[np.float64], int | 
     if weight.shape != found.values.shape or axis not in (None, layer.scale_axis):
         return None
     steps = found.grid.scale.reshape(-1).astype(np.float64)
+    steps = np.where(steps > 0, steps, 1.0)  # of a channel that is zero
     if np.array_equal(weight, found.values) or layer.scale_axis is None:
         return steps, axis
     rows = qmath.Granularity(axis=layer.scale_axis).rows

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qgraph.errors import ModelError
 from qgraph.graph.layers import attribute
 
 _WHOLE = ("int8", "uint8", "int16", "uint16", "int32")
@@ -61,6 +62,8 @@ def grid_of(node: ir.Node, arrays: Arrays) -> FileGrid | None:
     ends = CODES.get(_kind(node, codes, zero))
     if ends is None:
         return None
+    if not np.isfinite(scale.astype(np.float32)).all() or (scale.size == 1 and not scale.any()):
+        raise ModelError(f"the scale of '{node.name}' is {scale.reshape(-1)[0]}, and steps are positive and finite")
     points = np.zeros((), np.int64) if zero is None else zero.astype(np.int64)
     if (scale < 0).any():  # the same values, with codes in the other order
         points = np.where(scale < 0, sum(ends) - points.reshape(scale.shape if points.size > 1 else ()), points)

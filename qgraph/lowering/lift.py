@@ -119,6 +119,9 @@ def _lift_weights(net: ir.Model, varying: Container[ir.Node]) -> dict[ir.Value, 
         arrays = [None if v is None else known[v] for v in node.inputs]
         scaled = node.op_type == "DequantizeLinear"
         real = dequantized(node, arrays) if scaled else known[node.outputs[0]]
+        if scaled and real is None and all(array is not None for array in arrays):
+            scales, shape = arrays[1].shape, arrays[0].shape  # type: ignore[union-attr]
+            raise ModelError(f"scales of shape {list(scales)} of '{node.name}' fit no axis of its codes, {list(shape)}")
         if real is None or arrays[0] is None:
             continue
         grid = grid_of(node, arrays) if scaled else _grid_of_product(node, arrays)

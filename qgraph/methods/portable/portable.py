@@ -97,6 +97,12 @@ def _layer(
     return dataclasses.replace(quant, weight=_stepped(grid, operand, result, known=observed is not None)), None
 
 
+def _with_units(grid: WeightQuant, unit: NDArray[np.float64]) -> WeightQuant:
+    """The grid with other units, and the same number of them in each step."""
+    steps = (grid.multiples * np.expand_dims(unit, 1 - (grid.channel_axis or 0))).ravel()
+    return dataclasses.replace(grid, scale=tuple(map(float, steps)), unit=tuple(map(float, unit)))
+
+
 def _stepped(
     grid: WeightQuant, operand: ActivationQuant, result: ActivationQuant | None, *, known: bool
 ) -> WeightQuant:
@@ -112,8 +118,7 @@ def _stepped(
     if grid.unit:
         if held or grid.gain != (1.0,):
             return grid
-        steps = (grid.multiples * np.expand_dims(wanted, 1 - (grid.channel_axis or 0))).ravel()
-        return dataclasses.replace(grid, scale=tuple(map(float, steps)), unit=tuple(map(float, wanted)))
+        return _with_units(grid, wanted)
     whole = wanted * np.asarray(weights.finer(grid))
     if held:
         return dataclasses.replace(grid, gain=tuple(map(float, whole / np.asarray(grid.scale))))
@@ -157,12 +162,11 @@ def _within_int32(layer: Layer, quant: LayerQuant, operand: ActivationQuant | No
         grid = quant.weight
         factors = np.ones(len(grid.unit or grid.scale))
         factors[over if len(factors) > 1 else slice(None)] = 2.0  # exact steps stay exact
-        scale = np.asarray(grid.scale) * (factors if not grid.unit else 2.0)
-        unit = tuple(float(u) for u in np.asarray(grid.unit) * factors) if grid.unit else ()
-        scale = (grid.multiples * np.expand_dims(unit, 1 - (grid.channel_axis or 0))).ravel() if unit else scale
-        quant = dataclasses.replace(
-            quant, weight=dataclasses.replace(grid, scale=tuple(map(float, scale)), unit=unit, codes="")
-        )
+        if grid.unit:
+            wider = _with_units(grid, np.asarray(grid.unit) * factors)
+        else:
+            wider = dataclasses.replace(grid, scale=tuple(map(float, np.asarray(grid.scale) * factors)))
+        quant = dataclasses.replace(quant, weight=dataclasses.replace(wider, codes=""))
     return dataclasses.replace(quant, runs="floats")
 
 

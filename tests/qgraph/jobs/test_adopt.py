@@ -297,6 +297,34 @@ def test_what_the_checker_refuses_and_nobody_mends_keeps_its_message():
         qgraph.adopt(net)
 
 
+@pytest.mark.parametrize("scale", [0.0, np.nan, np.inf])
+def test_a_step_that_is_none_is_refused(made, scale):
+    net = onnx.load(made["s8s8"])
+    name = next(n for n in net.graph.node if n.op_type == "QuantizeLinear").input[1]
+    held = next(i for i in net.graph.initializer if i.name == name)
+    held.CopyFrom(onnx.numpy_helper.from_array(np.array(scale, np.float32), name))
+    with pytest.raises(ModelError, match="steps are positive and finite"):
+        qgraph.adopt(net)
+
+
+def test_scales_that_fit_no_axis_are_refused_and_those_of_zero_channels_are_not():
+    net, _ = one_convolution(17, {}, {"axis": 0})
+    scale = onnx.numpy_helper.to_array(net.graph.initializer[1]).copy()
+    scale[2] = 0
+    net.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(scale, "s"))
+    assert not weight_of(qgraph.adopt(net, measure=False).net)[2].any()
+    net.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(scale[:5], "s"))
+    with pytest.raises(ModelError, match=r"scales of shape \[5\] .* fit no axis of its codes, \[8, 3, 3, 3\]"):
+        qgraph.adopt(net)
+
+
+def test_one_file_for_model_and_plan_is_refused(made, tmp_path, capsys):
+    out = str(tmp_path / "out.onnx")
+    assert main(["adopt", str(made["s8s8"]), "-o", out, "--plan", out]) == 2
+    assert "need files of their own" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_product_of_blocks_that_do_not_fit_is_refused():
     node = onnx.helper.make_node("MatMulNBits", ["x", "b", "s"], ["y"], domain="com.microsoft", K=32, N=7, bits=4)
     arrays = {"b": np.zeros((8, 2, 8), np.uint8), "s": np.ones((8, 2), np.float32)}
