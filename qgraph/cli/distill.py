@@ -15,6 +15,7 @@ from qgraph.cli.kinds import PATH
 from qgraph.cli.options import (
     batch_axis_option,
     batch_option,
+    executor_option,
     resume_option,
     run_options,
     shape_option,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the initial noise.")
 @resume_option
 @grouped("Data", batch_option, shape_option, batch_axis_option)
+@executor_option
 @run_options
 def distill(
     model: str,
@@ -60,6 +62,7 @@ def distill(
     shapes: dict[str, tuple[int, ...]] | None,
     batch_axes: dict[str, int] | None,
     resume: str | None,
+    executor: str,
     threads: int | None,
     as_json: bool,
     quiet: bool,
@@ -79,7 +82,7 @@ def distill(
     check_writable(output, source=model)
     inputs = distilled_inputs(
         load(model),
-        Job(seed=seed, threads=threads, resume=resume, progress=progress(quiet or as_json)),
+        Job(seed=seed, threads=threads, resume=resume, executor=executor, progress=progress(quiet or as_json)),
         count=count,
         config=_config(settings, protocol, {"zeroq.steps": steps, "zeroq.builder": gradients}),
         batch=batch,

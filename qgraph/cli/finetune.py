@@ -15,6 +15,7 @@ from qgraph.cli.invocation import command
 from qgraph.cli.kinds import PATH
 from qgraph.cli.options import (
     data_options,
+    executor_option,
     format_options,
     given,
     method_option,
@@ -93,6 +94,7 @@ def _setting(name: str, kind: Any, text: str) -> Any:
     click.option("--seed", type=int, metavar="N", help="Seed of order, augmentation and distilled data.  [default: 0]"),
 )
 @resume_option
+@executor_option
 @grouped(
     "Files",
     click.option(

@@ -86,6 +86,7 @@ def distilled_inputs(
             seed=job.seed,
             threads=job.threads,
             resume=job.resume,
+            executor=job.executor,
             on_step=on_step,
             shapes=open_shapes,
             batch_axes=axes,

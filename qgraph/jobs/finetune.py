@@ -81,6 +81,7 @@ def finetune(
     metric: MetricLike | None = None,
     threads: int | None = None,
     resume: str | Path | None = None,
+    executor: str = "local",
     progress: Progress = SILENT,
     **overrides: Any,
 ) -> Finetuned:
@@ -96,6 +97,7 @@ def finetune(
             grids are initialised.
         format, preprocessing, limit, batch, shapes, batch_axes, opset, seed, measure, metric, threads, resume:
             as in `quantize`.
+        executor: where samples are observed and distilled: `local` or `dask:ADDRESS`; training runs here.
         overrides: fields of `Recipe`, such as `weights`, `activations` (4 bits by default) or `keep`.
 
     Raises:
@@ -113,7 +115,7 @@ def finetune(
     """
     check_format(format)
     reading = take_reading(overrides)
-    job = Job(seed=seed, threads=threads, resume=resume, progress=progress)
+    job = Job(seed=seed, threads=threads, resume=resume, executor=executor, progress=progress)
     recipe = _recipe(method, data is not None, **overrides)
     chosen = config or recipe.config(LsqPlusConfig)
     by = None if metric is None else load_metric(metric)
@@ -181,7 +183,13 @@ def _begin(
         samples, observed = falling_back(
             net,
             samples,
-            lambda some: observe(net, first(hold_out(some).used), threads=job.threads, progress=job.progress),
+            lambda some: observe(
+                net,
+                first(hold_out(some).used),
+                threads=job.threads,
+                executor=job.executor,
+                progress=job.progress,
+            ),
         )
     apart, view = hold_out(samples), GraphView(net)
     material = Material(view=view, recipe=recipe, observed=observed, samples=apart.used, format=format, job=job)

@@ -258,7 +258,9 @@ def _observations(
     if data is None:
         return None
     histograms = calibration is not None or recipe.needs_histograms
-    observed = observe(net, data, histograms=histograms, threads=job.threads, progress=job.progress)
+    observed = observe(
+        net, data, histograms=histograms, threads=job.threads, executor=job.executor, progress=job.progress
+    )
     observed = with_known_laws(observed, net, known)
     if calibration is not None:
         observed.save(calibration)

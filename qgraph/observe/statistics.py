@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -24,6 +25,7 @@ from qgraph.errors import DataError, ModelError
 from qgraph.graph.layers import Layer, present
 from qgraph.graph.sites import GraphView
 from qgraph.onnxfile.model import Model
+from qgraph.running.executor import LOCAL, open_executor
 from qgraph.running.files import write_atomically
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session, in_parallel
@@ -32,6 +34,7 @@ from qgraph.samples.dataset import Batch, Dataset
 
 RUN_BYTES = 64 * 2**20  # of activations that are held at once, where more than one sample is run
 MAX_BATCH = 32
+AHEAD = 64  # batches in flight on a cluster
 _ALONG = " along axis "
 
 
@@ -134,43 +137,77 @@ def observe(
     tensors: Mapping[str, int | None] | None = None,
     histograms: bool = True,
     threads: int | None = None,
+    executor: str = LOCAL,
     progress: Progress = SILENT,
 ) -> Observations:
     """Observe the statistics of `tensors` over all of `data`; by default, of every tensor that a plan may quantize.
 
     `tensors` maps a name to its channel axis or None. Without `histograms`, only ranges and moments are taken, which is
-    faster.
+    faster. The result does not depend on the `executor`, nor on how many workers it has.
     """
     wanted = watched_tensors(GraphView(model)) if tensors is None else dict(tensors)
-    bins = qmath.BINS if histograms else 0
     sources = _sources(model, wanted)
-    accumulators = {
-        source: qmath.StatisticsAccumulator(bins=bins, channel_axis=source[1], parallel=False)
-        for source in dict.fromkeys(sources.values())
-    }
-    fed = {str(v.name) for v in model.input_values()}
-    inner = [name for name in dict.fromkeys(name for name, _ in accumulators) if name not in fed]
-    session = Session(model.ir_model, outputs=inner, threads=1) if inner else None
-    locks = {source: Lock() for source in accumulators}
+    watch = _Watch(model=model, sources=tuple(dict.fromkeys(sources.values())), bins=qmath.BINS if histograms else 0)
+    accumulators, locks = watch.accumulators(), [Lock() for _ in watch.sources]
+    _ = watch.session  # before threads need it
 
     def take_in(batch: Batch) -> tuple[int, int]:
-        seen = dict(batch.feeds)
-        if session is not None:
-            seen.update(session.run(batch.feeds))
-        for source, accumulator in accumulators.items():
-            with locks[source]:
-                _update(accumulator, source[0], batch.real(seen[source[0]]))
+        seen = watch.values(batch)
+        for (name, _), accumulator, lock in zip(watch.sources, accumulators, locks, strict=True):
+            with lock:
+                _update(accumulator, name, batch.real(seen[name]))
         return batch.count, sum(array.nbytes for array in seen.values())
 
     workers = threads or qmath.get_threads()
     with progress.stage("observing", data.count) as advance:
         first, rest = _first(data, take_in, RUN_BYTES // (workers + 1))
         advance(first)
-        for count, _ in in_parallel(take_in, rest, workers=workers):
-            advance(count)
-    found = {source: accumulator.result() for source, accumulator in accumulators.items()}
+        if executor == LOCAL:
+            for count, _ in in_parallel(take_in, rest, workers=workers):
+                advance(count)
+        else:
+            with open_executor(executor, workers=threads) as pool:
+                for _, (count, taken) in pool.run(_observed, watch, rest, ahead=AHEAD):
+                    for accumulator, other in zip(accumulators, taken, strict=True):
+                        accumulator.merge(other)
+                    advance(count)
+    found = {source: accumulator.result() for source, accumulator in zip(watch.sources, accumulators, strict=True)}
     tensors = {name: found[source] for name, source in sources.items()}
     return Observations(model=model.digest, count=data.count, tensors=tensors)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Watch:
+    """A model and the tensors to watch in it, each with its channel axis; the session is not sent to workers."""
+
+    model: Model
+    sources: tuple[tuple[str, int | None], ...]
+    bins: int
+
+    def accumulators(self) -> list[qmath.StatisticsAccumulator]:
+        return [
+            qmath.StatisticsAccumulator(bins=self.bins, channel_axis=axis, parallel=False) for _, axis in self.sources
+        ]
+
+    @cached_property
+    def session(self) -> Session | None:
+        fed = {str(v.name) for v in self.model.input_values()}
+        inner = [name for name in dict.fromkeys(name for name, _ in self.sources) if name not in fed]
+        return Session(self.model.ir_model, outputs=inner, threads=1) if inner else None
+
+    def values(self, batch: Batch) -> dict[str, Any]:
+        return dict(batch.feeds) if self.session is None else {**batch.feeds, **self.session.run(batch.feeds)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "session"}
+
+
+def _observed(watch: _Watch, batch: Batch) -> tuple[int, list[qmath.StatisticsAccumulator]]:
+    """The number of samples of one batch, and its statistics."""
+    seen, accumulators = watch.values(batch), watch.accumulators()
+    for (name, _), accumulator in zip(watch.sources, accumulators, strict=True):
+        _update(accumulator, name, batch.real(seen[name]))
+    return batch.count, accumulators
 
 
 def _sources(model: Model, wanted: Mapping[str, int | None]) -> dict[str, tuple[str, int | None]]:

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Event, Lock
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,8 @@ from qgraph.methods.zeroq.spectrum import natural_noise
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import normalise
-from qgraph.running.store import Store, open_store
+from qgraph.running.executor import LOCAL, open_executor
+from qgraph.running.store import Piece, Store, open_store
 from qgraph.running.threads import keeps_threads
 from qgraph.samples import layout
 
@@ -77,12 +80,13 @@ def distill(
     shapes: Mapping[str, Sequence[int]] | None = None,
     batch_axes: Mapping[str, int] | None = None,
     resume: str | os.PathLike[str] | None = None,
+    executor: str = LOCAL,
     on_step: OnStep | None = None,
 ) -> Distilled:
     """Distil `count` samples from the BatchNormalization statistics of `model`.
 
     Every batch starts from its own noise, drawn from `seed` and the number of the batch, and is optimised on its own;
-    batches run in parallel threads. The same seed gives the same data on any number of threads.
+    batches run in parallel threads, or on a cluster. The same seed gives the same data wherever they run.
 
     Args:
         model: a model with BatchNormalization. If it was folded away, its statistics are estimated; if that is not
@@ -94,6 +98,7 @@ def distill(
         shapes: the shape of a batch, by input, where the model leaves sizes open.
         batch_axes: the axis of an input along which samples run, where it cannot be told from the sizes.
         resume: a folder for checkpoints; the same job continues from what it finds there.
+        executor: where batches run: `local` or `dask:ADDRESS`; on a cluster, checkpoints are of whole batches.
         on_step: called with the steps done, the steps in total and the loss of a batch.
 
     Raises:
@@ -144,10 +149,15 @@ def distill(
     whole = normalise(loaded, fold_bn=False)
     with open_store(resume, "distillation", model=whole, configuration=config, seed=seed, shapes=goal.shapes) as store:
         report = _Reporter(on_step, len(numbers) * config.steps)
-        results = _Job(goal=goal, config=config, seed=seed, store=store, report=report).run_all(numbers, workers)
+        job = _Job(goal=goal, config=config, seed=seed, store=store, report=report)
+        if executor == LOCAL:
+            results = job.run_all(numbers, workers)
+        else:
+            source = _Source(model=loaded, batch=size, shapes=shapes, axes=batch_axes, config=config, seed=seed)
+            results = job.run_elsewhere(numbers, source, executor)
     return Distilled(
-        inputs={name: _together([batch[name] for batch, _ in results], axes[name], count) for name in goal.shapes},
-        losses=_rows([losses for _, losses in results]),
+        inputs={name: _together([one.batch[name] for one in results], axes[name], count) for name in goal.shapes},
+        losses=_rows([one.losses for one in results]),
         layers=goal.layers,
         seconds=time.perf_counter() - began,
         note="" if kept else FOLDED,
@@ -176,29 +186,85 @@ class _Reporter:
                 self.on_step(self.done, self.total, loss)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Ended:
+    """A batch, its losses, and all that its next step would depend on."""
+
+    batch: Arrays
+    losses: list[float]
+    piece: Piece
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Source:
+    """What a worker needs to optimise any of the batches; its gradients are built there, once."""
+
+    model: Model
+    batch: int
+    shapes: Mapping[str, Sequence[int]] | None
+    axes: Mapping[str, int] | None
+    config: DistillConfig
+    seed: int
+
+    @cached_property
+    def job(self) -> _Job:
+        goal = objective(
+            self.model,
+            batch=self.batch,
+            per=self.config.per,
+            threads=1,
+            shapes=self.shapes,
+            batch_axes=self.axes,
+            builder=self.config.builder,
+        )
+        return _Job(goal=goal, config=self.config, seed=self.seed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "job"}
+
+
+def _run_there(source: _Source, task: tuple[int, Piece | None]) -> _Ended:
+    return source.job.run(*task)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """What all batches share."""
+    """What all batches share; on a worker of a cluster there is no store."""
 
     goal: Objective
     config: DistillConfig
     seed: int
-    store: Store
-    report: _Reporter
+    store: Store | None = None
+    report: Callable[[int, float], None] = lambda steps, loss: None
     stop: Event = field(default_factory=Event)
 
-    def run_all(self, numbers: Sequence[int], workers: int) -> list[tuple[Arrays, list[float]]]:
+    def run_all(self, numbers: Sequence[int], workers: int) -> list[_Ended]:
         """The batches and their losses, optimised in parallel threads."""
         with ThreadPoolExecutor(workers) as pool:
             try:
-                return list(pool.map(self.run, numbers))
+                return list(pool.map(lambda number: self.run(number, self._kept(number)), numbers))
             except BaseException:  # an interrupt must not wait for batches that nobody will use
                 self.stop.set()
                 raise
 
-    def run(self, number: int) -> tuple[Arrays, list[float]]:
-        """Optimise batch `number` to the end, starting from its checkpoint if there is one."""
-        batch, optimisers, losses, settling = self._restored(number) or self._start(number)
+    def run_elsewhere(self, numbers: Sequence[int], source: _Source, executor: str) -> list[_Ended]:
+        """The same on the workers of a cluster."""
+        done: dict[int, _Ended] = {}
+        tasks = [(number, self._kept(number)) for number in numbers]
+        with open_executor(executor) as pool:
+            for index, ended in pool.run(_run_there, source, tasks):
+                done[index] = ended
+                if self.store is not None:
+                    self.store.put_all({f"batch {numbers[index]}": ended.piece})
+                self.report(self.config.steps, ended.losses[-1])
+        return [done[index] for index in range(len(tasks))]
+
+    def _kept(self, number: int) -> Piece | None:
+        return None if self.store is None else self.store.get(f"batch {number}")
+
+    def run(self, number: int, kept: Piece | None) -> _Ended:
+        """Optimise batch `number` to the end, from its checkpoint if there is one."""
+        batch, optimisers, losses, settling = self._start(number) if kept is None else self._continued(kept)
         if losses:
             self.report(len(losses), losses[-1])
         while len(losses) < self.config.steps and not settling.done and not self.stop.is_set():
@@ -210,30 +276,23 @@ class _Job:
                 np.clip(x, -self.config.bound, self.config.bound, out=x)
             settling.see(step.mean, step.std)
             ended = settling.done or len(losses) == self.config.steps
-            if self.store.is_kept and (ended or len(losses) % self.config.checkpoint_every == 0):
-                self._save(number, batch, optimisers, losses, settling)
+            if (
+                self.store is not None
+                and self.store.is_kept
+                and (ended or len(losses) % self.config.checkpoint_every == 0)
+            ):
+                self.store.put_all({f"batch {number}": _piece(batch, optimisers, losses, settling)})
             self.report(1, step.loss)
         if settling.done:
             self.report(self.config.steps - len(losses), losses[-1])
-        return batch, losses
+        return _Ended(batch=batch, losses=losses, piece=_piece(batch, optimisers, losses, settling))
 
-    def _save(
-        self, number: int, batch: Arrays, optimisers: dict[str, Adam], losses: list[float], settling: Settling
-    ) -> None:
-        arrays = {f"x {name}": x for name, x in batch.items()} | settling.state
-        for name, adam in optimisers.items():
-            arrays |= {f"{kind} {name}": state for kind, state in adam.state.items()}
-        self.store.put(f"batch {number}", {"losses": losses}, arrays)
-
-    def _restored(self, number: int) -> tuple[Arrays, dict[str, Adam], list[float], Settling] | None:
-        piece = self.store.get(f"batch {number}")
-        if piece is None:
-            return None
-        batch = {name: piece.arrays[f"x {name}"] for name in self.goal.shapes}
+    def _continued(self, kept: Piece) -> tuple[Arrays, dict[str, Adam], list[float], Settling]:
+        batch = {name: kept.arrays[f"x {name}"] for name in self.goal.shapes}
         optimisers = self._optimisers(batch)
         for name, adam in optimisers.items():
-            adam.state = {kind: piece.arrays[f"{kind} {name}"] for kind in adam.state}
-        return batch, optimisers, piece.content["losses"], Settling.restored(self.config.settled, piece.arrays)
+            adam.state = {kind: kept.arrays[f"{kind} {name}"] for kind in adam.state}
+        return batch, optimisers, kept.content["losses"], Settling.restored(self.config.settled, kept.arrays)
 
     def _optimisers(self, batch: Arrays) -> dict[str, Adam]:
         return {name: Adam(shape=x.shape) for name, x in batch.items()}
@@ -248,6 +307,13 @@ class _Job:
         else:
             batch = {n: rng.uniform(-c.width, c.width, shape).astype(np.float32) for n, shape in shapes.items()}
         return batch, self._optimisers(batch), [], Settling(tolerance=c.settled)
+
+
+def _piece(batch: Arrays, optimisers: Mapping[str, Adam], losses: Sequence[float], settling: Settling) -> Piece:
+    arrays = {f"x {name}": x for name, x in batch.items()} | settling.state
+    for name, adam in optimisers.items():
+        arrays |= {f"{kind} {name}": state for kind, state in adam.state.items()}
+    return Piece(content={"losses": list(losses)}, arrays=arrays)
 
 
 def _together(batches: Sequence[NDArray[np.float32]], axis: int | None, count: int) -> NDArray[np.float32]:

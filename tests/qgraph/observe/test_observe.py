@@ -49,6 +49,11 @@ def test_statistics_are_those_of_the_tensors(net, images):
             np.testing.assert_allclose(have.channels.mean, value.mean(others), rtol=1e-4, atol=1e-5)
 
 
+def test_a_cluster_observes_the_same(net, images, cluster):
+    here, there = (observe(net, open_data(images, net), threads=2, executor=where) for where in ("local", cluster))
+    assert {name: s.to_dict() for name, s in there.tensors.items()} == {n: s.to_dict() for n, s in here.tensors.items()}
+
+
 def test_order_and_batching_of_samples_do_not_matter(net, images):
     order = RNG.permutation(len(images))
     whole = observe(net, open_data(images, net))

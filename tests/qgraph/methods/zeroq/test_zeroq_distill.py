@@ -144,6 +144,24 @@ def test_an_interrupted_job_is_resumed_to_the_same_result(tmp_path: Path, pieces
     np.testing.assert_array_equal(again.losses, whole.losses)
 
 
+def test_a_cluster_distils_the_same(tmp_path: Path, pieces_in, cluster: str) -> None:
+    seen: list[tuple[int, int, float]] = []
+    here = distill(_model(NET), count=10, config=QUICK, threads=1)
+
+    def interrupt(done: int, total: int, loss: float) -> None:
+        seen.append((done, total, loss))
+        raise KeyboardInterrupt
+
+    job = {"count": 10, "config": QUICK, "resume": tmp_path, "executor": cluster}
+    with pytest.raises(KeyboardInterrupt):
+        distill(_model(NET), on_step=interrupt, **job)
+    assert pieces_in(tmp_path, "distillation") == len(seen) == 1
+    there = distill(_model(NET), on_step=lambda *step: seen.append(step), **job)
+    np.testing.assert_array_equal(there.inputs["x"], here.inputs["x"])
+    np.testing.assert_array_equal(there.losses, here.losses)
+    assert seen[-1][:2] == (36, 36)
+
+
 def test_checkpoints_of_another_job_are_refused(tmp_path: Path) -> None:
     distill(_model(NET), count=4, config=QUICK, threads=1, resume=tmp_path)
     with pytest.raises(StoreError, match="of its distillation, the seed is 0, here it is 1"):
