@@ -12,6 +12,7 @@ import onnx_ir as ir
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GLUE_OPS, GraphView
 from qgraph.graph.tensors import CLIPPING_OPS, fused_output, nearest
+from qgraph.methods.guard.factors import without_lost_factors
 from qgraph.methods.guard.switches import Grid
 from qgraph.onnxfile.edit import constant
 from qgraph.plan.grids import activation_grid, weights_alone
@@ -86,7 +87,7 @@ def apply_concessions(
         kept_float=(*plan.kept_float, *floats),
         notes=(*plan.notes, *notes),
     )
-    return without_islands(conceded, view)
+    return without_lost_factors(without_islands(conceded, view), view)
 
 
 def without_islands(plan: QuantPlan, view: GraphView) -> QuantPlan:

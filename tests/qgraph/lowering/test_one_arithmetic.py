@@ -71,14 +71,8 @@ def net(model_from_text):
 
 def grids(kind, fields, more=()):
     """The grids that a table of fields makes; a field that is not in the table fails."""
-    elsewhere = {
-        "unit",
-        "codes",
-        "even",
-        "input_mean",
-        "input_spread",
-        "shift",
-    }  # tested beside the methods that set them
+    # tested beside what sets them
+    elsewhere = {"unit", "codes", "even", "input_mean", "input_spread", "shift", "fitted"}
     assert set(fields) == {field.name for field in dataclasses.fields(kind)} - elsewhere
     given = {"tensor": "x", "bits": 4, "scale": 0.3} if kind is ActivationQuant else {"bits": 4, "scale": (0.3,)}
     return [pytest.param(kind(**given | change), id=f"{name}") for name, change in [*fields.items(), *enumerate(more)]]

@@ -105,7 +105,7 @@ def test_weight_only_files_too(digits, bits):
 def test_channels_that_share_bits_have_those_of_the_plan(digits, digits_calibration):
     """Some channels have 5 bits and as many 3: the layer has 4."""
     options = {"weights": 4, "activations": 4, "symmetric": True, "measure": False, "limit": 64}
-    result = qgraph.quantize(digits, digits_calibration, **options)
+    result = qgraph.quantize(digits, digits_calibration, allocate_bits="weights", **options)
     assert {5, 4, 3} <= {bits for layer in result.plan.layers for bits in layer.weight.channel_bits}
     found = bits_in_file(load(result.model))
     assert [found[layer.name][0] for layer in result.plan.layers] == [8, 4, 4, 4, 4, 4, 8]

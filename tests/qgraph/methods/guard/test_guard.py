@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -21,9 +22,11 @@ from qgraph.jobs import guarded
 from qgraph.jobs.guarded import parse_target
 from qgraph.jobs.plan_judge import PlanJudge, margin, surely_positive
 from qgraph.jobs.prepare import gather
+from qgraph.lowering.lower import lower
 from qgraph.lowering.simulate import simulate
 from qgraph.methods.guard.concessions import without_islands
 from qgraph.methods.guard.costs import Costs
+from qgraph.methods.guard.factors import without_lost_factors
 from qgraph.methods.guard.guard import Effort, Guarded
 from qgraph.methods.guard.search import Search
 from qgraph.methods.guard.switches import Grid, Switches, grids_of
@@ -174,6 +177,21 @@ def test_a_target_of_ones_own(digits, digits_calibration):
     acted = qgraph.quantize(digits, digits_calibration, weights=2, activations=2, guard=25)
     assert acted.quality.worst.sqnr_db >= 25 > result.quality.worst.sqnr_db
     assert acted.given_up.target_db == 25
+
+
+def test_factors_go_with_a_layer_that_carries_them(digits, digits_calibration):
+    settings = {"aciq.channel_activations": True}
+    result = qgraph.quantize(
+        digits, digits_calibration, weights=4, activations=4, settings=settings, limit=32, measure=False, guard="off"
+    )
+    plan, view = result.plan, GraphView(result.net)
+    assert sum(bool(a.channel_scale) for a in plan.activations) > 1
+    assert without_lost_factors(plan, view) == plan
+    for gone in plan.layers:
+        part = dataclasses.replace(plan, layers=tuple(q for q in plan.layers if q is not gone))
+        mended = without_lost_factors(part, view)
+        lower(result.net, mended, format="qdq")
+        assert {a.tensor for a in mended.activations} == {a.tensor for a in plan.activations}
 
 
 def test_the_command_says_what_gave_way(spectrum, tmp_path, capsys):
