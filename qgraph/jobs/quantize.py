@@ -114,7 +114,7 @@ def quantize(
     target = None if target_latency is None else TargetLatency.parse(target_latency)
     source: dict[str, Any] = {"preprocessing": preprocessing, "limit": limit, "opset": opset, "metric": metric}
     if method is not None and find(method).trains:
-        run = {"seed": seed, "measure": measure, "threads": threads, "resume": resume}
+        run: dict[str, Any] = {"seed": seed, "measure": measure, "threads": threads, "resume": resume}
         run |= {"executor": executor, "progress": progress}
         return _trained(model, data, method=method, format=format or "qdq", **source, **run, **overrides)
     job = Job(seed=seed, threads=threads, resume=resume, executor=executor, progress=progress)

@@ -40,10 +40,9 @@ def codes(weight: NDArray[np.floating], quant: WeightQuant) -> NDArray[np.int8]:
     """
     if quant.codes:
         return from_text(quant.codes, weight.shape, bits=max(quant.widths), lowest=quant.qmin)
-    groups = quant.granularity.group is not None and weight.ndim == 2
-    if groups and weight.size > _BLOCK and weight.shape[quant.channel_axis or 0] > 1:
+    if _is_cut(weight.shape, quant):
         found = np.empty(weight.shape, np.int8)
-        for some, part in _channel_blocks(weight.shape, quant):
+        for some, part in parts(weight.shape, quant):
             found[some] = codes(weight[some], part)
         return found
     weight = scaled(weight, quant)
@@ -138,8 +137,16 @@ def row_blocks(array: NDArray[Any], granularity: qmath.Granularity) -> Iterator[
     return (rows[some] for some in _blocks(rows.shape))
 
 
-def _channel_blocks(shape: tuple[int, ...], quant: WeightQuant) -> Iterator[tuple[tuple[slice, ...], WeightQuant]]:
-    """Parts of a matrix with groups along one axis, some channels of the other at a time, and their grids."""
+def _is_cut(shape: Sequence[int], quant: WeightQuant) -> bool:
+    large = quant.granularity.group is not None and len(shape) == 2 and math.prod(shape) > _BLOCK
+    return large and shape[quant.channel_axis or 0] > 1
+
+
+def parts(shape: tuple[int, ...], quant: WeightQuant) -> Iterator[tuple[tuple[slice, ...], WeightQuant]]:
+    """A weight with groups some channels at a time, with their grids; any other, or a small one, as a whole."""
+    if not _is_cut(shape, quant):
+        yield (slice(None),), quant
+        return
     along = quant.granularity.axis or 0
     wanted, across = quant.granularity.parameter_shape(shape), 1 - along
     columns = max(1, _BLOCK // max(1, shape[along]))

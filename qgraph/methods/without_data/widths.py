@@ -57,9 +57,13 @@ def _takes_more(quant: LayerQuant, layer: Layer) -> bool:
 def relative_noise(quant: LayerQuant, layer: Layer, expected: Expected | None) -> float:
     """The noise of a rounded weight over its signal, for uncorrelated inputs of the spreads that are expected."""
     held = layer.weight_array()
-    weight, error = held.astype(np.float64), weights.quantized(held, quant.weight).astype(np.float64) - held
+    spread = np.broadcast_to(np.float64(1), held.shape)
     if expected is not None and expected.spread.any():
-        spread = weights.over_inputs(expected.spread, quant.weight, held.shape)
-        weight, error = weight * spread, error * spread
-    signal = float(np.square(weight).sum())
-    return float(np.square(error).sum()) / signal if signal else 0.0
+        spread = np.broadcast_to(weights.over_inputs(expected.spread, quant.weight, held.shape), held.shape)
+    signal = noise = 0.0
+    for some, grid in weights.parts(held.shape, quant.weight):
+        weight = held[some].astype(np.float64)
+        error = (weights.quantized(held[some], grid) - weight) * spread[some]
+        signal += float(np.square(weight * spread[some]).sum())
+        noise += float(np.square(error).sum())
+    return noise / signal if signal else 0.0
