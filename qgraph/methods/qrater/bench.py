@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
@@ -88,9 +88,11 @@ class Stand:
         self._lock = Lock()
         self._session: Session | None = None
 
-    def __reduce__(self) -> tuple[type[Stand], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., Stand], tuple[Any, ...]]:
+        """Pickle the network as ONNX: objects that refer to one another along it would end in a RecursionError."""
         needed = self.tensors.only({*self.frontier, self.source})
-        return Stand, (self.suffix, self.frontier, self.source, self.samples, needed)
+        suffix = Model(ir_model=self.suffix, source="", nbytes=0)
+        return _unpickled, (suffix, self.frontier, self.source, self.samples, needed)
 
     def open(self) -> Session:
         with self._lock:
@@ -101,6 +103,10 @@ class Stand:
     def operand(self, batch: int, grid: ActivationQuant | None) -> NDArray[np.float32]:
         source = self.tensors.get(self.source, batch)
         return source if grid is None else on_grid(source, grid)
+
+
+def _unpickled(suffix: Model, *others: Any) -> Stand:
+    return Stand(suffix.ir_model, *others)
 
 
 def measure(stand: Stand, job: Job) -> list[NDArray[np.float32]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
 import signal
 import sqlite3
 import subprocess
@@ -23,10 +24,11 @@ from qgraph.graph.sites import GraphView
 from qgraph.jobs.search import ConstantObjective
 from qgraph.jobs.search import search as search_file
 from qgraph.lowering.simulate import simulate
-from qgraph.methods.qrater.bench import channel_sums
+from qgraph.methods.qrater.bench import Stand, channel_sums
 from qgraph.methods.qrater.config import SearchConfig
 from qgraph.methods.qrater.protocol import paper_plan
 from qgraph.methods.qrater.search import search as run_search
+from qgraph.methods.qrater.tensors import Tensors
 from qgraph.observe.statistics import observe
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model
@@ -118,6 +120,16 @@ def test_equal_candidates_are_measured_once(base, net, samples, found):
 
 def test_workers_change_nothing(base, net, samples, found):
     assert find(base, net, samples, workers=1).plan == found.plan
+
+
+def test_what_a_worker_needs_can_be_sent_however_deep_the_network_is(model_from_text):
+    nodes = " ".join(f"t{i + 1} = Relu (t{i})" for i in range(1500))
+    text = f'<ir_version: 8, opset_import: ["": 17]> deep (float[1, 2] t0) => (float[1, 2] t1500) {{ {nodes} }}'
+    tensors = Tensors(limit=1 << 20)
+    tensors.put("t0", 0, np.float32([[1, -1]]))
+    stand = Stand(load(model_from_text(text)).ir_model, (), "t0", None, tensors)
+    again = pickle.loads(pickle.dumps(stand))
+    assert again.open().run_list({"t0": again.operand(0, None)})[0].tolist() == [[1, 0]]
 
 
 def test_a_cluster_changes_nothing(base, net, samples, cluster):
