@@ -62,6 +62,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(plt, "show", draw)
     with plt.rc_context():
         plt.switch_backend("agg")
+        plt.close("all")  # what other tests left open
         yield
     plt.close("all")
 
