@@ -16,7 +16,7 @@ from qgraph.errors import DataError
 from qgraph.observe.distance import are_probabilities, divergence, is_scores, ratio_db
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike
-from qgraph.running.executor import LOCAL, Executor, open_executor
+from qgraph.running.executor import LOCAL, Executor, SentWithoutCaches, open_executor
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session
 from qgraph.running.threads import keeps_threads
@@ -120,7 +120,7 @@ def evaluate(
 
 
 @dataclass(frozen=True, eq=False)
-class _Job:
+class _Job(SentWithoutCaches):
     """What all batches share; sessions are not sent to other processes."""
 
     model: Model
@@ -139,9 +139,6 @@ class _Job:
         outputs = [] if twin is None else [self.first.real(o) for o in twin.run_list(self.first.feeds)]
         scores = scores_of(outputs)
         return scores is not None and are_probabilities([outputs[scores]])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"model": self.model, "reference": self.reference, "first": self.first}
 
 
 def _measured(job: _Job, batch: Batch) -> _Tally:

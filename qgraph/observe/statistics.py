@@ -25,7 +25,7 @@ from qgraph.errors import DataError, ModelError
 from qgraph.graph.layers import Layer, present
 from qgraph.graph.sites import GraphView
 from qgraph.onnxfile.model import Model
-from qgraph.running.executor import LOCAL, open_executor
+from qgraph.running.executor import LOCAL, SentWithoutCaches, open_executor
 from qgraph.running.files import write_atomically
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session, in_parallel
@@ -177,7 +177,7 @@ def observe(
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Watch:
+class _Watch(SentWithoutCaches):
     """A model and the tensors to watch in it, each with its channel axis; the session is not sent to workers."""
 
     model: Model
@@ -197,9 +197,6 @@ class _Watch:
 
     def values(self, batch: Batch) -> dict[str, Any]:
         return dict(batch.feeds) if self.session is None else {**batch.feeds, **self.session.run(batch.feeds)}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "session"}
 
 
 def _observed(watch: _Watch, batch: Batch) -> tuple[int, list[qmath.StatisticsAccumulator]]:

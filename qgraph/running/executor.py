@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
@@ -30,6 +30,13 @@ R = TypeVar("R")
 
 LOCAL, DASK = "local", "dask"
 _CONNECT_SECONDS = 10
+
+
+class SentWithoutCaches:
+    """A dataclass that is sent to workers as its fields alone; what it has cached is made again there."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
 
 class Executor(Protocol):

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Event, Lock
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,7 @@ from qgraph.methods.zeroq.spectrum import natural_noise
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import normalise
-from qgraph.running.executor import LOCAL, open_executor
+from qgraph.running.executor import LOCAL, SentWithoutCaches, open_executor
 from qgraph.running.store import Piece, Store, open_store
 from qgraph.running.threads import keeps_threads
 from qgraph.samples import layout
@@ -129,16 +128,9 @@ def distill(
     numbers = range(-(-count // together))
     cores = threads or qmath.get_threads()
     workers = min(cores, len(numbers), AT_ONCE)
+    source = _Source(model=loaded, batch=size, shapes=shapes, axes=batch_axes, config=config, seed=seed)
     try:
-        goal = objective(
-            loaded,
-            batch=size,
-            per=config.per,
-            threads=max(cores // workers, 1),
-            shapes=shapes,
-            batch_axes=batch_axes,
-            builder=config.builder,
-        )
+        goal = source.goal(max(cores // workers, 1))
     except (GradientError, ModelError):
         if kept:
             raise
@@ -150,11 +142,8 @@ def distill(
     with open_store(resume, "distillation", model=whole, configuration=config, seed=seed, shapes=goal.shapes) as store:
         report = _Reporter(on_step, len(numbers) * config.steps)
         job = _Job(goal=goal, config=config, seed=seed, store=store, report=report)
-        if executor == LOCAL:
-            results = job.run_all(numbers, workers)
-        else:
-            source = _Source(model=loaded, batch=size, shapes=shapes, axes=batch_axes, config=config, seed=seed)
-            results = job.run_elsewhere(numbers, source, executor)
+        here = executor == LOCAL
+        results = job.run_all(numbers, workers) if here else job.run_elsewhere(numbers, source, executor)
     return Distilled(
         inputs={name: _together([one.batch[name] for one in results], axes[name], count) for name in goal.shapes},
         losses=_rows([one.losses for one in results]),
@@ -196,8 +185,8 @@ class _Ended:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Source:
-    """What a worker needs to optimise any of the batches; its gradients are built there, once."""
+class _Source(SentWithoutCaches):
+    """What all batches follow from; a worker builds the gradients from it, once."""
 
     model: Model
     batch: int
@@ -206,21 +195,22 @@ class _Source:
     config: DistillConfig
     seed: int
 
-    @cached_property
-    def job(self) -> _Job:
-        goal = objective(
+    def goal(self, threads: int) -> Objective:
+        """What every batch minimises, computed on so many threads."""
+        return objective(
             self.model,
             batch=self.batch,
             per=self.config.per,
-            threads=1,
+            threads=threads,
             shapes=self.shapes,
             batch_axes=self.axes,
             builder=self.config.builder,
         )
-        return _Job(goal=goal, config=self.config, seed=self.seed)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "job"}
+    @cached_property
+    def job(self) -> _Job:
+        """The job as a worker runs it."""
+        return _Job(goal=self.goal(1), config=self.config, seed=self.seed)
 
 
 def _run_there(source: _Source, task: tuple[int, Piece | None]) -> _Ended:
