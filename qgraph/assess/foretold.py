@@ -144,10 +144,8 @@ class Foreteller:
         for node in self.view.model.graph:
             whole = self._on_codes(node, tensors, runs)
             if whole and node.op_type in _CODED and (kernel := self._kernel(node)) is not None:
-                on_codes, before = (
-                    self.table[dataclasses.replace(kernel, runs="integers")],
-                    self._in_floats(node, kernel),
-                )
+                on_codes = self.table[dataclasses.replace(kernel, runs="integers")]
+                before = self._in_floats(node, kernel)
                 if math.isfinite(on_codes + before):  # else it does not run alone
                     total, sums = total + on_codes, sums + before
             for value in node.inputs:

@@ -25,6 +25,7 @@ from qgraph.errors import QGraphError
 from qgraph.gradient.build import gradient_name, gradients
 from qgraph.gradient.emit import append
 from qgraph.gradient.expression import constant, op, tensor
+from qgraph.gradient.step import OPSET
 from qgraph.graph.sites import GraphView
 from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.opset import raise_opset
@@ -35,7 +36,6 @@ from qgraph.samples.dataset import Dataset
 Floats = NDArray[np.float32]
 SAMPLES, BATCH = 64, 8
 _LOSS = "random projection"
-_OPSET = 16
 _MEMORY = 1 << 29  # bytes of activations of a batch, about
 
 
@@ -110,7 +110,7 @@ def importance(
 
 def _projected(model: Model, outputs: Sequence[str], axes: Mapping[str, int]) -> ir.Model:
     """A graph whose outputs are the sums of squares over channels of the gradients of a random projection."""
-    net = raise_opset(model, max(model.opset, _OPSET)).ir_model.clone()
+    net = raise_opset(model, max(model.opset, OPSET)).ir_model.clone()
     terms = []
     for value in [v for v in net.graph.outputs if v.name in outputs]:
         signs = ir.Value(name=f"signs:{value.name}", shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT))

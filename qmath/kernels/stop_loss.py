@@ -97,10 +97,8 @@ def best_step(up_table, up_lookup, down_table, down_lookup, energy, levels, symm
         best_step_, levels, symmetric, up_table, up_lookup, down_table, down_lookup
     )
     best = 2 * best_step_ * gain + 1e-15 * energy
-    stack, top = (
-        np.empty((points + 64, 4)),
-        np.int64(0),
-    )  # intervals: both ends, and the gains there; the last one is halved next
+    stack = np.empty((points + 64, 4))  # intervals: both ends, and the gains there; the last one is halved next
+    top = np.int64(0)
     low, at_low = 0.0, _best_split(0.0, levels, symmetric, up_table, up_lookup, down_table, down_lookup)[0]
     for i in range(points - 1):
         high = floor * (2 * reach / floor) ** (i / (points - 2))

@@ -104,8 +104,8 @@ def choose(
     for the network: channels matter differently to later layers, and errors of clipping do not average out there.
     """
     weights = _Weights(view, observed, config)
-    configs = [config]
-    if config.clip == "aciq" and config.prior == "checked" and any(a.bits < MAX_BITS for a in plan.activations):
+    configs, few = [config], any(a.bits < MAX_BITS for a in plan.activations)
+    if few and config.clip == "aciq" and config.prior == "checked":
         configs.append(dataclasses.replace(config, prior="laplace"))
     tried: list[_Tried] = []
 
@@ -117,7 +117,7 @@ def choose(
     for by in configs:
         attempt(clip_activations(plan, view, observed, method=by.clip, **by.clip_options), by)
     first = min(tried, key=lambda one: one.loss)
-    for allocate in ("none", "activations") if any(a.bits < MAX_BITS for a in plan.activations) else ():
+    for allocate in ("none", "activations") if few else ():
         scaled = dataclasses.replace(first.config, channel_activations=True, allocate_bits=allocate)
         attempt(_scaled(first.clipped, view, observed, scaled), first.config)
     best = min(tried, key=lambda one: one.loss)
