@@ -53,7 +53,8 @@ def test_a_cell_is_measured_once_and_never_when_quick(tmp_path):
     first = Cells.of("p", quick=False, folder=tmp_path)
     assert first("a", measure) == first("a", measure) == {"top1": 50.0, "images": 100}
     again = Cells.of("p", quick=True, folder=tmp_path)
-    assert again("a", measure) == {"top1": 50.0, "images": 100}
+    assert again("a", measure) == first("a", measure, possible=False) == {"top1": 50.0, "images": 100}
+    assert first("b", measure, possible=False) is None
     assert len(asked) == 1
     assert json.loads((tmp_path / "p.json").read_text()) == {"a": {"images": 100, "top1": 50.0}}
 

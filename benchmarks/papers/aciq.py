@@ -145,12 +145,12 @@ def _measured(cells: Cells, name: str, used: tuple[bool, ...], bits: tuple[int, 
         return case.worth(combined(case.net, case.observed, used, **options), limit)
 
     ingredients = "".join("01"[on] for on in used)
-    return cells(f"{name} W{bits[0]}A{bits[1]} {ingredients} {limit}", measure) if network(name).there else None
+    return cells(f"{name} W{bits[0]}A{bits[1]} {ingredients} {limit}", measure, possible=network(name).there)
 
 
 def _float(cells: Cells, name: str, limit: int) -> Figures | None:
     case = network(name)
-    return cells(f"{name} float {limit}", lambda: case.top1(case.net, limit)) if case.there else None
+    return cells(f"{name} float {limit}", lambda: case.top1(case.net, limit), possible=case.there)
 
 
 def _parts(cells: Cells, parts: Any) -> list[Figures]:

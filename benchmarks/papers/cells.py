@@ -32,9 +32,9 @@ class Cells:
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return cls(path=path, quick=quick, known=known)
 
-    def __call__(self, key: str, measure: Callable[[], Figures]) -> Figures | None:
-        """The figures under a key, measured unless they are kept."""
-        if key not in self.known and not self.quick:
+    def __call__(self, key: str, measure: Callable[[], Figures], *, possible: bool = True) -> Figures | None:
+        """The figures under a key, measured unless they are kept; what is not `possible` here stays None."""
+        if key not in self.known and possible and not self.quick:
             print(f"measuring {key}", file=sys.stderr, flush=True)
             self.known[key] = measure()
             write_atomically(self.path, (json.dumps(self.known, indent=1, sort_keys=True) + "\n").encode())

@@ -118,8 +118,8 @@ def _mobilenet(cells: Cells, name: str, options: dict[str, Any], paper: str) -> 
 
     row: Figures = {"setting": name, "paper": paper, "weights MB": None}
     if not options:
-        return row | {"here": percent(cells(f"Ib {name}", lambda: case.top1(case.net)) if case.there else None)}
-    found = [cells(f"Ib {name}, seed {s}", lambda s=s: measure(s)) if case.there else None for s in SEEDS]
+        return row | {"here": percent(cells(f"Ib {name}", lambda: case.top1(case.net), possible=case.there))}
+    found = [cells(f"Ib {name}, seed {s}", lambda s=s: measure(s), possible=case.there) for s in SEEDS]
     sizes = [one["bytes"] for one in found if one is not None]
     return row | {"weights MB": round(sizes[0] / 2**20, 2) if sizes else None, "here": over_seeds(found)}
 
