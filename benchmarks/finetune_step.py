@@ -1,6 +1,8 @@
 """One step of quantization-aware training, here and in PyTorch eager with its own learnable fake-quantize.
 
-    PYTHON_WITH_TORCH -m benchmarks.finetune_step [--network resnet20] [--bits 4] [--batch 64] [--json FILE]
+    PYTHON_WITH_TORCH -m benchmarks.finetune_step [--network resnet20|mobilenetv2] [--bits 4] [--batch 64] [--json FILE]
+
+MobileNetV2 comes from the folder of `benchmarks.real` ($QGRAPH_REAL).
 
 Both sides compute the forward pass with quantized weights and activations, the loss from labels and given logits of the
 float model, the gradients of weights, biases and scales, and one update by Adam. They take turns in one process, on the
@@ -25,7 +27,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import torch_net
-from benchmarks.common import CIFAR, arguments, images, in_turn, report, shared
+from benchmarks.common import CIFAR, arguments, in_turn, report
+from benchmarks.papers.networks import network
 from qgraph.gradient.step import TrainingStep
 from qgraph.graph.sites import GraphView
 from qgraph.methods.lsqplus.config import LsqPlusConfig
@@ -37,7 +40,6 @@ from qgraph.methods.lsqplus.step import trainable_graph, training_graph
 from qgraph.methods.lsqplus.trained import Trained
 from qgraph.observe.statistics import observe
 from qgraph.onnxfile.model import Model
-from qgraph.onnxfile.opset import prepare
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import Recipe
@@ -58,7 +60,7 @@ def main() -> None:
     )
     threads = given.threads or 2
     torch.set_num_threads(threads)
-    net = prepare(shared("models", f"cifar10_{given.network}.onnx"))
+    net = network(given.network).net
     plan, batch = _problem(net, given)
     trained = absorb(net, plan, CONFIG)
     ours, theirs = _ours(net, trained, batch, threads), _torch(trained, batch)
@@ -84,19 +86,19 @@ def main() -> None:
 
 def _problem(net: Model, given: argparse.Namespace) -> tuple[QuantPlan, dict[str, Any]]:
     """The plan to start from, and one batch with its labels and the float model's logits."""
-    pictures, labels = images("cifar10_train20k", given.batch)
-    data = open_data({"images": pictures, "labels": labels}, net, preprocessing=CIFAR)
+    labelled = network(given.network).test(given.batch)
+    data, labels = open_data(labelled, net, preprocessing=CIFAR), labelled["labels"]
     view, observed = GraphView(net), observe(net, data)
     recipe = Recipe.choose("lsqplus", True, weights=given.bits, activations=given.bits)
     plan = initialise(initial_plan(view, recipe, observed), view, observed, config=CONFIG)
     feeds = next(data.batches(given.batch)).feeds
     logits = Session(net.ir_model).run(feeds)["logits"]
-    wrong = {"labels": one_hot(np.roll(labels, 1), 10), "float:logits": np.roll(logits, 1, axis=0)}
+    wrong = {"labels": one_hot(np.roll(labels, 1), logits.shape[1]), "float:logits": np.roll(logits, 1, axis=0)}
     return plan, {**feeds, **wrong}
 
 
 def _ours(net: Model, trained: Trained, batch: dict[str, Any], threads: int) -> Callable[[], dict[str, Any]]:
-    size = CONFIG.shard
+    size = min(CONFIG.shard, -(-len(batch["labels"]) // threads))
     targets = targets_of(trained.net.ir_model, net.source)
     step = TrainingStep(training_graph(trained, targets, CONFIG, batch=size, labelled=True), threads=threads)
     shards = [{k: v[i : i + size] for k, v in batch.items()} for i in range(0, len(batch["labels"]), size)]
@@ -153,8 +155,10 @@ def _torch(trained: Trained, batch: dict[str, Any]) -> Callable[[], dict[str, An
 
 
 def _fake_quantize(net: Any, node: Any, x: list[Any]) -> Any:
-    limit = node.attributes["qmax"].as_int()
-    return torch._fake_quantize_learnable_per_tensor_affine(x[0], x[1], x[4], 0, limit, 1.0)
+    limit, offset = node.attributes["qmax"].as_int(), x[5] if node.attributes["shifted"].as_int() else None
+    moved = x[0] if offset is None else x[0] - offset
+    found = torch._fake_quantize_learnable_per_tensor_affine(moved, x[1], x[4], 0, limit, 1.0)
+    return found if offset is None else found + offset
 
 
 def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
