@@ -1,6 +1,6 @@
 """One step of quantization-aware training, here and in PyTorch eager with its own learnable fake-quantize.
 
-    PYTHON_WITH_TORCH -m benchmarks.finetune_step [--network resnet20|mobilenetv2] [--bits 4] [--batch 64] [--json FILE]
+    PYTHON_WITH_TORCH -m benchmarks.finetune_step [--network resnet20 ...] [--bits 4] [--json FILE]
 
 MobileNetV2 comes from the folder of `benchmarks.real` ($QGRAPH_REAL).
 
@@ -17,7 +17,6 @@ same function; they differ where a value is within rounding of a threshold, and 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -47,51 +46,53 @@ from qgraph.running.sessions import Session
 from qgraph.samples.dataset import open_data
 
 CONFIG = LsqPlusConfig()
-FLOATS, FORWARD = "qgraph, activations in floats", "forward alone"
+BATCHES = {"resnet20": 64, "silu_se": 64, "relu6_dw": 64, "mobilenetv2": 16}
 
 
 def main() -> None:
     given = arguments(
         __doc__,
-        lambda p: p.add_argument("--network", default="resnet20"),
+        lambda p: p.add_argument("--network", nargs="+", choices=BATCHES, default=list(BATCHES)),
         lambda p: p.add_argument("--bits", type=int, default=4),
-        lambda p: p.add_argument("--batch", type=int, default=64),
         lambda p: p.add_argument("--rounds", type=int, default=20),
     )
     threads = given.threads or 2
     torch.set_num_threads(threads)
-    net = network(given.network).net
-    plan, batch = _problem(net, given)
+    rows = [_row(name, given.bits, given.rounds, threads) for name in given.network]
+    report(f"One training step at W{given.bits}A{given.bits}, {threads} threads", rows, json_path=given.json)
+
+
+def _row(name: str, bits: int, rounds: int, threads: int) -> dict[str, Any]:
+    net = network(name).net
+    plan, batch = _problem(name, bits)
     trained = absorb(net, plan, CONFIG)
     ours, theirs = _ours(net, trained, batch, threads), _torch(trained, batch)
     apart = _difference(ours(), theirs())
     forward = Session(net.ir_model, threads=threads)
     feeds = {name: batch[name] for name in forward.input_names}
     floats = _ours(net, absorb(net, dataclasses.replace(plan, activations=()), CONFIG), batch, threads)
-    engines = {"qgraph": ours, "torch": theirs, FLOATS: floats, FORWARD: lambda: forward.run(feeds)}
-    seconds = in_turn(engines, runs=given.rounds, warmup=3)
-    seconds["3 x forward"] = 3 * seconds[FORWARD]
-    rows = [
-        {
-            "engine": name,
-            "ms": 1e3 * time,
-            "torch / this": seconds["torch"] / time,
-            "largest difference": f"{apart:.1e}" if name == "qgraph" else "",
-        }
-        for name, time in seconds.items()
-    ]
-    title = f"{given.network}, W{given.bits}A{given.bits}: one training step, batch {given.batch}, {threads} threads"
-    report(title, rows, json_path=given.json)
+    engines = {"here": ours, "torch": theirs, "floats": floats, "forward": lambda: forward.run(feeds)}
+    seconds = in_turn(engines, runs=rounds, warmup=2)
+    return {
+        "network": name,
+        "batch": BATCHES[name],
+        "ms": 1e3 * seconds["here"],
+        "torch ms": 1e3 * seconds["torch"],
+        "torch / this": seconds["torch"] / seconds["here"],
+        "this / (3 x forward)": seconds["here"] / (3 * seconds["forward"]),
+        "activations in floats / (3 x forward)": seconds["floats"] / (3 * seconds["forward"]),
+        "largest difference": f"{apart:.1e}",
+    }
 
 
-def _problem(net: Model, given: argparse.Namespace) -> tuple[QuantPlan, dict[str, Any]]:
+def _problem(name: str, bits: int) -> tuple[QuantPlan, dict[str, Any]]:
     """The plan to start from, and one batch with its labels and the float model's logits."""
-    labelled = network(given.network).test(given.batch)
+    net, labelled = network(name).net, network(name).test(BATCHES[name])
     data, labels = open_data(labelled, net, preprocessing=CIFAR), labelled["labels"]
     view, observed = GraphView(net), observe(net, data)
-    recipe = Recipe.choose("lsqplus", True, weights=given.bits, activations=given.bits)
+    recipe = Recipe.choose("lsqplus", True, weights=bits, activations=bits)
     plan = initialise(initial_plan(view, recipe, observed), view, observed, config=CONFIG)
-    feeds = next(data.batches(given.batch)).feeds
+    feeds = next(data.batches(BATCHES[name])).feeds
     logits = Session(net.ir_model).run(feeds)["logits"]
     wrong = {"labels": one_hot(np.roll(labels, 1), logits.shape[1]), "float:logits": np.roll(logits, 1, axis=0)}
     return plan, {**feeds, **wrong}
