@@ -11,7 +11,6 @@ from qgraph.cli.console import next_step, progress, show, show_json, silence_war
 from qgraph.cli.help import Command, Renamed, grouped
 from qgraph.cli.kinds import PATH
 from qgraph.cli.options import data_options, given, preprocessing, run_options
-from qgraph.errors import UsageError
 
 if TYPE_CHECKING:
     from qgraph.jobs.adopt import Adopted
@@ -68,15 +67,11 @@ def adopt(
     """
     from qgraph.jobs.adopt import adopt as run
     from qgraph.onnxfile.write import save
-    from qgraph.running.files import check_writable, write_atomically
+    from qgraph.running.files import check_outputs, write_atomically
 
     if quiet:
         silence_warnings()
-    paths = [Path(path) for path in (output, plan, network) if path is not None]
-    for path in paths:
-        check_writable(path, source=model)
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise UsageError("the model, its plan and its network need files of their own: -o, --plan and --network differ")
+    check_outputs({"-o": output, "--plan": plan, "--network": network}, source=model)
     mean, std = options.pop("mean"), options.pop("std")
     bars = progress(quiet or as_json)
     found = run(model, preprocessing=preprocessing(mean, std), progress=bars, **given(options))

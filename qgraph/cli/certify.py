@@ -72,14 +72,13 @@ def certify(
     from qgraph.jobs.certify import Certificate, check_certificate
     from qgraph.jobs.certify import certify as run
     from qgraph.plan.plan import QuantPlan
-    from qgraph.running.files import check_writable, write_atomically
+    from qgraph.running.files import check_outputs, write_atomically
 
     if quiet:
         silence_warnings()
     if bool(claims) == (check is not None):
         raise click.UsageError("give either --claim, for example --claim 'drop<=0.5', or --check CERTIFICATE.json")
-    for path in filter(None, (output, page)):
-        check_writable(path)
+    check_outputs({"-o": output, "--page": page})
     mean, std = options.pop("mean"), options.pop("std")
     options |= {"preprocessing": preprocessing(mean, std, default=plan), "progress": progress(quiet or as_json)}
     options["plan"] = None if plan is None else QuantPlan.load(plan)

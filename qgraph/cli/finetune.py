@@ -28,9 +28,8 @@ from qgraph.cli.options import (
 from qgraph.cli.papers import gradients_option, protocol_option, setting_option
 from qgraph.cli.quality import Threshold, check_threshold, hold_against, next_judgement, show_quality
 from qgraph.cli.recipe_file import recipe_file_options
-from qgraph.errors import UsageError
 from qgraph.methods.lsqplus.config import LsqPlusConfig
-from qgraph.running.files import check_writable, write_atomically
+from qgraph.running.files import check_outputs, write_atomically
 
 if TYPE_CHECKING:
     from qgraph.jobs.finetune import Finetuned
@@ -140,11 +139,7 @@ def finetune(
     if quiet:
         silence_warnings()
     check_threshold(fail_below, measure=options["measure"])
-    written = [path for path in (output, plan, trained) if path is not None]
-    if len({Path(path).absolute() for path in written}) < len(written):
-        raise UsageError("-o, --plan and --network must name different files")
-    for path in written:
-        check_writable(path, source=model)
+    check_outputs({"-o": output, "--plan": plan, "--network": trained}, source=model)
     mean, std = options.pop("mean"), options.pop("std")
     passed = given(options)
     if passed.get("start"):

@@ -30,8 +30,7 @@ from qgraph.cli.options import (
 from qgraph.cli.papers import gradients_option, protocol_option
 from qgraph.cli.quality import Threshold, check_threshold, hold_against, next_judgement, show_quality
 from qgraph.cli.recipe_file import recipe_file_options
-from qgraph.errors import UsageError
-from qgraph.running.files import check_writable, write_atomically
+from qgraph.running.files import check_outputs, check_writable, write_atomically
 
 if TYPE_CHECKING:
     from qgraph.assess.layer_errors import LayerReport
@@ -125,7 +124,7 @@ def quantize(
     if quiet:
         silence_warnings()
     check_threshold(fail_below, measure=options["measure"])
-    _check_outputs(model, {"-o": output, "--plan": plan, "--report": report})
+    check_outputs({"-o": output, "--plan": plan, "--report": report}, source=model)
     mean, std = options.pop("mean"), options.pop("std")
     bars = progress(quiet or as_json)
     result = run(
@@ -233,17 +232,6 @@ def _decisions(result: Result) -> list[str]:
 
 _ONE_STEP = "one step for all channels"
 _KEPT_SHOWN = 12  # the most entries to show of what stays in floating point, largest first
-
-
-def _check_outputs(model: str, outputs: dict[str, str | None]) -> None:
-    """Raise an error unless every output can be written, and all are different files."""
-    seen: dict[Path, str] = {}
-    for option, path in outputs.items():
-        if path is not None:
-            check_writable(path, source=model)
-            other = seen.setdefault(Path(path).absolute(), option)
-            if other != option:
-                raise UsageError(f"{option} and {other} both name {path}")
 
 
 def _operand(layer: LayerReport) -> str:

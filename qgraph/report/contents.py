@@ -82,6 +82,11 @@ class Report:
     allocation: Allocation | None = None
     """How bits were chosen, if they are mixed."""
 
+    @property
+    def float_top1(self) -> float | None:
+        """The accuracy of the float model in percent; None without labels."""
+        return None if self.quality is None else self.quality.top1
+
     def to_dict(self) -> dict[str, Any]:
         """What `qgraph report --json` prints."""
         return {
@@ -92,7 +97,7 @@ class Report:
             "command": self.command,
             "made": dataclasses.asdict(self.made),
             "verdict": None if self.verdict is None else self.verdict.to_dict(),
-            "top1": None if self.quality is None else self.quality.top1,
+            "top1": self.float_top1,
             "variants": [
                 {
                     "name": v.name,

@@ -26,8 +26,8 @@ def judged(report: Report, variant: Variant) -> Judged:
     quality = variant.quality
     if quality is None:
         return "unknown", "Not measured: no samples."
-    if quality.top1 is not None and report.quality is not None and report.quality.top1 is not None:
-        lost = report.quality.top1 - quality.top1
+    if quality.top1 is not None and report.float_top1 is not None:
+        lost = report.float_top1 - quality.top1
         if lost <= KEPT_POINTS:
             return "good", "Keeps the accuracy of the float model."
         if lost <= LOST_POINTS:
@@ -82,8 +82,8 @@ def _quality(report: Report, variant: Variant) -> tuple[str, str, str]:
     quality = variant.quality
     if quality is None:
         return "quality", "-", "not measured"
-    if quality.top1 is not None and report.quality is not None and report.quality.top1 is not None:
-        return "accuracy", f"{quality.top1:.2f} %", f"float {report.quality.top1:.2f} %"
+    if quality.top1 is not None and report.float_top1 is not None:
+        return "accuracy", f"{quality.top1:.2f} %", f"float {report.float_top1:.2f} %"
     outputs = _outputs(report, variant)
     worst = min(((v, name) for name, v in outputs.items()), default=None)
     if worst is None:

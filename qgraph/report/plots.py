@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from qgraph.assess.layer_errors import LayerReport
 from qgraph.errors import MissingPackageError
+from qgraph.report.rows import LETTERS
+from qgraph.running.names import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,15 +45,11 @@ def plot_layers(layers: Sequence[LayerReport], title: str, ax: Axes | None = Non
     few = len(layers) <= NAMED
     ax.set_xticks(range(len(layers)) if few else ax.get_xticks().tolist())
     if few:
-        ax.set_xticklabels([_short(layer.name) for layer in layers], rotation=45, ha="right", rotation_mode="anchor")
+        short = shortened((layer.name for layer in layers), LETTERS)
+        ax.set_xticklabels([short[layer.name] for layer in layers], rotation=45, ha="right", rotation_mode="anchor")
     ax.set_xlim(-0.6, len(layers) - 0.4)
     ax.set_xlabel("" if few else "layer, in graph order")
     ax.set_ylabel("SQNR in the file, dB" if any(measured) else "SQNR of the layer alone, dB")
     ax.set_title(title, loc="left")
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return ax
-
-
-def _short(name: str, most: int = 22) -> str:
-    """A long name without its middle, where exporters repeat themselves."""
-    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"

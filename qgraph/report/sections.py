@@ -235,15 +235,15 @@ SECTIONS: tuple[Callable[[Report], Section | None], ...] = (
 
 def _size_against_quality(report: Report) -> Markup | None:
     """A chart of top-1 accuracy over size, or of SQNR without labels; None for a single point."""
-    labelled = report.quality is not None and report.quality.top1 is not None
+    labelled = report.float_top1 is not None
     points = []
     for variant in report.variants:
         quality = variant.quality
         value = None if quality is None else quality.top1 if labelled else quality.sqnr_db
         if value is not None and math.isfinite(value):
             points.append((variant.name, variant.nbytes / MEGABYTE, value))
-    if labelled and report.quality is not None and report.quality.top1 is not None:
-        points.append(("float", report.nbytes / MEGABYTE, report.quality.top1))
+    if report.float_top1 is not None:
+        points.append(("float", report.nbytes / MEGABYTE, report.float_top1))
     if len(points) < 2:
         return None
     unit = "top-1 accuracy, %" if labelled else "SQNR of the outputs, dB"
@@ -257,8 +257,7 @@ def _size_against_quality(report: Report) -> Markup | None:
 
 
 def _float_row(report: Report) -> Sequence[Content]:
-    top1 = None if report.quality is None else report.quality.top1
-    return ("float", f"{report.nbytes:,}", "100%", "32", number(top1, 2), "-", "-", "1.00")
+    return ("float", f"{report.nbytes:,}", "100%", "32", number(report.float_top1, 2), "-", "-", "1.00")
 
 
 def _variant_row(variant: Variant, report: Report) -> Sequence[Content]:

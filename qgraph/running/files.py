@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 from qgraph.errors import ModelError, UsageError
@@ -36,6 +37,21 @@ def check_writable(path: str | os.PathLike[str], *, source: str | None = None) -
         raise UsageError(f"cannot write {target}: the folder {folder} does not exist; create it first")
     if not os.access(folder, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
         raise ModelError(f"cannot write {target}: permission denied; choose another place with -o")
+
+
+def check_outputs(outputs: Mapping[str, str | None], *, source: str | None = None) -> None:
+    """Raise, before any work is done, unless every output of a command can be written to a file of its own.
+
+    `outputs` maps options to paths; None stands for an option that was not given.
+    """
+    seen: dict[Path, str] = {}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        check_writable(path, source=source)
+        other = seen.setdefault(Path(path).resolve(), option)
+        if other != option:
+            raise UsageError(f"{option} and {other} both name {path}: give each a file of its own")
 
 
 def flush(path: Path) -> None:

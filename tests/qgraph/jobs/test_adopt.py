@@ -321,7 +321,7 @@ def test_scales_that_fit_no_axis_are_refused_and_those_of_zero_channels_are_not(
 def test_one_file_for_model_and_plan_is_refused(made, tmp_path, capsys):
     out = str(tmp_path / "out.onnx")
     assert main(["adopt", str(made["s8s8"]), "-o", out, "--plan", out]) == 2
-    assert "need files of their own" in capsys.readouterr().err
+    assert "--plan and -o both name" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
