@@ -1,4 +1,4 @@
-"""The options of `--weights mixed`, and of what is measured to choose bits."""
+"""The options of `--weights mixed` and `--activations mixed`, and of what is measured to choose bits."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ from qgraph.cli.options import F, executor_option
 
 
 def mixed_options(f: F) -> F:
-    """The options of `--weights mixed`: its budget, and how bits are chosen."""
+    """The options of mixed bits: their budgets, and how they are chosen."""
     return grouped(
         "Mixed bits",
         click.option("--size-mb", type=float, metavar="X", help="Budget of mixed weights; 1 MB = 2**20 bytes."),
         click.option("--average-bits", type=float, metavar="X", help="The same as bits per weight.  [default: 4]"),
         click.option(
-            "--max-drop", type=float, metavar="POINTS", help="Smallest weights that lose at most this much accuracy."
+            "--average-activation-bits",
+            type=float,
+            metavar="X",
+            help="Budget of mixed activations: bits per value that layers read.  [default: 5]",
         ),
-        click.option("--bits", type=BitList(), help="Bits that a layer may take.  [default: 2,3,4,5,6,7,8]"),
+        click.option(
+            "--max-drop",
+            type=float,
+            metavar="POINTS",
+            help="Fewest bytes of what is mixed, weights by default, that lose at most this much accuracy.",
+        ),
+        click.option("--bits", type=BitList(), help="Bits that weights or activations may take.  [default: 2 to 8]"),
         click.option(
             "--select",
             "search",

@@ -188,7 +188,7 @@ edge_bits_option = grouped(
     click.option(
         "--edge-bits",
         type=Bits("same"),
-        help="Bits of the first and last layers; same: as all others.  [default: 8; mixed with --weights mixed]",
+        help="Bits of the first and last layers; same: as all others.  [default: 8; mixed where others are]",
     ),
 )
 weight_clip_option = grouped(
@@ -210,9 +210,9 @@ bits_options = grouped(
     ),
     click.option(
         "--activations",
-        type=Bits("none", "dynamic"),
-        help="Bits of activations; none: weights only; dynamic: MatMul and Gemm find their ranges in every run. "
-        "Both need no data.  [default: 8; 4 to search and finetune]",
+        type=Bits("mixed", "none", "dynamic"),
+        help="Bits of activations; mixed: chosen per tensor; none: weights only; dynamic: MatMul and Gemm find their "
+        "ranges in every run. The last two need no data.  [default: 8; 4 to search and finetune]",
     ),
 )
 

@@ -35,6 +35,7 @@ from qgraph.running.files import check_outputs, check_writable, write_atomically
 if TYPE_CHECKING:
     from qgraph.assess.layer_errors import LayerReport
     from qgraph.jobs.result import Result
+    from qgraph.methods.zeroq.allocate import Allocation
     from qgraph.plan.plan import QuantPlan
 
 
@@ -116,6 +117,7 @@ def quantize(
       qgraph quantize model.onnx -o small.onnx --data images/ --weights 4 --activations 8
       qgraph quantize model.onnx -o small.onnx --method minmax --weights 4 --activations none
       qgraph quantize model.onnx -o small.onnx --weights mixed --size-mb 0.13
+      qgraph quantize model.onnx -o small.onnx --data images/ --activations mixed --average-activation-bits 5
       qgraph quantize model.onnx -o small.onnx --data calibration.npz --target-latency 0.6
       qgraph quantize model.onnx -o small.onnx --data labelled.npz --weights mixed --max-drop 0.5
     """
@@ -241,6 +243,26 @@ def _operand(layer: LayerReport) -> str:
     return f"{layer.activation_bits}{' *' if layer.prior_rejected else ''}"
 
 
+def _allocated(allocation: Allocation | None) -> list[str]:
+    """What mixed bits came to."""
+    if allocation is None:
+        return []
+    from qgraph.methods.zeroq.allocate import average_bits
+    from qgraph.methods.zeroq.sensitivity import LayerSensitivity
+
+    taken = [pair for part in allocation.parts for pair in part.taken]
+    kinds = {
+        "weights": [pair for pair in taken if isinstance(pair[0], LayerSensitivity)],
+        "activations that layers read": [pair for pair in taken if not isinstance(pair[0], LayerSensitivity)],
+    }
+    return [
+        f"mixed {what}: {average_bits(pairs):.2f} bits on average, {min(b for _, b in pairs)} to "
+        f"{max(b for _, b in pairs)}"
+        for what, pairs in kinds.items()
+        if pairs
+    ]
+
+
 def _error(layer: LayerReport) -> float:
     """The error of a layer, larger being worse: as measured, else as predicted."""
     decibels = (layer.measured_sqnr_db, layer.predicted_sqnr_db)
@@ -272,6 +294,8 @@ def _show(result: Result, output: str, nbytes: int) -> None:
         show(kept)
         if rest := largest[shown:]:
             show(f"and {len(rest)} more, {sum(e.bytes for e in rest):,} bytes in all (-v shows, --json lists them)")
+    for line in _allocated(result.allocation):
+        show(line)
     if result.allocation is not None and result.allocation.drop is not None:
         drop = result.allocation.drop
         margin = "" if drop.margin is None else f" +- {drop.margin:.3g}"

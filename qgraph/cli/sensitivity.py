@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -31,7 +32,7 @@ from qgraph.running.files import check_writable, write_atomically
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from qgraph.methods.zeroq.sensitivity import Sensitivity
+    from qgraph.methods.zeroq.sensitivity import Row, Sensitivity
 
 GIVEN_ARRAYS = "the given mapping"  # how a dataset describes what was distilled
 _MEASURES = {"kl": "KL divergence", "nse": "squared error over signal"}
@@ -52,6 +53,7 @@ _SHADES = ("green", "yellow", "dark_orange", "red")  # each for a quarter of the
 )
 @weight_clip_option
 @keep_option
+@click.option("--tensors", is_flag=True, help="Also measure every tensor that layers read, quantized alone.")
 @set_option
 @protocol_option
 @gradients_option
@@ -77,6 +79,8 @@ def sensitivity(model: str, output: str | None, as_json: bool, quiet: bool, **op
     if output is not None:
         check_writable(output, source=model)
     mean, std = options.pop("mean"), options.pop("std")
+    if options.pop("tensors"):
+        options["activations"] = "mixed"
     bars = progress(quiet or as_json)
     result = measure_sensitivity(model, preprocessing=preprocessing(mean, std), progress=bars, **given(options))
     if output is not None:
@@ -92,26 +96,38 @@ def _show(model: str, result: Sensitivity) -> None:
     """Print measured sensitivities in one unit; with -v, the closed forms as well."""
     compared = " + ".join(f"{_MEASURES.get(kind, kind)} of {name}" for name, kind in result.outputs)
     samples = "distilled samples" if result.data == GIVEN_ARRAYS else f"samples of {result.data}"
-    _show_one(model, result, "measured", f"{compared}, on {result.samples} {samples}")
+    described = f"{compared}, on {result.samples} {samples}"
+    _show_one(model, result, ("layer", "weights"), result.layers, described)
+    if result.tensors:
+        _show_one(model, result, ("tensor", "values"), result.tensors, described)
     if verbose():
-        _show_one(model, result, "predicted", "in closed form, from errors of weights")
+        _show_one(
+            model, result, ("layer", "weights"), result.layers, "in closed form, from errors of weights", "predicted"
+        )
     show(f"rank correlation of measured and closed form: {result.agreement():.3f}")
 
 
-def _show_one(model: str, result: Sensitivity, kind: str, described: str) -> None:
-    bits = sorted({k for row in result.layers for k in row.bits})
-    positive = [v for row in result.layers for v in getattr(row, kind) if v > 0]
+def _show_one(
+    model: str,
+    result: Sensitivity,
+    columns: tuple[str, str],
+    rows: Sequence[Row],
+    described: str,
+    kind: Literal["measured", "predicted"] = "measured",
+) -> None:
+    """Print the sensitivities of layers or tensors; `columns` say what they are, and what they have."""
+    bits = sorted({k for row in rows for k in row.bits})
+    positive = [v for row in rows for v in getattr(row, kind) if v > 0]
     unit, text = _unit(max(positive, default=1.0))
     if kind == "measured" and all(measure != "nse" for _, measure in result.outputs):
         text = f"{text} nats" if text else "nats"
-    columns = [f"{k} bits" for k in bits]
     title = f"sensitivity of {model}{text and f', {text}'}: {described}"
-    rows = table(title, "layer", "weights", *columns, heaviest="the most sensitive ones")
-    for row in result.layers:
+    shown = table(title, *columns, *(f"{k} bits" for k in bits), heaviest="the most sensitive ones")
+    for row in rows:
         known = dict(zip(row.bits, getattr(row, kind), strict=True))
         cells = (_cell(known.get(k), positive, unit) for k in bits)
-        rows.add_row(row.name, f"{row.weights:,}", *cells, weight=max(row.measured, default=0.0))
-    show(rows)
+        shown.add_row(row.name, f"{row.count:,}", *cells, weight=max(row.measured, default=0.0))
+    show(shown)
 
 
 def _unit(largest: float) -> tuple[float, str]:

@@ -205,9 +205,10 @@ def _recipe(method: str, has_data: bool, **overrides: Any) -> Recipe:
         )
     recipe = Recipe.choose(method, has_data, **overrides)
     if recipe.mixed:
+        what = "weights" if recipe.mixes_weights else "activations"
         raise UsageError(
             f"fine-tuning chooses no bits: make a plan with {command('qgraph quantize', 'qgraph.quantize')} and "
-            f"{option('weights', 'mixed')}, and pass it with {option('start', Blank('PLAN'))}"
+            f"{option(what, 'mixed')}, and pass it with {option('start', Blank('PLAN'))}"
         )
     return recipe
 

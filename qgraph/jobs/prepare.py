@@ -123,6 +123,7 @@ class Gathered(Material):
             refine=self._at,
             lower=lambda plan: lower(self.net, plan, format=self.format),
             judge=self._judge(),
+            observed=self.observed,
             judging=self.judging,
             on_better=on_better,
             job=self.job,

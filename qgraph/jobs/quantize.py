@@ -93,9 +93,9 @@ def quantize(
         executor: where independent jobs run: `local` or `dask:ADDRESS`.
         on_better: with `max_drop`, called with every smaller result that the search accepts on its way.
         progress: is told of stages and steps.
-        overrides: fields of `Recipe`, such as `weights` (bits, "mixed" or None), `activations` (bits or None),
-            `size_mb`, `clip` or `keep`; `protocol` "paper" sets what the paper of the method says, and `settings`, such
-            as {"zeroq.steps": 500}, its hyper-parameters.
+        overrides: fields of `Recipe`, such as `weights` and `activations` (bits, "mixed" or None), `size_mb`,
+            `clip` or `keep`; `protocol` "paper" sets what the paper of the method says, and `settings`, such as
+            {"zeroq.steps": 500}, its hyper-parameters.
 
     Raises:
         QGraphError: something is wrong with the model, the data or the options; the message says what to do.

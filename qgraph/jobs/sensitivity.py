@@ -30,7 +30,8 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Measure how far the outputs move when one layer alone is quantized, at each of `bits` (ZeroQ, Eq. 2).
 
-    The arguments are those of `quantize`; without data, samples are distilled from the model.
+    The arguments are those of `quantize`; without data, samples are distilled from the model. With `activations`
+    "mixed", every tensor that layers read is measured as well.
 
     Example:
         >>> from importlib.resources import files
@@ -42,8 +43,8 @@ def measure_sensitivity(
         True
     """
     job = Job(seed=seed, threads=threads, resume=resume, executor=executor, progress=progress)
-    overrides |= {"weights": "mixed", "activations": None}
+    overrides = {"activations": None, **overrides, "weights": "mixed"}
     with hold(resume):
         given = gather(model, data, job, method=method, **overrides)
         mixer = given.mixer()
-        return mixer.sensitivity(mixer.menu())
+        return mixer.sensitivity(mixer.menus())

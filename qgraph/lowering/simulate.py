@@ -35,6 +35,11 @@ def simulate(model: Model, plan: QuantPlan) -> ir.Model:
     return put_in_place(model, plan, FloatEmitter)
 
 
+def simulate_activations(model: Model, plan: QuantPlan) -> ir.Model:
+    """The same with the activation grids alone: the layers of the plan read them, and keep their float weights."""
+    return put_in_place(model, plan, _FloatWeights)
+
+
 class FloatEmitter:
     """Makes grids of plain float operators."""
 
@@ -154,3 +159,10 @@ class FloatEmitter:
         if name not in self.scalars:
             self.scalars[name] = add_initializer(self.graph, name, np.float32(number))
         return self.scalars[name]
+
+
+class _FloatWeights(FloatEmitter):
+    """Makes grids of activations, and leaves weights as they are."""
+
+    def weight(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value:
+        return layer.weight

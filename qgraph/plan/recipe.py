@@ -11,6 +11,7 @@ import qmath
 from qgraph.errors import UnknownOptionError, UsageError, hint
 from qgraph.graph.layers import TABLE_OP, Layer
 from qgraph.plan import registry
+from qgraph.plan.budgets import BUDGETS, check_budgets, with_budgets
 from qgraph.plan.changes import bits_for, parsed, per_layer
 from qgraph.plan.plan import MAX_SHIFTED_BITS
 from qgraph.plan.settings import Settings, configured, gathered, is_setting
@@ -34,9 +35,7 @@ SEARCHED = "qrater"  # the clip or rounding that is found by measuring the task
 FORMATS = ("qdq", "float")
 ALLOCATIONS = ("none", "weights", "activations", "both")
 SAME = "same"  # the bits of the first and last layers where they are those of all others
-BUDGETS = ("size_mb", "average_bits", "max_drop")
 SEARCHES = ("frontier", "groups")
-DEFAULT_AVERAGE = 4.0
 GROUP = 32  # inputs that share a step where nothing else is asked for
 FEW_BITS = 4  # the widest weights that have groups unasked
 T = TypeVar("T")
@@ -57,6 +56,10 @@ class Recipe:
     points of accuracy that the smallest model may lose. `search` adds up sensitivities ("frontier") or measures
     combinations ("groups"). The first and last layers are mixed too unless `edge_bits` is given.
 
+    With `activations` "mixed", so does each tensor that layers read, under `average_activation_bits` (5 if no budget is
+    given), the mean over all of its values, or under `max_drop`, which then counts the bytes of weights that are mixed
+    and those of activations in one sample.
+
     `symmetric` says whether weight grids are symmetric about zero. By default, those of 8 bits and those that are
     searched are; narrower ones use both ends of their range, and files hold them without zero points.
 
@@ -69,7 +72,7 @@ class Recipe:
 
     method: str = "aciq"
     weights: int | Literal["mixed"] | None = 8
-    activations: int | Literal["dynamic"] | None = 8
+    activations: int | Literal["mixed", "dynamic"] | None = 8
     edge_bits: int | Literal["same"] | None = None
     per_channel: bool = True
     symmetric: bool | None = None
@@ -101,6 +104,7 @@ class Recipe:
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     size_mb: float | None = None
     average_bits: float | None = None
+    average_activation_bits: float | None = None
     max_drop: float | None = None
     search: str = "frontier"
     direction: Direction = "forward"
@@ -128,16 +132,7 @@ class Recipe:
         unknown = sorted({*defaults, *given} - fields)
         if unknown:
             raise UnknownOptionError(f"unknown option '{unknown[0]}'{hint(unknown[0], sorted(fields))}")
-        budgets = [name for name in BUDGETS if name in given]
-        if budgets and given.get("weights", "mixed") != "mixed":
-            raise UsageError(f"{option(budgets[0])} chooses bits per layer: give it with {option('weights', 'mixed')}")
-        if len(budgets) > 1:
-            raise UsageError(f"give one of {' and '.join(map(option, budgets))}, not both")
-        if budgets:
-            given["weights"] = "mixed"
-        given = {**defaults, **given}
-        if not any(budget in given for budget in BUDGETS) and given.get("weights") == "mixed":
-            given["average_bits"] = DEFAULT_AVERAGE
+        given = {**defaults, **with_budgets(given)}
         for what in ("weights", "activations"):
             if given.get(what) == "none":
                 given[what] = None
@@ -150,7 +145,12 @@ class Recipe:
     def _check(self, has_data: bool) -> None:
         for name in ("weights", "activations", "edge_bits"):
             bits = getattr(self, name)
-            word = (name, bits) in (("weights", "mixed"), ("activations", "dynamic"), ("edge_bits", SAME))
+            word = (name, bits) in (
+                ("weights", "mixed"),
+                ("activations", "mixed"),
+                ("activations", "dynamic"),
+                ("edge_bits", SAME),
+            )
             if not word and bits is not None and (not isinstance(bits, int) or not 2 <= bits <= 8):
                 raise UsageError(f"{option(name)} must be a number from 2 to 8, not {bits}")
         if self.weights is None and self.activations is None:
@@ -181,10 +181,7 @@ class Recipe:
             raise UsageError(f"unknown rounding '{self.rounding}': choose one of {', '.join(ROUNDINGS)}")
         if not self.bits or any(not 2 <= bits <= 8 for bits in self.bits):
             raise UsageError(f"{option('bits')} must be numbers from 2 to 8, such as 2,4,8, not {self.bits}")
-        for name in BUDGETS:
-            amount = getattr(self, name)
-            if amount is not None and not (0 <= amount < float("inf") and (amount or name == "max_drop")):
-                raise UsageError(f"{option(name)} must be a positive number, not {amount}")
+        check_budgets({name: getattr(self, name) for name in BUDGETS})
         if self.dynamic and (self.ingredients or registry.find(self.method).trains):
             raise UsageError(
                 f"{option('activations', 'dynamic')} leaves no grid to search or to train: give bits, or "
@@ -200,14 +197,18 @@ class Recipe:
                 f"{option('portable', True)} is for codes of activations: without them, products are floats, which "
                 f"processors round differently; give {option('activations', 8)}"
             )
+        if self.mixes_activations and self.search != SEARCHES[0]:
+            raise UsageError(
+                f"{option('search', self.search)} measures weights alone: not with {option('activations')}"
+            )
         if self.allocate_bits not in (None, *ALLOCATIONS):
             raise UsageError(
                 f"{option('allocate_bits')} must be one of {', '.join(ALLOCATIONS)}, not '{self.allocate_bits}'"
             )
         if self.mixed and self.allocate_bits not in (None, "none"):
             raise UsageError(
-                f"{option('weights', 'mixed')} gives bits to layers, {option('allocate_bits')} to channels: choose "
-                f"one of them"
+                f"{option('weights' if self.mixes_weights else 'activations', 'mixed')} gives bits to layers, "
+                f"{option('allocate_bits')} to channels: choose one of them"
             )
         words = (
             ("search", SEARCHES),
@@ -270,8 +271,10 @@ class Recipe:
 
     @property
     def static_bits(self) -> int | None:
-        """Bits of the activations whose grids are in the plan; None where there are none."""
-        return None if self.activations == "dynamic" else self.activations
+        """Bits of the activations whose grids are in the plan, 8 until they are mixed; None where there are none."""
+        if self.mixes_activations:
+            return 8
+        return self.activations if isinstance(self.activations, int) else None
 
     @property
     def needs_data(self) -> bool:
@@ -288,8 +291,16 @@ class Recipe:
 
     @property
     def mixed(self) -> bool:
-        """Whether every layer gets bits of its own."""
+        """Whether every layer, or every tensor that layers read, gets bits of its own."""
+        return self.mixes_weights or self.mixes_activations
+
+    @property
+    def mixes_weights(self) -> bool:
         return self.weights == "mixed"
+
+    @property
+    def mixes_activations(self) -> bool:
+        return self.activations == "mixed"
 
     def symmetric_at(self, bits: int, *, floats: bool = False) -> bool:
         """Whether a weight grid of this width is symmetric about zero; zero points cost nothing in `floats`."""
@@ -300,6 +311,11 @@ class Recipe:
     def at(self, bits: int) -> Recipe:
         """The recipe with all weights at `bits`, including the first and last layers unless `edge_bits` is given."""
         return dataclasses.replace(self, weights=bits, edge_bits=self.edge_bits or bits)
+
+    def at_activations(self, bits: int) -> Recipe:
+        """The recipe with all activations that layers read at `bits`; see `at`."""
+        weights = 8 if self.mixes_weights else self.weights
+        return dataclasses.replace(self, weights=weights, activations=bits, edge_bits=self.edge_bits or bits)
 
     def group_at(self, bits: int) -> int | None:
         """How many inputs share a step in weights of this width, where a layer can have groups; None: the channel."""

@@ -1,4 +1,4 @@
-"""Sections on mixed precision: the frontier with the chosen point, and the sensitivity of every layer."""
+"""Sections on mixed precision: frontiers with the chosen point, and the sensitivity of every layer and tensor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qgraph.methods.zeroq.allocate import MEGABYTE, Allocation
+from qgraph.methods.zeroq.allocate import MEGABYTE, Allocation, average_bits
 from qgraph.report.charts import Axis, Point, Series, chart
 from qgraph.report.html import Content, Markup, element
 from qgraph.report.parts import Section, details, figure, number, table
@@ -20,10 +20,13 @@ DRAWN, LISTED = 200, 12  # points of a frontier in its chart and in its table
 
 
 def frontier(report: Report) -> Section | None:
-    """A chart of sizes and sums of sensitivities, with the chosen selection."""
+    """Charts of sizes and sums of sensitivities, with the chosen selection: of weights, activations, or both."""
     if report.allocation is None:
         return None
-    allocation = report.allocation
+    return "Frontier", [content for allocation in report.allocation.parts for content in _frontier_of(allocation)]
+
+
+def _frontier_of(allocation: Allocation) -> list[Content]:
     sizes, costs = np.append(allocation.frontier.sizes, allocation.chosen.size), _costs(allocation)
     positive = sorted(c for c in costs.tolist() if c > 0)
     floor = positive[0] if positive else 1.0
@@ -37,41 +40,56 @@ def frontier(report: Report) -> Section | None:
         Series(name="best at every size", points=tuple(points[i] for i in shown), line=True, marks=False),
         Series(name="chosen", points=(chosen,), colour=1, emphasis=True),
     ]
-    x = Axis.over("weights, MB (2^20 bytes)", [p.x for p in points])
+    each, all_of_them = _described(allocation)
+    x = Axis.over(f"{all_of_them}, MB (2^20 bytes)", [p.x for p in points])
     y = Axis.over("sum of sensitivities", [p.y for p in points], log=True)
-    drawn = chart("Least sum of sensitivities at every size of the weights", series, x, y)
+    drawn = chart(f"Least sum of sensitivities at every size of the {all_of_them}", series, x, y)
     text = (
-        f"Every layer takes one of its bit-widths; the line is the least sum of sensitivities at each size, "
-        f"{len(allocation.frontier):,} selections in all."
+        f"Every {each} takes one of its bit-widths; the line is the least sum of sensitivities at each size, "
+        f"{len(allocation.frontier):,} selections in all. {average_bits(allocation.taken):.2f} bits on average are "
+        f"chosen."
     )
-    return "Frontier", [
+    return [
         element("p", text),
         figure("Down and to the left is better", drawn, series),
         _listed(allocation),
     ]
 
 
+def _described(allocation: Allocation) -> tuple[str, str]:
+    """What takes bits, and what all of it together is called."""
+    names = {"layer": "weights" if allocation.sensitivity.layers else ""}
+    names["tensor that layers read"] = "activations of a sample" if allocation.sensitivity.tensors else ""
+    there = {each: every for each, every in names.items() if every}
+    return " or ".join(there), " and ".join(there.values())
+
+
 def sensitivities(report: Report) -> Section | None:
-    """A heat map of sensitivities per layer and bits, on a logarithmic scale, with the chosen bits framed."""
+    """Heat maps of sensitivities per layer or tensor and bits, with the chosen bits framed."""
     if report.allocation is None:
         return None
-    layers, taken = report.allocation.sensitivity.layers, report.allocation.bits
-    widths = sorted({k for layer in layers for k in layer.bits})
-    values = [v for layer in layers for v in layer.measured if v > 0]
+    compared = ", ".join(f"{kind} of {name}" for name, kind in report.allocation.sensitivity.outputs)
+    text = f"How far the outputs move ({compared}) when one of them alone is quantized; a stronger colour is farther."
+    heats = [_heat(allocation) for allocation in report.allocation.parts]
+    return "Sensitivity", [element("p", text), *heats, _closed_form(report.allocation)]
+
+
+def _heat(allocation: Allocation) -> Markup:
+    """The sensitivities on a logarithmic scale of colours."""
+    widths = sorted({k for row, _ in allocation.taken for k in row.bits})
+    values = [v for row, _ in allocation.taken for v in row.measured if v > 0]
     low, high = min(values, default=1.0), max(values, default=1.0)
     rows = []
-    for layer in layers:
-        omega = dict(zip(layer.bits, layer.measured, strict=True))
-        rows.append(
-            element(
-                "tr", _row(layer.name, [omega.get(k) for k in widths], widths.index(taken[layer.name]), (low, high))
-            )
-        )
+    for row, taken in allocation.taken:
+        omega = dict(zip(row.bits, row.measured, strict=True))
+        cells = _row(row.name, [omega.get(k) for k in widths], widths.index(taken), (low, high))
+        rows.append(element("tr", cells))
+    each, _ = _described(allocation)
     head = [
-        element("th", "layer", scope="col"),
+        element("th", each, scope="col"),
         *(element("th", f"{k} bits", scope="col", class_="number") for k in widths),
     ]
-    caption = "Sensitivity of the outputs to each layer alone; the chosen bits are framed and marked *"
+    caption = f"Sensitivity of the outputs to each {each} alone; the chosen bits are framed and marked *"
     heat = element(
         "table",
         element("caption", element("span", caption)),
@@ -79,10 +97,7 @@ def sensitivities(report: Report) -> Section | None:
         element("tbody", rows),
         class_="heat",
     )
-    compared = ", ".join(f"{kind} of {name}" for name, kind in report.allocation.sensitivity.outputs)
-    text = f"How far the outputs move ({compared}) when one layer alone is quantized; a stronger colour is farther."
-    region = element("div", heat, class_="scroll", role="region", tabindex=0, aria_label=caption)
-    return "Sensitivity", [element("p", text), region, _closed_form(report.allocation)]
+    return element("div", heat, class_="scroll", role="region", tabindex=0, aria_label=caption)
 
 
 def _row(name: str, omega: Sequence[float | None], chosen: int, span: tuple[float, float]) -> Content:
@@ -123,19 +138,19 @@ def _closed_form(allocation: Allocation) -> Markup | None:
 
 
 def _listed(allocation: Allocation) -> Markup:
-    weights = sum(layer.weights for layer in allocation.sensitivity.layers)
+    count = sum(row.count for row in allocation.sensitivity.rows)
     costs = _costs(allocation)
     sizes = np.append(allocation.frontier.sizes, allocation.chosen.size)
     order = [*_spread(len(sizes) - 1, LISTED), len(sizes) - 1]
     rows = [
         (
             f"{sizes[i] / MEGABYTE:.4f}" + (" (chosen)" if i == len(sizes) - 1 else ""),
-            number(8 * float(sizes[i]) / max(weights, 1), 2),
+            number(8 * float(sizes[i]) / max(count, 1), 2),
             f"{costs[i]:.3g}",
         )
         for i in sorted(order, key=lambda i: float(sizes[i]))
     ]
-    listed = table("Some selections on the frontier", ("MB", "bits of an average weight", "sum of sensitivities"), rows)
+    listed = table("Some selections on the frontier", ("MB", "bits on average", "sum of sensitivities"), rows)
     return details("Numbers", listed, unfolded=False)
 
 

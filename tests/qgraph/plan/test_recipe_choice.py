@@ -50,7 +50,7 @@ def test_a_budget_means_mixed_bits():
         ({"activations": 9}, "--activations must be a number from 2 to 8, not 9"),
         ({"edge_bits": 1}, "--edge-bits must be a number"),
         ({"weights": "dynamic"}, "--weights must be a number"),
-        ({"activations": "mixed"}, "--activations must be a number"),
+        ({"edge_bits": "mixed"}, "--edge-bits must be a number"),
         ({"weights": None, "activations": None}, "leave nothing to quantize"),
         ({"weights": None}, "has no integer kernel"),
         ({"portable": True, "activations": None}, "--portable is for codes of activations"),

@@ -17,7 +17,7 @@ import qgraph
 from qgraph.cli import main
 from qgraph.errors import ModelError, UsageError
 from qgraph.graph.sites import GraphView
-from qgraph.methods.zeroq.mixed_precision import Mixer
+from qgraph.methods.zeroq.mixed_precision import Menus, Mixer
 from qgraph.observe.compared import Compared
 from qgraph.observe.statistics import observe
 from qgraph.onnxfile.opset import prepare
@@ -88,7 +88,7 @@ def test_the_smallest_that_keeps_its_accuracy(digits, labelled):
 
 def test_no_drop_that_cannot_be_kept(digits, labelled):
     wrong = {**labelled, "labels": labelled["labels"]}
-    with pytest.raises(ModelError, match="even the largest weights"):
+    with pytest.raises(ModelError, match="even the most bits"):
         qgraph.quantize(digits, wrong, weights="mixed", bits=(2,), activations=2, edge_bits=2, max_drop=0.0)
 
 
@@ -204,5 +204,5 @@ def test_a_group_search_tells_how_many_combinations_there_are(digits, digits_cal
     data = open_data(digits_calibration, net, limit=2)
     unused = {"refine": None, "lower": None, "judge": None}
     mixer = Mixer(net=net, recipe=recipe, data=data, job=Job(progress=Counted()), **unused)
-    assert mixer.frontier(None, {f"layer {i}": [] for i in range(layers)}) == "front"
+    assert mixer.frontier(None, Menus(layers={f"layer {i}": [] for i in range(layers)})) == "front"
     assert told == [("group search", groups * 10 * 12)]

@@ -115,6 +115,6 @@ def test_mix_takes_each_layer_from_the_menu(table):
     plan = QuantPlan(model="m", recipe="zeroq", layers=(*(layer(i, 8) for i in range(4)), layer(9, 8)))
     front = frontier(table)
     chosen = within(front, table, sum(WEIGHTS) * 4 / 8)
-    mixed = mix(plan, menu, chosen)
     bits = Allocation(sensitivity=table, frontier=front, chosen=chosen).bits
+    mixed = mix(plan, menu, bits)
     assert {item.name: item.weight.bits for item in mixed.layers} == {**bits, "layer9": 8}
