@@ -125,6 +125,13 @@ class PlanJudge:
         measured = self._measured(plan)
         return _HOPELESS if measured is None else margin(measured.outputs, target)
 
+    def worst_db(self, plan: QuantPlan) -> float:
+        """The SQNR of a plan's worst output in dB: infinite where all are exact, -1000 if its model does not run."""
+        measured = self._measured(plan)
+        if measured is None or any(output.problem for output in measured.outputs):
+            return _HOPELESS
+        return min((o.sqnr_db for o in measured.outputs if o.sqnr_db is not None), default=np.inf)
+
     def clearly_better(self, plan: QuantPlan, other: QuantPlan) -> bool:
         """Whether the plan beats another beyond what chance in the choice of samples explains.
 

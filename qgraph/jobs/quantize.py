@@ -19,6 +19,7 @@ from qgraph.jobs.plan_judge import PlanJudge
 from qgraph.jobs.prepare import Gathered, gather
 from qgraph.jobs.products import best_products
 from qgraph.jobs.result import Result
+from qgraph.jobs.same_size import beside_others
 from qgraph.jobs.trial import tell
 from qgraph.methods.aciq.corrections import correct_outputs
 from qgraph.onnxfile.model import ModelLike
@@ -143,6 +144,7 @@ def _quantized(
     if given.recipe.mixed:
         better = None if on_better is None else lambda mixed: on_better(_result(given, mixed))
         plan, allocation = given.mixer(on_better=better).mix(plan)
+    mixed = plan
     if any(step.once for name in given.recipe.methods for step in chain(name)):
         with job.stage("search"):
             plan = given.finished(plan)
@@ -151,6 +153,9 @@ def _quantized(
             samples = given.need_samples(f"{option('correct_outputs', True)} measures on samples")
             plan = correct_outputs(plan, given.view, samples, threads=job.threads, progress=job.progress)
     plan = _settled(sound(plan, given.view, target_cpu=given.recipe.target_cpu), given)
+    if measure and allocation is not None:
+        with job.stage("compare"):
+            plan = beside_others(mixed, plan, given)
     if target is not None:
         with job.stage("latency"):
             plan = within(target, plan, foreteller(given.net, given.samples))
