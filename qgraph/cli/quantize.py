@@ -313,5 +313,5 @@ def _show(result: Result, output: str, nbytes: int) -> None:
     if result.given_up is not None and result.quality is not None:
         for line in result.given_up.lines(result.quality):
             show(line)
-    for note in _decisions(result):
+    for note in (*result.others, *_decisions(result)):
         show(f"measured: {note}")

@@ -138,6 +138,7 @@ def _quantized(
 ) -> Result:
     """The result for everything gathered; `fixed`: the caller asked for quantized activations."""
     job, allocation = given.job, None
+    others: tuple[str, ...] = ()
     judge = cache(lambda: PlanJudge(given))
     with job.stage("plan"):
         plan = best_products(given, given.plan(), judge=judge, fixed=fixed)
@@ -155,12 +156,12 @@ def _quantized(
     plan = _settled(sound(plan, given.view, target_cpu=given.recipe.target_cpu), given)
     if measure and allocation is not None:
         with job.stage("compare"):
-            plan = beside_others(mixed, plan, given)
+            others = beside_others(mixed, plan, given)
     if target is not None:
         with job.stage("latency"):
             plan = within(target, plan, foreteller(given.net, given.samples))
     with job.stage("export"):
-        result = no_larger(_result(given, plan, allocation, measure=measure), fixed=fixed)
+        result = no_larger(_result(given, plan, allocation, others, measure=measure), fixed=fixed)
         _ = result.model
     if measure:
         with job.stage("measure"):
@@ -197,7 +198,14 @@ def _replanned(result: Result, plan: QuantPlan) -> Result:
     return result if plan == result.plan else dataclasses.replace(result, plan=plan)
 
 
-def _result(given: Gathered, plan: QuantPlan, allocation: Allocation | None = None, *, measure: bool = False) -> Result:
+def _result(
+    given: Gathered,
+    plan: QuantPlan,
+    allocation: Allocation | None = None,
+    others: tuple[str, ...] = (),
+    *,
+    measure: bool = False,
+) -> Result:
     return Result(
         net=given.net,
         plan=plan,
@@ -209,6 +217,7 @@ def _result(given: Gathered, plan: QuantPlan, allocation: Allocation | None = No
         threads=given.job.threads,
         trial=given.trial if measure else None,
         allocation=allocation,
+        others=others,
     )
 
 

@@ -98,6 +98,8 @@ class Result:
     """What `quality` is measured on; None where it is not measured."""
     allocation: Allocation | None = None
     """For mixed bits: the sensitivities, the Pareto frontier and the choice."""
+    others: tuple[str, ...] = ()
+    """For mixed weights: how other files of their size compare, in words."""
     given_up: GivenUp | None = None
     """What the guard gave up so that the outputs meet their target; None if nothing."""
 
@@ -200,7 +202,7 @@ class Result:
             PlanError: The plan does not fit the network.
         """
         plan.check_model(self.net.digest, self.net.source)
-        return replace(self, plan=checked(plan, GraphView(self.net)), given_up=None, allocation=None)
+        return replace(self, plan=checked(plan, GraphView(self.net)), given_up=None, allocation=None, others=())
 
     @property
     def plan_file(self) -> str:
@@ -275,6 +277,7 @@ class Result:
             ],
             "kept_float": [{"name": k.name, "why": k.why, "bytes": k.bytes} for k in self.plan.kept_float],
             "max_drop": self._drop(),
+            "others": list(self.others),
             "quality": None if self.quality is None else self.quality.to_dict(),
             "guard": None if self.given_up is None else self.given_up.to_dict(),
         }

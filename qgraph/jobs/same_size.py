@@ -33,11 +33,11 @@ class Rival:
         return f"{self.name}, {self.nbytes / MEGABYTE:.3f} MB: {self.decibels:.1f} dB"
 
 
-def beside_others(mixed: QuantPlan, finished: QuantPlan, given: Gathered) -> QuantPlan:
-    """The `finished` plan with notes on how it compares with others of the size of the `mixed` one it came from."""
+def beside_others(mixed: QuantPlan, finished: QuantPlan, given: Gathered) -> tuple[str, ...]:
+    """How the `finished` plan compares with others of the size of the `mixed` one it came from, in words."""
     samples, recipe = given.trial.samples, given.recipe
     if samples is None or not recipe.mixes_weights:
-        return finished
+        return ()
     judge = PlanJudge(dataclasses.replace(given, samples=samples))
     size = _bytes(finished, given.view)
 
@@ -47,19 +47,18 @@ def beside_others(mixed: QuantPlan, finished: QuantPlan, given: Gathered) -> Qua
     own = [rival("mixed bits", mixed if recipe.methods[1:] else finished)]
     own += [rival(f"mixed bits and {method}", finished) for method in recipe.methods[1:][-1:]]
     others = [rival(f"{bits} bits for all layers", _with_bits(mixed, given, bits)) for bits in _widths(given, size)]
-    notes = compared(own, others, size, sum(batch.count for batch in judge.batches))
-    return dataclasses.replace(finished, notes=(*finished.notes, *notes))
+    return compared(own, others, size, sum(batch.count for batch in judge.batches))
 
 
-def compared(own: Sequence[Rival], others: Sequence[Rival], size: int, samples: int) -> list[str]:
+def compared(own: Sequence[Rival], others: Sequence[Rival], size: int, samples: int) -> tuple[str, ...]:
     """Which is the best that takes at most `size` bytes, and which of the larger ones are worse nevertheless."""
     best, *rest = sorted((r for r in (*own, *others) if r.nbytes <= size), key=lambda r: -r.decibels)
     listed = "; ".join(map(str, (best, *rest)))
     larger = [r for r in others if r.nbytes > size and r.decibels < best.decibels]
-    return [
+    return (
         f"best of {size / MEGABYTE:.3f} MB of weights, on {samples} samples: {listed}",
         *(f"larger, and worse than {best.name}: {r}" for r in larger),
-    ]
+    )
 
 
 def _widths(given: Gathered, size: int) -> list[int]:
