@@ -17,7 +17,7 @@ import dataclasses
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -109,7 +109,8 @@ def allocation(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
             ("Random", _random(table, budget, given.seed)),
             ("Inverse", _near_best(table, budget, given.seed, inverse=True)),
         ):
-            reached = [_top1(simulate(net, mix(plan, menu, selection)), test) for selection in chosen]
+            taken = [bits_of(table, selection.choices) for selection in chosen]
+            reached = [_top1(simulate(net, mix(plan, menu, bits)), test) for bits in taken]
             rows.append(
                 {
                     "network": name,
@@ -196,8 +197,13 @@ def _menu(path: Any, given: argparse.Namespace, bits: tuple[int, ...]) -> tuple[
 
     gathered = gather(path, _distilled(path, given), method="zeroq", weights="mixed", bits=bits)
     mixer = gathered.mixer()
-    menu = mixer.menu()
-    return gathered.plan(), menu, mixer.sensitivity(menu)
+    menus = mixer.menus()
+    return gathered.plan(), menus.layers, mixer.sensitivity(menus)
+
+
+def bits_of(table: Sensitivity, choices: Iterable[int]) -> dict[str, int]:
+    """The bits of every layer that a selection takes."""
+    return {row.name: row.bits[choice] for row, choice in zip(table.layers, choices, strict=True)}
 
 
 def _near_best(table: Sensitivity, budget: float, seed: int, *, inverse: bool = False) -> list[qmath.Selection]:

@@ -16,6 +16,7 @@ from benchmarks.common import CIFAR
 from benchmarks.papers.cells import Cells, Figures, kept, over_seeds, percent
 from benchmarks.papers.networks import network
 from benchmarks.papers.table import Table
+from benchmarks.zeroq import bits_of
 from qgraph.jobs.prepare import gather
 from qgraph.lowering.simulate import simulate
 from qgraph.methods.zeroq.allocate import frontier, mix
@@ -180,8 +181,8 @@ def _menu() -> tuple[Any, Any, Sensitivity]:
         network("resnet20").path, _samples("resnet20", "distilled", 0), method="zeroq", weights="mixed", bits=BITS
     )
     mixer = gathered.mixer()
-    menu = mixer.menu()
-    return gathered.plan(), menu, mixer.sensitivity(menu)
+    menus = mixer.menus()
+    return gathered.plan(), menus.layers, mixer.sensitivity(menus)
 
 
 def _selected(cells: Cells, kind: str) -> Figures:
@@ -204,8 +205,8 @@ def _reached(kind: str) -> list[float]:
     budget = 4 / 8 * sum(row.weights for row in table.layers)
     worths = []
     for choices in _choices(kind, table, budget):
-        selection = qmath.Selection(choices=np.asarray(choices, np.int64), size=0.0, cost=0.0, gap=float("nan"))
-        model = Model(ir_model=simulate(net, mix(plan, menu, selection)), source=kind, nbytes=0)
+        mixed = mix(plan, menu, bits_of(table, choices))
+        model = Model(ir_model=simulate(net, mixed), source=kind, nbytes=0)
         worths.append(float(network("resnet20").top1(model, 500)["top1"]))
     return worths
 
