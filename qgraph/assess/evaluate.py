@@ -110,7 +110,11 @@ def evaluate(
     def measured(samples: Dataset) -> _Tally:
         job, total = _Job(net, reference, next(samples.batches(DECIDING))), _Tally(len(names))
         _ = job.sessions, job.probabilities  # before threads need them; also refuses a model that does not load
-        with progress.stage("evaluating", samples.count) as advance, open_executor(executor, workers=threads) as pool:
+        pieces = -(-samples.count // BATCH)
+        with (
+            progress.stage("evaluating", samples.count, pieces=pieces) as advance,
+            open_executor(executor, workers=threads) as pool,
+        ):
             for tally in _in_order(pool, job, samples.batches(BATCH)):
                 total += tally
                 advance(tally.count)

@@ -41,7 +41,7 @@ class Bars:
     """Progress bars on stderr."""
 
     @contextmanager
-    def stage(self, title: str, total: int | None = None) -> Iterator[Advance]:
+    def stage(self, title: str, total: int | None = None, *, pieces: int = 1) -> Iterator[Advance]:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
@@ -67,7 +67,7 @@ class Minutes:
         self._told = self.clock()
 
     @contextmanager
-    def stage(self, title: str, total: int | None = None) -> Iterator[Advance]:
+    def stage(self, title: str, total: int | None = None, *, pieces: int = 1) -> Iterator[Advance]:
         done = 0
 
         def advance(units: int, note: str = "") -> None:
@@ -85,8 +85,23 @@ class Minutes:
         yield advance
 
 
+_watchers: list[Progress] = []
+
+
+@contextmanager
+def watched_by(watcher: Progress) -> Iterator[None]:
+    """Report stages to `watcher` instead of showing them."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.pop()
+
+
 def progress(quiet: bool) -> Progress:
     """Progress bars if stderr is a terminal, else a line a minute; nothing if `quiet`. Stages are logged."""
+    if _watchers:
+        return _watchers[-1]
     if quiet:
         return Logged(SILENT)
     if not stderr().is_terminal:

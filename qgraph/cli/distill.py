@@ -10,6 +10,7 @@ import click
 
 from qgraph.cli.clock import elapsed
 from qgraph.cli.console import next_step, progress, show, show_json
+from qgraph.cli.dry_run import dry_run_option
 from qgraph.cli.help import Command, grouped
 from qgraph.cli.kinds import PATH
 from qgraph.cli.options import (
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 @resume_option
 @grouped("Data", batch_option, shape_option, batch_axis_option)
 @executor_option
+@dry_run_option("output")
 @run_options
 def distill(
     model: str,

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from qgraph.cli.console import next_step, number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.dry_run import dry_run_option
 from qgraph.cli.help import Command
 from qgraph.cli.invocation import READING, words_of
 from qgraph.cli.kinds import PATH
@@ -19,6 +20,7 @@ from qgraph.cli.options import data_options, executor_option, made_from_option, 
 @click.option("--against", type=PATH, metavar="FLOAT.onnx", help="Also compare the outputs with those of this model.")
 @made_from_option
 @executor_option
+@dry_run_option()
 @run_options
 def evaluate(
     model: str,

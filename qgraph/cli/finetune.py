@@ -10,6 +10,7 @@ import click
 
 from qgraph.cli.clock import elapsed, with_total
 from qgraph.cli.console import number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.dry_run import dry_run_option
 from qgraph.cli.help import Command, Renamed, grouped
 from qgraph.cli.invocation import command
 from qgraph.cli.kinds import PATH
@@ -111,6 +112,7 @@ def _setting(name: str, kind: Any, text: str) -> Any:
 )
 @quality_options
 @recipe_file_options
+@dry_run_option("output", "plan", "trained")
 @run_options
 def finetune(
     model: str,

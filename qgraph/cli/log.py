@@ -81,10 +81,10 @@ class Logged:
         self.inner = inner
 
     @contextmanager
-    def stage(self, title: str, total: int | None = None) -> Iterator[Advance]:
+    def stage(self, title: str, total: int | None = None, *, pieces: int = 1) -> Iterator[Advance]:
         began, done, last = elapsed(), 0, ""
         LOG.debug("%s begins", title)
-        with self.inner.stage(title, total) as advance:
+        with self.inner.stage(title, total, pieces=pieces) as advance:
 
             def count(units: int, note: str = "") -> None:
                 nonlocal done, last

@@ -10,6 +10,7 @@ import click
 
 from qgraph.cli.clock import elapsed, with_total
 from qgraph.cli.console import PRIOR_REJECTED, number, progress, show, show_json, silence_warnings, table
+from qgraph.cli.dry_run import dry_run_option
 from qgraph.cli.help import Command, grouped
 from qgraph.cli.invocation import command
 from qgraph.cli.kinds import PATH
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
     ),
 )
 @recipe_file_options
+@dry_run_option("output", "plan", "report")
 @run_options
 def quantize(
     model: str,

@@ -24,7 +24,7 @@ from qgraph.running.files import check_writable, write_atomically
 
 F = TypeVar("F", bound=Callable[..., Any])
 PRESETS = ("fast", "balanced", "smallest", "accurate")
-_NOT_KEPT = {"recipe_file", "save_recipe", "verbose", "log_file"}
+_NOT_KEPT = {"recipe_file", "save_recipe", "verbose", "log_file", "dry_run"}
 
 
 def recipe_file_options(f: F) -> F:

@@ -10,6 +10,7 @@ import click
 
 from qgraph.cli.clock import elapsed
 from qgraph.cli.console import next_step, progress, say, show, show_json, silence_warnings, table
+from qgraph.cli.dry_run import dry_run_option
 from qgraph.cli.help import Command, Renamed, grouped
 from qgraph.cli.invocation import whole_command
 from qgraph.cli.kinds import FOLDER, PATH, Bits, Share, Shown
@@ -132,6 +133,7 @@ def _setting(name: str, kind: Any, text: str, *, flag: str | None = None) -> Any
     ),
 )
 @recipe_file_options
+@dry_run_option("output")
 @run_options
 def search(model: str, output: str, resume: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Search clips, roundings and bias shifts for MODEL by measuring the task (Q-Rater).

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from qgraph.cli.console import next_step, progress, show, show_json, silence_warnings, table
+from qgraph.cli.dry_run import dry_run_option
 from qgraph.cli.help import Command
 from qgraph.cli.kinds import PATH, BitList
 from qgraph.cli.log import verbose
@@ -61,6 +62,7 @@ _SHADES = ("green", "yellow", "dark_orange", "red")  # each for a quarter of the
 @executor_option
 @click.option("--seed", type=int, metavar="N", help="Seed of distilled data.  [default: 0]")
 @resume_option
+@dry_run_option("output")
 @run_options
 def sensitivity(model: str, output: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Measure how far the outputs of MODEL move when one layer alone is quantized, at each bit-width (ZeroQ).

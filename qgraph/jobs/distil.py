@@ -71,7 +71,7 @@ def distilled_inputs(
     open_shapes = _sizes(model, shapes, axes)
     planned = -(-count // config.batch) * config.steps
     seen = 0
-    with job.progress.stage("distilling", planned) as advance:
+    with job.progress.stage("distilling", planned, pieces=planned // config.steps) as advance:
 
         def on_step(done: int, total: int, loss: float) -> None:
             nonlocal seen

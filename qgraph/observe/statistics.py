@@ -159,7 +159,7 @@ def observe(
         return batch.count, sum(array.nbytes for array in seen.values())
 
     workers = threads or qmath.get_threads()
-    with progress.stage("observing", data.count) as advance:
+    with progress.stage("observing", data.count, pieces=-(-data.count // MAX_BATCH)) as advance:
         first, rest = _first(data, take_in, RUN_BYTES // (workers + 1))
         advance(first)
         if executor == LOCAL:

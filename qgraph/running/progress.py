@@ -16,15 +16,15 @@ class Advance(Protocol):
 class Progress(Protocol):
     """Shows stages to a person; the command line passes one that is built on rich."""
 
-    def stage(self, title: str, total: int | None = None) -> AbstractContextManager[Advance]:
-        """Enter a stage of `total` units (None: unknown)."""
+    def stage(self, title: str, total: int | None = None, *, pieces: int = 1) -> AbstractContextManager[Advance]:
+        """Enter a stage of `total` units (None: unknown), in so many `pieces` that may run apart."""
 
 
 class Silent:
     """Shows nothing."""
 
     @contextmanager
-    def stage(self, title: str, total: int | None = None) -> Iterator[Advance]:
+    def stage(self, title: str, total: int | None = None, *, pieces: int = 1) -> Iterator[Advance]:
         yield lambda units, note="": None
 
 

@@ -90,7 +90,9 @@ def search(
         with open_store(folder, STAGE, **decisive) as store:
             run = _Search(base, model, samples, tensors, config, store, executor)
             asked = [config.evaluations(activations=run.assembly.has_operand(q.name)) for q in run.assembly.searched]
-            with progress.stage("searching", config.passes * sum(asked)) as bar:
+            total = config.passes * sum(asked)
+            grid = max(len(config.clips), len(config.roundings))  # the candidates of one grid run apart
+            with progress.stage("searching", total, pieces=grid) as bar:
                 return run.run(bar, folder)
 
 

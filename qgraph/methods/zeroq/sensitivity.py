@@ -190,7 +190,7 @@ def _measured(
     """What `measure` finds for every name, from the store where it is there."""
     if not names:
         return {}
-    with progress.stage(stage, len(names)) as advance:
+    with progress.stage(stage, len(names), pieces=len(names)) as advance:
         done = store.done()
         missing = [name for name in names if name not in done]
         advance(len(names) - len(missing))

@@ -155,7 +155,7 @@ def test_every_layer_is_a_step_of_progress(model_from_text):
     told: list[tuple[int, str]] = []
 
     class Counted:
-        def stage(self, title, total=None):
+        def stage(self, title, total=None, *, pieces=1):
             told.append((total, title))
             return nullcontext(lambda units, note="": told.append((units, note)))
 

@@ -113,7 +113,7 @@ class _Stopping:
         self.left = after
 
     @contextmanager
-    def stage(self, title: str, total: int | None = None):
+    def stage(self, title: str, total: int | None = None, *, pieces: int = 1):
         def advance(units: int, note: str = "") -> None:
             self.left -= units
             if self.left <= 0:

@@ -59,7 +59,7 @@ def test_threads_and_interruptions_change_nothing(start, tmp_path):
         pass
 
     class Stops:
-        def stage(self, title, total=None):
+        def stage(self, title, total=None, *, pieces=1):
             import contextlib
 
             @contextlib.contextmanager

@@ -66,6 +66,6 @@ class Counted:
     def __init__(self, seen: list[str]) -> None:
         self.seen = seen
 
-    def stage(self, title: str, total: int | None = None):
+    def stage(self, title: str, total: int | None = None, *, pieces: int = 1):
         self.seen.append(f"{title} {total}")
         return nullcontext(lambda units, note="": self.seen.append(f"{units} {note}"))
