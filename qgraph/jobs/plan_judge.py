@@ -111,9 +111,17 @@ class PlanJudge:
         samples = self.given.need_samples("plans are measured on samples")
         if samples.batch is not None or samples.count < 2:
             return None
+        return self._on(list(itertools.islice(samples.batches(size), most)))
+
+    def held_out(self) -> PlanJudge | None:
+        """The same on samples that calibrate nothing; None where there are none."""
+        trial = self.given.trial
+        return self._on(list(trial.samples.batches(self.size))) if trial.samples and trial.basis == "held-out" else None
+
+    def _on(self, batches: list[Batch]) -> PlanJudge:
         other = copy.copy(self)
-        other.batches, other._known = list(itertools.islice(samples.batches(size), most)), {}
-        other.expected = [self.session.run_list(batch.feeds) for batch in other.batches]
+        other.batches, other._known = batches, {}
+        other.expected = [self.session.run_list(batch.feeds) for batch in batches]
         return other
 
     def above(self, target: float) -> Callable[[QuantPlan], float]:
@@ -131,6 +139,11 @@ class PlanJudge:
         if measured is None or any(output.problem for output in measured.outputs):
             return _HOPELESS
         return min((o.sqnr_db for o in measured.outputs if o.sqnr_db is not None), default=np.inf)
+
+    def noise(self, plan: QuantPlan) -> NDArray[np.float64]:
+        """The errors of a plan at every output, as power relative to the output's own; infinite if it does not run."""
+        measured = self._measured(plan)
+        return np.array([np.inf] * len(self.names) if measured is None else [rows.sum() for rows in measured.noise])
 
     def clearly_better(self, plan: QuantPlan, other: QuantPlan) -> bool:
         """Whether the plan beats another beyond what chance in the choice of samples explains.
