@@ -2,8 +2,9 @@
 
 `python -m benchmarks.foretold [FOLDER] [--batches 1 32] [--limit 8] [--json OUT.json]`: shared networks and those of
 FOLDER (see `benchmarks.real`) get a plan by `--method minmax`; its latency on one thread, relative to the float model,
-is foretold from kernel times, then its file is made and timed. Both models run alone, in blocks that take turns: the
-least of all runs counts, because other processes only add to it. A network that has no such batch is left out.
+is foretold from kernel times, then its file is made and timed. Both models run alone, in blocks that take turns, for
+some seconds: the least of all runs counts, because other processes only add to it. A network that has no such batch is
+left out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from qgraph.errors import QGraphError
 from qgraph.graph.sites import GraphView
 from qgraph.running.sessions import Session
 
-BLOCKS, RUNS, SECONDS = 4, 6, 8.0
+RUNS, BLOCKS, SECONDS = 6, 2, 6.0  # in a block; blocks at least; seconds, unless they take longer
 WITHIN = 0.15
 
 
@@ -41,15 +42,14 @@ def networks(folder: Path | None) -> Iterator[tuple[str, Path, Any, dict[str, An
 
 def measured(sessions: list[Session], feeds: Any) -> float:
     """The time of the second session relative to the first."""
-    least, begun = [np.inf, np.inf], time.perf_counter()
-    for _ in range(BLOCKS):
+    least, blocks, begun = [np.inf, np.inf], 0, time.perf_counter()
+    while blocks < BLOCKS or time.perf_counter() - begun < SECONDS:
         for index, session in enumerate(sessions):
             for _ in range(RUNS):
                 start = time.thread_time()
                 session.run_list(feeds)
                 least[index] = min(least[index], time.thread_time() - start)
-        if time.perf_counter() - begun > SECONDS:
-            break
+        blocks += 1
     return least[1] / least[0]
 
 

@@ -1,13 +1,15 @@
 """The latency of a plan, from kernel times of this machine, without a file.
 
-    t / t_float = (planned + between + rest (1 - 3/4 share)) / (floats + sums + rest)
-    rest = max(t_float - floats - sums, 0)
+    t / t_float = (k (planned + between + apart) + staying + moving (1 - 3/4 share)) / kernels
 
-`floats` and `planned` are the kernel times of the layers, `sums` those of other operators that run on codes (additions,
-pools, activations), `between` those of the same operators on codes, of entering codes and of leaving them; all from a
-`KernelTable`. The float model
-itself is run. The rest is mostly memory moved from kernel to kernel: codes are a quarter of the bytes, for the `share`
-of the layers' time that runs on integers. All times are those of one thread.
+The float model itself is run and profiled: `kernels` is the time of all of its kernels. All other times are from a
+`KernelTable`, of kernels that run alone: `planned`, those of the layers, `between`, those of operators on codes
+(additions, pools, activations) and of entering and leaving codes, and `apart`, those of activations that are merged
+into layers in floats only. `k` is 1, or less if the layers of the float model take less than alone.
+
+`staying` are operators that run in floats in the file as well. `moving` is what moves values from kernel to kernel, and
+what layers take longer than alone: they wait for memory. Codes are a quarter of the bytes, for the `share` of the
+layers' time that does not run in floats. All times are those of one thread.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,14 +28,19 @@ from numpy.typing import NDArray
 from qgraph.assess.kernel_table import BINARY, Kernel, KernelTable, Runs
 from qgraph.graph.layers import INTEGER_OPS, Layer
 from qgraph.graph.sites import GraphView
-from qgraph.graph.tensors import fused_output, is_transparent, nearest, root
+from qgraph.graph.tensors import TRANSPARENT_OPS, fused_output, is_transparent, nearest, root
 from qgraph.onnxfile.edit import constant
 from qgraph.plan.plan import ActivationQuant, QuantPlan
-from qgraph.running.sessions import Session
+from qgraph.running.sessions import KernelTime, Session, kernel_times
 
-_RUNS = 7
+_RUNS, _MOST, _SECONDS = 7, 100, 0.5  # at least, at most, and for how long the float model is run
 _SMALLER = 3 / 4  # of the bytes of floats that codes save
 _CODED = frozenset({"Add", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool", "LeakyRelu", "Sigmoid", "Mul"})
+_LAYERS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})  # as onnxruntime names them
+_IN_PLACE = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})  # moves nothing
+_MOVERS = TRANSPARENT_OPS - _IN_PLACE - {"MaxPool"} | {"ReorderInput", "ReorderOutput", "Concat"}
+_MERGED = frozenset({"Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "LeakyRelu", "Mul"})  # into a layer in floats
+_NAMES = {"QuickGelu": "Swish"}
 _ATTRIBUTES = {
     "Conv": ("kernel_shape", "strides", "pads", "dilations", "group", "auto_pad"),
     "Gemm": ("transA", "transB"),
@@ -70,12 +77,45 @@ class Foretold:
         return self.seconds / self.float_seconds
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloatTimes:
+    """Seconds of the float model's kernels: of its layers, of what moves values, and of other operators."""
+
+    names: frozenset[str]
+    layers: float
+    moving: float
+    others: Mapping[str, float]
+
+    @classmethod
+    def of(cls, view: GraphView, kernels: Sequence[KernelTime]) -> FloatTimes:
+        """From the profile of a model."""
+        layers = {layer.node for layer in view.layers}
+        nodes = ir.traversal.RecursiveGraphIterator(view.model.graph)
+        apart = [f"{node.name}/" for node in nodes if node.op_type in _LAYERS and node not in layers]
+        found = {"layers": 0.0, "moving": 0.0}
+        for kernel in kernels:
+            layer = kernel.op in _LAYERS and not any(f"{kernel.name}/".startswith(name) for name in apart)
+            kind = "layers" if layer else "moving" if kernel.op in _MOVERS else _NAMES.get(kernel.op, kernel.op)
+            found[kind] = found.get(kind, 0.0) + kernel.seconds
+        names = frozenset(kernel.name for kernel in kernels)
+        return cls(names=names, layers=found.pop("layers"), moving=found.pop("moving"), others=found)
+
+    @property
+    def total(self) -> float:
+        return max(self.layers + self.moving + sum(self.others.values()), 1e-9)
+
+    def staying(self, coded: Mapping[str, float], company: float) -> float:
+        """The seconds of other operators but those that run on codes, whose times alone are given."""
+        return sum(max(seconds - company * coded.get(op, 0.0), 0.0) for op, seconds in self.others.items())
+
+
 class Foreteller:
     """Foretells plans for one model on the same feeds: the model runs once, kernels are measured once."""
 
     def __init__(self, view: GraphView, feeds: Feeds, *, table: KernelTable | None = None) -> None:
         self.view, self.table = view, table or KernelTable()
         self.float_seconds = _float_seconds(view, feeds)
+        self.times = FloatTimes.of(view, kernel_times(view.model.ir_model, feeds, runs=_RUNS))
         self.shapes = _shapes(view, feeds)
         self.readers = {layer.node: layer for layer in view.layers}
 
@@ -84,17 +124,21 @@ class Foreteller:
         grids, tensors = plan.operand_grids, {a.tensor: a for a in plan.activations if a.role == "tensor"}
         runs = {q.name: _runs(self.view.by_name[q.name], q.runs, grids) for q in plan.layers}
         layers = tuple(
-            self._layer(layer, runs[layer.name], tensors)
+            self._layer(layer, runs.get(layer.name, "floats"), tensors)
             for layer in self.view.layers
-            if layer.op in INTEGER_OPS and layer.name in runs and self._known(layer)
+            if layer.op in INTEGER_OPS and self._known(layer)
         )
-        between, sums = self._between(tensors, runs)
+        between, coded = self._between(tensors, runs)
+        merged = [self.view.by_name[layer.name] for layer in layers if layer.runs != "floats"]
+        apart = sum(self._apart(layer, lambda node: self._on_codes(node, tensors, runs)) for layer in merged)
         self.table.save()
-        floats, planned = (sum(getattr(layer, n) for layer in layers) for n in ("float_seconds", "seconds"))
-        rest = max(self.float_seconds - floats - sums, 0.0)
-        share = sum(x.float_seconds for x in layers if x.runs == "integers") / max(floats, 1e-12)
-        after = planned + between + rest * (1 - _SMALLER * share)
-        seconds = self.float_seconds * after / max(floats + sums + rest, 1e-12)
+        alone, planned = (sum(getattr(layer, n) for layer in layers) for n in ("float_seconds", "seconds"))
+        company = min(self.times.layers / max(alone, 1e-12), 1.0)
+        moving = self.times.moving + max(self.times.layers - alone, 0.0)
+        share = sum(x.float_seconds for x in layers if x.runs != "floats") / max(alone, 1e-12)
+        after = company * (planned + between + apart) + self.times.staying(coded, company)
+        after += moving * (1 - _SMALLER * share)
+        seconds = self.float_seconds * after / self.times.total
         return Foretold(float_seconds=self.float_seconds, seconds=seconds, layers=layers)
 
     def idle(self, plan: QuantPlan) -> frozenset[str]:
@@ -119,6 +163,21 @@ class Foreteller:
         written = {str(fused_output(self.view.by_name[n].output).name) for n, how in runs.items() if how == "integers"}
         return found | (written & set(tensors))
 
+    def _apart(self, layer: Layer, on_codes: Callable[[ir.Node], bool]) -> float:
+        """The seconds of what onnxruntime merges into the layer in floats, but not on integers: activations mostly."""
+        shape, pending, chain, total = self.shapes[str(layer.output.name)], [layer.output], set[ir.Value](), 0.0
+        merged = _MERGED | {"Add"} if layer.op == "Conv" else _MERGED
+        while pending:
+            value = pending.pop()
+            chain.add(value)
+            for node in dict.fromkeys(use.node for use in value.uses() if use.node.name not in self.times.names):
+                whole = {v for v in node.inputs if v is not None and constant(v) is None} <= chain
+                moves = is_transparent(node) or node.op_type == "Cast"
+                if whole and (moves or (node.op_type in merged and not on_codes(node))):
+                    total += 0.0 if moves else self.table[Kernel(op=node.op_type, operand=shape)]
+                    pending.append(node.outputs[0])
+        return total
+
     def _known(self, layer: Layer) -> bool:
         return str(layer.input.name) in self.shapes and not layer.weight_only
 
@@ -138,16 +197,20 @@ class Foreteller:
             name=layer.name, runs=runs, float_seconds=floats, seconds=floats if runs == "floats" else seconds(runs)
         )
 
-    def _between(self, tensors: Mapping[str, ActivationQuant], runs: Mapping[str, Runs]) -> tuple[float, float]:
-        """The seconds of other operators on codes and of the borders of codes, and of the same operators in floats."""
-        total, sums, entered, left = 0.0, 0.0, set[str](), set[str]()
+    def _between(
+        self, tensors: Mapping[str, ActivationQuant], runs: Mapping[str, Runs]
+    ) -> tuple[float, dict[str, float]]:
+        """The seconds of other operators on codes and of the borders of codes; those of these operators in floats."""
+        total, sums, entered, left = 0.0, dict[str, float](), set[str](), set[str]()
         for node in self.view.model.graph:
             whole = self._on_codes(node, tensors, runs)
             if whole and node.op_type in _CODED and (kernel := self._kernel(node)) is not None:
                 on_codes = self.table[dataclasses.replace(kernel, runs="integers")]
                 before = self._in_floats(node, kernel)
                 if math.isfinite(on_codes + before):  # else it does not run alone
-                    total, sums = total + on_codes, sums + before
+                    total += on_codes
+                    name = "Swish" if _is_swish(node) else node.op_type
+                    sums[name] = sums.get(name, 0.0) + before
             for value in node.inputs:
                 if value is None or constant(value) is not None or (grid := nearest(value, tensors)) is None:
                     continue
@@ -184,7 +247,7 @@ class Foreteller:
             return runs.get(layer.name) == "integers"
         if is_transparent(node):
             return True
-        read = [v for v in node.inputs if v is not None and constant(v) is None]
+        read = [v for v in node.inputs if v is not None]  # constants have no grids
         written = str(fused_output(node.outputs[0]).name) in tensors
         return node.op_type in _CODED and written and all(nearest(v, tensors) is not None for v in read)
 
@@ -222,8 +285,8 @@ def _before(node: ir.Node) -> ir.Node:
 
 
 def _float_seconds(view: GraphView, feeds: Feeds) -> float:
-    session, took = Session(view.model.ir_model, threads=1), []
-    for _ in range(_RUNS + 1):
+    session, took, begun = Session(view.model.ir_model, threads=1), list[float](), time.perf_counter()
+    while len(took) <= _RUNS or (time.perf_counter() - begun < _SECONDS and len(took) < _MOST):
         start = time.thread_time()
         session.run_list(feeds)
         took.append(time.thread_time() - start)
@@ -232,8 +295,9 @@ def _float_seconds(view: GraphView, feeds: Feeds) -> float:
 
 def _shapes(view: GraphView, feeds: Feeds) -> dict[str, tuple[int, ...]]:
     """The shapes of what layers read, and of every sum and tensor that may get a grid, on these feeds."""
-    names = {str(layer.input.name) for layer in view.layers if not layer.weight_only}
-    names |= {str(fused_output(layer.output).name) for layer in view.layers if not layer.weight_only}
+    names = {str(v.name) for layer in view.layers if not layer.weight_only for v in (layer.input, root(layer.input))}
+    outputs = [layer.output for layer in view.layers if not layer.weight_only]
+    names |= {str(v.name) for output in outputs for v in (output, fused_output(output))}
     for node in view.model.graph:
         if node.op_type in _CODED:
             names |= {str(node.outputs[0].name), str(fused_output(node.outputs[0]).name)}

@@ -11,9 +11,11 @@ import json
 import re
 import tempfile
 import time
-from collections import deque
+from bisect import bisect
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -158,18 +160,29 @@ class Session:
 
 
 _CHAIN = 32  # nodes by which profiling is timed
+_MOST_RUNS, _PROFILED = 200, 0.03  # runs of short models, and the seconds that they may take
+_KERNEL = "_kernel_time"  # behind the name of a node, in a profile
 
 
-def kernel_seconds(model: ir.Model | bytes, feeds: Feeds, *, runs: int) -> dict[str, float]:
-    """The CPU seconds that one thread spends in the operators of each type, in the fastest of several runs.
+@dataclass(frozen=True, slots=True)
+class KernelTime:
+    """A node that onnxruntime runs, by name, its operator, and the CPU seconds that one thread spends in it."""
 
-    onnxruntime's profile tells how long each operator took; where other processes interrupted it, the clock of the
-    thread tells which share of that was its own. What profiling itself takes, some microseconds a node, is left out.
+    name: str
+    op: str
+    seconds: float
+
+
+def kernel_times(model: ir.Model | bytes, feeds: Feeds, *, runs: int) -> list[KernelTime]:
+    """The time of every node of the graph that onnxruntime makes of a model, and of those in its bodies.
+
+    onnxruntime's profile tells how long each node took. The least of `runs` or more counts for each of them, as
+    other processes only add to it. What profiling itself takes, some microseconds a node, is left out.
     """
-    found: dict[str, float] = {}
-    for op, inputs, seconds in _profiled(model, feeds, runs=runs):
-        found[op] = found.get(op, 0.0) + seconds - _profiling_seconds(inputs)
-    return {op: max(seconds, 0.0) for op, seconds in found.items()}
+    return [
+        KernelTime(e["name"].removesuffix(_KERNEL), e["args"]["op_name"], max(s - _profiling_seconds(_inputs(e)), 0.0))
+        for e, s in _profiled(model, feeds, runs=runs)
+    ]
 
 
 @cache
@@ -183,7 +196,7 @@ def _profiling_seconds(inputs: int) -> float:
             session.run(None, feeds)
             took.append(time.thread_time() - start)
         least[length] = min(took)
-    seen = sum(seconds for _, _, seconds in _profiled(_chain(_CHAIN, inputs), feeds, runs=_CHAIN)) / _CHAIN
+    seen = sum(seconds for _, seconds in _profiled(_chain(_CHAIN, inputs), feeds, runs=_CHAIN)) / _CHAIN
     return max(seen - (least[_CHAIN] - least[1]) / (_CHAIN - 1), 0.0)
 
 
@@ -200,27 +213,68 @@ def _chain(length: int, inputs: int) -> bytes:
     return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
 
 
-def _profiled(model: ir.Model | bytes, feeds: Feeds, *, runs: int) -> list[tuple[str, int, float]]:
-    """Operator, number of inputs and CPU seconds of every node, as profiled in the run that took least."""
+def _profiled(model: ir.Model | bytes, feeds: Feeds, *, runs: int) -> list[tuple[dict[str, Any], float]]:
+    """The profile of every node in the run where it took least, and its CPU seconds.
+
+    Together they take no longer than the thread's own clock tells of the shortest run.
+    """
     with tempfile.TemporaryDirectory() as folder:
         options = _options(threads=1)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session, took = _create(model, options), []
-        for _ in range(runs + 1):  # the first warms up
-            start = time.thread_time()
+        session, took, begun = _create(model, options), list[float](), time.perf_counter()
+        while len(took) <= runs or (len(took) < _MOST_RUNS and time.perf_counter() - begun < _PROFILED):
+            start = time.thread_time()  # the first run warms up
             try:
                 session.run(None, dict(feeds))
             except Exception as error:
                 raise ModelError(f"onnxruntime cannot run the model: {_reason(error)}") from error
             took.append(time.thread_time() - start)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    spans = sorted((e["ts"], e["dur"]) for e in events if e.get("name") == "model_run")
-    (begin, length), seconds = min(list(zip(spans, took, strict=True))[1:], key=lambda run: run[0][1])
-    own = min(1e-6, seconds / max(length, 1))
-    kernels = [e for e in events if e.get("cat") == "Node" and str(e.get("name", "")).endswith("_kernel_time")]
-    inside = (e for e in kernels if begin <= e["ts"] < begin + length)
-    return [(e["args"]["op_name"], len(e["args"].get("input_type_shape", "x")), e["dur"] * own) for e in inside]
+    least = _least(events)
+    own = min(1e-6, min(took[1:]) / max(sum(spent for _, spent in least), 1))
+    return [(event, spent * own) for event, spent in least]
+
+
+def _least(events: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
+    """A span of every node, and the microseconds that it took in the run where it took least; the first run warms up.
+
+    A node of a body may run several times.
+    """
+    starts = sorted(e["ts"] for e in events if e.get("name") == "model_run")
+    nodes: dict[tuple[object, ...], tuple[dict[str, Any], Counter[int]]] = {}
+    for event in _innermost(e for e in events if e.get("cat") == "Node"):
+        run = bisect(starts, event["ts"]) - 1
+        if run > 0:
+            _, spent = nodes.setdefault((event["name"], event["args"]["node_index"]), (event, Counter()))
+            spent[run] += event["dur"]
+    return [(event, min(spent.values())) for event, spent in nodes.values()]
+
+
+def _innermost(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The spans in kernels that contain no others: bodies of control flow are profiled, and what runs them as well."""
+    kernels = (e for e in events if str(e.get("name", "")).endswith(_KERNEL))
+    last = None
+    for event in sorted(kernels, key=lambda e: (e["ts"], -e["dur"])):
+        if last is not None and event["ts"] >= last["ts"] + last["dur"]:
+            yield last
+        last = event
+    if last is not None:
+        yield last
+
+
+def _inputs(event: dict[str, Any]) -> int:
+    return len(event["args"].get("input_type_shape", "x"))
+
+
+def _outermost(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The spans in kernels that are not inside of others: bodies of control flow are profiled with what runs them."""
+    end = 0
+    kernels = (e for e in events if str(e.get("name", "")).endswith(_KERNEL))
+    for event in sorted(kernels, key=lambda e: (e["ts"], -e["dur"])):
+        if event["ts"] >= end:
+            end = event["ts"] + event["dur"]
+            yield event
 
 
 def optimised(model: ir.Model) -> ir.Model:

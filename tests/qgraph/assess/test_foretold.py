@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 
+import numpy as np
+import onnx
+import onnx.parser
 import pytest
+from onnx import numpy_helper
 
 import qgraph
 from qgraph.assess import kernel_table
-from qgraph.assess.foretold import Foreteller
+from qgraph.assess.foretold import FloatTimes, Foreteller
 from qgraph.assess.kernel_table import Kernel, KernelTable
 from qgraph.errors import ModelError, QGraphError, QualityWarning, UsageError
 from qgraph.graph.sites import GraphView
@@ -43,6 +48,7 @@ def told(demo, **milliseconds):
     result, feeds = demo
     foretell = Foreteller(GraphView(result.net), feeds, table=Times(**milliseconds))
     foretell.float_seconds = 7e-3
+    foretell.times = FloatTimes(names=frozenset(), layers=7e-3, moving=0.0, others={})
     return foretell
 
 
@@ -63,6 +69,66 @@ def test_layers_in_floats_keep_their_time(demo):
     found = foretell(dataclasses.replace(plan, activations=()))
     assert found.ratio == pytest.approx(1.0)
     assert all(kernel.runs == "floats" for kernel in foretell.table.asked)
+
+
+def test_layers_that_the_plan_leaves_out_keep_their_time(demo):
+    plan = demo[0].plan
+    found = told(demo, floats=1, integers=0.25)(dataclasses.replace(plan, layers=plan.layers[1:]))
+    assert found.ratio == pytest.approx((1 + 6 * 0.25) / 7)
+
+
+def test_operators_that_stay_in_floats_keep_their_time(demo):
+    foretell = told(demo, floats=1, integers=0.25)
+    foretell.times = dataclasses.replace(foretell.times, others={"Erf": 7e-3})
+    assert foretell(demo[0].plan).ratio == pytest.approx((0.25 + 1) / 2)
+
+
+def test_kernels_that_move_values_move_a_quarter_of_the_bytes(demo):
+    foretell = told(demo, floats=1, integers=0.25)
+    foretell.times = dataclasses.replace(foretell.times, moving=7e-3)
+    assert foretell(demo[0].plan).ratio == pytest.approx(0.25)
+
+
+BRANCHED = """<ir_version: 8, opset_import: ["": 17]> g (float[N,8,8,8] x) => (float[N,8,8,8] y) {
+    a = Conv <kernel_shape=[1,1]> (x, w)
+    h = HardSigmoid (a)
+    m = Mul (a, h)
+    b = Conv <kernel_shape=[1,1]> (m, w)
+    s = Add (b, c)
+    r = Relu (s)
+    y = Conv <kernel_shape=[1,1]> (r, w)
+}"""
+
+
+@pytest.fixture(scope="module")
+def branched():
+    model, rng = onnx.parser.parse_model(BRANCHED), np.random.default_rng(0)
+    arrays = {"w": rng.normal(0, 0.3, (8, 8, 1, 1)), "c": rng.normal(0, 1, (1, 8, 8, 8))}
+    model.graph.initializer.extend(numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items())
+    x = rng.normal(0, 1, (16, 8, 8, 8)).astype(np.float32)
+    return qgraph.quantize(model, x, method="minmax", measure=False), {"x": x[:1]}
+
+
+def asked(branched, **times):
+    """What a table is asked for by operator, when the float model runs kernels of these names."""
+    foretell = Foreteller(GraphView(branched[0].net), branched[1], table=Times(floats=1, integers=1))
+    foretell.times = FloatTimes(**({"names": frozenset(), "layers": 3e-3, "moving": 0.0, "others": {}} | times))
+    foretell(branched[0].plan)
+    return Counter((kernel.op, kernel.runs) for kernel in foretell.table.asked)
+
+
+def test_activations_that_are_merged_in_floats_alone_are_timed_apart(branched):
+    merged = asked(branched)
+    assert (merged["HardSigmoid", "floats"], merged["Mul", "floats"], merged["Add", "floats"]) == (1, 1, 1)
+    names = frozenset(node.name for node in branched[0].net.graph)
+    apart = asked(branched, names=names)
+    assert not any(apart[op, "floats"] for op in ("HardSigmoid", "Mul", "Add"))
+
+
+def test_sums_with_constants_run_in_floats(branched):
+    kernels = asked(branched)
+    assert not kernels["Add", "integers"]
+    assert kernels["QuantizeLinear", "floats"] == 3  # the input, and what enters codes again behind Mul and Relu
 
 
 def test_entering_and_leaving_codes_costs(demo):
@@ -136,15 +202,23 @@ def test_a_damaged_table_is_measured_again(tmp_path, monkeypatch):
 @pytest.mark.parametrize("codes", [True, False])
 def test_every_kind_of_kernel_runs(runs, codes):
     attributes = (("kernel_shape", (3, 3)), ("pads", (1, 1, 1, 1)))
-    kernels = [Kernel(op="MatMul", operand=(2, 64), weight=(64, 32), runs=runs, codes=codes)]
+    gemm = Kernel(op="Gemm", operand=(2, 64), weight=(32, 64), attributes=(("transB", 1),), runs=runs, codes=codes)
+    kernels = [Kernel(op="MatMul", operand=(2, 64), weight=(64, 32), runs=runs, codes=codes), gemm]
     if runs != "dynamic":
-        gemm = Kernel(op="Gemm", operand=(2, 64), weight=(32, 64), attributes=(("transB", 1),), runs=runs, codes=codes)
         conv = Kernel(
             op="Conv", operand=(1, 8, 9, 9), weight=(16, 8, 3, 3), attributes=attributes, runs=runs, codes=codes
         )
-        kernels += [gemm, conv, Kernel(op="Add", operand=(1, 8, 64, 64), runs=runs)]
+        pool = Kernel(op="MaxPool", operand=(1, 8, 9, 9), attributes=(("kernel_shape", (3, 3)),), runs=runs)
+        kernels += [conv, pool, Kernel(op="Add", operand=(1, 8, 64, 64), runs=runs)]
     for kernel in kernels:
         assert 0 < kernel_table._measured(kernel) < 1
+
+
+def test_a_pool_of_codes_is_timed_as_it_runs_between_convolutions():
+    pool = Kernel(op="MaxPool", operand=(1, 8, 9, 7), attributes=(("kernel_shape", (3, 3)),), runs="integers")
+    model, feeds = kernel_table._model(pool)
+    assert [node.op_type for node in model.graph.node] == ["NhwcMaxPool"]
+    assert feeds["x"].shape == (1, 9, 7, 8)
 
 
 def test_a_model_is_run_on_noise_without_samples(demo):
