@@ -33,7 +33,7 @@ from qgraph.onnxfile.edit import constant
 from qgraph.plan.plan import ActivationQuant, QuantPlan
 from qgraph.running.sessions import KernelTime, Session, kernel_times
 
-_RUNS, _MOST, _SECONDS = 7, 100, 0.5  # at least, at most, and for how long the float model is run
+_RUNS, _MOST, _SECONDS = 7, 100, 1.0  # at least, at most, and for how long the float model is run
 _SMALLER = 3 / 4  # of the bytes of floats that codes save
 _CODED = frozenset({"Add", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool", "LeakyRelu", "Sigmoid", "Mul"})
 _LAYERS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})  # as onnxruntime names them
@@ -87,16 +87,17 @@ class FloatTimes:
     others: Mapping[str, float]
 
     @classmethod
-    def of(cls, view: GraphView, kernels: Sequence[KernelTime]) -> FloatTimes:
-        """From the profile of a model."""
+    def of(cls, view: GraphView, kernels: Sequence[KernelTime], most: float) -> FloatTimes:
+        """From the profile of a model whose kernels together take `most` seconds at most."""
         layers = {layer.node for layer in view.layers}
         nodes = ir.traversal.RecursiveGraphIterator(view.model.graph)
         apart = [f"{node.name}/" for node in nodes if node.op_type in _LAYERS and node not in layers]
+        own = min(most / max(sum(kernel.seconds for kernel in kernels), 1e-9), 1.0)
         found = {"layers": 0.0, "moving": 0.0}
         for kernel in kernels:
             layer = kernel.op in _LAYERS and not any(f"{kernel.name}/".startswith(name) for name in apart)
             kind = "layers" if layer else "moving" if kernel.op in _MOVERS else _NAMES.get(kernel.op, kernel.op)
-            found[kind] = found.get(kind, 0.0) + kernel.seconds
+            found[kind] = found.get(kind, 0.0) + own * kernel.seconds
         names = frozenset(kernel.name for kernel in kernels)
         return cls(names=names, layers=found.pop("layers"), moving=found.pop("moving"), others=found)
 
@@ -115,7 +116,7 @@ class Foreteller:
     def __init__(self, view: GraphView, feeds: Feeds, *, table: KernelTable | None = None) -> None:
         self.view, self.table = view, table or KernelTable()
         self.float_seconds = _float_seconds(view, feeds)
-        self.times = FloatTimes.of(view, kernel_times(view.model.ir_model, feeds, runs=_RUNS))
+        self.times = FloatTimes.of(view, kernel_times(view.model.ir_model, feeds, runs=_RUNS), self.float_seconds)
         self.shapes = _shapes(view, feeds)
         self.readers = {layer.node: layer for layer in view.layers}
 

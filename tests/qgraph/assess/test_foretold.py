@@ -19,6 +19,7 @@ from qgraph.assess.kernel_table import Kernel, KernelTable
 from qgraph.errors import ModelError, QGraphError, QualityWarning, UsageError
 from qgraph.graph.sites import GraphView
 from qgraph.jobs.in_time import TargetLatency, foreteller, within, without_slow_layers
+from qgraph.running.sessions import KernelTime
 from tests.conftest import DEMO
 
 
@@ -81,6 +82,14 @@ def test_operators_that_stay_in_floats_keep_their_time(demo):
     foretell = told(demo, floats=1, integers=0.25)
     foretell.times = dataclasses.replace(foretell.times, others={"Erf": 7e-3})
     assert foretell(demo[0].plan).ratio == pytest.approx((0.25 + 1) / 2)
+
+
+def test_the_kernels_of_the_float_model_take_no_longer_than_the_model(demo):
+    view = GraphView(demo[0].net)
+    kernels = [KernelTime("a", "Conv", 3.0), KernelTime("b", "Transpose", 2.0), KernelTime("c", "Erf", 3.0)]
+    times = FloatTimes.of(view, kernels, most=4.0)
+    assert (times.layers, times.moving, times.others) == (1.5, 1.0, {"Erf": 1.5})
+    assert FloatTimes.of(view, kernels, most=9.0).total == 8.0
 
 
 def test_kernels_that_move_values_move_a_quarter_of_the_bytes(demo):
@@ -208,7 +217,7 @@ def test_every_kind_of_kernel_runs(runs, codes):
         conv = Kernel(
             op="Conv", operand=(1, 8, 9, 9), weight=(16, 8, 3, 3), attributes=attributes, runs=runs, codes=codes
         )
-        pool = Kernel(op="MaxPool", operand=(1, 8, 9, 9), attributes=(("kernel_shape", (3, 3)),), runs=runs)
+        pool = Kernel(op="MaxPool", operand=(1, 8, 64, 64), attributes=(("kernel_shape", (3, 3)),), runs=runs)
         kernels += [conv, pool, Kernel(op="Add", operand=(1, 8, 64, 64), runs=runs)]
     for kernel in kernels:
         assert 0 < kernel_table._measured(kernel) < 1
