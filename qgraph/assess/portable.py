@@ -43,6 +43,7 @@ _PLACES = {
     "MatMulInteger": (0, None, 2, 1, None, 3, None),
 }
 _LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
+_UNPACKING = frozenset({"MatMulNBits"})  # multiplies floats with codes
 _CONVOLUTIONS = frozenset({"Conv", "QLinearConv", "ConvInteger"})
 _ROUNDED_ONCE = frozenset(  # element by element, one IEEE operation each, or no arithmetic
     {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sqrt", "Relu", "LeakyRelu", "PRelu", "Clip", "Min", "Max", "Floor"}
@@ -53,6 +54,10 @@ _ROUNDED_ONCE = frozenset(  # element by element, one IEEE operation each, or no
     | {"DepthToSpace", "SpaceToDepth", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "BitShift"}
     | {"BitwiseAnd", "BitwiseOr", "ScatterND", "ScatterElements", "NonMaxSuppression", "OneHot", "CumSum", "Mod"}
     | {"ReorderInput", "ReorderOutput", "QLinearConcat"}
+)
+_MOVE_CODES = frozenset(
+    {"Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand", "Tile", "Gather"}
+    | {"MaxPool", "GlobalMaxPool", "ReduceMax", "DepthToSpace", "SpaceToDepth"}
 )
 _ADD_FLOATS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose"})
 
@@ -123,7 +128,8 @@ def prove_portable(model: Model, *, threads: int | None = None) -> Portable:
     """
     model = with_names(model)
     fused = inspect_fused(model, threads=threads)
-    in_floats = {layer.name for layer in fused.layers if not layer.integer and layer.op in _LAYERS}
+    whole = INTEGER_KERNELS - _UNPACKING
+    in_floats = {layer.name for layer in fused.layers if layer.kernel not in whole and layer.op in _LAYERS}
     varying = descendants(v for v in model.graph.inputs if v.const_value is None)
     nodes = [n for n in model.graph if n in varying]
     products = {n: found for n in nodes if (found := _product(n)) is not None and n.name not in in_floats}
@@ -133,7 +139,14 @@ def prove_portable(model: Model, *, threads: int | None = None) -> Portable:
     layers += [_in_floats(node) for node in nodes if _is_layer(node) and node not in products]
     told = _ROUNDED_ONCE | _ADD_FLOATS | INTEGER_KERNELS
     left = Counter({op: n for op, n in fused.operators.items() if op not in told}) - exact_operators(model)
+    left += Counter(n.op_type for n in nodes if n not in products and not _is_layer(n) and _hides_sums(n, model))
     return Portable(layers=tuple(layers), inexact=dict(left))
+
+
+def _hides_sums(node: ir.Node, model: Model) -> bool:
+    """Whether a node is a product that is not read as a layer, such as MatMulNBits, or a function of the file."""
+    kernels = _ADD_FLOATS | INTEGER_KERNELS
+    return node.op_type in kernels or node.op_identifier() in model.ir_model.functions
 
 
 def _product(node: ir.Node) -> _Product | None:
@@ -173,6 +186,8 @@ def _proven(product: _Product, known: Mapping[ir.Value, NDArray[Any] | None]) ->
     codes = known.get(product.weight)
     if codes is None:
         return PortableLayer(name=name, op=op, why="both factors are computed: the length of its sums is not known")
+    if product.bias is not None and known.get(product.bias) is None:
+        return PortableLayer(name=name, op=op, why="its bias is computed at run time")
     low, high = _code_range(product.operand)
     zero = _whole(product.zero, known)
     weight_zero = _whole(product.weight_zero, known)
@@ -224,15 +239,24 @@ def _inside(sums: tuple[int, int] | None, limits: tuple[int, int]) -> bool:
 def _code_range(codes: ir.Value) -> tuple[int, int]:
     """The codes that a tensor can hold: those of its type, at most what a Min on the way lets through."""
     low, high = (-128, 127) if _is_signed(codes) else (0, 255)
-    value: ir.Value | None = codes
-    while value is not None and (node := value.producer()) is not None and node.op_type in _ROUNDED_ONCE:
-        if node.op_type == "Min" and len(node.inputs) > 1:
-            top = constant(node.inputs[1])
-            high = high if top is None else min(high, int(top.max()))
-        if node.op_type == "QuantizeLinear" or not node.inputs:
-            break
-        value = node.inputs[0]
-    return low, high
+    return low, _highest(codes, high)
+
+
+def _highest(codes: ir.Value, most: int) -> int:
+    """The highest code of a tensor; `most` if the graph does not tell."""
+    node = codes.producer()
+    if node is None or not node.inputs or node.domain != "":
+        return most
+    read = [v for v in node.inputs if v is not None]
+    if node.op_type == "Min":
+        tops = [constant(v) for v in read]
+        return min(_highest(v, most) if top is None else int(top.max()) for v, top in zip(read, tops, strict=True))
+    if node.op_type == "Concat":
+        return max(_highest(v, most) for v in read)
+    if node.op_type == "Pad":
+        fill = constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(1)
+        return most if fill is None else max(_highest(read[0], most), int(fill.max()))
+    return _highest(read[0], most) if node.op_type in _MOVE_CODES else most
 
 
 def _is_signed(codes: ir.Value) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx.parser
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from onnx import numpy_helper
 
 import qgraph
 from qgraph.assess.portable import prove_portable
@@ -122,3 +124,67 @@ def test_all_of_int8_saturates_somewhere():
         DEMO / "digits.onnx", DEMO / "digits_calibration.npz", limit=32, measure=False, target_cpu="vnni"
     )
     assert not prove_portable(load(small.model)).pairs_fit
+
+
+@pytest.mark.parametrize(
+    ("made", "codes", "highest"),
+    [
+        ("c = Identity(m)", 2, 15),
+        ("c = Concat<axis=1>(m, m)", 4, 15),
+        ("c = Pad(m, pads, seven)", 4, 15),
+        ("c = Pad(m, pads, top)", 4, 255),
+        ("c = Concat<axis=1>(m, q)", 4, 255),
+        ("c = Max(m, top)", 2, 255),
+        ("b = Cast<to=9>(m) c = Where(b, q, q)", 2, 255),
+    ],
+)
+def test_a_bound_of_codes_is_followed_only_through_what_keeps_it(made, codes, highest):
+    text = f"""g (uint8[1,K] q) => (int32[1,N] y) {{
+        m = Min(q, low)
+        {made}
+        y = MatMulInteger(c, w)
+    }}"""
+    bounds = {"low": np.array(15, np.uint8), "top": np.array(255, np.uint8), "seven": np.array(7, np.uint8)}
+    net = model(text, w=np.ones((codes, 1), np.int8), pads=np.array([0, 1, 0, 1]), **bounds)
+    assert prove_portable(load(net)).layers[0].sums == (0, codes * highest)
+
+
+def test_a_sum_with_a_bias_of_the_run_is_not_proven():
+    text = """g (uint8[1,2,3,3] x, int32[2] b) => (uint8[1,2,3,3] y) { y = QLinearConv(x, s, z, w, s, v, s, z, b) }"""
+    parts = {"s": np.array(0.5, np.float32), "z": np.array(0, np.uint8), "v": np.array(0, np.int8)}
+    found = prove_portable(load(model(text, w=np.ones((2, 2, 1, 1), np.int8), **parts)))
+    assert found.layers[0].why == "its bias is computed at run time"
+    assert not found.proven
+
+
+OWN = """<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1, "mine" : 1]>
+g (float[1,64] x) => (float[1,4] y)
+<int8[64,4] w, float s = {0.5}, uint8[4,2,16] b, float[8] steps, float[64,4] f> { BODY }
+<domain: "mine", opset_import: ["" : 21]> product (a, b) => (c) { c = MatMul(a, b) }"""
+
+
+@pytest.mark.parametrize(
+    ("body", "op"),
+    [
+        ("y = com.microsoft.DynamicQuantizeMatMul(x, w, s)", "DynamicQuantizeMatMul"),
+        ("y = com.microsoft.MatMulNBits<K=64, N=4, bits=4, block_size=32>(x, b, steps)", "MatMulNBits"),
+        ("y = mine.product(x, f)", "product"),
+    ],
+)
+def test_products_that_are_no_layers_are_not_proven(body, op):
+    proto = onnx.parser.parse_model(OWN.replace("BODY", body))
+    arrays = {"w": np.ones((64, 4), np.int8), "b": np.ones((4, 2, 16), np.uint8), "steps": np.ones(8, np.float32)}
+    arrays["f"] = np.ones((64, 4), np.float32)
+    del proto.graph.initializer[:]
+    scale = numpy_helper.from_array(np.array(0.5, np.float32), "s")
+    proto.graph.initializer.extend([scale, *(numpy_helper.from_array(a, n) for n, a in arrays.items())])
+    found = prove_portable(load(proto))
+    assert found.inexact == {op: 1}
+    assert not found.proven
+
+
+def test_codes_of_sixteen_bits_are_multiplied_in_floats():
+    text = QDQ.replace("DequantizeLinear(w, sw, zw)", "DequantizeLinear<axis=1>(w, sw)")
+    steps = {"sx": np.array(0.5, np.float32), "sy": np.array(0.5, np.float32), "sw": np.full(32, 0.01, np.float32)}
+    found = prove_portable(load(model(text, w=np.full((64, 32), 3, np.int8), zx=np.array(0, np.uint16), **steps)))
+    assert found.layers[0].why == "it adds floats"
