@@ -5,11 +5,12 @@
 The float model itself is run and profiled: `kernels` is the time of all of its kernels. All other times are from a
 `KernelTable`, of kernels that run alone: `planned`, those of the layers, `between`, those of operators on codes
 (additions, pools, activations) and of entering and leaving codes, and `apart`, those of activations that are merged
-into layers in floats only. `k` is 1, or less if the layers of the float model take less than alone.
+into layers in floats only. In the company of others, kernels take `k` times as long as alone, as the layers of the
+float model tell.
 
-`staying` are operators that run in floats in the file as well. `moving` is what moves values from kernel to kernel, and
-what layers take longer than alone: they wait for memory. Codes are a quarter of the bytes, for the `share` of the
-layers' time that does not run in floats. All times are those of one thread.
+`staying` are operators that run in floats in the file as well. `moving` is what moves values from kernel to kernel:
+codes are a quarter of the bytes, for the `share` of the layers' time that does not run in floats. All times are those
+of one thread.
 """
 
 from __future__ import annotations
@@ -134,11 +135,10 @@ class Foreteller:
         apart = sum(self._apart(layer, lambda node: self._on_codes(node, tensors, runs)) for layer in merged)
         self.table.save()
         alone, planned = (sum(getattr(layer, n) for layer in layers) for n in ("float_seconds", "seconds"))
-        company = min(self.times.layers / max(alone, 1e-12), 1.0)
-        moving = self.times.moving + max(self.times.layers - alone, 0.0)
+        company = self.times.layers / alone if alone else 1.0
         share = sum(x.float_seconds for x in layers if x.runs != "floats") / max(alone, 1e-12)
         after = company * (planned + between + apart) + self.times.staying(coded, company)
-        after += moving * (1 - _SMALLER * share)
+        after += self.times.moving * (1 - _SMALLER * share)
         seconds = self.float_seconds * after / self.times.total
         return Foretold(float_seconds=self.float_seconds, seconds=seconds, layers=layers)
 

@@ -160,7 +160,7 @@ class Session:
 
 
 _CHAIN = 32  # nodes by which profiling is timed
-_MOST_RUNS, _PROFILED = 200, 0.03  # runs of short models, and the seconds that they may take
+_MOST_RUNS, _PROFILED = 300, 0.06  # runs of short models, and the seconds that they may take
 _KERNEL = "_kernel_time"  # behind the name of a node, in a profile
 
 
