@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 import qmath
 from qgraph.assess.paired import Paired
 from qgraph.errors import DataError, UsageError
@@ -20,7 +22,9 @@ Kind = Literal["drop", "accuracy", "same", "sqnr"]
 USUAL_SHARE = 95.0
 _ADVICE = "add an array 'labels' to the data, or claim sqnr>=DB"
 _UNITS: dict[Kind, str] = {"drop": "points", "accuracy": "%", "same": "%", "sqnr": "% of samples"}
-_PATTERN = re.compile(r"\s*(drop|accuracy|same|sqnr)\s*(<=|>=)\s*([-+]?\d+\.?\d*|[-+]?\.\d+)\s*(?:@\s*(\d+\.?\d*))?\s*")
+_PATTERN = re.compile(
+    r"\s*(drop|accuracy|same|sqnr)\s*(<=|>=)\s*([-+]?\d+\.?\d*|[-+]?\.\d+)\s*(?:@\s*(\d+\.?\d*))?\s*", re.ASCII
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,8 @@ class Claim:
 
     def __str__(self) -> str:
         sign = "<=" if self.kind == "drop" else ">="
-        return f"{self.kind}{sign}{self.bound:g}" + (f"@{self.share:g}" if self.kind == "sqnr" else "")
+        bound, share = (np.format_float_positional(x, trim="-") for x in (self.bound, self.share))
+        return f"{self.kind}{sign}{bound}" + (f"@{share}" if self.kind == "sqnr" else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +73,8 @@ def read_claim(text: str) -> Claim:
     percent = {"accuracy": claim.bound, "same": claim.bound, "drop": abs(claim.bound), "sqnr": claim.share}[claim.kind]
     if not 0 <= percent <= 100:
         raise UsageError(f"'{text}': {percent:g} is not a percentage")
+    if claim.bound == float("inf"):
+        raise UsageError(f"'{text}': the number is larger than any float")
     return claim
 
 
@@ -79,10 +86,7 @@ def prove(claim: Claim, found: Paired, *, confidence: float) -> Proof:
     if claim.kind == "drop":
         if found.lost is None or found.gained is None:
             raise DataError(f"'{claim}' needs one score per class and labels: {_ADVICE}")
-        pair = (found.lost, found.gained, found.samples)
-        reached = qmath.drop_confidence(*pair, drop=claim.bound / 100)
-        bound = qmath.drop_bound(*pair, confidence=confidence)
-        return _proof(claim, confidence, reached, (found.lost - found.gained) / found.samples, bound)
+        return proof_of_drop(claim, found.lost, found.gained, found.samples, confidence=confidence)
     hits = {
         "accuracy": found.right,
         "same": found.same,
@@ -90,10 +94,22 @@ def prove(claim: Claim, found: Paired, *, confidence: float) -> Proof:
     }[claim.kind]
     if hits is None:
         raise DataError(f"'{claim}' needs one score per class{' and labels' * (claim.kind == 'accuracy')}: {_ADVICE}")
+    return proof_of_share(claim, hits, found.samples, confidence=confidence)
+
+
+def proof_of_drop(claim: Claim, lost: int, gained: int, samples: int, *, confidence: float) -> Proof:
+    """What it says about a drop that so many of the samples were lost and gained."""
+    reached = qmath.drop_confidence(lost, gained, samples, drop=claim.bound / 100)
+    bound = qmath.drop_bound(lost, gained, samples, confidence=confidence)
+    return _proof(claim, confidence, reached, (lost - gained) / samples, bound)
+
+
+def proof_of_share(claim: Claim, hits: int, samples: int, *, confidence: float) -> Proof:
+    """What it says about any other claim that so many of the samples fulfil it."""
     share = claim.share if claim.kind == "sqnr" else claim.bound
-    reached = qmath.share_confidence(hits, found.samples, share=share / 100)
-    bound = qmath.share_bound(hits, found.samples, confidence=confidence)
-    return _proof(claim, confidence, reached, hits / found.samples, bound)
+    reached = qmath.share_confidence(hits, samples, share=share / 100)
+    bound = qmath.share_bound(hits, samples, confidence=confidence)
+    return _proof(claim, confidence, reached, hits / samples, bound)
 
 
 def _proof(claim: Claim, confidence: float, reached: float, observed: float, bound: float) -> Proof:

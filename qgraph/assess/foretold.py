@@ -34,7 +34,7 @@ from qgraph.onnxfile.edit import constant
 from qgraph.plan.plan import ActivationQuant, QuantPlan
 from qgraph.running.sessions import KernelTime, Session, kernel_times
 
-_RUNS, _MOST, _SECONDS = 7, 100, 1.0  # at least, at most, and for how long the float model is run
+_RUNS, _MOST, _SECONDS = 7, 1000, 0.5  # at least, at most, and for how long the float model is run
 _SMALLER = 3 / 4  # of the bytes of floats that codes save
 _CODED = frozenset({"Add", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool", "LeakyRelu", "Sigmoid", "Mul"})
 _LAYERS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})  # as onnxruntime names them
@@ -286,8 +286,8 @@ def _before(node: ir.Node) -> ir.Node:
 
 
 def _float_seconds(view: GraphView, feeds: Feeds) -> float:
-    session, took, begun = Session(view.model.ir_model, threads=1), list[float](), time.perf_counter()
-    while len(took) <= _RUNS or (time.perf_counter() - begun < _SECONDS and len(took) < _MOST):
+    session, took, begun = Session(view.model.ir_model, threads=1), list[float](), time.thread_time()
+    while len(took) <= _RUNS or (time.thread_time() - begun < _SECONDS and len(took) < _MOST):
         start = time.thread_time()
         session.run_list(feeds)
         took.append(time.thread_time() - start)

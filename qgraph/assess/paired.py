@@ -73,7 +73,10 @@ def run_paired(
 
 
 def _rows(want: list[Any], have: list[Any], batch: Batch) -> NDArray[np.float64]:
-    """For every sample: dB, whether the class is the same, and whether each model is right; NaN where unknown."""
+    """For every sample: dB, whether the class is the same, and whether each model is right; NaN where unknown.
+
+    Scores with a NaN among them are of no class.
+    """
     rows = np.full((batch.count, 4), np.nan)
     floats = [pair for pair in zip(want, have, strict=True) if _is_float(pair[0])]
     if not floats:
@@ -81,7 +84,10 @@ def _rows(want: list[Any], have: list[Any], batch: Batch) -> NDArray[np.float64]
     rows[:, 0] = np.min([_decibels(_each(a, batch), _each(b, batch)) for a, b in floats], axis=0)
     scores = scores_of(want)
     if scores is not None:
-        classes = [np.asarray(outputs[scores]).argmax(axis=1) for outputs in (want, have)]
+        given = [np.asarray(outputs[scores]) for outputs in (want, have)]
+        classes = [
+            np.where(np.isnan(x).any(axis=1), none, x.argmax(axis=1)) for none, x in zip((-1, -2), given, strict=True)
+        ]
         rows[:, 1] = classes[0] == classes[1]
         if batch.labels is not None:
             labels = class_labels(batch.labels, want[scores].shape[1])
@@ -100,7 +106,11 @@ def _each(output: NDArray[Any], batch: Batch) -> NDArray[np.float64]:
 
 
 def _decibels(want: NDArray[np.float64], have: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The SQNR of each row; values that are not finite in the float model do not count, others are -infinity dB."""
+    """The SQNR of each row.
+
+    Values that are not finite in the float model do not count; where it has no other, or they are not finite in the
+    other model, it is -infinity dB.
+    """
     if want.shape != have.shape:
         return np.full(len(want), -np.inf)
     known = np.isfinite(want)
@@ -108,7 +118,7 @@ def _decibels(want: NDArray[np.float64], have: NDArray[np.float64]) -> NDArray[n
     signal, noise = (np.square(x).sum(axis=1) for x in (np.where(known, want, 0), error))
     with np.errstate(divide="ignore", invalid="ignore"):
         found = 10 * np.log10(signal / noise)
-    return np.where(np.isfinite(error).all(axis=1), np.where(noise == 0, np.inf, found), -np.inf)
+    return np.where(known.any(axis=1) & np.isfinite(error).all(axis=1), np.where(noise == 0, np.inf, found), -np.inf)
 
 
 def _is_float(output: Any) -> bool:

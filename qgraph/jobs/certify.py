@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import math
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Unpack
 
-from qgraph.assess.claims import Claim, Proof, prove, read_claim
+from qgraph.assess.claims import Claim, Proof, proof_of_drop, proof_of_share, prove, read_claim
 from qgraph.assess.latency import latency
 from qgraph.assess.paired import Paired, run_paired
 from qgraph.assess.portable import Portable, prove_portable
-from qgraph.errors import DataError, ModelError, QGraphError, UsageError
+from qgraph.errors import DataError, ModelError, PlanError, UsageError
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import content_digest, normalise
+from qgraph.plan.decode import decode
 from qgraph.plan.plan import QuantPlan
 from qgraph.running.here import here
 from qgraph.running.progress import SILENT, Progress
@@ -105,21 +108,18 @@ class Certificate:
         """
         try:
             raw = json.loads(text)
-            raw.pop("holds")
+            holds = raw.pop("holds")
             if raw["schema"] != SCHEMA:
                 raise DataError(f"{source} has schema {raw['schema']}; this version reads {SCHEMA}")
-            parts: dict[str, Any] = {name: Artefact(**raw.pop(name)) for name in ("model", "against", "data")}
-            plan = raw.pop("plan")
-            proofs = tuple(Proof(**proof) for proof in raw.pop("proofs"))
-            proven, measured = Proven(**raw.pop("proven")), Measured(**raw.pop("measured"))
-            plan = None if plan is None else Artefact(**plan)
-            return cls(**parts, **raw, plan=plan, proofs=proofs, proven=proven, measured=measured)
-        except QGraphError:
+            found = typing.cast(Certificate, decode(cls, raw, "it"))
+        except DataError:
             raise
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise DataError(
-                f"{source} is not a certificate of qgraph certify: {type(error).__name__}: {error}"
-            ) from None
+        except (PlanError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            said = error if isinstance(error, PlanError) else f"{type(error).__name__}: {error}"
+            raise DataError(f"{source} is not a certificate of qgraph certify: {said}") from None
+        if holds is not found.holds:
+            raise DataError(f"{source} contradicts itself: 'holds' is {holds!r}, and its claims say {found.holds}")
+        return found
 
     @classmethod
     def load(cls, path: str | Path) -> Certificate:
@@ -211,7 +211,8 @@ def check_certificate(
 ) -> tuple[Certificate, tuple[str, ...]]:
     """Make a certificate with the same claims again, and say in what it differs from the first.
 
-    A difference in digests, in what is proven, or in whether a claim holds is a difference. Counts may vary where
+    A difference in digests, in the number of samples, in what is proven, or in whether a claim holds is a difference,
+    and so is a proof that does not follow from the certificate's own counts. Counts may vary where
     processors round differently; sizes of models, times and versions may vary, too. Arguments and errors as in
     `certify`.
 
@@ -244,6 +245,7 @@ def check_certificate(
             continue
         if mine is None or theirs is None or mine.digest != theirs.digest:
             differences.append(f"{name}: the certificate is about {_short(theirs)}, given is {_short(mine)}")
+    differences += _contradictions(certificate, again)
     if again.proven != certificate.proven:
         differences.append(f"what is proven: {again.proven}, not {certificate.proven}")
     for new, old in zip(again.proofs, certificate.proofs, strict=True):
@@ -251,6 +253,35 @@ def check_certificate(
             holds = ("does not hold", "holds")
             differences.append(f"'{new.claim}' {holds[new.holds]} here, and {holds[old.holds]} in the certificate")
     return again, tuple(differences)
+
+
+def _contradictions(certificate: Certificate, again: Certificate) -> Iterator[str]:
+    """What does not follow from the certificate's own counts."""
+    counts, samples = certificate.counts, again.counts["samples"]
+    if counts.get("samples") != samples:
+        yield f"counts: the certificate is about {counts.get('samples')} samples, given are {samples}"
+        return
+    for proof in certificate.proofs:
+        claim = read_claim(proof.claim)
+        try:
+            follows = _follows(proof, claim, counts, certificate.confidence)
+        except (KeyError, ValueError, OverflowError):
+            follows = False
+        if not follows:
+            yield f"'{proof.claim}': what the certificate says of it does not follow from its counts"
+
+
+def _follows(proof: Proof, claim: Claim, counts: Mapping[str, int], confidence: float) -> bool:
+    samples = counts["samples"]
+    if claim.kind == "drop":
+        again = proof_of_drop(claim, counts["lost"], counts["gained"], samples, confidence=confidence)
+    else:
+        hits = {"accuracy": "right", "same": "same"}.get(claim.kind)
+        found = round(samples * proof.observed / 100) if hits is None else counts[hits]
+        again = proof_of_share(claim, found, samples, confidence=confidence)
+    numbers = ("reached", "observed", "bound")
+    close = all(math.isclose(getattr(again, n), getattr(proof, n), rel_tol=1e-6, abs_tol=1e-9) for n in numbers)
+    return close and (again.claim, again.holds, again.unit) == (proof.claim, proof.holds, proof.unit)
 
 
 def _short(artefact: Artefact | None) -> str:

@@ -24,6 +24,10 @@ def decode(kind: Any, raw: Any, where: str) -> Any:
         if not isinstance(raw, dict):
             raise PlanError(f"{where} must be an object, not {raw!r}")
         return raw
+    if origin is dict:
+        if not isinstance(raw, dict):
+            raise PlanError(f"{where} must be an object, not {raw!r}")
+        return {key: decode(arguments[1], value, f"{where}.{key}") for key, value in raw.items()}
     if origin is Literal:
         if raw not in arguments:
             raise PlanError(f"{where} must be one of {', '.join(map(repr, arguments))}, not {raw!r}")

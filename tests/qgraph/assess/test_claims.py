@@ -22,6 +22,8 @@ from tests.conftest import DEMO
         ("same>=98.5", Claim("same", 98.5)),
         ("sqnr>=20", Claim("sqnr", 20.0, 95.0)),
         ("sqnr>=20@90", Claim("sqnr", 20.0, 90.0)),
+        ("same>=99.9999999", Claim("same", 99.9999999)),
+        ("drop<=0.00000001", Claim("drop", 1e-8)),
     ],
 )
 def test_claims_are_read_and_written(text, claim):
@@ -30,11 +32,16 @@ def test_claims_are_read_and_written(text, claim):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "drop", "drop<0.5", "drop>=1", "same<=9", "drop<=1@90", "f1>=3", "sqnr>=x", "drop<=1;"]
+    "text", ["", "drop", "drop<0.5", "drop>=1", "same<=9", "drop<=1@90", "f1>=3", "sqnr>=x", "drop<=1;", "drop<=٣"]
 )
 def test_anything_else_is_refused(text):
     with pytest.raises(UsageError, match="is not a claim: use drop<=POINTS"):
         read_claim(text)
+
+
+def test_a_bound_is_a_number_of_a_float():
+    with pytest.raises(UsageError, match="the number is larger than any float"):
+        read_claim(f"sqnr>={'9' * 400}")
 
 
 @pytest.mark.parametrize("text", ["accuracy>=101", "same>=-1", "drop<=200", "sqnr>=20@150"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx.parser
 import pytest
 
 import qgraph
@@ -82,6 +83,77 @@ def test_a_claim_is_needed(made):
 def test_what_is_no_certificate_is_refused(text):
     with pytest.raises(DataError, match=r"is not a certificate|has schema 9"):
         qgraph.Certificate.from_json(text)
+
+
+def changed(certificate, path, value):
+    raw = json.loads(certificate.to_json())
+    inner = raw
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return json.dumps(raw)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("model", "digest"), None, r"it\.model\.digest must be of type str"),
+        (("data", "name"), 5, r"it\.data\.name must be of type str"),
+        (("confidence",), "high", r"it\.confidence must be of type float"),
+        (("counts",), [], r"it\.counts must be an object"),
+        (("counts", "samples"), "many", r"it\.counts\.samples must be of type int"),
+        (("proofs", 0, "claim"), None, r"it\.proofs\[0\]\.claim must be of type str"),
+        (("proofs", 0, "more"), 1, "has an unknown field 'more'"),
+        (("proven", "inexact_operators"), {"Add": "x"}, r"inexact_operators\.Add must be of type int"),
+        (("holds",), False, "contradicts itself: 'holds' is False, and its claims say True"),
+        (("proofs", 1, "holds"), False, "contradicts itself: 'holds' is True, and its claims say False"),
+    ],
+)
+def test_a_certificate_of_other_types_is_refused(certificate, path, value, said):
+    with pytest.raises(DataError, match=said):
+        qgraph.Certificate.from_json(changed(certificate, path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("proofs", 0, "reached"), 0.999999, "'drop<=1': what the certificate says of it does not follow"),
+        (("proofs", 0, "bound"), 0.0, "'drop<=1': what the certificate says"),
+        (("proofs", 0, "claim"), "drop<=0.9", "'drop<=0.9': what the certificate says"),
+        (("proofs", 1, "observed"), 100.0, "'same>=98': what the certificate says"),
+        (("proofs", 2, "observed"), 1e308, "'sqnr>=25@95': what the certificate says"),
+        (("proofs", 2, "unit"), "%", "'sqnr>=25@95': what the certificate says"),
+        (("confidence",), 0.9, "'drop<=1': what the certificate says"),
+        (("counts", "lost"), 0, "'drop<=1': what the certificate says"),
+        (("counts", "samples"), 10**6, "counts: the certificate is about 1000000 samples, given are 600"),
+        (("counts",), {"samples": 600}, "'same>=98': what the certificate says"),
+    ],
+)
+def test_numbers_that_were_altered_are_noticed(certificate, made, path, value, said):
+    forged = qgraph.Certificate.from_json(changed(certificate, path, value))
+    if path == ("counts", "lost"):
+        assert certificate.counts["lost"], "nothing to alter"
+    _, differences = qgraph.check_certificate(forged, made / "small.onnx", FLOAT, TEST)
+    assert said in " ".join(differences)
+
+
+PRODUCT = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,4] x) => (float[N,3] y)
+<float[4,3] w = {1,2,3,4,5,6,7,8,9,1,2,3}> { z = MatMul(x, w) BODY }"""
+
+
+def product(body):
+    return onnx.parser.parse_model(PRODUCT.replace("BODY", body))
+
+
+def test_what_is_no_number_is_right_for_no_claim():
+    x = np.random.default_rng(3).normal(size=(200, 4)).astype(np.float32)
+    plain, none = product("y = Identity(z)"), product("d = Sub(z, z) y = Div(d, d)")
+    data = {"x": x, "labels": np.zeros(200, np.int64)}
+    claims = ["accuracy>=1", "same>=1", "sqnr>=-100@1"]
+    for model, against in ((none, plain), (none, none)):
+        found = qgraph.certify(model, against, data, claims)
+        assert [proof.observed for proof in found.proofs] == [0, 0, 0]
+    assert [proof.observed for proof in qgraph.certify(plain, none, data, claims[1:]).proofs] == [0, 0]
 
 
 def test_the_command_line_gates(made, capsys, tmp_path):
