@@ -71,7 +71,11 @@ def adopt(
 
     if quiet:
         silence_warnings()
-    check_outputs({"-o": output, "--plan": plan, "--network": network}, source=model)
+    check_outputs(
+        {"-o": output, "--plan": plan, "--network": network},
+        source=model,
+        inputs=(options["float_model"], options["data"]),
+    )
     mean, std = options.pop("mean"), options.pop("std")
     bars = progress(quiet or as_json)
     found = run(model, preprocessing=preprocessing(mean, std), progress=bars, **given(options))

@@ -78,7 +78,7 @@ def certify(
         silence_warnings()
     if bool(claims) == (check is not None):
         raise click.UsageError("give either --claim, for example --claim 'drop<=0.5', or --check CERTIFICATE.json")
-    check_outputs({"-o": output, "--page": page})
+    check_outputs({"-o": output, "--page": page}, source=model, inputs=(against, data, plan, check))
     mean, std = options.pop("mean"), options.pop("std")
     options |= {"preprocessing": preprocessing(mean, std, default=plan), "progress": progress(quiet or as_json)}
     options["plan"] = None if plan is None else QuantPlan.load(plan)

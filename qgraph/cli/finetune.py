@@ -141,7 +141,7 @@ def finetune(
     if quiet:
         silence_warnings()
     check_threshold(fail_below, measure=options["measure"])
-    check_outputs({"-o": output, "--plan": plan, "--network": trained}, source=model)
+    check_outputs({"-o": output, "--plan": plan, "--network": trained}, source=model, inputs=(options["data"],))
     mean, std = options.pop("mean"), options.pop("std")
     passed = given(options)
     if passed.get("start"):

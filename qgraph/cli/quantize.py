@@ -128,7 +128,7 @@ def quantize(
     if quiet:
         silence_warnings()
     check_threshold(fail_below, measure=options["measure"])
-    check_outputs({"-o": output, "--plan": plan, "--report": report}, source=model)
+    check_outputs({"-o": output, "--plan": plan, "--report": report}, source=model, inputs=(options["data"],))
     mean, std = options.pop("mean"), options.pop("std")
     bars = progress(quiet or as_json)
     result = run(

@@ -149,7 +149,7 @@ def search(model: str, output: str, resume: str | None, as_json: bool, quiet: bo
 
     if quiet:
         silence_warnings()
-    check_writable(output, source=model)
+    check_writable(output, source=model, inputs=(options["data"],))
     folder = Path(resume) if resume is not None else Path(f"{output}.search")
     try:
         searched = run(

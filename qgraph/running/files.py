@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from qgraph.errors import ModelError, UsageError
@@ -25,11 +25,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def check_writable(path: str | os.PathLike[str], *, source: str | None = None) -> None:
-    """Raise, before any work is done, if `path` cannot be written or is the input itself."""
+def check_writable(
+    path: str | os.PathLike[str], *, source: str | None = None, inputs: Iterable[str | None] = ()
+) -> None:
+    """Raise, before any work is done, if `path` cannot be written, is the model itself or one of the other inputs."""
     target = Path(path)
-    if source is not None and target.exists() and Path(source).exists() and os.path.samefile(target, source):
+    if _is_same(target, source):
         raise UsageError(f"output {target} is the input model itself: choose another file name with -o")
+    if any(_is_same(target, given) for given in inputs):
+        raise UsageError(f"output {target} is one of the inputs: choose another file name with -o")
     if target.is_dir():
         raise UsageError(f"output {target} is a folder: give a file name, for example -o {target / 'model.onnx'}")
     folder = target.parent
@@ -39,19 +43,26 @@ def check_writable(path: str | os.PathLike[str], *, source: str | None = None) -
         raise ModelError(f"cannot write {target}: permission denied; choose another place with -o")
 
 
-def check_outputs(outputs: Mapping[str, str | None], *, source: str | None = None) -> None:
+def check_outputs(
+    outputs: Mapping[str, str | None], *, source: str | None = None, inputs: Iterable[str | None] = ()
+) -> None:
     """Raise, before any work is done, unless every output of a command can be written to a file of its own.
 
-    `outputs` maps options to paths; None stands for an option that was not given.
+    None of them may be the model, `source`, or one of the other `inputs`. `outputs` maps options to paths; None
+    stands for an option that was not given.
     """
-    seen: dict[Path, str] = {}
+    seen, given = dict[Path, str](), tuple(inputs)
     for option, path in outputs.items():
         if path is None:
             continue
-        check_writable(path, source=source)
+        check_writable(path, source=source, inputs=given)
         other = seen.setdefault(Path(path).resolve(), option)
         if other != option:
             raise UsageError(f"{option} and {other} both name {path}: give each a file of its own")
+
+
+def _is_same(target: Path, given: str | None) -> bool:
+    return given is not None and target.exists() and Path(given).exists() and os.path.samefile(target, given)
 
 
 def flush(path: Path) -> None:

@@ -118,6 +118,23 @@ CASES = {
         2,
         "is the input model itself",
     ),
+    "output is the data": (["quantize", "{model}", "-o", "{data}", "--data", "{data}"], 2, "is one of the inputs"),
+    "plan of a search is the data": (["search", "{model}", "-o", "{data}", "--data", "{data}"], 2, "one of the inputs"),
+    "output is the float model": (
+        ["adopt", "folder/../keys.npz", "-o", "{model}", "--against", "{model}"],
+        2,
+        "is one of the inputs",
+    ),
+    "certificate is the quantized model": (
+        ["certify", "{model}", "--against", "{data}", "--data", "{data}", "--claim", "same>=9", "-o", "{model}"],
+        2,
+        "is the input model itself",
+    ),
+    "page is the data": (
+        ["certify", "{model}", "--against", "{model}", "--data", "{data}", "--claim", "same>=9", "--page", "{data}"],
+        2,
+        "is one of the inputs",
+    ),
     "plan is the output": ([*QUANTIZE, "--plan", "{out}"], 2, "both name"),
     "unknown layer": ([*QUANTIZE, "--keep", "stem/cnov"], 2, "did you mean stem/conv"),
     "too many bits": ([*QUANTIZE, "--weights", "9"], 2, "2 to 8"),
