@@ -1,16 +1,16 @@
 """The latency of a plan, from kernel times of this machine, without a file.
 
-    t / t_float = (k (planned + between + apart) + staying + moving (1 - 3/4 share)) / kernels
+    t / t_float = (k (planned + between + apart) + waiting (1 - share/2) + moving (1 - 3/4 share) + staying) / kernels
 
 The float model itself is run and profiled: `kernels` is the time of all of its kernels. All other times are from a
 `KernelTable`, of kernels that run alone: `planned`, those of the layers, `between`, those of operators on codes
 (additions, pools, activations) and of entering and leaving codes, and `apart`, those of activations that are merged
-into layers in floats only. In the company of others, kernels take `k` times as long as alone, as the layers of the
-float model tell.
+into layers in floats only. `waiting` is what the layers of the float model take longer than alone, where their caches
+are warm; if they take less, `k` is their share of the times alone, otherwise 1.
 
 `staying` are operators that run in floats in the file as well. `moving` is what moves values from kernel to kernel:
-codes are a quarter of the bytes, for the `share` of the layers' time that does not run in floats. All times are those
-of one thread.
+codes are a quarter of the bytes, for the `share` of the layers' time that does not run in floats. Of `waiting`, about
+half is for these bytes, as measured. All times are those of one thread.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from qgraph.running.sessions import KernelTime, Session, kernel_times
 
 _RUNS, _MOST, _SECONDS = 7, 1000, 0.5  # at least, at most, and for how long the float model is run
 _SMALLER = 3 / 4  # of the bytes of floats that codes save
+_WAITS = 1 / 2  # of the time that kernels wait in company, which goes with these bytes
 _CODED = frozenset({"Add", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool", "LeakyRelu", "Sigmoid", "Mul"})
 _LAYERS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})  # as onnxruntime names them
 _IN_PLACE = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})  # moves nothing
@@ -135,10 +136,11 @@ class Foreteller:
         apart = sum(self._apart(layer, lambda node: self._on_codes(node, tensors, runs)) for layer in merged)
         self.table.save()
         alone, planned = (sum(getattr(layer, n) for layer in layers) for n in ("float_seconds", "seconds"))
-        company = self.times.layers / alone if alone else 1.0
+        company = min(self.times.layers / alone, 1.0) if alone else 1.0
+        waiting = max(self.times.layers - alone, 0.0)
         share = sum(x.float_seconds for x in layers if x.runs != "floats") / max(alone, 1e-12)
         after = company * (planned + between + apart) + self.times.staying(coded, company)
-        after += self.times.moving * (1 - _SMALLER * share)
+        after += waiting * (1 - _WAITS * share) + self.times.moving * (1 - _SMALLER * share)
         seconds = self.float_seconds * after / self.times.total
         return Foretold(float_seconds=self.float_seconds, seconds=seconds, layers=layers)
 

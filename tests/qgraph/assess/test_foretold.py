@@ -59,10 +59,14 @@ def test_layers_take_the_time_of_their_kernels(demo):
     assert found.ratio == pytest.approx(0.25)  # seven layers of a millisecond are all of the float model
 
 
-def test_kernels_take_longer_in_the_company_of_others(demo):
-    foretell = told(demo, floats=0.5, integers=0.25)  # 3.5 milliseconds alone, 7 of them in the float model
-    foretell.times = dataclasses.replace(foretell.times, others={"Erf": 7e-3})
-    assert foretell(demo[0].plan).ratio == pytest.approx((2 * 7 * 0.25 + 7) / 14)
+def test_layers_wait_half_as_long_on_codes(demo):
+    found = told(demo, floats=0.5, integers=0.3)(demo[0].plan)  # 3.5 milliseconds alone, 7 in the float model
+    assert found.ratio == pytest.approx((7 * 0.3 + 3.5 / 2) / 7)
+
+
+def test_layers_that_take_less_than_alone_take_as_much_less_on_codes(demo):
+    found = told(demo, floats=2, integers=0.5)(demo[0].plan)
+    assert found.ratio == pytest.approx(0.5 * 7 * 0.5 / 7)
 
 
 def test_layers_in_floats_keep_their_time(demo):
