@@ -28,6 +28,7 @@ NAMES = [
     "pareto",
     "rounding",
     "rounding_search",
+    "second_order",
     "whatif",
 ]
 

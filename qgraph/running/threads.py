@@ -12,6 +12,7 @@ import qmath
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_WORTH_THREADS = 1024  # columns
 _limit: int | None = None
 
 
@@ -36,6 +37,21 @@ def limited(threads: int | None) -> Iterator[None]:
     finally:
         _limit = before[0]
         qmath.set_threads(before[1])
+
+
+@contextmanager
+def for_matrices_of(columns: int) -> Iterator[None]:
+    """Let NumPy's products of matrices with so few columns run on one thread.
+
+    More threads gain nothing there, and wait for work by computing: on busy cores that takes twice the time.
+    """
+    if columns >= _WORTH_THREADS:
+        yield
+        return
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 def limit() -> int | None:

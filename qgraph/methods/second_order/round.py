@@ -33,6 +33,7 @@ from qgraph.plan import codes as weights
 from qgraph.plan.plan import MAX_BITS, LayerQuant, QuantPlan, WeightQuant
 from qgraph.plan.saturation import largest_pair, saturated
 from qgraph.running.job import Job
+from qgraph.running.threads import for_matrices_of
 from qgraph.samples.dataset import Dataset
 
 MEMORY = 2 << 30  # bytes of activations that are held between two layers, about
@@ -122,8 +123,10 @@ class _Pair:
     def rounded(self, layer: Layer, twin: Layer, quant: LayerQuant, allowed: int) -> LayerQuant:
         """The layer with its weight rounded by what reaches it."""
         shape = layer.weight_array().shape
-        halves = self._moments(layer, twin, int(np.prod(shape)) // shape[layer.output_axis])
-        return quant if halves is None else _rounded(layer, quant, halves, allowed, self.config)
+        products = int(np.prod(shape)) // shape[layer.output_axis]
+        with for_matrices_of(products):
+            halves = self._moments(layer, twin, products)
+            return quant if halves is None else _rounded(layer, quant, halves, allowed, self.config)
 
     def _moments(self, layer: Layer, twin: Layer, products: int) -> list[qmath.Moments] | None:
         """Those of every other batch, and of the batches between."""

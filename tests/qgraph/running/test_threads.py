@@ -20,7 +20,7 @@ from qgraph.methods.qrater.config import SearchConfig
 from qgraph.methods.zeroq.distill import DistillConfig, distill
 from qgraph.report import report_on
 from qgraph.running.sessions import Session, in_parallel
-from qgraph.running.threads import limited
+from qgraph.running.threads import for_matrices_of, limited
 
 
 @pytest.fixture
@@ -98,3 +98,15 @@ def test_matrix_products_of_numpy_keep_the_number():
         with limited(1):
             assert blas() <= {1}
         assert blas() <= {3}
+
+
+@pytest.mark.parametrize(("columns", "threads"), [(1023, 1), (1024, 2)])
+def test_products_of_small_matrices_run_on_one_thread(columns, threads):
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        with for_matrices_of(columns):
+            assert blas_threads() == {threads}
+        assert blas_threads() == {2}
+
+
+def blas_threads() -> set[int]:
+    return {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
