@@ -222,8 +222,8 @@ def test_every_kind_of_kernel_runs(runs, codes):
         conv = Kernel(
             op="Conv", operand=(1, 8, 64, 64), weight=(16, 8, 3, 3), attributes=attributes, runs=runs, codes=codes
         )
-        pool = Kernel(op="MaxPool", operand=(1, 8, 64, 64), attributes=(("kernel_shape", (3, 3)),), runs=runs)
-        kernels += [conv, pool, Kernel(op="Add", operand=(1, 8, 64, 64), runs=runs)]
+        pool = Kernel(op="MaxPool", operand=(1, 8, 256, 256), attributes=(("kernel_shape", (3, 3)),), runs=runs)
+        kernels += [conv, pool, Kernel(op="Add", operand=(1, 8, 256, 256), runs=runs)]
     for kernel in kernels:
         assert 0 < kernel_table._measured(kernel) < 1
 
