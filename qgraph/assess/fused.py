@@ -6,7 +6,7 @@ import platform
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from qgraph.graph.layers import LAYER_OPS
 from qgraph.graph.tensors import fused_output, root
-from qgraph.graph.walk import descendants
+from qgraph.graph.walk import descendants, paths, with_branches
 from qgraph.onnxfile.model import Model
 from qgraph.running.cpu import has_fast_integers
 from qgraph.running.sessions import Session
@@ -74,21 +74,21 @@ def inspect_fused(model: Model, *, threads: int | None = None) -> FusedGraph:
 
 def with_names(model: Model) -> Model:
     """The model, with a name for every node: kernels are found by it. Copied if it has nodes without one."""
-    if all(node.name for node in model.graph):
+    if all(node.name for node in _nodes(model.graph)):
         return model
     named = model.ir_model.clone()
-    for index, node in enumerate(named.graph):
+    for index, node in enumerate(_nodes(named.graph)):
         node.name = node.name or f"{node.op_type}_{index}"
     return replace(model, ir_model=named)
 
 
 def read_fused(model: Model, optimised: Path) -> FusedGraph:
     """The layers of `model`, matched with the optimized graph that onnxruntime wrote when it loaded the model."""
-    graph = onnx.load(optimised, load_external_data=False).graph
-    kernels, operators = _kernels(graph), dict(Counter(node.op_type for node in graph.node))
-    layers = []
-    varying = descendants(v for v in model.graph.inputs if v.const_value is None)
-    for node in model.graph:
+    loaded = list(_loaded(onnx.load(optimised, load_external_data=False).graph))
+    kernels, operators = _kernels(loaded), dict(Counter(node.op_type for node in loaded))
+    layers, names_of = [], paths(model.graph)
+    varying = {**descendants(v for v in model.graph.inputs if v.const_value is None), **dict.fromkeys(_inner(model))}
+    for node in _nodes(model.graph):
         if node.domain != "" or not (node.op_type in LAYER_OPS or is_dynamic_product(node, varying)):
             continue
         if _is_part(node):
@@ -99,8 +99,27 @@ def read_fused(model: Model, optimised: Path) -> FusedGraph:
         integer = kernel in INTEGER_KERNELS
         why = "" if integer else _why_float(node, varying)
         op = "MatMul" if node.op_type == "MatMulInteger" else node.op_type
-        layers.append(FusedLayer(name=str(node.name), op=op, kernel=kernel, integer=integer, why=why))
+        layers.append(FusedLayer(name=names_of[node], op=op, kernel=kernel, integer=integer, why=why))
     return FusedGraph(layers=tuple(layers), warnings=tuple(_warnings(model, layers)), operators=operators)
+
+
+def _nodes(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes of the main graph and of the branches of Ifs."""
+    return [node for one in with_branches(graph) for node in one]
+
+
+def _inner(model: Model) -> list[ir.Node]:
+    """The nodes of branches, all of which depend on what is fed: it decides whether they run."""
+    return [node for one in with_branches(model.graph)[1:] for node in one]
+
+
+def _loaded(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of the branches of its Ifs."""
+    for node in graph.node:
+        yield node
+        if node.op_type == "If":
+            for attribute in node.attribute:
+                yield from _loaded(attribute.g)
 
 
 def is_dynamic_product(node: ir.Node, varying: Container[ir.Node]) -> bool:
@@ -132,10 +151,10 @@ def scaled(value: ir.Value) -> Iterator[ir.Value]:
         yield value
 
 
-def _kernels(graph: onnx.GraphProto) -> dict[str, str]:
-    """The operators of the graph that onnxruntime runs, by node name and by output name."""
+def _kernels(nodes: Iterable[onnx.NodeProto]) -> dict[str, str]:
+    """The operators that onnxruntime runs, by node name and by output name."""
     kernels: dict[str, str] = {}
-    for node in graph.node:
+    for node in nodes:
         kernels.setdefault(_SUFFIXES.sub("", node.name), node.op_type)
         for output in node.output:
             kernels.setdefault(output, node.op_type)
@@ -189,7 +208,7 @@ def _is_constant(value: ir.Value, varying: Container[ir.Node]) -> bool:
 
 
 def _warnings(model: Model, layers: list[FusedLayer]) -> list[str]:
-    quantized = any(n.op_type == "QuantizeLinear" for n in model.graph)
+    quantized = any(n.op_type == "QuantizeLinear" for n in _nodes(model.graph))
     meant = [layer for layer in layers if layer.why not in (_FLOAT_WEIGHT, _UNPACKED)]
     integer = sum(layer.integer for layer in meant)
     found = []

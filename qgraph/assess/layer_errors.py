@@ -93,7 +93,8 @@ def layer_reports(
     reports = []
     for quant in plan.layers:
         layer = view.by_name[quant.name]
-        grid = None if quant.runs == "dynamic" or layer.weight_only else nearest(layer.input, grids)
+        on_grid = quant.runs != "dynamic" and (layer.in_branch or not layer.weight_only)
+        grid = nearest(layer.input, grids) if on_grid else None
         found = (in_file or {}).get(quant.name)
         signal, noise = power.get(quant.name, (signals.get(quant.name, 0.0) if found is None else found.alone, 0.0))
         reports.append(

@@ -30,6 +30,8 @@ class Layer:
     """One quantizable layer: its node, its weight and the axes of its channels.
 
     Only the weight of a `weight_only` layer can be quantized: it is recurrent, a table, or in a body of control flow.
+    Methods treat a layer `in_branch` of an If in the same way, but its operand can be observed, and it can run on
+    integers.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Layer:
     node: ir.Node
     weight_index: int = 1
     weight_only: bool = False
+    in_branch: bool = False
 
     @property
     def weight(self) -> ir.Value:
@@ -46,6 +49,16 @@ class Layer:
     def owns_weight(self) -> bool:
         """Whether no other node reads its weight; one with several readers is stored once, on one grid."""
         return len(list(self.weight.uses())) == 1
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether its weight is a table as well, and keeps a table's bits."""
+        return any(use.node.op_type == TABLE_OP and use.idx == 0 for use in self.weight.uses())
+
+    @property
+    def shares_with_its_kind(self) -> bool:
+        """Whether all nodes that read its weight are of its operator, and read it in its place."""
+        return all((use.node.op_type, use.idx) == (self.op, self.weight_index) for use in self.weight.uses())
 
     @property
     def input(self) -> ir.Value:
@@ -86,7 +99,7 @@ class Layer:
     def scale_axis(self) -> int | None:
         """The axis along which the weight may have a scale per channel; None if integer kernels need a single scale."""
         one = self.op == "MatMul" and (self.weight_index == 0 or len(present(self.weight.shape)) > 2)
-        return None if one and not self.weight_only else self.output_axis
+        return None if one and not (self.weight_only and not self.has_integer_kernel) else self.output_axis
 
     @property
     def input_axis(self) -> int:
@@ -144,7 +157,7 @@ class Layer:
 
     @property
     def has_integer_kernel(self) -> bool:
-        return self.op in INTEGER_OPS and not self.weight_only
+        return self.op in INTEGER_OPS and (self.in_branch or not self.weight_only)
 
 
 def pads(layer: Layer) -> bool:

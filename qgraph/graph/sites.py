@@ -17,8 +17,8 @@ import onnx_ir as ir
 from qgraph.errors import ModelError, UsageError, hint
 from qgraph.graph.already import likely_tool, quantized_operators
 from qgraph.graph.layers import HALF, LAYER_OPS, RECURRENT_OPS, Layer, present, weight_index
-from qgraph.graph.tensors import CLIPPING_OPS, fused_output, is_transparent, sign_sources
-from qgraph.graph.walk import ancestors, descendants, owners, paths, sources, walk
+from qgraph.graph.tensors import CLIPPING_OPS, fused_output, is_transparent, moved_from, sign_sources
+from qgraph.graph.walk import ancestors, descendants, owners, paths, sources, walk, with_branches
 from qgraph.graph.weight_only import weight_only_layers
 from qgraph.onnxfile.edit import constant
 from qgraph.onnxfile.model import Model
@@ -43,6 +43,16 @@ class GraphView:
     def weight_only(self) -> tuple[Layer, ...]:
         """The layers of which only the weight can be quantized, outer graphs first."""
         return self._weight_only[0]
+
+    @property
+    def observed(self) -> tuple[Layer, ...]:
+        """The layers whose operands are observed: those of the main graph, and those in branches."""
+        return (*self.layers, *(layer for layer in self.weight_only if layer.in_branch))
+
+    @cached_property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """The nodes of the main graph, and behind them those of the branches of Ifs."""
+        return tuple(node for graph in with_branches(self.model.graph) for node in graph)
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -83,7 +93,7 @@ class GraphView:
     @cached_property
     def non_negative(self) -> dict[str, bool]:
         """Whether the graph guarantees that a tensor is not negative, for every tensor that can be quantized."""
-        return {site.tensor: site.non_negative for site in self.activation_sites(self.layers)}
+        return {site.tensor: site.non_negative for site in self.activation_sites(self.observed)}
 
     @cached_property
     def values(self) -> dict[str, ir.Value]:
@@ -138,7 +148,7 @@ class GraphView:
     def _never_negative(self) -> set[ir.Value]:
         """All results of nodes for which `is_non_negative` holds."""
         known: set[ir.Value] = set()
-        for node in self.model.graph:
+        for node in self.nodes:
             for value in node.outputs:
                 sources = sign_sources(value)
                 if sources is not None and all(v in known or sign_sources(v) == [] for v in sources):
@@ -147,13 +157,12 @@ class GraphView:
 
     def _origins(self, apart: AbstractSet[str]) -> dict[ir.Value, ir.Value]:
         """The tensor whose grid each result of a transparent operator shares: the nearest `apart`, or the root."""
-        if not apart:
-            return self._roots
         origins: dict[ir.Value, ir.Value] = {}
-        for node in self.model.graph:
-            if is_transparent(node):
-                moved = present(node.inputs[0])
-                origins |= {v: v if v.name in apart else origins.get(moved, moved) for v in node.outputs}
+        for node in self.nodes:
+            for value in node.outputs:
+                moved = moved_from(value)
+                if moved is not None:
+                    origins[value] = value if value.name in apart else origins.get(moved, moved)
         return origins
 
     def activation_sites(
@@ -183,14 +192,15 @@ class GraphView:
     def _kept_tensors(
         self, layers: Sequence[Layer], operands: Mapping[ir.Value, None], origins: Mapping[ir.Value, ir.Value]
     ) -> dict[ir.Value, None]:
-        """Outputs of convolutions (QLinearConv writes integers), and glue whose inputs are all on a grid."""
+        """Outputs of convolutions (QLinearConv writes integers), and glue whose inputs are all on a grid beside it."""
         nodes = {layer.node for layer in layers if layer.has_integer_kernel}
         feeding = sources((v for node in nodes for v in node.inputs if v is not None), _keeps_integers)
         kept: dict[ir.Value, None] = {}
-        for node in self.model.graph:
+        for node in self.nodes:
             if node.op_type in GLUE_OPS and node not in nodes and node.domain == "":
                 inputs = [origins.get(v, v) for v in node.inputs if v is not None and constant(v) is None]
-                on_grid = all(v in operands or v in kept for v in inputs) and not _has_tensor_constant(node)
+                here = all((v in operands or v in kept) and v.graph is node.graph for v in inputs)
+                on_grid = here and not _has_tensor_constant(node)
                 if inputs and on_grid and node.outputs[0] in feeding:
                     kept[fused_output(node.outputs[0])] = None
             elif node in nodes and node.op_type == "Conv":

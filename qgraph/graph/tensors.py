@@ -39,11 +39,19 @@ _KEEPS_SIGN = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "R
 
 def root(value: ir.Value) -> ir.Value:
     """The tensor whose grid `value` shares: itself, or the one that transparent operators moved it from."""
-    producer = value.producer()
-    while producer is not None and is_transparent(producer):
-        value = present(producer.inputs[0])
-        producer = value.producer()
+    while (before := moved_from(value)) is not None:
+        value = before
     return value
+
+
+def moved_from(value: ir.Value) -> ir.Value | None:
+    """The tensor of the same graph that a transparent operator moved `value` from; None if there is none.
+
+    What a branch reads from outside has no grid inside, since codes do not go into bodies.
+    """
+    node = value.producer()
+    before = node.inputs[0] if node is not None and is_transparent(node) else None
+    return before if before is not None and before.graph is value.graph else None
 
 
 def is_transparent(node: ir.Node) -> bool:
@@ -131,8 +139,8 @@ def root_name(layer: Layer) -> str:
 def nearest(value: ir.Value, known: Mapping[str, T]) -> T | None:
     """The entry in a mapping for a tensor, or for the nearest one that transparent operators moved it from."""
     while value.name not in known:
-        producer = value.producer()
-        if producer is None or not is_transparent(producer):
+        before = moved_from(value)
+        if before is None:
             return None
-        value = present(producer.inputs[0])
+        value = before
     return known[str(value.name)]

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import onnx_ir as ir
 
+from qgraph.running.inner import branches
+
 T = TypeVar("T")
 Passes = Callable[[ir.Node], bool]
 
@@ -85,6 +87,11 @@ def paths(graph: ir.Graph) -> dict[ir.Node, str]:
     for body, (node, where) in owners(graph).items():
         found |= {inner: f"{found[node]}/{where}/{inner.name}" for inner in body}
     return found
+
+
+def with_branches(graph: ir.Graph) -> list[ir.Graph]:
+    """The graph and the branches of its Ifs, in which tensors can be observed; outer ones first."""
+    return [graph, *branches(graph)]
 
 
 def _producers(values: Iterable[ir.Value]) -> Iterable[ir.Node]:

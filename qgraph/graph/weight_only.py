@@ -1,6 +1,8 @@
 """Layers of which only the weight can be quantized.
 
 They are recurrent layers, tables, layers that compute in 16-bit floats, and those in the bodies of If, Loop and Scan.
+The operand of a layer in a branch can be observed, so that it may run on integers, with a weight that no method but the
+first plan and the last checks change.
 
 Their weights are stored in few bits and converted to floats once, when the file is loaded, so that no step costs more.
 A table, of which a Gather takes rows, stays int8 in memory, and its rows become floats when they are taken.
@@ -8,7 +10,8 @@ A table, of which a Gather takes rows, stays int8 in memory, and its rows become
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +26,7 @@ from qgraph.graph.layers import (
     weight_index,
     why_not_quantized,
 )
+from qgraph.graph.walk import with_branches
 from qgraph.onnxfile.edit import constant
 
 _OVERHEAD = 256  # bytes of the operators that make floats of a weight
@@ -31,8 +35,9 @@ _OVERHEAD = 256  # bytes of the operators that make floats of a weight
 def weight_only_layers(paths: Mapping[ir.Node, str], main: ir.Graph) -> tuple[list[Layer], dict[str, str]]:
     """These layers, and the reason for each that cannot be quantized; `paths` has the names of all nodes."""
     found, skipped = [], {}
+    branches = set(with_branches(main)[1:])
     for node, path in paths.items():
-        for layer, why in _candidates(node, path, main):
+        for layer, why in _candidates(node, path, main, branches):
             why = why or _why_not_worth_it(layer)
             if why:
                 skipped[layer.name] = why
@@ -41,13 +46,15 @@ def weight_only_layers(paths: Mapping[ir.Node, str], main: ir.Graph) -> tuple[li
     return found, skipped
 
 
-def _candidates(node: ir.Node, path: str, main: ir.Graph) -> list[tuple[Layer, str]]:
+def _candidates(node: ir.Node, path: str, main: ir.Graph, branches: Container[ir.Graph]) -> list[tuple[Layer, str]]:
     """The layers that a node would make, each with the reason why its weight has no grid ('' if it can have one)."""
     if node.domain != "":
         return []
     if node.op_type in LAYER_OPS:
         index, why = weight_index(node)
         layer = Layer(name=path, op=node.op_type, node=node, weight_index=index, weight_only=True)
+        if node.graph in branches and not layer.is_half:
+            layer = replace(layer, in_branch=True)
         inside = node.graph is not main
         return [(layer, why)] if inside or (not why and layer.is_half) else []
     if node.op_type == TABLE_OP and node.graph is main:

@@ -75,14 +75,16 @@ class QdqEmitter:
         step = self._take_codes(layer) if operand is None else np.float32(1)
         factors = self._factors(layer)
         steps = () if factors is None else tuple(factors.tolist())
-        key = (layer.weight, quant.weight, operand is None, float(step), steps)
+        home = self.nodes.graph if operand is None else layer.node.graph
+        key = (layer.weight, quant.weight, operand is None, float(step), steps, home)
         if key not in self.weights:
             if operand is None:
                 self.weights[key] = self._float_weight(layer, quant.weight, step)
             else:
                 integers = self._integers_of(layer, quant)
                 channels = {"axis": quant.weight.channel_axis} if integers[1].shape else {}
-                self.weights[key] = self.nodes.op("DequantizeLinear", *integers, **channels)
+                with self.nodes.inside(home):  # type: ignore[arg-type]
+                    self.weights[key] = self.nodes.op("DequantizeLinear", *integers, **channels)
         return self.weights[key]
 
     def _integers_of(self, layer: Layer, quant: LayerQuant) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -118,7 +120,7 @@ class QdqEmitter:
 
         Where another layer reads the table in floats, so does this one: it is stored once.
         """
-        if (layer.weight, quant.weight, True, 1.0, ()) in self.weights:
+        if (layer.weight, quant.weight, True, 1.0, (), self.nodes.graph) in self.weights:
             layer.node.replace_input_with(layer.weight_index, self.weight(layer, quant, None))
             return
         codes, scale, point = self._integers_of(layer, quant)
@@ -210,7 +212,8 @@ class QdqEmitter:
             self.nodes.constant(f"{stem}.s", scale),
             self.nodes.shared(np.zeros(scale.shape, np.int32)),
         ]
-        return self.nodes.op("DequantizeLinear", *inputs, **({"axis": 0} if per_channel else {}))
+        with self.nodes.inside(layer.node.graph):  # type: ignore[arg-type]
+            return self.nodes.op("DequantizeLinear", *inputs, **({"axis": 0} if per_channel else {}))
 
     @property
     def _with_whole_biases(self) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,15 +15,25 @@ from qgraph.onnxfile.lazy_array import Later
 
 
 class Nodes:
-    """Adds nodes and constants to one graph."""
+    """Adds nodes and constants to a graph, nodes that read tensors of a body to that body."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
+        self.body = graph
         self._shared: dict[str, ir.Value] = {}
 
     def op(self, op_type: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
         """Add a node and return its first output."""
-        return append_node(self.graph, op_type, inputs, attributes).outputs[0]
+        return append_node(self.graph, op_type, inputs, attributes, body=self.body).outputs[0]
+
+    @contextmanager
+    def inside(self, body: ir.Graph) -> Iterator[None]:
+        """Add nodes to a body, also those that read nothing of it: a kernel is fused from nodes of one graph."""
+        before, self.body = self.body, body
+        try:
+            yield
+        finally:
+            self.body = before
 
     def constant(self, name: str, array: NDArray[Any] | np.generic | Later) -> ir.Value:
         """Add a constant of this name."""

@@ -227,7 +227,7 @@ def _replace_uses(
         if use.node not in own:
             use.node.replace_input_with(use.idx, quantized)
     if value.is_graph_output() and not value.is_graph_input():
-        outputs = view.model.graph.outputs
+        outputs = value.graph.outputs  # type: ignore[union-attr]
         name = value.name
         value.name = unique_name(view.model.graph, f"{name}/float")
         quantized.name = name

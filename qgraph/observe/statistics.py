@@ -115,8 +115,8 @@ def watched_tensors(view: GraphView) -> dict[str, int | None]:
 
     A tensor that layers read along several axes appears once more for each further axis, under a name made by `_along`.
     """
-    watched: dict[str, int | None] = {site.tensor: None for site in view.activation_sites(view.layers)}
-    for name, axis in (layer.operand_channels for layer in view.layers):
+    watched: dict[str, int | None] = {site.tensor: None for site in view.activation_sites(view.observed)}
+    for name, axis in (layer.operand_channels for layer in view.observed):
         first = watched.get(name)
         watched[name if first is None or first == axis else _along(name, axis)] = axis
     return watched
@@ -228,7 +228,7 @@ def _sources(model: Model, wanted: Mapping[str, int | None]) -> dict[str, tuple[
 
 
 def _update(accumulator: qmath.StatisticsAccumulator, name: str, array: NDArray[Any]) -> None:
-    if array.dtype.kind != "f":
+    if array.dtype.kind != "f" or not array.size:  # such as what a branch that was not taken computes
         return
     try:
         accumulator.update(array)

@@ -1,4 +1,4 @@
-"""The weights in the bodies of If, Loop and Scan, moved to the main graph.
+"""The bodies of If, Loop and Scan: weights moved to the main graph, tensors with names and readers of their own.
 
 A constant does not depend on the branch that is taken, nor does what is computed from constants alone (the gates of an
 LSTM that an exporter splits and joins again at every step). In the main graph they are computed once, by
@@ -14,8 +14,10 @@ import onnx_ir as ir
 
 from qgraph.onnxfile.edit import add_initializer, constant, unique_name
 from qgraph.onnxfile.folding import Declined, constant_nodes, fold_constants
+from qgraph.running.inner import branches
 from qgraph.running.unused import remove_unused
 
+_READ_BY_KERNELS = ("Conv", "Gemm", "MatMul")
 _LARGE = 1024  # bytes: a smaller constant stays in its body, where shapes are inferred from its values
 
 
@@ -37,6 +39,43 @@ def lift_weights_out_of_bodies(model: ir.Model) -> Declined:
     _merge_twins(main, before)
     remove_unused(model)
     return [(node, why) for node, why in declined if node in moved]
+
+
+def set_bodies_apart(model: ir.Model) -> None:
+    """Give every tensor of a body a name that no other tensor has, and copy what layers of branches read from outside.
+
+    Siblings may share names; plans tell tensors by their names. Codes do not go into bodies: a layer in a branch
+    quantizes a copy of its own, which is nothing but another name.
+    """
+    seen: set[str] = {str(v.name) for v in (*model.graph.inputs, *model.graph.initializers.values())}
+    seen |= {str(v.name) for node in model.graph for v in node.outputs}
+    for body in model.graph.subgraphs():
+        for value in (*body.inputs, *body.initializers.values(), *(v for node in body for v in node.outputs)):
+            if value.name in seen:
+                _rename(body, value, unique_name(model.graph, str(value.name)))
+            seen.add(str(value.name))
+    for body in branches(model.graph):
+        for node in [n for n in body if n.op_type in _READ_BY_KERNELS and not n.domain]:
+            for index, read in enumerate(node.inputs[:2]):
+                if read is not None and read.const_value is None and read.graph is not body:
+                    node.replace_input_with(index, _copied(model.graph, body, node, read))
+
+
+def _rename(body: ir.Graph, value: ir.Value, name: str) -> None:
+    if value.const_value is not None and value.is_initializer():
+        del body.initializers[str(value.name)]
+        value.name = value.const_value.name = name
+        body.initializers[name] = value
+    value.name = name
+
+
+def _copied(main: ir.Graph, body: ir.Graph, reader: ir.Node, value: ir.Value) -> ir.Value:
+    """A copy of an outer tensor in the body, in front of what reads it."""
+    copy = ir.node("Identity", [value], name=unique_name(main, f"{value.name}/copy"))
+    body.insert_before(reader, copy)
+    copied = copy.outputs[0]
+    copied.name, copied.type, copied.shape = str(copy.name), value.type, value.shape
+    return copied
 
 
 def _is_large(value: ir.Value) -> bool:

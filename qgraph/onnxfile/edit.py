@@ -32,19 +32,34 @@ def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any] | np.generic
 
 
 def append_node(
-    graph: ir.Graph, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any]
+    graph: ir.Graph,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, Any],
+    *,
+    body: ir.Graph | None = None,
 ) -> ir.Node:
-    """Add a node at the end of the graph; the name of its output is not in use in subgraphs either."""
+    """Add a node at the end of the graph; the name of its output is not in use in subgraphs either.
+
+    What reads tensors of a body goes there, and so does what is asked for in a `body`.
+    """
     node = ir.node(op_type, list(inputs), attributes=dict(attributes))
-    graph.append(node)
+    _innermost(graph, inputs, body).append(node)
     node.outputs[0].name = unique_name(graph, str(node.outputs[0].name))
     return node
 
 
-def append_dynamic(graph: ir.Graph, value: ir.Value) -> ir.Node:
+def _innermost(graph: ir.Graph, inputs: Sequence[ir.Value | None], body: ir.Graph | None) -> ir.Graph:
+    """Of the graph, the `body` and the graphs of the inputs, which contain one another, the one inside all others."""
+    found = {value.graph for value in inputs if value is not None and isinstance(value.graph, ir.Graph)}
+    found |= {graph if body is None else body}
+    return found.pop() if len(found) == 1 else min(found, key=lambda one: sum(1 for _ in one.subgraphs()))
+
+
+def append_dynamic(graph: ir.Graph, value: ir.Value, *, body: ir.Graph | None = None) -> ir.Node:
     """Add a DynamicQuantizeLinear, whose outputs are codes, scale and zero point of `value`."""
     node = ir.node("DynamicQuantizeLinear", [value], num_outputs=3)
-    graph.append(node)
+    _innermost(graph, [value], body).append(node)
     kinds = (ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8)
     for output, kind, shape in zip(node.outputs, kinds, (value.shape, ir.Shape([]), ir.Shape([])), strict=True):
         output.name = unique_name(graph, str(output.name))

@@ -106,7 +106,8 @@ def fold_batch_normalization(model: ir.Model) -> Declined:
     no other consumer and all parameters are constant. Other BatchNormalizations are left unchanged.
     """
     declined: Declined = []
-    for bn in [n for n in model.graph if n.op_type == "BatchNormalization" and n.domain == ""]:
+    every = (n for graph in (model.graph, *model.graph.subgraphs()) for n in graph)
+    for bn in [n for n in every if n.op_type == "BatchNormalization" and n.domain == ""]:
         if _is_training(bn):
             raise ModelError(
                 f"BatchNormalization '{bn.name}' is in training mode: its output depends on the batch; "
@@ -117,9 +118,8 @@ def fold_batch_normalization(model: ir.Model) -> Declined:
         if layer is None or why:
             declined.append((bn, why))
         else:
-            _fold(model.graph, layer, bn)
-    inner = (n for body in model.graph.subgraphs() for n in body if n.op_type == "BatchNormalization")
-    return [*declined, *((bn, "it lies in the body of a control-flow operator") for bn in inner)]
+            _fold(layer, bn)
+    return declined
 
 
 def fuse_matrix_product_bias(model: ir.Model) -> Declined:
@@ -276,7 +276,8 @@ def output_axis(layer: ir.Node) -> int:
     return 0 if layer.op_type == "Conv" else -1
 
 
-def _fold(graph: ir.Graph, layer: ir.Node, bn: ir.Node) -> None:
+def _fold(layer: ir.Node, bn: ir.Node) -> None:
+    graph: ir.Graph = bn.graph  # type: ignore[assignment]
     gamma, beta, mean, var = (np.asarray(constant(v), np.float64) for v in bn.inputs[1:5])
     epsilon = bn.attributes["epsilon"].as_float() if "epsilon" in bn.attributes else 1e-5
     factor = gamma / np.sqrt(var + epsilon)

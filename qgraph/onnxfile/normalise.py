@@ -12,7 +12,7 @@ from onnx_ir.passes import common as passes
 
 from qgraph.errors import ModelError, QGraphError, first_line
 from qgraph.onnxfile.axes import name_all_axes, pad_in_pools
-from qgraph.onnxfile.bodies import lift_weights_out_of_bodies
+from qgraph.onnxfile.bodies import lift_weights_out_of_bodies, set_bodies_apart
 from qgraph.onnxfile.cost_limits import GROWING_OPS, check_bounds
 from qgraph.onnxfile.edit import name_everything, rename_twins
 from qgraph.onnxfile.einsum import einsums_to_products
@@ -27,6 +27,7 @@ from qgraph.onnxfile.folding import (
 from qgraph.onnxfile.model import Model, Unchanged
 from qgraph.onnxfile.readable import TYPE_NOTE
 from qgraph.onnxfile.shapes import infer_shapes
+from qgraph.onnxfile.tied import tie_tables
 from qgraph.running.versions import needed_ir_version
 
 
@@ -70,6 +71,8 @@ def normalise(model: Model, *, fold_bn: bool = True) -> Model:
             transform(net)
         digest = content_digest(net)
         ours(lift_weights_out_of_bodies, "compute ahead")(net)
+        set_bodies_apart(net)
+        tie_tables(net)
     except QGraphError:
         raise
     except Exception as error:  # of any kind: the file contradicts itself

@@ -37,6 +37,7 @@ def initial_plan(view: GraphView, recipe: Recipe, observed: Ranges | None) -> Qu
     layers, kept = choose_layers(view, recipe.keep, weight_only=not find(recipe.method).trains)
     activations: list[ActivationQuant] = []
     floats: dict[str, str] = {}
+    floats_only: set[str] = set()
     dynamic = _dynamic_layers(layers, recipe, view)
     if recipe.static_bits is not None and observed is not None:
         sites, floats = place(view, [layer for layer in layers if layer.name not in dynamic], observed)
@@ -48,7 +49,9 @@ def initial_plan(view: GraphView, recipe: Recipe, observed: Ranges | None) -> Qu
             bits = recipe.at_edges(recipe.static_bits) if site.tensor in edges else recipe.static_bits
             bits = asked.get(site.tensor, bits)
             activations += _activation_grids(site, bits, observed)
-    in_floats = {layer.name for layer in layers} - dynamic if recipe.dynamic else set(floats)
+    else:
+        floats_only = {layer.name for layer in layers if layer.in_branch}
+    in_floats = {layer.name for layer in layers} - dynamic if recipe.dynamic else set(floats) | floats_only
     plan = QuantPlan(
         model=view.model.digest,
         recipe=recipe.method,
@@ -87,7 +90,7 @@ def _dynamic_layers(layers: Sequence[Layer], recipe: Recipe, view: GraphView) ->
     able = [layer for layer in layers if not why_not_dynamic(layer)]
     if recipe.dynamic or not recipe.dynamic_products:
         return frozenset(layer.name for layer in able if recipe.dynamic)
-    others = [layer for layer in layers if layer not in able and not layer.weight_only]
+    others = [layer for layer in layers if layer not in able and (layer.in_branch or not layer.weight_only)]
     kept = {site.tensor for site in view.activation_sites(others)}
     return frozenset(layer.name for layer in able if view.root(layer.input).name not in kept)
 

@@ -27,7 +27,7 @@ def place(
     view: GraphView, layers: Sequence[Layer], observed: Ranges
 ) -> tuple[tuple[ActivationSite, ...], dict[str, str]]:
     """The tensors to quantize so that `layers` run on integers, and the reason for each layer that cannot."""
-    layers = [layer for layer in layers if not layer.weight_only]
+    layers = [layer for layer in layers if layer.in_branch or not layer.weight_only]
     left = {layer.name: why for layer in layers if (why := why_slower(layer) or _why_uncovered(layer, observed))}
     layers = [layer for layer in layers if layer.name not in left]
     readers = [layer for layer in layers if layer.has_integer_kernel]
@@ -59,6 +59,8 @@ def _why_uncovered(layer: Layer, observed: Ranges) -> str:
     if not layer.has_integer_kernel:
         return ""
     low, high = observed.range_of(str(layer.input.name))
+    if layer.in_branch and low == high == 0:
+        return "no sample takes its branch, or it reads nothing but 0: the weight alone is quantized"
     same = f"'{layer.input.name}' is {low:g} in all samples, which says nothing of its range"
     return f"{same}: the weight alone is quantized" if low == high else ""
 

@@ -357,7 +357,7 @@ class Recipe:
     def bits_of(self, layer: Layer, edges: frozenset[str]) -> int:
         """The weight bits of a layer; `reduce_range` leaves one bit of headroom for CPUs without VNNI."""
         weights = self.weights if isinstance(self.weights, int) else 8
-        edge = layer.name in edges and layer.op != TABLE_OP
+        edge = layer.name in edges and layer.op != TABLE_OP and not (layer.is_tied and self.edge_bits is None)
         bits = self.at_edges(weights) if edge else weights
         bits = bits_for(parsed(self.changes), layer.name, "weights") or bits
         return min(bits, 7) if self.reduce_range else bits

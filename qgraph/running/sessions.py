@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 import qmath
 from qgraph.errors import ModelError, UsageError
+from qgraph.running.inner import brought_out
 from qgraph.running.threads import limit
 from qgraph.running.unused import remove_unused
 from qgraph.running.versions import needed_ir_version
@@ -112,7 +113,8 @@ class Session:
 
     Args:
         model: the model, its file or the content of such a file; it is not changed.
-        outputs: names of the tensors to return, inner ones included; by default the graph's outputs.
+        outputs: names of the tensors to return, inner ones included; by default the graph's outputs. Those of a branch
+            that was not taken are empty.
         threads: intra-op threads; by default those of the job, or all cores.
         optimize: whether onnxruntime may rewrite the graph.
         fuse_integers: whether it may fuse quantizers and the operators between them into integer kernels.
@@ -335,8 +337,9 @@ def _with_outputs(model: ir.Model | str | Path | bytes, outputs: Sequence[str] |
     else:
         part = model.clone() if isinstance(model, ir.Model) else ir.load(model)
     values = ir.convenience.create_value_mapping(part.graph)
+    asked = brought_out(part.graph, [values[name] for name in dict.fromkeys(outputs)])
     part.graph.outputs.clear()
-    part.graph.outputs.extend(values[name] for name in dict.fromkeys(outputs))
+    part.graph.outputs.extend(asked)
     remove_unused(part)
     used = [v for v in part.graph.inputs if v.uses() or v.is_graph_output()]
     part.graph.inputs.clear()

@@ -158,8 +158,8 @@ class _SwitchedEmitter(FloatEmitter):
 def _compute_if_on(graph: ir.Graph, where: ir.Node) -> None:
     """Replace Where(switch, Q(x), x) by If(switch), with the nodes of Q in one branch and a copy of x in the other."""
     switch, quantized, plain = where.inputs
-    result = where.outputs[0]
-    if quantized is None or plain is None or result.graph is None:  # the grid is not used
+    result, here = where.outputs[0], where.graph
+    if quantized is None or plain is None or not isinstance(here, ir.Graph):  # the grid is not used
         return
     nodes = _between(quantized, plain)
     copied = ir.node("Identity", [plain])
@@ -167,10 +167,10 @@ def _compute_if_on(graph: ir.Graph, where: ir.Node) -> None:
     for value in (quantized, copied.outputs[0]):
         value.type, value.shape = plain.type, plain.shape
     chosen = ir.node("If", [switch], num_outputs=1)
-    graph.insert_before(where, chosen)
+    here.insert_before(where, chosen)
     name = result.name
     result.replace_all_uses_with(chosen.outputs[0], replace_graph_outputs=True)
-    graph.remove([where, *nodes], safe=False)
+    here.remove([where, *nodes], safe=False)
     where.replace_input_with(1, None)
     where.replace_input_with(2, None)
     result.name, chosen.outputs[0].name = f"{name}/gone", name

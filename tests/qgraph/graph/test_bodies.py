@@ -140,7 +140,7 @@ def test_loops_read_the_input_and_a_layer(agreement, kind):
 
 
 @pytest.mark.parametrize("weights_", [8, "mixed"])
-def test_weights_in_bodies_are_quantized_or_named(weights_):
+def test_layers_in_bodies_are_quantized_or_named(weights_):
     then = body([N("MatMul", ["r", "v"], ["t"], name="inside")], ["t"])
     other = body([N("Identity", ["r"], ["e"])], ["e"])
     net = model(
@@ -153,7 +153,7 @@ def test_weights_in_bodies_are_quantized_or_named(weights_):
     feeds = {"x": x, "cond": np.array(True)}
     result = qgraph.quantize(net, feeds, weights=weights_)
     name = "If_y/then_branch/inside"
-    assert [(layer.name, layer.activation_bits) for layer in result.layers if layer.name == name] == [(name, None)]
+    assert [(layer.name, layer.activation_bits) for layer in result.layers if layer.name == name] == [(name, 8)]
     kept = qgraph.quantize(net, feeds, weights=weights_, keep=(name,)).plan.kept_float
     assert [(k.why, k.bytes) for k in kept if k.name == name] == [(f"asked for by name: {name}", 6400)]
 

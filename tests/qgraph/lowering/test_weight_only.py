@@ -236,7 +236,7 @@ def test_a_weight_of_integers_and_of_a_body_is_stored_once():
         result = qgraph.quantize(net, data, weights=bits, activations=8, edge_bits=bits, measure=False, method="minmax")
         grids = {layer.name: (layer.runs, layer.weight) for layer in result.plan.layers}
         assert grids["outside"][0] == "integers"
-        assert grids["If_i/then_branch/inside"] == ("floats", grids["outside"][1])
+        assert grids["If_i/then_branch/inside"] == grids["outside"]
         stored = [v for v in result.model.graph.initializers.values() if v.const_value.nbytes >= 48 * 48 * bits // 8]
         assert len(stored) == 2
 

@@ -59,12 +59,12 @@ def test_what_is_folded_is_not_listed(digits):
     assert normalise(load(digits)).unchanged == ()
 
 
-def test_a_normalization_in_a_branch_is_listed(model_from_text):
+def test_a_normalization_in_a_branch_without_a_layer_before_it_is_listed(model_from_text):
     text = f"""{HEAD} net (float[2,2] x, bool c, {PARAMETERS}) => (float[2,2] y) {{
       y = If(c) <then_branch = t () => (float[2,2] e) {{ [bn] e = BatchNormalization(x, g, b, m, v) }},
                 else_branch = f () => (float[2,2] h) {{ h = Neg(x) }}>
     }}"""
-    assert left(model_from_text(text, **NORM))["bn"][1] == "it lies in the body of a control-flow operator"
+    assert left(model_from_text(text, **NORM))["bn"][1] == "there is no layer before it: it reads 'x' directly"
 
 
 def test_identities_say_why_they_stay():
