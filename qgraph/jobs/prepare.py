@@ -30,7 +30,7 @@ from qgraph.plan.changes import bits_for, parsed
 from qgraph.plan.dynamic import mostly_products
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.recipe import FEW_BITS, Recipe
 from qgraph.running.job import Job
 from qgraph.running.wording import option
 from qgraph.samples.dataset import DataLike, Dataset, Reading, take_reading
@@ -71,6 +71,7 @@ class Gathered(Material):
         """The plan by what is expected of operands before any sample is seen."""
         from qgraph.methods.without_data.evenly import evenly
         from qgraph.methods.without_data.expected import SHIFTED, expected_operands
+        from qgraph.methods.without_data.groups import with_groups_for_noisy_weights
         from qgraph.methods.without_data.widths import with_small_layers_at_8_bits
 
         quantized = (self.view.by_name[quant.name] for quant in plan.layers)
@@ -82,6 +83,8 @@ class Gathered(Material):
             changes = parsed(recipe.changes)
             asked = [q.name for q in plan.layers if bits_for(changes, q.name, "weights") is not None]
             plan = with_small_layers_at_8_bits(plan, self.view, expected, bits=recipe.weights, asked=asked)
+            if recipe.weights > FEW_BITS and recipe.group is None and recipe.per_channel:
+                plan = with_groups_for_noisy_weights(plan, self.view, expected)
         return evenly(plan, self.view, expected)
 
     @property

@@ -34,15 +34,16 @@ def group_of(layer: Layer, bits: int, recipe: Recipe, most: int | None) -> int |
     group = recipe.group_at(bits)
     if group is None and recipe.target == "decode" and bits in BLOCK_BITS and not why_no_blocks(layer):
         group = BLOCK
-    if group is None or layer.scale_axis is None or not _takes_groups(layer, asked=recipe.group is not None, most=most):
+    if group is None or layer.scale_axis is None or not takes_groups(layer, asked=recipe.group is not None, most=most):
         return None
     fits = most is None or _WORTH * (2**bits - 1) <= most
     return group if fits and shape[group_axis(layer)] > group else None
 
 
-def _takes_groups(layer: Layer, *, asked: bool, most: int | None) -> bool:
+def takes_groups(layer: Layer, *, asked: bool, most: int | None) -> bool:
+    """Whether a weight of such a layer can have groups; those of convolutions on integers only where `asked` for."""
     if layer.op == "Conv":
-        return layer.owns_weight and (asked or most is None)
+        return layer.shares_with_its_kind and (asked or most is None)
     return layer.op in PRODUCT_OPS and len(layer.weight_array().shape) == 2
 
 
