@@ -109,9 +109,9 @@ def _said(plan: QuantPlan, view: GraphView) -> str:
 
 
 def _holds_apart(plan: QuantPlan, whole: QuantPlan, judge: PlanJudge) -> bool:
-    """Whether a plan is about as good as another on samples that calibrate neither."""
+    """Whether a plan is no worse than another on samples that calibrate neither."""
     apart = judge.held_out()
-    return apart is None or apart.margin(plan, TARGET_DB) > apart.margin(whole, TARGET_DB) - WORTH_DB
+    return apart is None or apart.margin(plan, TARGET_DB) >= apart.margin(whole, TARGET_DB)
 
 
 def _holds_in_a_batch(plan: QuantPlan, judge: PlanJudge) -> bool:
