@@ -71,6 +71,7 @@ class Gathered(Material):
         """The plan by what is expected of operands before any sample is seen."""
         from qgraph.methods.without_data.evenly import evenly
         from qgraph.methods.without_data.expected import SHIFTED, expected_operands
+        from qgraph.methods.without_data.floor import too_few_bits
         from qgraph.methods.without_data.groups import with_groups_for_noisy_weights
         from qgraph.methods.without_data.widths import with_small_layers_at_8_bits
 
@@ -85,6 +86,7 @@ class Gathered(Material):
             plan = with_small_layers_at_8_bits(plan, self.view, expected, bits=recipe.weights, asked=asked)
             if recipe.weights > FEW_BITS and recipe.group is None and recipe.per_channel:
                 plan = with_groups_for_noisy_weights(plan, self.view, expected)
+        tell(too_few_bits(plan, self.view, expected))
         return evenly(plan, self.view, expected)
 
     @property
