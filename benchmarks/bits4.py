@@ -3,8 +3,9 @@
 `python -m benchmarks.bits4 [--model NAME ...] [--setting W4A4 ...] [--images N] [--steps N] [--real FOLDER]`: CIFAR
 networks are calibrated on 256 training images without labels and judged on the first `--images` test images. With
 `--real`, FOLDER/mobilenetv2.onnx is calibrated on FOLDER/imagenet.calib.npz and judged on FOLDER/imagenet.eval.npz.
-First and last layers have 8 bits. Without a choice of networks, nothing is measured and the table of
-benchmarks/results/bits4.json is printed; what is measured is kept there.
+First and last layers have 8 bits. In a setting such as W8A5m, each tensor that layers read takes bits of its own, 5 on
+average (`--activations mixed`, the first and last too). Without a choice of networks, nothing is measured and the table
+of benchmarks/results/bits4.json is printed; what is measured is kept there.
 
 Each step stands on those above it: `clip`, `equalise` (`qgraph.equalise` before), `second order` (all positions count
 alike), `important` (clips and roundings count positions by what they do to the outputs, as `--effort fast` does),
@@ -44,6 +45,7 @@ RESULTS = Path(__file__).parent / "results" / "bits4.json"
 TITLE = "Few bits without labels"
 NETWORKS = ("resnet20", "resnet32", "relu6_dw", "silu_se")
 SETTINGS = ("W4A8", "W8A4", "W4A4")
+MIXED = ("W8A6m", "W8A5m", "W8A4.5m", "W4A5m", "W4A4.5m")
 STEP_NAMES = ("clip", "equalise", "second order", "important", "reconstruct", "dropping")
 
 
@@ -74,8 +76,7 @@ class Case:
     def rows(self, settings: Sequence[str], names: Sequence[str], steps: int) -> Iterator[dict[str, Any]]:
         best = evaluate(self.model, self.test, preprocessing=CIFAR).top1 or 0.0
         for setting in settings:
-            weights, activations = map(int, re.findall(r"\d", setting))
-            for step, made, seconds in self._steps(weights, activations, names, steps):
+            for step, made, seconds in self._steps(bits_of(setting), names, steps):
                 found = evaluate(made, self.test, preprocessing=CIFAR, against=self.model)
                 yield {
                     "network": self.name,
@@ -88,12 +89,8 @@ class Case:
                     "CPU s": seconds,
                 }
 
-    def _steps(
-        self, weights: int, activations: int, names: Sequence[str], steps: int
-    ) -> Iterator[tuple[str, ir.Model, float]]:
+    def _steps(self, bits: dict[str, Any], names: Sequence[str], steps: int) -> Iterator[tuple[str, ir.Model, float]]:
         """The name of every step, the file after it, and the processor time until then."""
-
-        bits: dict[str, Any] = {"weights": weights, "activations": activations}
 
         def quantized(model: Any, **options: Any) -> Result:
             return qgraph.quantize(
@@ -108,7 +105,8 @@ class Case:
             started = clock()
             yield "clip", quantized(self.model).model, clock() - started
         started = clock()
-        equal = qgraph.equalise(self.model, self.calibration, preprocessing=CIFAR, **bits)
+        narrow = {"weights": bits["weights"], "activations": bits.get("activations", 4)}
+        equal = qgraph.equalise(self.model, self.calibration, preprocessing=CIFAR, **narrow)
         clipped = quantized(equal.ir_model)
         base, started = clock() - started, clock()
         yield "equalise", clipped.model, base
@@ -129,6 +127,14 @@ class Case:
                 yield step, written(plan), base + clock() - started
 
 
+def bits_of(setting: str) -> dict[str, Any]:
+    """The options of a setting: W4A4, or W8A4.5m for 4.5 bits on average."""
+    found = re.fullmatch(r"W(\d)A([\d.]+)(m?)", setting)
+    assert found, setting
+    average = {"average_activation_bits": float(found[2])} if found[3] else {"activations": int(found[2])}
+    return {"weights": int(found[1]), **average}
+
+
 def kept(path: Path = RESULTS) -> list[dict[str, Any]]:
     """The rows measured so far."""
     return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
@@ -142,7 +148,7 @@ def merged(known: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> l
 
     def place(row: dict[str, Any]) -> tuple[int, ...]:
         network = (*NETWORKS, "mobilenetv2").index(row["network"])
-        return network, SETTINGS.index(row["setting"]), STEP_NAMES.index(row["step"])
+        return network, (*SETTINGS, *MIXED).index(row["setting"]), STEP_NAMES.index(row["step"])
 
     found = {case(row): row for row in (*known, *rows)}
     return sorted(found.values(), key=place)
@@ -163,7 +169,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     def options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--model", choices=NETWORKS, action="append", help="networks of CIFAR to measure")
-        parser.add_argument("--setting", choices=SETTINGS, action="append", help="default: all three")
+        parser.add_argument("--setting", choices=(*SETTINGS, *MIXED), action="append", help="default: W4A8, W8A4, W4A4")
         parser.add_argument("--step", choices=STEP_NAMES, action="append", help="default: all")
         parser.add_argument("--images", type=int, default=10_000, help="test images, at most (default: 10,000)")
         parser.add_argument("--steps", type=int, default=STEPS["default"], help="of each block (default: %(default)s)")
