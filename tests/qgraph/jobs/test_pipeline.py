@@ -169,6 +169,7 @@ def test_json_follows_the_contract(w4a8):
         "layers",
         "kept_float",
         "max_drop",
+        "others",
         "guard",
         "quality",
     }
