@@ -230,12 +230,16 @@ def _git(*words: str) -> str:
 
 
 def keep(path: Path, rows: Sequence[Row]) -> None:
-    """Write all rows with the machine and its packages, and beside them the summary that README shows."""
+    """Write all rows with the machine and its packages, and beside them summaries for README and for docs."""
     packages = ("onnxruntime", "onnx", "onnx-ir", "numpy")
     versions = {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}
     machine = {"cpu": cpu(), "cores": os.cpu_count()}
     content = {"title": "Real networks", "machine": machine, "versions": versions}
-    for target, part in ((path, ordered(rows)), (path.with_name(f"{path.stem}_summary.json"), summary(rows))):
+    parts = {"": ordered(rows), "_summary": summary(rows), "_alone": weights_alone(rows)}
+    for ending, part in parts.items():
+        if not part:
+            continue
+        target = path.with_name(f"{path.stem}{ending}.json")
         whole = target.with_suffix(".part")
         whole.write_text(json.dumps({**content, "rows": part}, indent=1) + "\n", encoding="utf-8")
         whole.replace(target)
@@ -285,6 +289,18 @@ def summary(rows: Sequence[Row]) -> list[Row]:
         line["CPU s / static"] = (found.get(QGRAPH) or {}).get("CPU / static")
         lines.append(line)
     return lines
+
+
+def weights_alone(rows: Sequence[Row]) -> list[Row]:
+    """One line per network whose weights alone were quantized, without data."""
+    found: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: str(row["network"])):
+        name, _, kind = str(row["network"]).rpartition("_w")
+        if kind.endswith("_alone") and row["tool"] == QGRAPH:
+            bits = kind.removesuffix("_alone")
+            line = found.setdefault(name, {"network": name} | {f"{b} bits: dB, size, latency": "-" for b in "84"})
+            line[f"{bits} bits: dB, size, latency"] = _figures(row)
+    return list(found.values())
 
 
 def _figures(row: Row | None) -> str:
