@@ -219,7 +219,7 @@ def _warnings(model: Model, layers: list[FusedLayer]) -> list[str]:
         )
     if quantized and has_fast_integers() is False:
         found.append(
-            f"this CPU ({platform.machine()}) has no VNNI or dot-product instructions: 8-bit products saturate and "
-            f"gain little; quantize with {option('reduce_range', True)}"
+            f"this CPU ({platform.machine()}) has no VNNI or dot-product instructions: 8-bit products gain less here, "
+            f"and those of other tools' files may saturate; qgraph's do not, without {option('target_cpu', 'vnni')}"
         )
     return found

@@ -50,8 +50,10 @@ def moved_from(value: ir.Value) -> ir.Value | None:
     What a branch reads from outside has no grid inside, since codes do not go into bodies.
     """
     node = value.producer()
-    before = node.inputs[0] if node is not None and is_transparent(node) else None
-    return before if before is not None and before.graph is value.graph else None
+    if node is None or not is_transparent(node):
+        return None
+    before = present(node.inputs[0])
+    return before if before.graph is value.graph else None
 
 
 def is_transparent(node: ir.Node) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 _FLAGS = {
     "batch_axes": "--batch-axis",
     "changes": "--set",
+    "search": "--select",
     "settings": "--set",
     "shapes": "--shape",
     "config.configuration": "--config",

@@ -51,7 +51,7 @@ def test_json_tells_the_history(digits, digits_calibration, tmp_path, capsys) ->
         (["--epochs", "0"], 2, "epochs must be at least 1"),
         (["--config", "5"], 2, "5 is not in the range"),
         (["--batch", "5000"], 1, "too few for a batch of 5000"),
-        (["--plan", "OUT"], 2, "different files"),
+        (["--plan", "OUT"], 2, "a file of its own"),
         (["--start", "missing.json"], 1, "cannot read the plan missing.json"),
         (["--weights", "mixed"], 2, "mixed"),
         (["--method", "aciq"], 2, "method 'aciq' does not train: pass it to qgraph quantize"),

@@ -61,7 +61,10 @@ def _may_have_groups(quant: LayerQuant, layer: Layer) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Weight:
-    """A weight, the names of its readers, its grid with groups of `size` inputs (0: none), its noise and its bits."""
+    """A weight, the names of its readers and their grid, and its noise and further bits with groups of `size` inputs.
+
+    Grids with groups are made again where they are taken: all of them together would be as large as the weights.
+    """
 
     layer: Layer
     names: tuple[str, ...]
@@ -86,21 +89,26 @@ class _Weight:
         size = next((size for size in SIZES if size < (self.size or math.inf) and size < shape[axis]), None)
         if size is None:
             return None
-        old = self.quant.weight
-        granularity = qmath.Granularity(axis=axis, group=size)
-        form = {"bits": old.bits, "symmetric": old.symmetric, "most": None}
-        grid = grouped_grid(self.layer.weight_array(), granularity, **form)  # type: ignore[arg-type]
-        quant = dataclasses.replace(self.quant, weight=grid)
+        finer = dataclasses.replace(self, size=size)
+        quant = dataclasses.replace(self.quant, weight=finer.grid())
         noise = len(self.names) * relative_noise(quant, self.layer, self.expected)
-        steps = math.prod(granularity.parameter_shape(shape))
-        return dataclasses.replace(
-            self, quant=quant, size=size, noise=noise, bits=8 * (steps * (2 - old.symmetric) + _OVERHEAD)
-        )
+        steps = math.prod(finer.granularity.parameter_shape(shape))
+        return dataclasses.replace(finer, noise=noise, bits=8 * (steps * (2 - quant.weight.symmetric) + _OVERHEAD))
+
+    @property
+    def granularity(self) -> qmath.Granularity:
+        return qmath.Granularity(axis=group_axis(self.layer), group=self.size)
+
+    def grid(self) -> WeightQuant:
+        """The grid with groups of `size` inputs."""
+        old = self.quant.weight
+        form = {"bits": old.bits, "symmetric": old.symmetric, "most": None}
+        return grouped_grid(self.layer.weight_array(), self.granularity, **form)  # type: ignore[arg-type]
 
 
 def _finer(weights: Collection[_Weight], budget: float) -> tuple[dict[str, WeightQuant], float]:
     """The grids with groups by names of layers, and the bits that they take more than those without."""
-    found: dict[str, WeightQuant] = {}
+    taken: dict[int, _Weight] = {}
     steps: list[tuple[float, int, _Weight, _Weight]] = []
     spent, noise = 0.0, sum(weight.noise for weight in weights)
 
@@ -116,6 +124,6 @@ def _finer(weights: Collection[_Weight], budget: float) -> tuple[dict[str, Weigh
         if spent + after.bits - now.bits > budget:
             continue
         spent, noise = spent + after.bits - now.bits, noise + after.noise - now.noise
-        found |= dict.fromkeys(after.names, after.quant.weight)
+        taken[index] = after
         offer(index, after)
-    return found, spent
+    return {name: grid for one in taken.values() for grid in [one.grid()] for name in one.names}, spent

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
@@ -20,9 +20,10 @@ from qgraph.methods.without_data.expected import Expected
 from qgraph.plan import codes as weights
 from qgraph.plan.edit import with_weight_bits
 from qgraph.plan.grouped import room_of
-from qgraph.plan.plan import MAX_BITS, LayerQuant, QuantPlan
+from qgraph.plan.plan import MAX_BITS, LayerQuant, QuantPlan, WeightQuant
 
 EXTRA = 0.25  # bits, on average over all weights
+_VALUES = 2**16  # held at a time
 
 
 def with_small_layers_at_8_bits(
@@ -61,9 +62,20 @@ def relative_noise(quant: LayerQuant, layer: Layer, expected: Expected | None) -
     if expected is not None and expected.spread.any():
         spread = np.broadcast_to(weights.over_inputs(expected.spread, quant.weight, held.shape), held.shape)
     signal = noise = 0.0
-    for some, grid in weights.parts(held.shape, quant.weight):
+    for some, grid in _parts(held.shape, quant.weight):
         weight = held[some].astype(np.float64)
         error = (weights.quantized(held[some], grid) - weight) * spread[some]
         signal += float(np.square(weight * spread[some]).sum())
         noise += float(np.square(error).sum())
     return noise / signal if signal else 0.0
+
+
+def _parts(shape: tuple[int, ...], quant: WeightQuant) -> Iterator[tuple[tuple[slice, ...], WeightQuant]]:
+    """A weight some inputs at a time, with the grid of each part."""
+    if quant.granularity.group or quant.unit or len(shape) < 2:
+        yield from weights.parts(shape, quant)
+        return
+    across = 0 if quant.granularity.axis == 1 else 1
+    step = max(1, _VALUES * shape[across] // max(1, math.prod(shape)))
+    for start in range(0, shape[across], step):
+        yield (slice(None),) * across + (slice(start, start + step),), quant

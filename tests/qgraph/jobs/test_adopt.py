@@ -17,6 +17,7 @@ from qgraph.assess.fused import inspect_fused
 from qgraph.cli import main
 from qgraph.errors import ModelError
 from qgraph.onnxfile.load import load
+from qgraph.running.cpu import has_fast_integers
 from tests.conftest import DEMO
 
 RNG = np.random.default_rng(5)
@@ -105,6 +106,8 @@ def test_onnxruntimes_own_files_run_on_integers_and_answer_the_same(made, form):
     moved = [layer.name for layer in adopted.layers if layer.moved]
     assert moved == (["Gemm_7"] if form == "u8u8" else [])  # products of matrices have no zero point for bytes
     feeds = {"x": IMAGES}
+    if form == "u8u8" and has_fast_integers() is False:
+        pytest.skip("moved to signed codes for VNNI, whose pairs saturate on this processor")
     # what is left is the rounding of sums that onnxruntime moved, far below the quantization itself
     assert decibels(outputs(made[form], feeds), outputs(adopted.model, feeds)) > 32
     assert all(layer.integer for layer in inspect_fused(load(adopted.model)).layers)

@@ -64,6 +64,7 @@ def fed() -> dict[str, np.ndarray]:
     return {"x": RNG.normal(size=(3, 6, 32)).astype(np.float32)}
 
 
+@pytest.mark.filterwarnings("ignore:the errors of all weights")  # 2 bits
 @pytest.mark.parametrize("bits", [2, 4, 7, 8])
 def test_file_computes_what_the_plan_says_on_integers(bits: int, fed: dict[str, np.ndarray]) -> None:
     model = projections()

@@ -40,7 +40,7 @@ def node(op, inputs, outputs=("r",), domain=MS, **attributes):
 SIX = {"sx": np.float32(0.04), "zx": np.uint8(100), "sy": np.float32(0.05), "zy": np.uint8(120)}
 BEFORE = node("QuantizeLinear", ["x", "sx", "zx"], ["q"], domain="")
 AFTER = node("DequantizeLinear", ["r", "sy", "zy"], ["y"], domain="")
-WEIGHT = RNG.integers(-127, 128, (6, 5)).astype(np.int8)
+WEIGHT = RNG.integers(-64, 65, (6, 5)).astype(np.int8)  # no two products leave 16 bits, on any processor
 COLUMNS = np.linspace(0.004, 0.02, 5, dtype=np.float32)
 Z5 = np.zeros(5, np.int8)
 

@@ -72,17 +72,22 @@ def test_one_layer_in_memory_at_a_time(tmp_path, monkeypatch):
     width = 1024
     layer = 4 * width**2
     write_chain(tmp_path / "model.onnx", layers=6, width=width)
-    requests = (("minmax", 8), ("minmax", 4), ("aciq", 4))
-    for method, bits in requests:  # compiles and imports
-        qgraph.quantize(tmp_path / "model.onnx", method=method, activations=None, weights=bits)
+
+    def quantized(method, bits, group):
+        options = {"method": method, "activations": None, "weights": bits, "group": group}
+        return qgraph.quantize(tmp_path / "model.onnx", **options)
+
+    requests = (("minmax", 8, "none"), ("minmax", 4, None), ("aciq", 4, None))
+    for request in requests:  # compiles and imports
+        quantized(*request)
     monkeypatch.setattr(runtime, "PROTOBUF_LIMIT", layer)
     monkeypatch.setattr(weights, "_BLOCK", 2**13)
     tracemalloc.start()
     try:
-        for method, bits in requests:
+        for method, bits, group in requests:
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
-            result = qgraph.quantize(tmp_path / "model.onnx", method=method, activations=None, weights=bits)
+            result = quantized(method, bits, group)
             result.save(tmp_path / "out.onnx")
             kept, peak = tracemalloc.get_traced_memory()
             assert peak - kept < 1.3 * layer

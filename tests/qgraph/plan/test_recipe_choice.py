@@ -75,7 +75,7 @@ def test_a_budget_means_mixed_bits():
         ({"activations": "dynamic", "method": "lsqplus"}, "no grid to search or to train"),
         ({"allocate_bits": "some"}, "--allocate-bits must be one of"),
         ({"weights": "mixed", "allocate_bits": "weights"}, "choose one of them"),
-        ({"search": "all"}, "--search must be one of"),
+        ({"search": "all"}, "--select must be one of"),
         ({"direction": "up"}, "--direction must be one of"),
         ({"target_cpu": "arm"}, "--target-cpu must be one of"),
         ({"symmetric": False, "method": "lsqplus"}, "LSQ[+] learns weight grids with --symmetric"),
@@ -180,7 +180,8 @@ def test_where_variants_are_worth_trying():
 
 
 def test_the_bits_of_a_layer():
-    conv, first, table = (SimpleNamespace(name=n, op=op) for n, op in (("c", "Conv"), ("f", "Conv"), ("t", "Gather")))
+    kinds = (("c", "Conv"), ("f", "Conv"), ("t", "Gather"))
+    conv, first, table = (SimpleNamespace(name=name, op=op, is_tied=False) for name, op in kinds)
     edges = frozenset({"f", "t"})
 
     def bits(**options):

@@ -212,7 +212,7 @@ def test_layers_of_branches_have_rows_too():
     [variant] = report.variants
     inside = next(row for row in variant.layers if "then_branch" in row.name)
     assert {row.name for row in variant.layers} == {quant.name for quant in result.plan.layers}
-    assert (inside.weight_bits, inside.activation_bits, inside.integer) == (8, None, False)
+    assert (inside.weight_bits, inside.activation_bits, inside.integer) == (8, 8, True)
     assert inside.name in render(report)
 
 
