@@ -18,6 +18,7 @@ from qgraph.graph.tensors import fused_output, root
 from qgraph.graph.walk import descendants, paths, with_branches
 from qgraph.onnxfile.model import Model
 from qgraph.running.cpu import has_fast_integers
+from qgraph.running.inner import branches
 from qgraph.running.sessions import Session
 from qgraph.running.threads import keeps_threads
 from qgraph.running.wording import option
@@ -110,7 +111,7 @@ def _nodes(graph: ir.Graph) -> list[ir.Node]:
 
 def _inner(model: Model) -> list[ir.Node]:
     """The nodes of branches, all of which depend on what is fed: it decides whether they run."""
-    return [node for one in with_branches(model.graph)[1:] for node in one]
+    return [node for one in branches(model.graph) for node in one]
 
 
 def _loaded(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -93,8 +93,7 @@ def layer_reports(
     reports = []
     for quant in plan.layers:
         layer = view.by_name[quant.name]
-        on_grid = quant.runs != "dynamic" and (layer.in_branch or not layer.weight_only)
-        grid = nearest(layer.input, grids) if on_grid else None
+        grid = nearest(layer.input, grids) if quant.runs != "dynamic" and layer.is_observed else None
         found = (in_file or {}).get(quant.name)
         signal, noise = power.get(quant.name, (signals.get(quant.name, 0.0) if found is None else found.alone, 0.0))
         reports.append(

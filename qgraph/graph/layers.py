@@ -51,6 +51,11 @@ class Layer:
         return len(list(self.weight.uses())) == 1
 
     @property
+    def is_observed(self) -> bool:
+        """Whether its operand can be observed: in the main graph, and in a branch, which runs at most once."""
+        return self.in_branch or not self.weight_only
+
+    @property
     def is_tied(self) -> bool:
         """Whether its weight is a table as well, and keeps a table's bits."""
         return any(use.node.op_type == TABLE_OP and use.idx == 0 for use in self.weight.uses())
@@ -157,7 +162,7 @@ class Layer:
 
     @property
     def has_integer_kernel(self) -> bool:
-        return self.op in INTEGER_OPS and (self.in_branch or not self.weight_only)
+        return self.op in INTEGER_OPS and self.is_observed
 
 
 def pads(layer: Layer) -> bool:

@@ -47,7 +47,7 @@ class GraphView:
     @property
     def observed(self) -> tuple[Layer, ...]:
         """The layers whose operands are observed: those of the main graph, and those in branches."""
-        return (*self.layers, *(layer for layer in self.weight_only if layer.in_branch))
+        return (*self.layers, *(layer for layer in self.weight_only if layer.is_observed))
 
     @cached_property
     def nodes(self) -> tuple[ir.Node, ...]:

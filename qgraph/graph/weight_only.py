@@ -26,8 +26,8 @@ from qgraph.graph.layers import (
     weight_index,
     why_not_quantized,
 )
-from qgraph.graph.walk import with_branches
 from qgraph.onnxfile.edit import constant
+from qgraph.running.inner import branches
 
 _OVERHEAD = 256  # bytes of the operators that make floats of a weight
 
@@ -35,9 +35,9 @@ _OVERHEAD = 256  # bytes of the operators that make floats of a weight
 def weight_only_layers(paths: Mapping[ir.Node, str], main: ir.Graph) -> tuple[list[Layer], dict[str, str]]:
     """These layers, and the reason for each that cannot be quantized; `paths` has the names of all nodes."""
     found, skipped = [], {}
-    branches = set(with_branches(main)[1:])
+    inside = branches(main)
     for node, path in paths.items():
-        for layer, why in _candidates(node, path, main, branches):
+        for layer, why in _candidates(node, path, main, inside):
             why = why or _why_not_worth_it(layer)
             if why:
                 skipped[layer.name] = why
@@ -46,14 +46,14 @@ def weight_only_layers(paths: Mapping[ir.Node, str], main: ir.Graph) -> tuple[li
     return found, skipped
 
 
-def _candidates(node: ir.Node, path: str, main: ir.Graph, branches: Container[ir.Graph]) -> list[tuple[Layer, str]]:
+def _candidates(node: ir.Node, path: str, main: ir.Graph, if_bodies: Container[ir.Graph]) -> list[tuple[Layer, str]]:
     """The layers that a node would make, each with the reason why its weight has no grid ('' if it can have one)."""
     if node.domain != "":
         return []
     if node.op_type in LAYER_OPS:
         index, why = weight_index(node)
         layer = Layer(name=path, op=node.op_type, node=node, weight_index=index, weight_only=True)
-        if node.graph in branches and not layer.is_half:
+        if node.graph in if_bodies and not layer.is_half:
             layer = replace(layer, in_branch=True)
         inside = node.graph is not main
         return [(layer, why)] if inside or (not why and layer.is_half) else []

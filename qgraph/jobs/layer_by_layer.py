@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph.assess.foretold import Foreteller
@@ -59,11 +60,11 @@ class Ways:
         records = [{quant.name: quant for quant in plan.layers} for plan in self.plans.values()]
         names = [n for n, quant in records[0].items() if any(quant != other.get(n) for other in records[1:])]
         layers = [layer for name in names if not why_not_dynamic(layer := self.view.by_name[name])]
-        tied: dict[object, list[str]] = {}
-        for layer in layers:
-            for thing in (self.view.root(layer.input), layer.weight):
-                tied.setdefault(thing, []).append(layer.name)
         things = {layer.name: (self.view.root(layer.input), layer.weight) for layer in layers}
+        tied: dict[ir.Value, list[str]] = {}
+        for name, pair in things.items():
+            for thing in pair:
+                tied.setdefault(thing, []).append(name)
         found = (walk([name], lambda n: (m for thing in things[n] for m in tied[thing])) for name in things)
         return tuple(dict.fromkeys(frozenset(group) for group in found))
 

@@ -22,17 +22,18 @@ _LEAST = 1024  # values: sharing less saves less than it takes
 def tie_tables(model: ir.Model) -> None:
     """Let nodes of the main graph that read a copy of a table, transposed or not, read the table."""
     graph = model.graph
-    tables = {node.inputs[0]: node for node in graph if node.op_type == "Gather" and node.domain == ""}
-    held = {value: array for value in tables if (array := constant(value)) is not None and _may_be_tied(array)}
+    tables = dict.fromkeys(node.inputs[0] for node in graph if node.op_type == "Gather" and node.domain == "")
+    held = {v: array for v in tables if v and (array := constant(v)) is not None and _may_be_tied(array)}
     kept: list[ir.Value] = []
     before = {value for value in graph.initializers.values() if value.uses()}
     for value, table in held.items():
-        if value is None or any(value is not one and _replace(value, one, table, held[one]) for one in kept):
-            continue
-        kept.append(value)
-    for other in list(graph.initializers.values()):
-        array = None if other in held else constant(other)
-        if array is not None and _may_be_tied(array):
+        if not any(_replace(value, one, table, held[one]) for one in kept):
+            kept.append(value)
+    shapes = {shape for one in kept for shape in (held[one].shape, held[one].shape[::-1])}
+    for other in list(graph.initializers.values()):  # read only where the shape fits: weights may be in a file
+        held_as = other.const_value
+        fits = other not in held and held_as is not None and tuple(held_as.shape.numpy()) in shapes
+        if fits and (array := constant(other)) is not None and _may_be_tied(array):
             _ = any(_replace(other, one, array, held[one]) or _read(graph, other, one, array) for one in kept)
     for name, value in list(graph.initializers.items()):
         if value in before and not value.uses() and not value.is_graph_output():

@@ -90,7 +90,7 @@ def _dynamic_layers(layers: Sequence[Layer], recipe: Recipe, view: GraphView) ->
     able = [layer for layer in layers if not why_not_dynamic(layer)]
     if recipe.dynamic or not recipe.dynamic_products:
         return frozenset(layer.name for layer in able if recipe.dynamic)
-    others = [layer for layer in layers if layer not in able and (layer.in_branch or not layer.weight_only)]
+    others = [layer for layer in layers if layer not in able and layer.is_observed]
     kept = {site.tensor for site in view.activation_sites(others)}
     return frozenset(layer.name for layer in able if view.root(layer.input).name not in kept)
 

@@ -27,7 +27,7 @@ def place(
     view: GraphView, layers: Sequence[Layer], observed: Ranges
 ) -> tuple[tuple[ActivationSite, ...], dict[str, str]]:
     """The tensors to quantize so that `layers` run on integers, and the reason for each layer that cannot."""
-    layers = [layer for layer in layers if layer.in_branch or not layer.weight_only]
+    layers = [layer for layer in layers if layer.is_observed]
     left = {layer.name: why for layer in layers if (why := why_slower(layer) or _why_uncovered(layer, observed))}
     layers = [layer for layer in layers if layer.name not in left]
     readers = [layer for layer in layers if layer.has_integer_kernel]

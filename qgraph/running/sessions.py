@@ -269,16 +269,6 @@ def _inputs(event: dict[str, Any]) -> int:
     return len(event["args"].get("input_type_shape", "x"))
 
 
-def _outermost(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The spans in kernels that are not inside of others: bodies of control flow are profiled with what runs them."""
-    end = 0
-    kernels = (e for e in events if str(e.get("name", "")).endswith(_KERNEL))
-    for event in sorted(kernels, key=lambda e: (e["ts"], -e["dur"])):
-        if event["ts"] >= end:
-            end = event["ts"] + event["dur"]
-            yield event
-
-
 def optimised(model: ir.Model) -> ir.Model:
     """The graph that onnxruntime makes of `model` on this machine, which may contain operators of its own.
 
