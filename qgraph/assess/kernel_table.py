@@ -26,7 +26,8 @@ from qgraph.graph.layers import INTEGER_OPS
 from qgraph.running.cpu import cpu_flags
 from qgraph.running.files import write_atomically
 from qgraph.running.here import cpu_name
-from qgraph.running.sessions import kernel_times, version
+from qgraph.running.profile import kernel_times
+from qgraph.running.sessions import version
 
 Runs = Literal["floats", "integers", "dynamic"]
 BINARY = frozenset({"Add", "Mul"})
@@ -34,7 +35,8 @@ _OPSET, _IR = 17, 8
 _OWN = "com.microsoft"  # onnxruntime's own operators
 _WRITE_CODES = frozenset({"QuantizeLinear", "NhwcMaxPool"})
 _RUNS = 15
-_MEANING = "least of many, pools in rows"  # of the times in a file; another one has another name
+_TURNS = 2  # after the first measurement
+_MEANING = "least of many, without the profile"  # of the times in a file; another one has another name
 _MOVES = re.compile(r"Reorder|Transpose|^Mem|^(De)?[qQ]uantizeLinear$")  # around a kernel that is measured alone
 
 
@@ -71,18 +73,27 @@ class KernelTable:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         self.path = Path(folder or os.environ.get("QGRAPH_CACHE") or Path(home) / "qgraph") / f"{_machine()}.json"
         self.seconds: dict[str, float] = self._read()
-        self.measured = 0
+        self.new: dict[str, Kernel] = {}
 
     def __getitem__(self, kernel: Kernel) -> float:
         name = str(kernel)
         if name not in self.seconds:
-            self.seconds[name] = _measured(kernel)
-            self.measured += 1
+            self.seconds[name], self.new[name] = _measured(kernel), kernel
         return self.seconds[name]
+
+    def settle(self) -> bool:
+        """Measure again what is new, in turns, and keep the least; whether anything was.
+
+        Processors change their pace from second to second: a kernel that met a slow one gets other chances.
+        """
+        for _ in range(_TURNS if self.new else 0):
+            for name, kernel in self.new.items():
+                self.seconds[name] = min(self.seconds[name], _measured(kernel))
+        return bool(self.new)
 
     def save(self) -> None:
         """Write what was measured; a folder that cannot be written only costs measuring again."""
-        if not self.measured:
+        if not self.new:
             return
         content = {"processor": cpu_name(), "onnxruntime": version, "seconds": self._read() | self.seconds}
         try:
@@ -90,7 +101,7 @@ class KernelTable:
             write_atomically(self.path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
         except OSError:
             return
-        self.measured = 0
+        self.new = {}
 
     def _read(self) -> dict[str, float]:
         try:

@@ -6,16 +6,11 @@ create, so callers create one and feed it whatever changes.
 
 from __future__ import annotations
 
-import itertools
-import json
 import re
 import tempfile
-import time
-from bisect import bisect
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,6 +114,7 @@ class Session:
         optimize: whether onnxruntime may rewrite the graph.
         fuse_integers: whether it may fuse quantizers and the operators between them into integer kernels.
         optimized_path: where onnxruntime writes the graph that it actually runs.
+        profile_path: how the file begins, in which onnxruntime keeps the time of every node until `end_profile`.
 
     Raises:
         ModelError: When onnxruntime cannot load the model.
@@ -133,6 +129,7 @@ class Session:
         optimize: bool = True,
         fuse_integers: bool = True,
         optimized_path: str | Path | None = None,
+        profile_path: str | Path | None = None,
     ) -> None:
         options = _options(threads=threads or limit())
         if not optimize:
@@ -141,6 +138,8 @@ class Session:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         if optimized_path is not None:
             options.optimized_model_filepath = str(optimized_path)
+        if profile_path is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile_path)
         self._session = _create(_with_outputs(model, outputs), options)
         self.output_names = [o.name for o in self._session.get_outputs()]
         self.output_types = [o.type for o in self._session.get_outputs()]
@@ -160,113 +159,21 @@ class Session:
             raise ModelError(f"onnxruntime cannot run the model: {_reason(error)}") from error
         return result
 
+    def repeated(self, feeds: Feeds) -> Callable[[], None]:
+        """What runs the model on these feeds again and again, for timing: no array is passed in or out."""
+        binding = self._session.io_binding()
+        for name in self.input_names:
+            binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]))
+        for name, value in zip(self.output_names, self.run_list(feeds), strict=True):
+            if isinstance(value, np.ndarray) and value.dtype.kind not in "OU":
+                binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(value))
+            else:
+                binding.bind_output(name, "cpu")
+        return lambda: self._session.run_with_iobinding(binding)
 
-_CHAIN = 32  # nodes by which profiling is timed
-_MOST_RUNS, _PROFILED = 1000, 0.05  # runs of short models, and the CPU seconds that they may take
-_KERNEL = "_kernel_time"  # behind the name of a node, in a profile
-
-
-@dataclass(frozen=True, slots=True)
-class KernelTime:
-    """A node that onnxruntime runs, by name, its operator, and the CPU seconds that one thread spends in it."""
-
-    name: str
-    op: str
-    seconds: float
-
-
-def kernel_times(model: ir.Model | bytes, feeds: Feeds, *, runs: int) -> list[KernelTime]:
-    """The time of every node of the graph that onnxruntime makes of a model, and of those in its bodies.
-
-    onnxruntime's profile tells how long each node took. The least of `runs` or more counts for each of them, as
-    other processes only add to it. What profiling itself takes, some microseconds a node, is left out.
-    """
-    return [
-        KernelTime(e["name"].removesuffix(_KERNEL), e["args"]["op_name"], max(s - _profiling_seconds(_inputs(e)), 0.0))
-        for e, s in _profiled(model, feeds, runs=runs)
-    ]
-
-
-@cache
-def _profiling_seconds(inputs: int) -> float:
-    """What a node of so many inputs takes longer in a profile than without, from a chain that does nearly nothing."""
-    feeds, least = {"x": np.zeros(1, np.float32)}, {}
-    for length in (1, _CHAIN):
-        session, took = _create(_chain(length, inputs), _options(threads=1)), []
-        for _ in range(4 * _CHAIN):
-            start = time.thread_time()
-            session.run(None, feeds)
-            took.append(time.thread_time() - start)
-        least[length] = min(took)
-    seen = sum(seconds for _, seconds in _profiled(_chain(_CHAIN, inputs), feeds, runs=_CHAIN)) / _CHAIN
-    return max(seen - (least[_CHAIN] - least[1]) / (_CHAIN - 1), 0.0)
-
-
-def _chain(length: int, inputs: int) -> bytes:
-    """A model of so many nodes behind each other, each of which reads so many single numbers."""
-    names = ["x", *(f"t{i}" for i in range(length))]
-    nodes = [
-        onnx.helper.make_node("Max", [name, *["x"] * (inputs - 1)], [after])
-        for name, after in itertools.pairwise(names)
-    ]
-    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in (names[0], names[-1])]
-    graph = onnx.helper.make_graph(nodes, "chain", ends[:1], ends[1:])
-    opsets = [onnx.helper.make_opsetid("", 17)]
-    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
-
-
-def _profiled(model: ir.Model | bytes, feeds: Feeds, *, runs: int) -> list[tuple[dict[str, Any], float]]:
-    """The profile of every node in the run where it took least, and its CPU seconds.
-
-    Together they take no longer than the thread's own clock tells of the shortest run.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        options = _options(threads=1)
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session, took, begun = _create(model, options), list[float](), time.thread_time()
-        while len(took) <= runs or (len(took) < _MOST_RUNS and time.thread_time() - begun < _PROFILED):
-            start = time.thread_time()  # the first run warms up
-            try:
-                session.run(None, dict(feeds))
-            except Exception as error:
-                raise ModelError(f"onnxruntime cannot run the model: {_reason(error)}") from error
-            took.append(time.thread_time() - start)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    least = _least(events)
-    own = min(1e-6, min(took[1:]) / max(sum(spent for _, spent in least), 1))
-    return [(event, spent * own) for event, spent in least]
-
-
-def _least(events: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
-    """A span of every node, and the microseconds that it took in the run where it took least; the first run warms up.
-
-    A node of a body may run several times.
-    """
-    starts = sorted(e["ts"] for e in events if e.get("name") == "model_run")
-    nodes: dict[tuple[object, ...], tuple[dict[str, Any], Counter[int]]] = {}
-    for event in _innermost(e for e in events if e.get("cat") == "Node"):
-        run = bisect(starts, event["ts"]) - 1
-        if run > 0:
-            _, spent = nodes.setdefault((event["name"], event["args"]["node_index"]), (event, Counter()))
-            spent[run] += event["dur"]
-    return [(event, min(spent.values())) for event, spent in nodes.values()]
-
-
-def _innermost(events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The spans in kernels that contain no others: bodies of control flow are profiled, and what runs them as well."""
-    kernels = (e for e in events if str(e.get("name", "")).endswith(_KERNEL))
-    last = None
-    for event in sorted(kernels, key=lambda e: (e["ts"], -e["dur"])):
-        if last is not None and event["ts"] >= last["ts"] + last["dur"]:
-            yield last
-        last = event
-    if last is not None:
-        yield last
-
-
-def _inputs(event: dict[str, Any]) -> int:
-    return len(event["args"].get("input_type_shape", "x"))
+    def end_profile(self) -> Path:
+        """The file that holds the profile, with all runs so far."""
+        return Path(self._session.end_profiling())
 
 
 def optimised(model: ir.Model) -> ir.Model:

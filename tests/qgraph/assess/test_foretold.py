@@ -19,7 +19,7 @@ from qgraph.assess.kernel_table import Kernel, KernelTable
 from qgraph.errors import ModelError, QGraphError, QualityWarning, UsageError
 from qgraph.graph.sites import GraphView
 from qgraph.jobs.in_time import TargetLatency, foreteller, within, without_slow_layers
-from qgraph.running.sessions import KernelTime
+from qgraph.running.profile import KernelTime
 from tests.conftest import DEMO
 
 

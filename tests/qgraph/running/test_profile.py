@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import onnx.parser
 
-from qgraph.running import sessions
-from qgraph.running.sessions import kernel_times
+from qgraph.running import profile
+from qgraph.running.profile import kernel_times
 
 LOOP = """<ir_version: 8, opset_import: ["": 17]> g (float[64,64] x) => (float[64,64] y)
 <int64 trips = {3}, bool go = {1}> {
@@ -34,9 +34,9 @@ def test_bodies_are_timed_instead_of_what_runs_them():
 def test_the_times_of_a_body_add_up_and_the_least_run_counts():
     runs = [{"ts": ts, "dur": 90, "name": "model_run"} for ts in (0, 100, 200)]
     events = [span(2, 1), span(110, 4), span(120, 5), span(210, 6), span(220, 2), span(230, 1, "b")]
-    assert [(e["name"][0], spent) for e, spent in sessions._least([*runs, *events])] == [("a", 8), ("b", 1)]
+    assert [(e["name"][0], spent) for e, spent in profile._least([*runs, *events])] == [("a", 8), ("b", 1)]
 
 
 def test_spans_that_contain_others_are_left_out():
     outer, inner, after, other = span(0, 9, "if"), span(2, 3), span(9, 0), {"ts": 1, "dur": 1, "name": "a_fence_before"}
-    assert list(sessions._innermost([after, other, inner, outer])) == [inner, after]
+    assert list(profile._innermost([after, other, inner, outer])) == [inner, after]
