@@ -9,7 +9,7 @@ import click
 
 from qgraph.cli.console import next_step, progress, show, show_json, silence_warnings, table
 from qgraph.cli.help import Command, Renamed, grouped
-from qgraph.cli.kinds import PATH
+from qgraph.cli.kinds import OUTPUT, PATH
 from qgraph.cli.options import data_options, given, preprocessing, run_options
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command(cls=Command, short_help="Make another tool's file run on integers.")
 @click.argument("model", type=PATH)
 @click.option(
-    "-o", "--output", type=PATH, required=True, metavar="OUT.onnx", help="Where to write the rewritten model."
+    "-o", "--output", type=OUTPUT, required=True, metavar="OUT.onnx", help="Where to write the rewritten model."
 )
 @click.option(
     "--against",
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 @data_options()
 @grouped(
     "Files",
-    click.option("--plan", type=PATH, metavar="PLAN.json", help="Also write the plan."),
-    click.option("--network", type=PATH, metavar="NET.onnx", help="Also write the float network that the plan is for."),
+    click.option("--plan", type=OUTPUT, metavar="PLAN.json", help="Also write the plan."),
+    click.option(
+        "--network", type=OUTPUT, metavar="NET.onnx", help="Also write the float network that the plan is for."
+    ),
 )
 @click.option(
     "--target-cpu",
@@ -67,15 +69,10 @@ def adopt(
     """
     from qgraph.jobs.adopt import adopt as run
     from qgraph.onnxfile.write import save
-    from qgraph.running.files import check_outputs, write_atomically
+    from qgraph.running.files import write_atomically
 
     if quiet:
         silence_warnings()
-    check_outputs(
-        {"-o": output, "--plan": plan, "--network": network},
-        source=model,
-        inputs=(options["float_model"], options["data"]),
-    )
     mean, std = options.pop("mean"), options.pop("std")
     bars = progress(quiet or as_json)
     found = run(model, preprocessing=preprocessing(mean, std), progress=bars, **given(options))

@@ -12,7 +12,7 @@ from qgraph.cli.clock import elapsed
 from qgraph.cli.console import next_step, progress, show, show_json
 from qgraph.cli.dry_run import dry_run_option
 from qgraph.cli.help import Command, grouped
-from qgraph.cli.kinds import PATH
+from qgraph.cli.kinds import OUTPUT, PATH
 from qgraph.cli.options import (
     batch_axis_option,
     batch_option,
@@ -23,7 +23,7 @@ from qgraph.cli.options import (
 )
 from qgraph.cli.papers import gradients_option, protocol_option
 from qgraph.errors import UsageError
-from qgraph.running.files import check_writable, write_atomically
+from qgraph.running.files import write_atomically
 
 if TYPE_CHECKING:
     from qgraph.methods.zeroq.config import DistillConfig
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command, short_help="Make samples from the model (ZeroQ).")
 @click.argument("model", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, metavar="DATA.npz", help="Where to write the samples.")
+@click.option("-o", "--output", type=OUTPUT, required=True, metavar="DATA.npz", help="Where to write the samples.")
 @click.option(
     "--count", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="How many samples."
 )
@@ -81,7 +81,6 @@ def distill(
     from qgraph.onnxfile.load import load
     from qgraph.running.job import Job
 
-    check_writable(output, source=model)
     inputs = distilled_inputs(
         load(model),
         Job(seed=seed, threads=threads, resume=resume, executor=executor, progress=progress(quiet or as_json)),

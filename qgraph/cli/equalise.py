@@ -10,14 +10,13 @@ from qgraph.cli.clock import elapsed
 from qgraph.cli.console import next_step, progress, show, show_json
 from qgraph.cli.help import Command
 from qgraph.cli.invocation import READING, words_of
-from qgraph.cli.kinds import PATH, Bits
+from qgraph.cli.kinds import OUTPUT, PATH, Bits
 from qgraph.cli.options import data_options, preprocessing, run_options
-from qgraph.running.files import check_writable
 
 
 @click.command(cls=Command, short_help="Scale channels between layers for few bits.")
 @click.argument("model", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, metavar="OUT.onnx", help="Where to write the model.")
+@click.option("-o", "--output", type=OUTPUT, required=True, metavar="OUT.onnx", help="Where to write the model.")
 @click.option("--weights", type=Bits(), default=4, show_default=True, help="Bits that weights will have.")
 @click.option("--activations", type=Bits(), default=4, show_default=True, help="Bits that activations will have.")
 @data_options(required=True)
@@ -44,7 +43,6 @@ def equalise(
     from qgraph.jobs.equalise import equalise as run
     from qgraph.onnxfile.write import save
 
-    check_writable(output, source=model)
     reading |= {"preprocessing": preprocessing(mean, std), "progress": progress(quiet or as_json)}
     made = run(model, data, weights=weights, activations=activations, threads=threads, **reading)
     nbytes = save(made, output, source=model)

@@ -13,7 +13,7 @@ from qgraph.cli.console import number, progress, show, show_json, silence_warnin
 from qgraph.cli.dry_run import dry_run_option
 from qgraph.cli.help import Command, Renamed, grouped
 from qgraph.cli.invocation import command
-from qgraph.cli.kinds import PATH
+from qgraph.cli.kinds import OUTPUT, PATH
 from qgraph.cli.options import (
     data_options,
     executor_option,
@@ -30,7 +30,7 @@ from qgraph.cli.papers import gradients_option, protocol_option, setting_option
 from qgraph.cli.quality import Threshold, check_threshold, hold_against, next_judgement, show_quality
 from qgraph.cli.recipe_file import recipe_file_options
 from qgraph.methods.lsqplus.config import LsqPlusConfig
-from qgraph.running.files import check_outputs, write_atomically
+from qgraph.running.files import write_atomically
 
 if TYPE_CHECKING:
     from qgraph.jobs.finetune import Finetuned
@@ -47,7 +47,12 @@ def _setting(name: str, kind: Any, text: str) -> Any:
 @click.command(cls=Command, short_help="Train a model for few bits (LSQ+).")
 @click.argument("model", type=PATH)
 @click.option(
-    "-o", "--output", type=PATH, required=True, metavar="OUT.onnx", help="Where to write the trained, quantized model."
+    "-o",
+    "--output",
+    type=OUTPUT,
+    required=True,
+    metavar="OUT.onnx",
+    help="Where to write the trained, quantized model.",
 )
 @data_options(own_batch=True)
 @method_option("What the training starts from: NAMES.  [default: lsqplus]", trains=True)
@@ -98,14 +103,14 @@ def _setting(name: str, kind: Any, text: str) -> Any:
 @grouped(
     "Files",
     click.option(
-        "--plan", type=PATH, metavar="PLAN.json", help="Also write the plan; it names the trained float model."
+        "--plan", type=OUTPUT, metavar="PLAN.json", help="Also write the plan; it names the trained float model."
     ),
     click.option(
         "--network",
         "trained",
         cls=Renamed,
         former="--float",
-        type=PATH,
+        type=OUTPUT,
         metavar="NET.onnx",
         help="Also write the float network that the plan is for: the trained one.",
     ),
@@ -141,7 +146,6 @@ def finetune(
     if quiet:
         silence_warnings()
     check_threshold(fail_below, measure=options["measure"])
-    check_outputs({"-o": output, "--plan": plan, "--network": trained}, source=model, inputs=(options["data"],))
     mean, std = options.pop("mean"), options.pop("std")
     passed = given(options)
     if passed.get("start"):

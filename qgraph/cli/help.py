@@ -8,10 +8,13 @@ from typing import Any, TypeVar
 import click
 
 from qgraph.cli import log
+from qgraph.cli.kinds import OutputText, PathText
+from qgraph.running.files import check_outputs
 
 _HYPHEN = "\u2011"  # stands for a hyphen where no line may end
 _COLUMN, _NARROW_COLUMN, _ROOMY = 30, 24, 72  # characters: of names, where the terminal is narrow, and when it is not
 F = TypeVar("F", bound=Callable[..., Any])
+AT_THE_END = "qgraph.at_the_end"  # in `ctx.meta`: by option, a path and what writes it when the command is over
 GROUPS = ("Options", "Data", "Grids", "Layers", "Mixed bits", "Search", "Training", "Judging", "Files", "Running")
 
 
@@ -66,7 +69,19 @@ class Command(Help):
 
     def invoke(self, ctx: click.Context) -> Any:
         log.begin(ctx.find_root().obj or (self.name or "",))
+        self._check_outputs(ctx)
+        for _, write in ctx.meta.get(AT_THE_END, {}).values():
+            ctx.call_on_close(write)
         return super().invoke(ctx)
+
+    def _check_outputs(self, ctx: click.Context) -> None:
+        """Raise unless every file that the command writes is one of its own."""
+        paths = [p for p in self.params if isinstance(p.type, PathText)]
+        written = {p.opts[0]: ctx.params.get(str(p.name)) for p in paths if isinstance(p.type, OutputText)}
+        written |= {option: path for option, (path, _) in ctx.meta.get(AT_THE_END, {}).items()}
+        read = [ctx.params.get(str(p.name)) for p in paths if not isinstance(p.type, OutputText)]
+        flat = [path for given in read for path in (given if isinstance(given, tuple) else (given,))]
+        check_outputs(written, source=ctx.params.get("model"), inputs=flat)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         records: dict[str, list[tuple[str, str]]] = {title: [] for title in GROUPS}

@@ -26,6 +26,10 @@ class PathText(click.types.StringParamType):
         return [CompletionItem(incomplete, type="file")]
 
 
+class OutputText(PathText):
+    """The path of a file that a command writes; it is checked before anything else is done."""
+
+
 class FolderText(click.types.StringParamType):
     """The path of a folder."""
 
@@ -34,6 +38,7 @@ class FolderText(click.types.StringParamType):
 
 
 PATH = PathText()
+OUTPUT = OutputText()
 FOLDER = FolderText()
 
 

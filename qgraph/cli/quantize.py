@@ -13,7 +13,7 @@ from qgraph.cli.console import PRIOR_REJECTED, number, progress, show, show_json
 from qgraph.cli.dry_run import dry_run_option
 from qgraph.cli.help import Command, grouped
 from qgraph.cli.invocation import command
-from qgraph.cli.kinds import PATH
+from qgraph.cli.kinds import OUTPUT, PATH
 from qgraph.cli.log import verbose
 from qgraph.cli.mixed_options import mixed_options
 from qgraph.cli.options import (
@@ -31,7 +31,7 @@ from qgraph.cli.options import (
 from qgraph.cli.papers import gradients_option, protocol_option
 from qgraph.cli.quality import Threshold, check_threshold, hold_against, next_judgement, show_quality
 from qgraph.cli.recipe_file import recipe_file_options
-from qgraph.running.files import check_outputs, check_writable, write_atomically
+from qgraph.running.files import write_atomically
 
 if TYPE_CHECKING:
     from qgraph.assess.layer_errors import LayerReport
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 @click.command(cls=Command, short_help="Make a model smaller and faster.")
 @click.argument("model", type=PATH)
 @click.option(
-    "-o", "--output", type=PATH, required=True, metavar="OUT.onnx", help="Where to write the quantized model."
+    "-o", "--output", type=OUTPUT, required=True, metavar="OUT.onnx", help="Where to write the quantized model."
 )
 @method_option("NAMES.  [default: aciq with --data, zeroq without]")
 @data_options()
@@ -76,11 +76,11 @@ if TYPE_CHECKING:
     "Files",
     click.option(
         "--plan",
-        type=PATH,
+        type=OUTPUT,
         metavar="PLAN.json",
         help="Also write the plan, and beside it the statistics for whatif.",
     ),
-    click.option("--report", type=PATH, metavar="FILE.html", help="Also write a report as an HTML page."),
+    click.option("--report", type=OUTPUT, metavar="FILE.html", help="Also write a report as an HTML page."),
 )
 @quality_options
 @grouped(
@@ -128,7 +128,6 @@ def quantize(
     if quiet:
         silence_warnings()
     check_threshold(fail_below, measure=options["measure"])
-    check_outputs({"-o": output, "--plan": plan, "--report": report}, source=model, inputs=(options["data"],))
     mean, std = options.pop("mean"), options.pop("std")
     bars = progress(quiet or as_json)
     result = run(
@@ -162,7 +161,7 @@ def quantize(
 @click.argument("model", type=PATH)
 @click.argument("plan", type=PATH)
 @click.option(
-    "-o", "--output", type=PATH, required=True, metavar="OUT.onnx", help="Where to write the quantized model."
+    "-o", "--output", type=OUTPUT, required=True, metavar="OUT.onnx", help="Where to write the quantized model."
 )
 @data_options()
 @format_options
@@ -192,7 +191,6 @@ def apply(
     if quiet:
         silence_warnings()
     check_threshold(fail_below, measure=options["measure"])
-    check_writable(output, source=model)
     mean, std = options.pop("mean"), options.pop("std")
     bars, loaded = progress(quiet or as_json), QuantPlan.load(plan)
     reading = preprocessing(mean, std, default=loaded)

@@ -17,10 +17,10 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from qgraph.cli.help import Renamed, grouped
-from qgraph.cli.kinds import PATH
+from qgraph.cli.help import AT_THE_END, Renamed, grouped
+from qgraph.cli.kinds import OUTPUT
 from qgraph.errors import UsageError, hint
-from qgraph.running.files import check_writable, write_atomically
+from qgraph.running.files import write_atomically
 
 F = TypeVar("F", bound=Callable[..., Any])
 PRESETS = ("fast", "balanced", "smallest", "accurate")
@@ -41,7 +41,7 @@ def recipe_file_options(f: F) -> F:
     )
     write = click.option(
         "--save-recipe",
-        type=PATH,
+        type=OUTPUT,
         metavar="FILE.toml",
         expose_value=False,
         callback=_write,
@@ -114,8 +114,7 @@ def _keys(command: click.Command) -> dict[str, tuple[Any, bool]]:
 def _write(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
     """Write the recipe when the command has parsed all that it was given."""
     if path is not None:
-        check_writable(path)
-        ctx.call_on_close(lambda: write_atomically(Path(path), _text(ctx).encode()))
+        ctx.meta[AT_THE_END] = {"--save-recipe": (path, lambda: write_atomically(Path(path), _text(ctx).encode()))}
 
 
 def _text(ctx: click.Context) -> str:

@@ -9,14 +9,14 @@ import click
 from qgraph.cli.console import progress, show, show_json, silence_warnings
 from qgraph.cli.help import Command
 from qgraph.cli.invocation import command
-from qgraph.cli.kinds import PATH
+from qgraph.cli.kinds import OUTPUT, PATH
 from qgraph.cli.options import data_options, preprocessing, run_options
-from qgraph.running.files import check_writable, write_atomically
+from qgraph.running.files import write_atomically
 
 
 @click.command(cls=Command, short_help="Write a page that compares models.")
 @click.argument("models", type=PATH, nargs=-1, required=True, metavar="FLOAT.onnx MODEL_OR_PLAN...")
-@click.option("-o", "--output", type=PATH, required=True, metavar="OUT.html", help="Where to write the page.")
+@click.option("-o", "--output", type=OUTPUT, required=True, metavar="OUT.html", help="Where to write the page.")
 @data_options()
 @run_options
 def report(
@@ -49,9 +49,6 @@ def report(
         raise click.UsageError("report needs the float model and at least one plan or quantized model")
     if quiet:
         silence_warnings()
-    check_writable(output)
-    if any(Path(model).absolute() == Path(output).absolute() for model in models):
-        raise click.UsageError(f"output {output} is one of the inputs: choose another file name with -o")
     result = report_on(
         models[0],
         models[1:],

@@ -13,7 +13,7 @@ from qgraph.cli.console import next_step, progress, say, show, show_json, silenc
 from qgraph.cli.dry_run import dry_run_option
 from qgraph.cli.help import Command, Renamed, grouped
 from qgraph.cli.invocation import whole_command
-from qgraph.cli.kinds import FOLDER, PATH, Bits, Share, Shown
+from qgraph.cli.kinds import FOLDER, OUTPUT, PATH, Bits, Share, Shown
 from qgraph.cli.options import (
     data_options,
     executor_option,
@@ -26,7 +26,7 @@ from qgraph.cli.papers import protocol_option, setting_option
 from qgraph.cli.recipe_file import recipe_file_options
 from qgraph.errors import UsageError
 from qgraph.methods.qrater.config import INGREDIENTS, OBJECTIVES, SEARCHES, SearchConfig
-from qgraph.running.files import check_writable, write_atomically
+from qgraph.running.files import write_atomically
 
 if TYPE_CHECKING:
     from qgraph.jobs.search import Searched
@@ -72,7 +72,7 @@ def _setting(name: str, kind: Any, text: str, *, flag: str | None = None) -> Any
 
 @click.command(cls=Command, short_help="Search grids by measuring (Q-Rater).")
 @click.argument("model", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, metavar="PLAN.json", help="Where to write the plan.")
+@click.option("-o", "--output", type=OUTPUT, required=True, metavar="PLAN.json", help="Where to write the plan.")
 @data_options(required=True)
 @recipe_options
 @protocol_option
@@ -149,7 +149,6 @@ def search(model: str, output: str, resume: str | None, as_json: bool, quiet: bo
 
     if quiet:
         silence_warnings()
-    check_writable(output, source=model, inputs=(options["data"],))
     folder = Path(resume) if resume is not None else Path(f"{output}.search")
     try:
         searched = run(

@@ -12,7 +12,7 @@ import click
 from qgraph.cli.console import next_step, progress, show, show_json, silence_warnings, table
 from qgraph.cli.dry_run import dry_run_option
 from qgraph.cli.help import Command
-from qgraph.cli.kinds import PATH, BitList
+from qgraph.cli.kinds import OUTPUT, PATH, BitList
 from qgraph.cli.log import verbose
 from qgraph.cli.mixed_options import direction_option
 from qgraph.cli.options import (
@@ -28,7 +28,7 @@ from qgraph.cli.options import (
     weight_clip_option,
 )
 from qgraph.cli.papers import gradients_option, protocol_option
-from qgraph.running.files import check_writable, write_atomically
+from qgraph.running.files import write_atomically
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -42,7 +42,7 @@ _SHADES = ("green", "yellow", "dark_orange", "red")  # each for a quarter of the
 
 @click.command(cls=Command, short_help="Measure how much each layer matters.")
 @click.argument("model", type=PATH)
-@click.option("-o", "--output", type=PATH, metavar="SENSITIVITY.json", help="Where to write the table.")
+@click.option("-o", "--output", type=OUTPUT, metavar="SENSITIVITY.json", help="Where to write the table.")
 @click.option("--bits", type=BitList(), default=(2, 4, 8), help="Bit-widths to try, of 2 to 8.  [default: 2,4,8]")
 @method_option("How weights are quantized: NAMES.")
 @data_options()
@@ -78,8 +78,6 @@ def sensitivity(model: str, output: str | None, as_json: bool, quiet: bool, **op
 
     if quiet:
         silence_warnings()
-    if output is not None:
-        check_writable(output, source=model)
     mean, std = options.pop("mean"), options.pop("std")
     if options.pop("tensors"):
         options["activations"] = "mixed"

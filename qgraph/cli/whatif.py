@@ -11,10 +11,10 @@ import click
 from qgraph.cli.console import next_step, number, progress, show, show_json, silence_warnings, table
 from qgraph.cli.help import Command, Renamed
 from qgraph.cli.invocation import command, words_of
-from qgraph.cli.kinds import PATH
+from qgraph.cli.kinds import OUTPUT, PATH
 from qgraph.cli.options import data_options, preprocessing, run_options, set_option
 from qgraph.errors import UsageError
-from qgraph.running.files import check_writable, write_atomically
+from qgraph.running.files import write_atomically
 
 if TYPE_CHECKING:
     from qgraph.assess.verdict import Verdict
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     help="File of statistics of the model.  [default: that beside the plan]",
 )
 @click.option("--latency", is_flag=True, help="Foretell the latency of both plans on this machine.")
-@click.option("-o", "--output", type=PATH, metavar="PLAN.json", help="Where to write the new plan.")
+@click.option("-o", "--output", type=OUTPUT, metavar="PLAN.json", help="Where to write the new plan.")
 @run_options
 def whatif(
     model: str,
@@ -69,8 +69,6 @@ def whatif(
         silence_warnings()
     if not changes:
         raise UsageError("say what to change, such as --set 'stem/conv:weights=3'; qgraph inspect lists the layers")
-    if output is not None:
-        check_writable(output, source=model)
     base = None if plan is None else QuantPlan.load(plan)
     options["preprocessing"] = preprocessing(options.pop("mean"), options.pop("std"), default=base)
     options["progress"] = progress(quiet or as_json)
