@@ -23,6 +23,7 @@ from benchmarks.common import CIFAR, arguments, images, report, shared
 from qgraph.assess.foretold import Foreteller
 from qgraph.errors import QGraphError
 from qgraph.graph.sites import GraphView
+from qgraph.running.profile import least_seconds
 from qgraph.running.sessions import Session
 
 RUNS, BLOCKS, SECONDS = 6, 2, 6.0  # in a block; blocks at least; seconds, unless they take longer
@@ -45,10 +46,7 @@ def measured(sessions: list[Session], feeds: Any) -> float:
     least, blocks, begun = [np.inf, np.inf], 0, time.perf_counter()
     while blocks < BLOCKS or time.perf_counter() - begun < SECONDS:
         for index, session in enumerate(sessions):
-            for _ in range(RUNS):
-                start = time.thread_time()
-                session.run_list(feeds)
-                least[index] = min(least[index], time.thread_time() - start)
+            least[index] = min(least[index], least_seconds(session, feeds, runs=RUNS))
         blocks += 1
     return least[1] / least[0]
 

@@ -34,7 +34,7 @@ from qgraph.plan.plan import ActivationQuant, QuantPlan
 from qgraph.running.profile import KernelTime, kernel_times, least_seconds
 from qgraph.running.sessions import Session
 
-_RUNS, _SECONDS = 7, 0.5  # at least, and for how long the float model is run
+_RUNS, _SECONDS = 5, 0.1  # at least, and for how long the float model is run
 _SMALLER = 3 / 4  # of the bytes of floats that codes save
 _WAITS = 1 / 2  # of the time that kernels wait in company, which goes with these bytes
 _CODED = frozenset({"Add", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool", "LeakyRelu", "Sigmoid", "Mul"})
@@ -118,6 +118,7 @@ class Foreteller:
     def __init__(self, view: GraphView, feeds: Feeds, *, table: KernelTable | None = None) -> None:
         self.view, self.table = view, table or KernelTable()
         self.feeds, self.float_seconds = feeds, math.inf
+        self.kernels = kernel_times(view.model.ir_model, feeds, runs=_RUNS)
         self._run()
         self.shapes = _shapes(view, feeds)
         self.readers = {layer.node: layer for layer in view.layers}
@@ -125,19 +126,17 @@ class Foreteller:
     def __call__(self, plan: QuantPlan) -> Foretold:
         """The latency of a plan's file."""
         found = self._foretold(plan)
-        if self.table.settle():
-            self._run()
+        if self.table.settle(self._run):
             found = self._foretold(plan)
             self.table.save()
         return found
 
     def _run(self) -> None:
-        """Time the float model, and keep what is told by its shortest run."""
-        model = self.view.model.ir_model
-        seconds = max(least_seconds(Session(model, threads=1), self.feeds, runs=_RUNS, seconds=_SECONDS), 1e-9)
-        if seconds < self.float_seconds:
-            kernels = kernel_times(model, self.feeds, runs=_RUNS)
-            self.float_seconds, self.times = seconds, FloatTimes.of(self.view, kernels, seconds)
+        """Time the float model, and keep its shortest run."""
+        session = Session(self.view.model.ir_model, threads=1)
+        seconds = least_seconds(session, self.feeds, runs=_RUNS, seconds=_SECONDS)
+        self.float_seconds = min(self.float_seconds, max(seconds, 1e-9))
+        self.times = FloatTimes.of(self.view, self.kernels, self.float_seconds)
 
     def _foretold(self, plan: QuantPlan) -> Foretold:
         grids, tensors = plan.operand_grids, {a.tensor: a for a in plan.activations if a.role == "tensor"}

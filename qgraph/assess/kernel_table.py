@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -26,7 +27,7 @@ from qgraph.graph.layers import INTEGER_OPS
 from qgraph.running.cpu import cpu_flags
 from qgraph.running.files import write_atomically
 from qgraph.running.here import cpu_name
-from qgraph.running.profile import kernel_times
+from qgraph.running.profile import kernel_times, seconds_alone
 from qgraph.running.sessions import version
 
 Runs = Literal["floats", "integers", "dynamic"]
@@ -35,7 +36,7 @@ _OPSET, _IR = 17, 8
 _OWN = "com.microsoft"  # onnxruntime's own operators
 _WRITE_CODES = frozenset({"QuantizeLinear", "NhwcMaxPool"})
 _RUNS = 15
-_TURNS = 2  # after the first measurement
+_TURNS = 6  # after the first measurement
 _MEANING = "least of many, without the profile"  # of the times in a file; another one has another name
 _MOVES = re.compile(r"Reorder|Transpose|^Mem|^(De)?[qQ]uantizeLinear$")  # around a kernel that is measured alone
 
@@ -73,22 +74,26 @@ class KernelTable:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         self.path = Path(folder or os.environ.get("QGRAPH_CACHE") or Path(home) / "qgraph") / f"{_machine()}.json"
         self.seconds: dict[str, float] = self._read()
-        self.new: dict[str, Kernel] = {}
+        self.new: dict[str, tuple[Kernel, float]] = {}
 
     def __getitem__(self, kernel: Kernel) -> float:
         name = str(kernel)
         if name not in self.seconds:
-            self.seconds[name], self.new[name] = _measured(kernel), kernel
+            self.seconds[name], share = _measured(kernel)
+            self.new[name] = kernel, share
         return self.seconds[name]
 
-    def settle(self) -> bool:
-        """Measure again what is new, in turns, and keep the least; whether anything was.
+    def settle(self, other: Callable[[], None]) -> bool:
+        """Measure again what is new, in turns with `other`, and keep the least; whether anything is new.
 
-        Processors change their pace from second to second: a kernel that met a slow one gets other chances.
+        Processors change their pace from second to second, most of all where two threads share a core: a kernel that
+        met a slow one gets other chances.
         """
         for _ in range(_TURNS if self.new else 0):
-            for name, kernel in self.new.items():
-                self.seconds[name] = min(self.seconds[name], _measured(kernel))
+            for name, (kernel, share) in self.new.items():
+                if share:
+                    self.seconds[name] = min(self.seconds[name], share * _alone(kernel))
+            other()
         return bool(self.new)
 
     def save(self) -> None:
@@ -117,15 +122,21 @@ def _machine() -> str:
     return f"kernels-{sha256(' '.join(told).encode()).hexdigest()[:16]}"
 
 
-def _measured(kernel: Kernel) -> float:
-    """The seconds of the kernel alone; infinite where onnxruntime does not run it."""
+def _measured(kernel: Kernel) -> tuple[float, float]:
+    """The seconds of the kernel alone, and their share of its model; infinite where onnxruntime does not run it."""
     model, feeds = _model(kernel)
     try:
         found = kernel_times(model.SerializeToString(), feeds, runs=_RUNS)
     except ModelError:
-        return float("inf")
+        return float("inf"), 0.0
     own = kernel.op in ("QuantizeLinear", "DequantizeLinear")
-    return sum(node.seconds for node in found if own or not _MOVES.search(node.op))
+    seconds = sum(node.seconds for node in found if own or not _MOVES.search(node.op))
+    return seconds, seconds / max(sum(node.seconds for node in found), 1e-12)
+
+
+def _alone(kernel: Kernel) -> float:
+    model, feeds = _model(kernel)
+    return seconds_alone(model.SerializeToString(), feeds, runs=_RUNS)
 
 
 def _model(kernel: Kernel) -> tuple[onnx.ModelProto, dict[str, NDArray[Any]]]:
