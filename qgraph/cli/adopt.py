@@ -11,6 +11,7 @@ from qgraph.cli.console import next_step, progress, show, show_json, silence_war
 from qgraph.cli.help import Command, Renamed, grouped
 from qgraph.cli.kinds import OUTPUT, PATH
 from qgraph.cli.options import data_options, given, preprocessing, run_options
+from qgraph.running.cpu import has_fast_integers
 
 if TYPE_CHECKING:
     from qgraph.jobs.adopt import Adopted
@@ -93,6 +94,12 @@ def _show(found: Adopted, output: str, nbytes: int) -> None:
     for layer in found.layers:
         rows.add_row(layer.name, layer.op, str(layer.bits), layer.runs, layer.moved, weight=bool(layer.moved))
     show(rows, f"{found.kept} of {len(found.layers)} layers keep every code of their weight")
+    if found.saturating:
+        here = " such as this one" if has_fast_integers() is False else ""
+        show(
+            f"{found.saturating} layers can saturate, and compute something else, on processors without VNNI{here}: "
+            f"--target-cpu any moves their codes"
+        )
     share = nbytes / max(found.given.nbytes, 1)
     show(f"{output}: {nbytes:,} bytes ({share:.0%} of the {found.given.nbytes:,} of {found.given.source})")
     if found.quality is not None:

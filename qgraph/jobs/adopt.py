@@ -27,6 +27,7 @@ from qgraph.onnxfile.write import save
 from qgraph.plan.blocks import BLOCK_OPSET
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import TargetCpu
+from qgraph.plan.saturation import largest_pair, saturated
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.threads import keeps_threads
 from qgraph.samples.dataset import DataLike, Reading, open_data
@@ -37,7 +38,8 @@ from qgraph.samples.split import hold_out
 class Adopted:
     """The rewritten model with its plan, the file it was made from, its float network, and what became of every layer.
 
-    `quality` compares it with the float model if one was given, else with the file that was adopted.
+    `quality` compares it with the float model if one was given, else with the file that was adopted. So many layers are
+    `saturating`: pairs of their products can leave 16 bits on x86-64 without VNNI.
 
     Example:
         >>> from importlib.resources import files
@@ -53,6 +55,7 @@ class Adopted:
     net: Model
     plan: QuantPlan
     layers: tuple[AdoptedLayer, ...]
+    saturating: int = 0
     quality: Verdict | None = None
 
     @property
@@ -69,6 +72,7 @@ class Adopted:
         return {
             "layers": [asdict(layer) for layer in self.layers],
             "kept": self.kept,
+            "saturating": self.saturating,
             "quality": None if self.quality is None else self.quality.to_dict(),
         }
 
@@ -135,7 +139,22 @@ def adopt(
         verify(lowered, raised, samples)
     else:
         warn_below(quality, expected_db(plan))
-    return Adopted(model=lowered, given=loaded, net=net, plan=plan, layers=layers, quality=quality)
+    return Adopted(
+        model=lowered,
+        given=loaded,
+        net=net,
+        plan=plan,
+        layers=layers,
+        saturating=_saturating(view, plan),
+        quality=quality,
+    )
+
+
+def _saturating(view: GraphView, plan: QuantPlan) -> int:
+    """How many layers have codes whose products, added in pairs, can leave 16 bits."""
+    found = ((view.by_name[quant.name], quant) for quant in plan.layers if quant.runs != "floats")
+    limits = ((layer, quant.weight, largest_pair(layer, quant, plan.operand_grids)) for layer, quant in found)
+    return sum(bool(saturated(layer, grid, limit).any()) for layer, grid, limit in limits if limit)
 
 
 def _read(model: ModelLike) -> tuple[Model, Lifted]:

@@ -418,3 +418,29 @@ def test_a_normalisation_behind_quantized_weights_keeps_their_codes():
     assert [layer.moved for layer in adopted.layers] == [""]
     (layer,) = adopted.plan.layers
     np.testing.assert_allclose(layer.weight.scale, arrays["t"] * np.abs(arrays["gain"]) / np.sqrt(2), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("fast", "here"), [(True, False), (False, True)])
+def test_layers_that_can_saturate_are_counted_and_told(floats, tmp_path, monkeypatch, capsys, fast, here):
+    from qgraph.cli import adopt as command
+
+    monkeypatch.setattr(command, "has_fast_integers", lambda: fast)
+    wide = qgraph.quantize(floats, {"x": IMAGES}, method="minmax", target_cpu="vnni", guard="off", measure=False)
+    wide.save(str(tmp_path / "wide.onnx"))
+    told = []
+    for target in ("vnni", "any"):
+        main(
+            [
+                "adopt",
+                str(tmp_path / "wide.onnx"),
+                "-o",
+                str(tmp_path / "o.onnx"),
+                "--no-measure",
+                "--target-cpu",
+                target,
+            ]
+        )
+        told.append(capsys.readouterr().out)
+    assert "layers can saturate" in told[0]
+    assert ("such as this one" in told[0]) == here
+    assert "can saturate" not in told[1]
