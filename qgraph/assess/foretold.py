@@ -1,6 +1,6 @@
 """The latency of a plan, from kernel times of this machine, without a file.
 
-    t / t_float = (k (planned + between + apart) + waiting (1 - share/2) + moving (1 - 3/4 share) + staying) / kernels
+    t = t_float - kernels + k (planned + between + apart) + waiting (1 - share/2) + moving (1 - 3/4 share) + staying
 
 The float model itself is run and profiled: `kernels` is the time of all of its kernels. All other times are from a
 `KernelTable`, of kernels that run alone: `planned`, those of the layers, `between`, those of operators on codes
@@ -155,7 +155,7 @@ class Foreteller:
         share = sum(x.float_seconds for x in layers if x.runs != "floats") / max(alone, 1e-12)
         after = company * (planned + between + apart) + self.times.staying(coded, company)
         after += waiting * (1 - _WAITS * share) + self.times.moving * (1 - _SMALLER * share)
-        seconds = self.float_seconds * after / self.times.total
+        seconds = max(self.float_seconds + after - self.times.total, 1e-9)
         return Foretold(float_seconds=self.float_seconds, seconds=seconds, layers=layers)
 
     def idle(self, plan: QuantPlan) -> frozenset[str]:

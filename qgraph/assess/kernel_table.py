@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -35,8 +36,8 @@ BINARY = frozenset({"Add", "Mul"})
 _OPSET, _IR = 17, 8
 _OWN = "com.microsoft"  # onnxruntime's own operators
 _WRITE_CODES = frozenset({"QuantizeLinear", "NhwcMaxPool"})
-_RUNS = 15
-_TURNS = 6  # after the first measurement
+_RUNS = 4  # at least; of short kernels as many as fit into some milliseconds
+_TURNS, _SETTLING = 6, 5.0  # after the first measurement: turns at most, and seconds after which none begins
 _MEANING = "least of many, without the profile"  # of the times in a file; another one has another name
 _MOVES = re.compile(r"Reorder|Transpose|^Mem|^(De)?[qQ]uantizeLinear$")  # around a kernel that is measured alone
 
@@ -89,11 +90,13 @@ class KernelTable:
         Processors change their pace from second to second, most of all where two threads share a core: a kernel that
         met a slow one gets other chances.
         """
-        for _ in range(_TURNS if self.new else 0):
+        begun, left = time.thread_time(), _TURNS if self.new else 0
+        while left and time.thread_time() - begun < _SETTLING:
             for name, (kernel, share) in self.new.items():
                 if share:
                     self.seconds[name] = min(self.seconds[name], share * _alone(kernel))
             other()
+            left -= 1
         return bool(self.new)
 
     def save(self) -> None:
