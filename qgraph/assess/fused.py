@@ -15,10 +15,9 @@ import onnx_ir as ir
 
 from qgraph.graph.layers import LAYER_OPS
 from qgraph.graph.tensors import fused_output, root
-from qgraph.graph.walk import descendants, paths, with_branches
+from qgraph.graph.walk import descendants, paths
 from qgraph.onnxfile.model import Model
 from qgraph.running.cpu import has_fast_integers
-from qgraph.running.inner import branches
 from qgraph.running.sessions import Session
 from qgraph.running.threads import keeps_threads
 from qgraph.running.wording import option
@@ -88,7 +87,10 @@ def read_fused(model: Model, optimised: Path) -> FusedGraph:
     loaded = list(_loaded(onnx.load(optimised, load_external_data=False).graph))
     kernels, operators = _kernels(loaded), dict(Counter(node.op_type for node in loaded))
     layers, names_of = [], paths(model.graph)
-    varying = {**descendants(v for v in model.graph.inputs if v.const_value is None), **dict.fromkeys(_inner(model))}
+    varying = {
+        **descendants(v for v in model.graph.inputs if v.const_value is None),
+        **dict.fromkeys(_inner(model.graph)),
+    }
     for node in _nodes(model.graph):
         if node.domain != "" or not (node.op_type in LAYER_OPS or is_dynamic_product(node, varying)):
             continue
@@ -105,21 +107,21 @@ def read_fused(model: Model, optimised: Path) -> FusedGraph:
 
 
 def _nodes(graph: ir.Graph) -> list[ir.Node]:
-    """The nodes of the main graph and of the branches of Ifs."""
-    return [node for one in with_branches(graph) for node in one]
+    """The nodes of the main graph, and behind them those of bodies."""
+    return [*graph, *_inner(graph)]
 
 
-def _inner(model: Model) -> list[ir.Node]:
-    """The nodes of branches, all of which depend on what is fed: it decides whether they run."""
-    return [node for one in branches(model.graph) for node in one]
+def _inner(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes of bodies, all of which depend on what is fed: it decides whether and how often they run."""
+    return [node for body in graph.subgraphs() for node in body]
 
 
 def _loaded(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """The nodes of a graph and of the branches of its Ifs."""
+    """The nodes of a graph and of the bodies in it."""
     for node in graph.node:
         yield node
-        if node.op_type == "If":
-            for attribute in node.attribute:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
                 yield from _loaded(attribute.g)
 
 

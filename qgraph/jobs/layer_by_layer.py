@@ -59,7 +59,8 @@ class Ways:
         """The names of products that run alike, where the plans differ in how."""
         records = [{quant.name: quant for quant in plan.layers} for plan in self.plans.values()]
         names = [n for n, quant in records[0].items() if any(quant != other.get(n) for other in records[1:])]
-        layers = [layer for name in names if not why_not_dynamic(layer := self.view.by_name[name])]
+        layers = [self.view.by_name[name] for name in names]
+        layers = [layer for layer in layers if layer.is_observed and not why_not_dynamic(layer)]
         things = {layer.name: (self.view.root(layer.input), layer.weight) for layer in layers}
         tied: dict[ir.Value, list[str]] = {}
         for name, pair in things.items():
@@ -148,7 +149,9 @@ def _seconds(ways: Ways, foretell: Foreteller, group: Group, way: str) -> float:
 def _dividing(view: GraphView, foretell: Foreteller, quant: LayerQuant) -> float:
     """The seconds of dividing the operand of a layer by its factors, and of the channels that are multiplied apart."""
     layer, factors = view.by_name[quant.name], quant.weight.input_scale
-    operand = foretell.shapes[str(layer.input.name)]
+    operand = foretell.shapes.get(str(layer.input.name))
+    if operand is None:  # in a branch, whose times are not foretold
+        return 0.0
     total = foretell.table[Kernel(op="Mul", operand=operand, weight=(len(factors),))]
     if apart := factors.count(0):
         outputs = layer.weight_array().shape[layer.output_axis]

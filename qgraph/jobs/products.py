@@ -6,6 +6,8 @@ on calibration samples is taken: static grids where they hold 40 dB, or the targ
 products, or where no other is better by `WORTH_DB`. Samples are run one by one, and in a batch: where a loud one drowns
 the others, dynamic grids are not taken.
 
+Products in bodies of Loop and Scan are dynamic or run in floats (`in_bodies`).
+
 Then every layer may be changed to what is best for it (`layer_by_layer`), and stays changed if the outputs are not
 worse, neither on calibration samples nor on those held out.
 """
@@ -19,6 +21,7 @@ from collections.abc import Callable, Mapping
 from qgraph.graph.sites import GraphView, choose_layers
 from qgraph.graph.work import multiplications
 from qgraph.jobs.below import TARGET_DB
+from qgraph.jobs.in_bodies import as_in, products_in_bodies, with_dynamic_bodies
 from qgraph.jobs.in_time import foreteller
 from qgraph.jobs.layer_by_layer import WORTH_DB, Ways, best_mix
 from qgraph.jobs.no_slower import TIMED_SECONDS
@@ -53,7 +56,10 @@ def best_products(given: Gathered, plan: QuantPlan, *, judge: Callable[[], PlanJ
             rivals = {_STAY: _with(given, balance=False, dynamic_products=False)}
             return _taken(_whole(given, plan, rivals, judge()))
         return plan
-    if fixed or recipe.static_bits != 8 or not _has_products(given.view, recipe.keep):
+    if fixed or recipe.static_bits != 8:
+        return plan
+    plan = with_dynamic_bodies(given, plan, judge)
+    if not _has_products(given.view, recipe.keep):
         return plan
     enough = 0.0 if _products(given) < _FEW else _COMFORT_DB
     if judge().margin(plan, TARGET_DB) >= enough:
@@ -68,7 +74,7 @@ def _whole(given: Gathered, plan: QuantPlan, rivals: Mapping[str, Gathered], jud
     """The plan and those of its rivals that differ, and which of them is best for all products alike."""
     plans, best, most = {_STATIC: plan}, _STATIC, judge.margin(plan, TARGET_DB) + WORTH_DB
     for why, rival in rivals.items():
-        other = rival.plan()
+        other = as_in(plan, rival.plan(), products_in_bodies(plan, given.view))
         if other in plans.values() or not any(quant.runs == "dynamic" for quant in other.layers):
             continue
         plans[why] = other
@@ -134,4 +140,4 @@ def _products(given: Gathered) -> float:
 
 
 def _has_products(view: GraphView, keep: tuple[str, ...]) -> bool:
-    return any(not why_not_dynamic(layer) for layer in choose_layers(view, keep)[0])
+    return any(layer.is_observed and not why_not_dynamic(layer) for layer in choose_layers(view, keep)[0])

@@ -52,21 +52,22 @@ class DynamicProducts:
     ) -> None:
         """Let a MatMul or Gemm be such a product with the codes of its weight, under the layer's name."""
         operand, step, zero = self._operand(layer, factors)
-        if layer.op == "Gemm" and attribute(layer.node, "transB", 0):
-            codes = self.nodes.op("Transpose", codes, perm=[1, 0])
-        zeros = [zero] if zero_point is None else [zero, zero_point]
-        sums = self.nodes.op("MatMulInteger", operand, codes, *zeros)
-        real = self.nodes.op("Cast", sums, to=ir.DataType.FLOAT)
-        alpha = float(attribute(layer.node, "alpha", 1.0)) if layer.op == "Gemm" else 1.0
-        result = self.nodes.op("Mul", real, self.nodes.op("Mul", step, self._times(scale, alpha)))
-        if layer.bias is not None and layer.bias_factor:
-            result = self.nodes.op("Add", result, self._times(layer.bias, layer.bias_factor))
-        apart = self._products_apart(layer, factors, alpha) if 0 in factors else None
-        name, layer.node.name = layer.node.name, None
-        sums.producer().name = name  # type: ignore[union-attr]
-        take_place(self.nodes.graph, layer.output, result, left="float")
-        if apart is not None:
-            self._add(_after_bias(result), apart)
+        with self.nodes.inside(layer.node.graph):  # type: ignore[arg-type]
+            if layer.op == "Gemm" and attribute(layer.node, "transB", 0):
+                codes = self.nodes.op("Transpose", codes, perm=[1, 0])
+            zeros = [zero] if zero_point is None else [zero, zero_point]
+            sums = self.nodes.op("MatMulInteger", operand, codes, *zeros)
+            real = self.nodes.op("Cast", sums, to=ir.DataType.FLOAT)
+            alpha = float(attribute(layer.node, "alpha", 1.0)) if layer.op == "Gemm" else 1.0
+            result = self.nodes.op("Mul", real, self.nodes.op("Mul", step, self._times(scale, alpha)))
+            if layer.bias is not None and layer.bias_factor:
+                result = self.nodes.op("Add", result, self._times(layer.bias, layer.bias_factor))
+            apart = self._products_apart(layer, factors, alpha) if 0 in factors else None
+            name, layer.node.name = layer.node.name, None
+            sums.producer().name = name  # type: ignore[union-attr]
+            take_place(self.nodes.graph, layer.output, result, left="float")
+            if apart is not None:
+                self._add(_after_bias(result), apart)
 
     def _add(self, value: ir.Value, more: ir.Value) -> None:
         """Let all that read `value` read it with `more` added."""

@@ -75,11 +75,12 @@ class QdqEmitter:
         step = self._take_codes(layer) if operand is None else np.float32(1)
         factors = self._factors(layer)
         steps = () if factors is None else tuple(factors.tolist())
-        home = self.nodes.graph if operand is None else layer.node.graph
+        home = layer.node.graph if operand is not None or layer.op == "Conv" else self.nodes.graph
         key = (layer.weight, quant.weight, operand is None, float(step), steps, home)
         if key not in self.weights:
             if operand is None:
-                self.weights[key] = self._float_weight(layer, quant.weight, step)
+                with self.nodes.inside(home):  # type: ignore[arg-type]
+                    self.weights[key] = self._float_weight(layer, quant.weight, step)
             else:
                 integers = self._integers_of(layer, quant)
                 channels = {"axis": quant.weight.channel_axis} if integers[1].shape else {}

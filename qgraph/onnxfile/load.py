@@ -6,6 +6,7 @@ on, and `qgraph.onnxfile.write` saves models.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from pathlib import Path
@@ -46,12 +47,13 @@ def load(model: ModelLike, *, checker: bool = True) -> Model:
         check_content(proto, "the given ModelProto")
         if checker:
             _check(model, "the given ModelProto")
-        loaded = Model(ir_model=_read(proto, "the given ModelProto"), source="<ModelProto>", nbytes=model.ByteSize())
+        read = _with_own_constants(_read(proto, "the given ModelProto"))
+        loaded = Model(ir_model=read, source="<ModelProto>", nbytes=model.ByteSize())
     elif isinstance(model, ir.Model):
         proto = ir.to_proto(model)
         if checker:
             _check(proto, "the given model")
-        given = model.clone()
+        given = _with_own_constants(model.clone())
         for value in given.graph.initializers.values():
             if isinstance(value.const_value, ir.LazyTensor):
                 value.const_value = ir.tensor(value.const_value.numpy(), dtype=value.const_value.dtype)
@@ -119,6 +121,20 @@ def _read(proto: onnx.ModelProto, where: str) -> ir.Model:
         return ir.from_proto(proto)
     except Exception as error:
         raise ModelError(f"{where} cannot be read as an ONNX graph: {error}") from error
+
+
+def _with_own_constants(model: ir.Model) -> ir.Model:
+    """The model with copies of the constants of bodies, whose names change later: the caller keeps those of his own."""
+    for body in model.graph.subgraphs():
+        for value in body.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.TensorProtoTensor):
+                own = onnx.TensorProto()
+                own.CopyFrom(tensor.raw)
+                value.const_value = ir.serde.deserialize_tensor(own)
+            elif tensor is not None:
+                value.const_value = copy.copy(tensor)
+    return model
 
 
 def _in_arrays(model: ir.Model) -> ir.Model:

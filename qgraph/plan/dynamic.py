@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qgraph.graph.layers import Layer
+from qgraph.graph.layers import RECURRENT_OPS, TABLE_OP, Layer
 
 DYNAMIC_BITS = 8  # bits of an operand quantized by DynamicQuantizeLinear
 
 
 def why_not_dynamic(layer: Layer) -> str:
     """Why the operand of a layer cannot be quantized dynamically; empty if it can."""
-    if layer.weight_only:
-        return "of recurrent layers and of those in bodies the weight alone is quantized"
+    if layer.op in (*RECURRENT_OPS, TABLE_OP):
+        return "of recurrent layers and of tables the weight alone is quantized"
+    if layer.is_half:
+        return "it computes in 16-bit floats, which DynamicQuantizeLinear does not take"
     if layer.op not in ("MatMul", "Gemm"):
         return f"onnxruntime's {layer.op} on such integers is slower than in floats"
     if layer.weight_index == 0:

@@ -22,7 +22,7 @@ from itertools import cycle
 import numpy as np
 from numpy.typing import NDArray
 
-from qgraph.graph.layers import Layer
+from qgraph.graph.layers import INTEGER_OPS, Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import nearest
 from qgraph.plan import codes
@@ -80,7 +80,7 @@ def _highest_code(layer: Layer, quant: LayerQuant, grids: Mapping[str, Activatio
 def pairs_products(layer: Layer) -> bool:
     """Whether the layer's integer kernel adds products in pairs."""
     if layer.op != "Conv":
-        return layer.has_integer_kernel
+        return layer.op in INTEGER_OPS
     channels, inputs = layer.weight_array().shape[:2]
     return not (inputs == 1 and channels == layer.groups)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, checker, helper, numpy_helper
 
@@ -10,6 +12,7 @@ import qgraph
 from qgraph.graph.sites import GraphView
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
+from qgraph.running.sessions import Session
 
 pytestmark = pytest.mark.filterwarnings("ignore:the (then|else) branch of If")  # that no sample takes
 
@@ -177,3 +180,47 @@ def test_search_beside_a_body_that_reads_a_layer():
     quick = qgraph.SearchConfig(ingredients=("clip",), clips=(0.8, 1.0))
     found = qgraph.search(net, {"x": x}, weights=4, config=quick)
     assert {layer.name for layer in found.plan.layers} == {"MatMul_h", "MatMul_y"}
+
+
+def small_loop(kernel=(16, 16, 3, 3)):
+    """Two convolutions in a Loop, with constants of their own."""
+    state = [info("i", [], TensorProto.INT64), info("go", [], TensorProto.BOOL), info("s", [1, 16, 8, 8])]
+    nodes = [
+        N("Conv", ["s", "weight", "bias"], ["c"], name="conv", pads=[1] * 4),
+        N("Conv", ["c", "other"], ["d"], name="second", pads=[1] * 4),
+        N("Tanh", ["d"], ["next"]),
+        N("Identity", ["go"], ["on"]),
+    ]
+    tensors = [numpy_helper.from_array(a, n) for n, a in weights(weight=kernel, bias=(16,), other=kernel).items()]
+    inner = helper.make_graph(nodes, "body", state, [info("on", [], TensorProto.BOOL), info("next")], tensors)
+    return model(
+        [N("Loop", ["three", "", "x"], ["y"], name="loop", body=inner)],
+        [info("x", [1, 16, 8, 8])],
+        [info("y", [1, 16, 8, 8])],
+        {"three": np.array(3)},
+    )
+
+
+@pytest.mark.parametrize("form", [lambda net: net, ir.from_proto])
+def test_constants_of_a_given_model_keep_their_names(form):
+    given = form(small_loop())
+
+    def content():
+        proto = given if isinstance(given, onnx.ModelProto) else ir.to_proto(given)
+        return proto.SerializeToString()
+
+    before = content()
+    qgraph.quantize(given, activations=None, measure=False)
+    assert content() == before
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_convolution_in_a_body_has_its_weight_there(bits, tmp_path):
+    """onnxruntime lays out channels in blocks only where the constant is of the same graph."""
+    net = small_loop()
+    result = qgraph.quantize(net, activations=None, weights=bits, edge_bits=bits, measure=False)
+    Session(result.model, optimized_path=tmp_path / "optimised.onnx")
+    (loop,) = [node for node in onnx.load(tmp_path / "optimised.onnx").graph.node if node.op_type == "Loop"]
+    inner = next(a.g for a in loop.attribute if a.name == "body")
+    read = {node.input[1] for node in inner.node if node.op_type in ("Conv", "FusedConv")}
+    assert len(read & {tensor.name for tensor in inner.initializer}) == 2

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import qgraph
+from qgraph.assess.fused import inspect_fused
 from qgraph.graph.sites import GraphView
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
@@ -250,6 +252,34 @@ def test_weights_of_floats_have_zero_points():
     assert {grid.zero_point[0] for grid in grids} == {-128}
     firm = qgraph.quantize(one_sign, activations=None, symmetric=True, measure=False).plan.layers
     assert {layer.weight.zero_point for layer in firm} == {(0,)}
+
+
+@pytest.mark.parametrize(("make", "bits", "least"), [(loop, 8, 30), (loop, 4, 14), (scan, 8, 35), (scan, 4, 20)])
+def test_products_in_bodies_find_their_grids_at_every_step(make, bits, least):
+    """One kernel in the body, whose weight no processor saturates."""
+    net, feeds, (name,) = make()
+    result = qgraph.quantize(net, activations="dynamic", weights=bits, edge_bits=bits, measure=False)
+    assert [(layer.name, layer.runs) for layer in result.plan.layers] == [(name, "dynamic")]
+    assert decibels(net, result, feeds) > least
+    (found,) = inspect_fused(load(ir.to_proto(result.model))).layers
+    assert (found.name, found.kernel, found.integer) == (name, "DynamicQuantizeMatMul", True)
+
+
+def test_a_product_of_what_a_body_reads_from_outside():
+    """Its grid is found once, outside; the product stays in the body."""
+    inner = body(
+        [N("MatMul", ["x", "w"], ["m"], name="product"), N("Add", ["s", "m"], ["next"]), N("Identity", ["go"], ["on"])],
+        ["on", "next", "m"],
+        [info("i", [], TensorProto.INT64), info("go", [], TensorProto.BOOL), info("s", ["n", 48])],
+    )
+    inner.output[0].type.tensor_type.elem_type = TensorProto.BOOL
+    nodes = [N("Loop", ["times", "", "z"], ["last", "all"], name="loop", body=inner)]
+    outputs = [info("last", ["n", 48]), info("all", [None, "n", 48])]
+    inputs = [info("x", ["n", 48]), info("z", ["n", 48])]
+    net = model(nodes, inputs, outputs, {"w": normal(48, 48), "times": np.array(3)})
+    result = qgraph.quantize(net, activations="dynamic", measure=False)
+    assert [layer.runs for layer in result.plan.layers] == ["dynamic"]
+    assert decibels(net, result, {"x": normal(4, 48, scale=1), "z": normal(4, 48)}) > 35
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -9,8 +9,8 @@ import pytest
 from qgraph.plan.dynamic import mostly_products, why_not_dynamic
 
 
-def layer(op="MatMul", *, weight_only=False, weight_index=1):
-    return SimpleNamespace(op=op, weight_only=weight_only, weight_index=weight_index)
+def layer(op="MatMul", *, weight_only=False, weight_index=1, is_half=False):
+    return SimpleNamespace(op=op, weight_only=weight_only, weight_index=weight_index, is_half=is_half)
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,10 @@ def layer(op="MatMul", *, weight_only=False, weight_index=1):
         (layer("Conv"), "onnxruntime's Conv on such integers is slower"),
         (layer("ConvTranspose"), "onnxruntime's ConvTranspose"),
         (layer(weight_index=0), "its weight is the left factor"),
-        (layer(weight_only=True), "the weight alone is quantized"),
+        (layer("LSTM", weight_only=True), "the weight alone is quantized"),
+        (layer("Gather", weight_only=True), "the weight alone is quantized"),
+        (layer(weight_only=True), ""),
+        (layer(weight_only=True, is_half=True), "16-bit floats"),
     ],
 )
 def test_what_a_kernel_takes(one, why):
