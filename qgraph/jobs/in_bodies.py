@@ -27,7 +27,8 @@ _FASTER = 0.97  # of the time with floats in bodies
 def with_dynamic_bodies(given: Gathered, plan: QuantPlan, judge: Callable[[], PlanJudge]) -> QuantPlan:
     """The plan with dynamic products in bodies, where they are faster on this machine and the outputs keep the target.
 
-    An output that misses the target anyway must not become worse.
+    That is asked on samples that calibrate and on those held out. An output that misses the target anyway must not
+    become worse.
     """
     names = products_in_bodies(plan, given.view)
     if not names or given.samples is None:
@@ -35,9 +36,9 @@ def with_dynamic_bodies(given: Gathered, plan: QuantPlan, judge: Callable[[], Pl
     recipe = dataclasses.replace(given.recipe, balance=False, dynamic_products=True)
     dynamic = dataclasses.replace(given, recipe=recipe).plan()
     other = sound(as_in(dynamic, plan, names), given.view, target_cpu=recipe.target_cpu)
-    margins = [judge().margin(one, TARGET_DB) for one in (plan, other)]
-    if margins[1] < min(margins[0], 0.0):
-        return plan
+    for samples in filter(None, (judge(), judge().held_out())):
+        if samples.margin(other, TARGET_DB) < min(samples.margin(plan, TARGET_DB), 0.0):
+            return plan
     before, after = (Session(lower(given.net, p, format=given.format, packed=False), threads=1) for p in (plan, other))
     found = latency(before, after, next(iter(given.samples.batches(1))).feeds)
     if found.ratio is None or found.ratio > _FASTER or (found.float_seconds or 0.0) < TIMED_SECONDS:
