@@ -84,10 +84,10 @@ def accuracy(case: Case) -> Rows:
             session.run_list(batch.feeds)
 
     for weights, activations in SETTINGS:
-        options = {"weights": weights, "activations": activations}
+        options: dict[str, Any] = {"weights": weights, "activations": activations, "rounding": "nearest"}
         results: list[qgraph.Result] = []
 
-        def ours(options: dict[str, int] = options, results: list[qgraph.Result] = results) -> None:
+        def ours(options: dict[str, Any] = options, results: list[qgraph.Result] = results) -> None:
             results.append(qgraph.quantize(case.net.ir_model, case.data, **options))
 
         seconds = in_turn({"float": float_pass, "ours": ours}, runs=3)
@@ -221,9 +221,9 @@ def means(case: Case) -> Rows:
 
 def nodata(case: Case) -> Rows:
     """W4A4 calibrated on 256 training images, and on samples distilled from the model alone."""
-    with_data = qgraph.quantize(case.net.ir_model, case.data, weights=4, activations=4)
+    with_data = qgraph.quantize(case.net.ir_model, case.data, weights=4, activations=4, rounding="nearest")
     path = shared("models", f"cifar10_{case.name}.onnx")
-    without = qgraph.quantize(path, method="zeroq", weights=4, activations=4)
+    without = qgraph.quantize(path, method="zeroq", weights=4, activations=4, rounding="nearest")
     best = case.top1(case.net)
     drops = [best - case.worth(result.plan) for result in (with_data, without)]
     return [{"model": case.name, "drop, images": drops[0], "drop, no data": drops[1], "more": drops[1] - drops[0]}]

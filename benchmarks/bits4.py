@@ -4,14 +4,16 @@
 networks are calibrated on 256 training images without labels and judged on the first `--images` test images. With
 `--real`, FOLDER/mobilenetv2.onnx is calibrated on FOLDER/imagenet.calib.npz and judged on FOLDER/imagenet.eval.npz.
 First and last layers have 8 bits. In a setting such as W8A5m, each tensor that layers read takes bits of its own, 5 on
-average (`--activations mixed`, the first and last too). Without a choice of networks, nothing is measured and the table
-of benchmarks/results/bits4.json is printed; what is measured is kept there.
+average (`--activations mixed`, the first and last too). In W4A4d, samples are distilled, and the first and last layers
+have 4 bits like all others, as in the papers. Without a choice of networks, nothing is measured and the table of
+benchmarks/results/bits4.json is printed; what is measured is kept there.
 
-Each step stands on those above it: `clip`, `equalise` (`qgraph.equalise` before), `second order` (all positions count
-alike), `important` (clips and roundings count positions by what they do to the outputs, as `--effort fast` does),
-`reconstruct` (block by block, `--steps` steps each) and `dropping` (the same with roundings dropped at random, as
-`--effort default` and `best` do). `drop` is in points of top-1 against the float model on the same images, `dB` the
-SQNR of the logits, both of the written file; `CPU s` is the processor time of all steps so far.
+Each step stands on those above it: `clip`, `equalise` (`qgraph.equalise` before; not of distilled samples), `second
+order` (all positions count alike), `important` (clips and roundings count positions by what they do to the outputs, as
+`qgraph quantize` does), `reconstruct` (block by block, `--steps` steps each) and `dropping` (the same with roundings
+dropped at random, as `--effort best` does). `fast` is `important` with `--effort fast`, and `adaround` is `reconstruct`
+with AdaRound's sigmoid and regulariser. `drop` is in points of top-1 against the float model on the same images, `dB`
+the SQNR of the logits, both of the written file; `CPU s` is the processor time of all steps so far.
 """
 
 from __future__ import annotations
@@ -38,15 +40,20 @@ from qgraph.methods.reconstruct.config import STEPS, ReconstructConfig
 from qgraph.methods.reconstruct.walk import reconstruct_blocks
 from qgraph.methods.second_order.round import round_weights
 from qgraph.onnxfile.write import serialised
-from qgraph.plan.plan import QuantPlan
-from qgraph.samples.dataset import open_data
+from qgraph.samples.dataset import Dataset
 
 RESULTS = Path(__file__).parent / "results" / "bits4.json"
 TITLE = "Few bits without labels"
 NETWORKS = ("resnet20", "resnet32", "relu6_dw", "silu_se")
 SETTINGS = ("W4A8", "W8A4", "W4A4")
 MIXED = ("W8A6m", "W8A5m", "W8A4.5m", "W4A5m", "W4A4.5m")
-STEP_NAMES = ("clip", "equalise", "second order", "important", "reconstruct", "dropping")
+DISTILLED = ("W4A4d", "W3A3d")
+STEP_NAMES = ("clip", "equalise", "second order", "fast", "important", "adaround", "reconstruct", "dropping")
+LEARNED = {
+    "adaround": {"drop": 0.0, "adaround": 1.0},
+    "reconstruct": {"drop": 0.0},
+    "dropping": {"drop": 0.5},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +83,7 @@ class Case:
     def rows(self, settings: Sequence[str], names: Sequence[str], steps: int) -> Iterator[dict[str, Any]]:
         best = evaluate(self.model, self.test, preprocessing=CIFAR).top1 or 0.0
         for setting in settings:
-            for step, made, seconds in self._steps(bits_of(setting), names, steps):
+            for step, made, seconds in self._steps(setting, names, steps):
                 found = evaluate(made, self.test, preprocessing=CIFAR, against=self.model)
                 yield {
                     "network": self.name,
@@ -89,50 +96,61 @@ class Case:
                     "CPU s": seconds,
                 }
 
-    def _steps(self, bits: dict[str, Any], names: Sequence[str], steps: int) -> Iterator[tuple[str, ir.Model, float]]:
+    def _steps(self, setting: str, names: Sequence[str], steps: int) -> Iterator[tuple[str, ir.Model, float]]:
         """The name of every step, the file after it, and the processor time until then."""
 
-        def quantized(model: Any, **options: Any) -> Result:
-            return qgraph.quantize(
-                model, self.calibration, preprocessing=CIFAR, measure=False, guard="off", **bits, **options
-            )
+        bits = bits_of(setting)
+        given = None if setting in DISTILLED else self.calibration
 
-        def written(plan: QuantPlan) -> ir.Model:
-            return lower(rounded.net, plan, format="qdq")
+        def quantized(model: Any, **options: Any) -> Result:
+            return qgraph.quantize(model, given, preprocessing=CIFAR, measure=False, guard="off", **bits, **options)
 
         clock = time.process_time
         if "clip" in names:
             started = clock()
-            yield "clip", quantized(self.model).model, clock() - started
+            yield "clip", quantized(self.model, rounding="nearest").model, clock() - started
+        started, model = clock(), self.model
+        if given is not None:
+            narrow = {"weights": bits["weights"], "activations": bits.get("activations", 4)}
+            model = qgraph.equalise(self.model, given, preprocessing=CIFAR, **narrow).ir_model
+        base = clock() - started
+        if given is not None and {"equalise", "second order"} & set(names):
+            started = clock()
+            clipped = quantized(model, rounding="nearest")
+            plain = base + clock() - started
+            yield "equalise", clipped.model, plain
+            if "second order" in names:
+                started = clock()
+                alike = round_weights(clipped.plan, GraphView(clipped.net), _samples(clipped))
+                yield "second order", lower(clipped.net, alike, format="qdq"), plain + clock() - started
+        if "fast" in names:
+            started = clock()
+            yield "fast", quantized(model, rounding="second-order", effort="fast").model, base + clock() - started
         started = clock()
-        narrow = {"weights": bits["weights"], "activations": bits.get("activations", 4)}
-        equal = qgraph.equalise(self.model, self.calibration, preprocessing=CIFAR, **narrow)
-        clipped = quantized(equal.ir_model)
-        base, started = clock() - started, clock()
-        yield "equalise", clipped.model, base
-        if "second order" in names:
-            samples = open_data(self.calibration, clipped.net, preprocessing=CIFAR)
-            alike = round_weights(clipped.plan, GraphView(clipped.net), samples)
-            yield "second order", lower(clipped.net, alike, format="qdq"), base + clock() - started
-        started = clock()
-        rounded = quantized(equal.ir_model, rounding="second-order")
+        rounded = quantized(model, rounding="second-order")
         base += clock() - started
         yield "important", rounded.model, base
-        samples = open_data(self.calibration, rounded.net, preprocessing=CIFAR)
-        for step, drop in (("reconstruct", 0.0), ("dropping", 0.5)):
+        for step, options in LEARNED.items():
             if step in names:
                 started = clock()
-                config = ReconstructConfig(steps=steps, drop=drop)
-                plan = reconstruct_blocks(rounded.plan, GraphView(rounded.net), samples, config=config)
-                yield step, written(plan), base + clock() - started
+                config = ReconstructConfig(steps=steps, **options)
+                plan = reconstruct_blocks(rounded.plan, GraphView(rounded.net), _samples(rounded), config=config)
+                yield step, lower(rounded.net, plan, format="qdq"), base + clock() - started
+
+
+def _samples(made: Result) -> Dataset:
+    """What a result was made from; distilled where nothing was given."""
+    assert made.samples is not None
+    return made.samples
 
 
 def bits_of(setting: str) -> dict[str, Any]:
-    """The options of a setting: W4A4, or W8A4.5m for 4.5 bits on average."""
-    found = re.fullmatch(r"W(\d)A([\d.]+)(m?)", setting)
+    """The options of a setting: W4A4, W8A4.5m for 4.5 bits on average, W4A4d for all layers on distilled samples."""
+    found = re.fullmatch(r"W(\d)A([\d.]+)([md]?)", setting)
     assert found, setting
-    average = {"average_activation_bits": float(found[2])} if found[3] else {"activations": int(found[2])}
-    return {"weights": int(found[1]), **average}
+    average = {"average_activation_bits": float(found[2])} if found[3] == "m" else {"activations": int(found[2])}
+    edges = {"edge_bits": "same"} if found[3] == "d" else {}
+    return {"weights": int(found[1]), **average, **edges}
 
 
 def kept(path: Path = RESULTS) -> list[dict[str, Any]]:
@@ -148,7 +166,7 @@ def merged(known: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> l
 
     def place(row: dict[str, Any]) -> tuple[int, ...]:
         network = (*NETWORKS, "mobilenetv2").index(row["network"])
-        return network, (*SETTINGS, *MIXED).index(row["setting"]), STEP_NAMES.index(row["step"])
+        return network, (*SETTINGS, *MIXED, *DISTILLED).index(row["setting"]), STEP_NAMES.index(row["step"])
 
     found = {case(row): row for row in (*known, *rows)}
     return sorted(found.values(), key=place)
@@ -169,7 +187,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     def options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--model", choices=NETWORKS, action="append", help="networks of CIFAR to measure")
-        parser.add_argument("--setting", choices=(*SETTINGS, *MIXED), action="append", help="default: W4A8, W8A4, W4A4")
+        parser.add_argument(
+            "--setting", choices=(*SETTINGS, *MIXED, *DISTILLED), action="append", help="default: W4A8, W8A4, W4A4"
+        )
         parser.add_argument("--step", choices=STEP_NAMES, action="append", help="default: all")
         parser.add_argument("--images", type=int, default=10_000, help="test images, at most (default: 10,000)")
         parser.add_argument("--steps", type=int, default=STEPS["default"], help="of each block (default: %(default)s)")

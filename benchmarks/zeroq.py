@@ -73,7 +73,7 @@ def accuracy(given: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
         path = shared("models", f"{name}.onnx")
         floats = evaluate(path, test, preprocessing=CIFAR).top1 or 0.0
         for setting, options, paper in SETTINGS:
-            same = dict(options)
+            same = {**options, "rounding": "nearest"}  # as in the paper
             if name != NETWORKS[0] and "size_mb" in same:
                 same["average_bits"] = same.pop("size_mb") * 2**20 * 8 / reference
             same["threads"] = given.threads or None

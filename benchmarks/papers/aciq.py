@@ -124,6 +124,7 @@ def _quota(cells: Cells, title: str, allocate: str, quota: str) -> Figures:
     def measure(name: str) -> Figures:
         case, settings = network(name), {"aciq.quota": quota}
         options: dict[str, Any] = {"weights": 4, "activations": 8, "settings": settings, "allocate_bits": allocate}
+        options["rounding"] = "nearest"
         result = qgraph.quantize(case.net.ir_model, case.data(), method="aciq", measure=False, **options)
         found = evaluate(result.model, case.test(LIMIT), against=case.net, preprocessing=CIFAR)
         size = sum(layer.weight_bytes for layer in result.layers)

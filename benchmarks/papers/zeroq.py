@@ -113,7 +113,7 @@ def _mobilenet(cells: Cells, name: str, options: dict[str, Any], paper: str) -> 
     case = network("mobilenetv2")
 
     def measure(seed: int) -> Figures:
-        result = qgraph.quantize(case.path, seed=seed, measure=False, **options)
+        result = qgraph.quantize(case.path, seed=seed, measure=False, rounding="nearest", **options)
         size = sum(layer.weight_bytes for layer in result.layers)
         return case.top1(Model(ir_model=result.model, source=name, nbytes=0)) | {"bytes": size}
 
@@ -138,7 +138,8 @@ def _samples(name: str, source: str, seed: int) -> NDArray[np.float32]:
 
 def _mixed(name: str, samples: NDArray[np.float32], **options: Any) -> Figures:
     """The accuracy of mixed weights, 4 bits on average, with all that decides taken from some samples."""
-    asked = {"weights": "mixed", "average_bits": 4.0, "bits": BITS, "clip": "max", "method": "zeroq", **options}
+    asked = {"weights": "mixed", "average_bits": 4.0, "bits": BITS, "clip": "max", "method": "zeroq"}
+    asked |= {"rounding": "nearest", **options}
     result = qgraph.quantize(network(name).path, samples, measure=False, **asked)
     return network(name).top1(Model(ir_model=result.model, source=name, nbytes=0), LIMIT)
 

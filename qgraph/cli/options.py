@@ -251,13 +251,15 @@ def recipe_options(f: F) -> F:
             "--rounding",
             type=Names("nearest", "second-order", "qrater"),
             metavar="METHOD",
-            help="Rounding of weights: nearest, second-order (measured, with data), or qrater (searched).",
+            help="Rounding of weights: nearest, second-order, or qrater (searched).  [default: nearest; below 8 bits "
+            "second-order, where samples prefer it]",
         ),
         click.option(
             "--effort",
             type=Names("fast", "default", "best"),
             metavar="LEVEL",
-            help="With data: fast rounds weights to second order, default and best also learn them block by block.",
+            help="Below 8 bits: fast rounds weights to second order by few samples, default by more, best also learns "
+            "them block by block.",
         ),
         click.option(
             "--bias-correction/--no-bias-correction",

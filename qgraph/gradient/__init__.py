@@ -18,7 +18,7 @@ from qgraph.gradient.backward import Backward
 from qgraph.gradient.build import Builder, builders, deferred_gradients, gradient_name, gradients
 from qgraph.gradient.contraction import Correlation, weight_gradients
 from qgraph.gradient.deferred import Contraction, Deferred
-from qgraph.gradient.emit import append
+from qgraph.gradient.emit import append, append_all
 from qgraph.gradient.errors import GradientError, MissingRuleError
 from qgraph.gradient.expression import Expr, constant, op, tensor
 from qgraph.gradient.registry import Gradient, Node, rule, rules
@@ -36,6 +36,7 @@ __all__ = [
     "MissingRuleError",
     "Node",
     "append",
+    "append_all",
     "builders",
     "constant",
     "deferred_gradients",

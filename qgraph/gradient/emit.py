@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -142,11 +142,28 @@ def append(model: ir.Model, expr: Expr, *, name: str) -> None:
         >>> [output.name for output in model.graph.outputs]
         ['y', 'twice']
     """
-    value = Emitter(model.graph).emit(expr, name)
-    node = ir.node("Identity", [value], name=name)
-    node.outputs[0].name, node.outputs[0].dtype = name, expr.dtype
-    model.graph.append(node)
-    model.graph.outputs.append(node.outputs[0])
+    append_all(model, {name: expr})
+
+
+def append_all(model: ir.Model, expressions: Mapping[str, Expr]) -> None:
+    """Write expressions into the graph of `model` as additional outputs of these names.
+
+    Example:
+        >>> import onnx_ir
+        >>> from qgraph.gradient import append_all, tensor
+        >>> text = '<ir_version: 10, opset_import: ["": 21]> g (float[2] x) => (float[2] y) { y = Relu(x) }'
+        >>> model = onnx_ir.from_onnx_text(text)
+        >>> y = tensor(model.graph.outputs[0])
+        >>> append_all(model, {"twice": y * 2.0, "square": y * y})
+        >>> [output.name for output in model.graph.outputs]
+        ['y', 'twice', 'square']
+    """
+    emitter = Emitter(model.graph)
+    for name, expr in expressions.items():
+        node = ir.node("Identity", [emitter.emit(expr, name)], name=name)
+        node.outputs[0].name, node.outputs[0].dtype = name, expr.dtype
+        model.graph.append(node)
+        model.graph.outputs.append(node.outputs[0])
     infer_shapes(model)
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from qgraph.errors import QGraphError
 from qgraph.gradient.build import gradient_name, gradients
-from qgraph.gradient.emit import append
+from qgraph.gradient.emit import append, append_all
 from qgraph.gradient.expression import constant, op, tensor
 from qgraph.gradient.step import OPSET
 from qgraph.graph.sites import GraphView
@@ -120,7 +120,7 @@ def _projected(model: Model, outputs: Sequence[str], axes: Mapping[str, int]) ->
     made = gradients(net, _LOSS, list(axes))
     values = {str(v.name): v for v in made.graph.outputs}
     made.graph.outputs.clear()
-    for name, axis in axes.items():
-        gradient = tensor(values[gradient_name(name)])
-        append(made, op.ReduceSum(gradient * gradient, constant([axis]), keepdims=1), name=f"importance:{name}")
+    found = {name: tensor(values[gradient_name(name)]) for name in axes}
+    sums = {f"importance:{n}": op.ReduceSum(g * g, constant([axes[n]]), keepdims=1) for n, g in found.items()}
+    append_all(made, sums)
     return made

@@ -93,7 +93,7 @@ class Gathered(Material):
     def _has_nothing_to_read(self) -> bool:
         """Whether weights alone are quantized without samples, and may be rounded by what is likely of operands."""
         recipe, nothing = self.recipe, self.samples is None and self.observed is None
-        free = recipe.rounding == "nearest" and recipe.bias_correction and not recipe.mixed
+        free = recipe.rounding in (None, "nearest") and recipe.bias_correction and not recipe.mixed
         return nothing and free and recipe.static_bits is None
 
     @property
@@ -106,15 +106,6 @@ class Gathered(Material):
     def _at(self, plan: QuantPlan, recipe: Recipe) -> QuantPlan:
         """The plan that the method makes for the bits of another recipe."""
         return registry.run(recipe.method, plan, dataclasses.replace(self, recipe=recipe, format="qdq", variants=False))
-
-    def finished(self, plan: QuantPlan) -> QuantPlan:
-        """The plan after the methods that run once, after every layer has its bits."""
-        names = self.recipe.methods
-        stood_on = {step.name for name in names for step in registry.chain(name)[:-1]}
-        for name in names:
-            if name not in stood_on:  # else the method that stands on it runs it
-                plan = registry.run(name, plan, self, once=True)
-        return plan
 
     def mixer(self, *, on_better: Better | None = None) -> Mixer:
         """The object that chooses the bits of every layer."""

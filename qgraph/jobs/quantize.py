@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qgraph.assess.metric import MetricLike
 from qgraph.assess.verify import verify
 from qgraph.jobs.below import warn_of_result
+from qgraph.jobs.finish import finished
 from qgraph.jobs.guarded import guarded, parse_target
 from qgraph.jobs.in_time import TargetLatency, foreteller, within
 from qgraph.jobs.no_larger import no_larger, warn_if_larger
@@ -26,7 +27,7 @@ from qgraph.onnxfile.model import ModelLike
 from qgraph.plan.grids import sound
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import check_format
-from qgraph.plan.registry import chain, find
+from qgraph.plan.registry import find
 from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.store import hold
@@ -146,9 +147,8 @@ def _quantized(
         better = None if on_better is None else lambda mixed: on_better(_result(given, mixed))
         plan, allocation = given.mixer(on_better=better).mix(plan)
     mixed = plan
-    if any(step.once for name in given.recipe.methods for step in chain(name)):
-        with job.stage("search"):
-            plan = given.finished(plan)
+    with job.stage("search"):
+        plan, added = finished(plan, given)
     if given.recipe.correct_outputs:
         with job.stage("correct"):
             samples = given.need_samples(f"{option('correct_outputs', True)} measures on samples")
@@ -156,7 +156,7 @@ def _quantized(
     plan = _settled(sound(plan, given.view, target_cpu=given.recipe.target_cpu), given)
     if measure and allocation is not None:
         with job.stage("compare"):
-            others = beside_others(mixed, plan, given)
+            others = beside_others(mixed, plan, given, added=added)
     if target is not None:
         with job.stage("latency"):
             plan = within(target, plan, foreteller(given.net, given.samples))

@@ -33,8 +33,13 @@ class Rival:
         return f"{self.name}, {self.nbytes / MEGABYTE:.3f} MB: {self.decibels:.1f} dB"
 
 
-def beside_others(mixed: QuantPlan, finished: QuantPlan, given: Gathered) -> tuple[str, ...]:
-    """How the `finished` plan compares with others of the size of the `mixed` one it came from, in words."""
+def beside_others(
+    mixed: QuantPlan, finished: QuantPlan, given: Gathered, *, added: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """How the `finished` plan compares with others of the size of the `mixed` one it came from, in words.
+
+    `added` are the methods that made one from the other.
+    """
     samples, recipe = given.trial.samples, given.recipe
     if samples is None or not recipe.mixes_weights:
         return ()
@@ -44,8 +49,8 @@ def beside_others(mixed: QuantPlan, finished: QuantPlan, given: Gathered) -> tup
     def rival(name: str, plan: QuantPlan) -> Rival:
         return Rival(name=name, nbytes=_bytes(plan, given.view), decibels=judge.worst_db(plan))
 
-    own = [rival("mixed bits", mixed if recipe.methods[1:] else finished)]
-    own += [rival(f"mixed bits and {method}", finished) for method in recipe.methods[1:][-1:]]
+    own = [rival("mixed bits", mixed if added else finished)]
+    own += [rival(f"mixed bits and {method}", finished) for method in added[-1:]]
     others = [rival(f"{bits} bits for all layers", _with_bits(mixed, given, bits)) for bits in _widths(given, size)]
     return compared(own, others, size, sum(batch.count for batch in judge.batches))
 

@@ -6,6 +6,7 @@ softmaxes (ZeroQ, Eq. 2); every other float output by its normalised squared err
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 import qmath
 from qgraph.errors import ModelError
 from qgraph.onnxfile.model import Model
-from qgraph.plan.recipe import Direction
+from qgraph.plan.words import Direction
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import Batch, Dataset
 
@@ -124,6 +125,10 @@ class Reference:
         scores = (name for name, kind in kinds.items() if kind != "nse")
         sure = frozenset(name for name in scores if are_probabilities(outputs[name] for outputs in expected))
         return cls(batches=tuple(batches), expected=expected, kinds=kinds, probabilities=sure)
+
+    def of_squares(self) -> Reference:
+        """The same with all outputs compared by squared errors."""
+        return dataclasses.replace(self, kinds=dict.fromkeys(self.kinds, "nse"))
 
     @property
     def samples(self) -> int:

@@ -16,18 +16,15 @@ from qgraph.plan.changes import bits_for, parsed, per_layer
 from qgraph.plan.plan import MAX_SHIFTED_BITS
 from qgraph.plan.settings import Settings, configured, gathered, is_setting
 from qgraph.plan.settings import parse as parse_setting
-from qgraph.plan.words import PROTOCOLS
+from qgraph.plan.words import DIRECTIONS, EFFORTS, PROTOCOLS, ROUNDINGS, Direction, Effort
 from qgraph.running.wording import option
 
 TargetCpu = Literal["any", "vnni"]
 Target = Literal["batch", "decode"]
 TARGETS: tuple[str, ...] = get_args(Target)
 TARGET_CPUS: tuple[str, ...] = get_args(TargetCpu)
-ROUNDINGS = ("nearest", "second-order", "qrater")
 SECOND_ORDER = "second-order"
 RECONSTRUCT = "reconstruct"
-Effort = Literal["fast", "default", "best"]
-EFFORTS: tuple[str, ...] = get_args(Effort)
 DISTILS = "zeroq"  # the method whose hyper-parameters are those of distilling and of mixing bits
 TRAINS = "lsqplus"  # the method whose hyper-parameters are those of every training
 _OF_JOBS = ("format",)  # what a paper says of the file, not of the plan
@@ -78,12 +75,13 @@ class Recipe:
     symmetric: bool | None = None
     clip: str = "aciq"
     weight_clip: str = "mse"
-    rounding: str = "nearest"
+    rounding: str | None = None
+    """`nearest`, `second-order` or `qrater` (searched). None: nearest, below 8 bits second-order if better."""
     bias_correction: bool = True
     correct_outputs: bool = False
-    effort: Effort | None = None
-    """How long to look for weights that lose less: `fast` rounds them to second order, `default` and `best` also learn
-    them block by block, for some minutes or as long as it pays (`qgraph.methods.reconstruct`)."""
+    effort: Effort = "default"
+    """How long to look for codes that lose less, below 8 bits: rounded to second order by few samples (`fast`) or more,
+    then also learned block by block (`best`)."""
     allocate_bits: str | None = None
     reduce_range: bool = False
     target_cpu: TargetCpu = "any"
@@ -177,7 +175,7 @@ class Recipe:
             known = (*qmath.clip_methods(), SEARCHED) if name == "clip" else qmath.clip_methods()
             if getattr(self, name) not in known:
                 raise UsageError(f"unknown clip method '{getattr(self, name)}': choose one of {', '.join(known)}")
-        if self.rounding not in ROUNDINGS:
+        if self.rounding not in (None, *ROUNDINGS):
             raise UsageError(f"unknown rounding '{self.rounding}': choose one of {', '.join(ROUNDINGS)}")
         if not self.bits or any(not 2 <= bits <= 8 for bits in self.bits):
             raise UsageError(f"{option('bits')} must be numbers from 2 to 8, such as 2,4,8, not {self.bits}")
@@ -227,9 +225,9 @@ class Recipe:
                 f"{option('symmetric', False)} is for grids that are not trained: LSQ+ learns weight grids with "
                 f"{option('symmetric', True)}"
             )
-        if self.effort not in (None, *EFFORTS):
+        if self.effort not in EFFORTS:
             raise UsageError(f"{option('effort')} must be one of {', '.join(EFFORTS)}, not '{self.effort}'")
-        if self.effort and method.trains:
+        if self.effort != "default" and method.trains:
             raise UsageError(
                 f"{option('effort')} is for plans that are not trained: method '{self.method}' has epochs of its own"
             )
@@ -246,7 +244,7 @@ class Recipe:
 
     def _check_settings(self) -> None:
         """Raise `UsageError` for a hyper-parameter of a method that takes no part; distilling and mixing may always."""
-        steps = [step for name in self.methods for step in registry.chain(name)]
+        steps = [step for name in (*self.methods, *self.offered) for step in registry.chain(name)]
         taking_part = {step.name for step in steps} | {DISTILS} | ({TRAINS} if any(s.trains for s in steps) else set())
         for name, _ in self.settings:
             if name.partition(".")[0] not in taking_part:
@@ -280,7 +278,7 @@ class Recipe:
     def needs_data(self) -> bool:
         """Whether samples are needed: for ranges, to mix bits or round weights, or to measure the task."""
         measured = self.mixed or bool(self.ingredients) or self.correct_outputs or self.rounding == SECOND_ORDER
-        measured = measured or self.effort is not None
+        measured = measured or self.effort == "best"
         return measured or self.static_bits is not None
 
     @property
@@ -333,17 +331,23 @@ class Recipe:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The recipe's method, and those that its options ask for: Q-Rater's search, second-order rounding, training.
+        """The recipe's method, and those that its options ask for: Q-Rater's search, second-order rounding.
 
         What a method stands on is not repeated.
         """
         own = [step.name for step in registry.chain(self.method)]
         asked = [SEARCHED] if self.ingredients else []
-        if self.effort in ("default", "best"):
-            asked.append(RECONSTRUCT)  # which rounds to second order first
-        elif self.effort == "fast" or self.rounding == SECOND_ORDER:
-            asked.append(SECOND_ORDER)
+        asked += [SECOND_ORDER] if self.rounding == SECOND_ORDER else []
         return (self.method, *(name for name in asked if name not in own))
+
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """Methods for few bits that nobody asked for by name: what they make stays where samples prefer it."""
+        known = [step.name for name in self.methods for step in registry.chain(name)]
+        free = self.rounding is None and self.max_drop is None  # under which the plan was measured as it is
+        free = free and not (self.ingredients or registry.find(self.method).trains)
+        more = ([SECOND_ORDER] if free else []) + ([RECONSTRUCT] if self.effort == "best" else [])
+        return tuple(name for name in more if name not in known)
 
     @property
     def needs_histograms(self) -> bool:
@@ -410,7 +414,3 @@ def check_format(format: str) -> None:
     """Raise `UsageError` for an unknown format."""
     if format not in FORMATS:
         raise UsageError(f"unknown format '{format}': choose one of {', '.join(FORMATS)}")
-
-
-Direction = Literal["forward", "reverse"]  # KL(float || quantized), KL(quantized || float)
-DIRECTIONS: tuple[str, ...] = get_args(Direction)

@@ -17,6 +17,7 @@ _FULL_RANGE = {
     "symmetric": True,
     "clip": "max",
     "weight_clip": "max",
+    "rounding": "nearest",
     "bias_correction": False,
     "allocate_bits": "none",
 }
@@ -33,6 +34,7 @@ _PAPER = (
     InPaper("weight_clip", "max", "weights below 8 bits have 1.5 to 3 dB less error on a grid of least squared error"),
     InPaper("symmetric", False, "8-bit weights are symmetric: zero points would cost time, and gain nothing"),
     InPaper("aciq.means", "weights", "an integer file cannot add a fraction of a step; the expected input does more"),
+    InPaper("rounding", "nearest", "below 8 bits, rounding to second order loses less, in seconds"),
     InPaper("allocate_bits", "both", "whose channels have bits of their own is decided by measuring: none may be best"),
     InPaper("aciq.quota", "bins", "a quota of bits takes the same memory; one of bins wastes some of it"),
     InPaper("group", "none", "inputs of matrices share a step in groups of 32 up to 4 bits"),

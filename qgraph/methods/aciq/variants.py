@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from qgraph.lowering.lower import lower
+from qgraph.lowering.output_errors import output_errors
 from qgraph.methods.aciq import refine as aciq
 from qgraph.methods.aciq.config import AciqConfig
-from qgraph.observe.distance import Reference
 from qgraph.observe.material import Material
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import SEARCHED
-from qgraph.running.sessions import Session
-
-TRIED = 64  # samples on which the outputs of variants are compared
 
 
 def refine(plan: QuantPlan, given: Material) -> QuantPlan:
@@ -32,11 +28,5 @@ def refine(plan: QuantPlan, given: Material) -> QuantPlan:
     )
     if not given.variants or given.samples is None or observed is None or not recipe.undecided:
         return aciq.refine(plan, view, observed, config=config, known=given.known.setdefault(config, {}))
-    known = Reference.of(view.model, given.samples, samples=TRIED)
-    # squared errors, because the divergence of a confident classifier depends on a few samples
-    reference = dataclasses.replace(known, kinds=dict.fromkeys(known.kinds, "nse"))
-
-    def loss(candidate: QuantPlan) -> float:
-        return reference.distance(Session(lower(view.model, candidate, format=given.format, packed=False)))
-
+    loss = output_errors(view.model, given.samples, format=given.format)
     return aciq.choose(plan, view, observed, config=config, loss=loss)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qgraph.errors import UsageError
-from qgraph.plan.recipe import Effort
+from qgraph.plan.words import Effort
 
 MEMORY = 2 << 30  # bytes of activations that are held between two blocks, about
 STEPS: dict[Effort, int] = {"fast": 40, "default": 200, "best": 1000}
@@ -24,6 +24,8 @@ class ReconstructConfig:
       weights of 8 bits, whose rounding matters little, can make up for the noise of activations.
     * `softness`: how much of its distance from the float weight a code starts with. `hardness` is the last of
       `qmath.soft_round`, before codes are fixed; `settle` is the share of steps after that, for grids and biases alone.
+    * `adaround`: above zero, codes settle by the stretched sigmoid and the regulariser of AdaRound instead, whose whole
+      weighs at most so many times the loss (`qgraph.methods.reconstruct.adaround`), to compare with.
     * `rate` of scales (relative) and of biases (relative to their root mean square); `shift_rate` of zero points, in
       codes.
     """
@@ -39,6 +41,7 @@ class ReconstructConfig:
     softness: float = 0.5
     hardness: float = 12.0
     settle: float = 0.1
+    adaround: float = 0.0
     rate: float = 5e-3
     shift_rate: float = 2e-2
 

@@ -17,7 +17,7 @@ from qgraph.gradient import Deferred
 from qgraph.gradient.adam import Adam
 from qgraph.gradient.step import TrainingStep
 from qgraph.methods.reconstruct.config import ReconstructConfig
-from qgraph.methods.reconstruct.variables import Feeds, Floats, SoftWeight, TrainedGrid, position_rate
+from qgraph.methods.reconstruct.variables import Feeds, Floats, SoftWeight, TrainedGrid
 
 Arrays = Mapping[str, NDArray[np.floating]]
 _WARM_UP = 0.1  # of the steps: until then, Adam knows too little of the gradients' sizes
@@ -85,14 +85,23 @@ class _Learner:
         self.adam: dict[str, Adam] = {}
 
     def step(
-        self, gradients: Mapping[str, Floats], slopes: Mapping[str, Floats], number: int, factor: float, *, hard: bool
+        self,
+        gradients: Mapping[str, Floats],
+        slopes: Mapping[str, Floats],
+        number: int,
+        factor: float,
+        *,
+        loss: float,
+        hard: bool,
     ) -> None:
         c, v = self.config, self.variables
         if not hard:
             for name, weight in v.weights.items():
                 slope = np.asarray(gradients[f"weight:{name}"], np.float32) * slopes[name]
-                rate = position_rate(c, weight.quant.bits) * factor
-                self._update(f"weight:{name}", weight.position, slope, rate, number)
+                pull = weight.pull(number / c.steps, loss)
+                slope = slope if pull is None else slope + pull
+                rate = weight.rate(c.reach, c.steps) * factor
+                self._update(f"weight:{name}", weight.parameter, slope, rate, number)
                 weight.constrain()
         for name, bias in v.biases.items():
             if f"bias:{name}" in gradients:
@@ -148,7 +157,7 @@ def train_block(
             factor = (
                 min(1.0, number / (_WARM_UP * config.steps)) * math.cos(math.pi / 2 * (number - 1) / config.steps) ** 2
             )
-            learner.step(gradients, slopes, number, factor, hard=hard)
+            learner.step(gradients, slopes, number, factor, loss=loss, hard=hard)
     for weight in variables.weights.values():
         weight.position[...] = weight.codes()
     return losses

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import qmath
-from qgraph.methods.reconstruct.config import ReconstructConfig
 from qgraph.methods.reconstruct.graph import key
 from qgraph.plan import codes as weights
 from qgraph.plan.plan import ActivationQuant, WeightQuant
@@ -55,7 +54,24 @@ class SoftWeight:
         soft, slope = qmath.soft_round(self.position, hardness)
         return ((soft - self.zero_point) * self.step).astype(np.float32), (slope * self.step).astype(np.float32)
 
+    @property
+    def parameter(self) -> Floats:
+        """What is learned: the position itself."""
+        return self.position
+
+    def rate(self, reach: float, steps: int) -> float:
+        """The rate of positions, in codes, with which they move by `reach` in all along half a cosine.
+
+        With each bit more, `reach` is `_FARTHER` times as many codes.
+        """
+        return 2.0 * reach * _FARTHER ** max(self.quant.bits - 4, 0) / steps
+
+    def pull(self, progress: float, loss: float) -> Floats | None:
+        """The gradient of what is added to the loss, if anything is: the staircase leads to codes by itself."""
+        return None
+
     def constrain(self) -> None:
+        """Keep what is learned on the grid."""
         np.clip(self.position, self.low, self.high, out=self.position)
 
     def codes(self) -> NDArray[np.int8]:
@@ -111,8 +127,3 @@ class TrainedGrid:
             return np.full(1, by_scale, np.float32), np.zeros(1, np.float32)
         shifted = np.asarray(found[f"low:{key(grid)}"]).sum()
         return np.full(1, by_scale, np.float32), np.full(1, -shifted * np.float32(grid.scale), np.float32)
-
-
-def position_rate(config: ReconstructConfig, bits: int) -> float:
-    """The rate of positions, in codes, with which they move by `reach` in all along half a cosine."""
-    return 2.0 * config.reach * _FARTHER ** max(bits - 4, 0) / config.steps

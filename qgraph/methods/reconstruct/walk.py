@@ -24,6 +24,7 @@ from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import is_non_negative
 from qgraph.lowering.simulate import simulate
+from qgraph.methods.reconstruct.adaround import AdaRoundWeight
 from qgraph.methods.reconstruct.config import ReconstructConfig
 from qgraph.methods.reconstruct.crops import croppable, cropped, margin
 from qgraph.methods.reconstruct.graph import block_part, key, trainable, trained_grids, training_graph
@@ -31,7 +32,7 @@ from qgraph.methods.reconstruct.training import Samples, Variables, train_block
 from qgraph.methods.reconstruct.variables import SoftWeight, TrainedGrid
 from qgraph.onnxfile.edit import constant
 from qgraph.plan import codes as weights
-from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
+from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan, WeightQuant
 from qgraph.plan.saturation import never_saturates
 from qgraph.running.job import Job
 from qgraph.running.sessions import Session, in_parallel
@@ -223,7 +224,7 @@ class _Walk:
             quant, layer = self.plan.layer(name), self.view.by_name[name]
             if quant is None or not _is_trained(layer, quant, grids):
                 continue
-            found.weights[name] = SoftWeight.of(layer.weight_array(), quant.weight, self.config.softness)
+            found.weights[name] = self._soft(layer.weight_array(), quant.weight)
             bias = constant(layer.bias)
             size = layer.weight_array().shape[layer.output_axis]
             total = np.zeros(size) if bias is None else np.asarray(bias, np.float64).reshape(-1)
@@ -236,6 +237,11 @@ class _Walk:
             one.rank = len(value.shape or ())
             found.grids[key(grid)] = one
         return found
+
+    def _soft(self, weight: NDArray[np.float32], quant: WeightQuant) -> SoftWeight:
+        if self.config.adaround:
+            return AdaRoundWeight.between(weight, quant, self.config.adaround)
+        return SoftWeight.of(weight, quant, self.config.softness)
 
     def _keep(self, variables: Variables) -> None:
         """Put what was learned into the plan."""

@@ -12,6 +12,7 @@ Positions count by their importance for the network's outputs (`qgraph.gradient.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -57,6 +58,9 @@ class SecondOrderConfig:
     batch: int = 16
 
 
+FAST = SecondOrderConfig(samples=64, rows=4096, rows_per_product=4, factors=(1.0, 0.9, 0.8))
+
+
 def round_weights(
     plan: QuantPlan,
     view: GraphView,
@@ -94,6 +98,21 @@ def round_weights(
                 _put(lowered.graph, twins[layer.name], layer, quant)
                 advance(1, layer.name)
     return plan.map_layers(lambda q: done.get(q.name, q))
+
+
+def multiplications(plan: QuantPlan, view: GraphView, config: SecondOrderConfig | None = None) -> int:
+    """How many multiplications the linear algebra of all layers takes, about: moments, ridges and columns."""
+    chosen, total = config or SecondOrderConfig(), 0
+    for quant in plan.layers:
+        layer = view.by_name[quant.name]
+        if _takes_codes(layer, quant, chosen):
+            shape = layer.weight_array().shape
+            outputs = shape[layer.output_axis]
+            products = math.prod(shape) // outputs
+            positions = chosen.rows + chosen.rows_per_product * products
+            total += layer.groups * products**2 * (positions + 4 * products)
+            total += products**2 * outputs * len(chosen.factors)
+    return total
 
 
 def _takes_codes(layer: Layer, quant: LayerQuant, config: SecondOrderConfig) -> bool:

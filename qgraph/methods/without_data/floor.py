@@ -31,6 +31,5 @@ def too_few_bits(plan: QuantPlan, view: GraphView, expected: Mapping[str, Expect
         return []
     return [
         f"the errors of all weights together are foretold to leave {foretold:.0f} dB of the signal, and outputs that "
-        f"differ from the float model's: give {option('weights', 4)} or more, or samples with {option('data')} and "
-        f"{option('rounding', 'second-order')}"
+        f"differ from the float model's: give {option('weights', 4)} or more, or samples with {option('data')}"
     ]

@@ -28,6 +28,7 @@ _PAPER = (
     InPaper("weight_clip", "max", _CLIPS),
     InPaper("symmetric", False, "8-bit weights are symmetric: zero points would cost time, and gain nothing"),
     InPaper("bias_correction", False, "the expected shift of outputs is known without samples as well"),
+    InPaper("rounding", "nearest", "below 8 bits, rounding to second order on the distilled samples loses less"),
     InPaper("allocate_bits", "none", "bits per channel are tried as well where bits per layer are fixed"),
     InPaper("group", "none", "inputs of matrices share a step in groups of 32 up to 4 bits"),
     InPaper("target_cpu", "vnni", "files must not saturate on CPUs without VNNI"),

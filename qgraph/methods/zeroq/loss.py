@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qgraph.gradient import Expr, append, constant, op, rank, tensor
+from qgraph.gradient import Expr, append_all, constant, op, rank, tensor
 from qgraph.methods.zeroq.config import Per
 from qgraph.methods.zeroq.statistics import BatchNorm
 
@@ -80,10 +80,10 @@ def with_loss(net: ir.Model, targets: Sequence[Target], *, per: Per) -> ir.Model
         for (over_batch, _), group in groups.items()
     ]
     given = len(model.graph.outputs)
-    append(model, reduce(op.Add, (term for term, _, _ in found)), name=LOSS)
+    written = {LOSS: reduce(op.Add, (term for term, _, _ in found))}
     for index, (_, mean, std) in enumerate(found):
-        append(model, mean, name=f"{MEAN}/{index}")
-        append(model, std, name=f"{STD}/{index}")
+        written |= {f"{MEAN}/{index}": mean, f"{STD}/{index}": std}
+    append_all(model, written)
     model.graph.outputs[:] = model.graph.outputs[given:]
     return model
 

@@ -31,7 +31,7 @@ from qgraph.methods.zeroq.config import MixConfig
 from qgraph.observe.distance import Reference
 from qgraph.onnxfile.model import Model
 from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
-from qgraph.plan.recipe import Direction
+from qgraph.plan.words import Direction
 from qgraph.running.executor import Executor, open_executor
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session

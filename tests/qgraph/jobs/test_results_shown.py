@@ -82,7 +82,7 @@ def test_a_result_is_evaluated_with_the_normalisation_it_was_made_with(digits, d
 def test_results_show_themselves_in_a_line(result, unmeasured):
     said = (
         r"Result\(digits\.onnx: 7 layers, weights of 4 and 8 bits, activations of 8 bits; "
-        r"3\d,\d{3} bytes, 0\.1\d of float; logits 2\d\.\d dB\)"
+        r"3\d,\d{3} bytes, 0\.1\d of float; logits 3\d\.\d dB\)"
     )
     assert re.fullmatch(said, repr(result))
     assert repr(unmeasured).endswith("; not measured)")

@@ -33,15 +33,15 @@ def test_one_width_may_be_best_and_a_larger_file_that_is_better_is_none_of_this_
     assert "4 bits" not in said
 
 
-@pytest.mark.parametrize("effort", [None, "fast"])
-def test_a_budget_of_weights_is_compared_with_one_width(digits, digits_calibration, effort):
+@pytest.mark.parametrize("rounding", ["nearest", None])
+def test_a_budget_of_weights_is_compared_with_one_width(digits, digits_calibration, rounding):
     same = {"limit": 48, "guard": "off"}
-    result = qgraph.quantize(digits, digits_calibration, average_bits=4.5, effort=effort, **same)
+    result = qgraph.quantize(digits, digits_calibration, average_bits=4.5, rounding=rounding, **same)
     note, *_ = result.others
     assert result.to_dict()["others"] == list(result.others)
     size = sum(layer.weight_bytes for layer in result.layers) / MB
     assert note.startswith(f"best of {size:.3f} MB of weights, on {result.quality.samples} samples: mixed bits")
-    assert ("mixed bits and second-order" in note) == (effort == "fast")
+    assert ("mixed bits and second-order" in note) == (rounding is None)
     uniform = qgraph.quantize(digits, digits_calibration, weights=4, allocate_bits="none", clip="mse", **same)
     size = sum(layer.weight_bytes for layer in uniform.layers) / MB
     assert f"4 bits for all layers, {size:.3f} MB" in note

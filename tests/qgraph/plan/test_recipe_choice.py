@@ -144,11 +144,26 @@ def test_what_is_searched():
     assert choose(rounding="second-order").methods == ("aciq", "second-order")
     assert choose("second-order").methods == ("second-order",)
     assert choose("reconstruct").methods == choose("reconstruct", effort="best").methods == ("reconstruct",)
-    assert choose(effort="fast").methods == choose(effort="fast", rounding="second-order").methods
-    assert choose(effort="fast").methods == ("aciq", "second-order")
-    assert choose(effort="default").methods == choose(effort="best", rounding="second-order").methods
-    assert choose(effort="default").methods == ("aciq", "reconstruct")
-    assert choose("second-order", effort="best").methods == ("second-order", "reconstruct")
+
+
+def test_what_is_on_offer():
+    """Methods that nobody asked for by name."""
+    for effort in ("fast", "default"):
+        assert choose(effort=effort).offered == choose("zeroq", effort=effort).offered == ("second-order",)
+        assert choose("second-order", effort=effort).offered == choose("reconstruct", effort=effort).offered == ()
+    assert choose(effort="best").offered == ("second-order", "reconstruct")
+    assert choose("second-order", effort="best").offered == ("reconstruct",)
+    assert choose(rounding="nearest", effort="best").offered == ("reconstruct",)
+    for decided in (
+        {"rounding": "nearest"},
+        {"rounding": "second-order"},
+        {"clip": "qrater"},
+        {"protocol": "paper"},
+        {"max_drop": 1},
+    ):
+        assert choose(**decided).offered == ()
+    for method in ("minmax", "qrater", "lsqplus", "reconstruct"):
+        assert choose(method).offered == ()
 
 
 def test_what_needs_samples():
@@ -160,7 +175,7 @@ def test_what_needs_samples():
         {"weights": "mixed"},
         {"correct_outputs": True},
         {"rounding": "second-order"},
-        {"effort": "fast"},
+        {"effort": "best"},
         {"clip": "qrater"},
     ):
         assert choose(**weights_alone, **asked).needs_data

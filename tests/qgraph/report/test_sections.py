@@ -29,7 +29,7 @@ from qgraph.version import __version__
 
 @pytest.fixture(scope="module")
 def result(digits, digits_calibration):
-    return qgraph.quantize(digits, digits_calibration, weights=4, limit=128, keep=("reduce/*",))
+    return qgraph.quantize(digits, digits_calibration, weights=4, rounding="nearest", limit=128, keep=("reduce/*",))
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ def test_measured_shifts_bring_the_logits_nearer(digits, digits_calibration, tmp
     for option in ("--bias-correction", "--correct-outputs"):
         out = tmp_path / "out.onnx"
         command = ["quantize", str(digits), "-o", str(out), "--data", str(digits_calibration), "--quiet", option]
-        assert main([*command, "--weights", "2", "--activations", "8", "--allocate-bits", "none"]) == 0
+        assert main([*command, "--weights", "2", "--rounding", "nearest", "--allocate-bits", "none"]) == 0
         kl[option] = qgraph.evaluate(out, digits_calibration, against=digits).kl
     assert kl["--correct-outputs"] < 0.9 * kl["--bias-correction"]
 

@@ -16,10 +16,13 @@ from qgraph.graph.blocks import Block
 from qgraph.graph.sites import GraphView
 from qgraph.jobs.given import open_given
 from qgraph.lowering.simulate import simulate
+from qgraph.methods.reconstruct.adaround import AdaRoundWeight
 from qgraph.methods.reconstruct.config import ReconstructConfig
 from qgraph.methods.reconstruct.crops import cropped, margin
 from qgraph.methods.reconstruct.quantizer import DOMAIN, INPUTS, drop_quantize, expand
+from qgraph.methods.reconstruct.variables import SoftWeight
 from qgraph.methods.reconstruct.walk import reconstruct_blocks
+from qgraph.plan.plan import WeightQuant
 from qgraph.plan.saturation import never_saturates
 from qgraph.running.job import Job
 from qgraph.running.sessions import Session
@@ -32,7 +35,8 @@ QUICK = ReconstructConfig(steps=24, batch=16, shard=8, samples=64)
 @pytest.fixture(scope="module")
 def start():
     data = str(DEMO / "digits_calibration.npz")
-    plan = qgraph.quantize(DEMO / "digits.onnx", data, weights=2, activations=4, limit=64, measure=False).plan
+    bits = {"weights": 2, "activations": 4, "rounding": "nearest"}
+    plan = qgraph.quantize(DEMO / "digits.onnx", data, limit=64, measure=False, **bits).plan
     given = open_given(DEMO / "digits.onnx", data, limit=64)
     return plan, GraphView(given.net), given.samples
 
@@ -165,6 +169,48 @@ def test_codes_that_could_saturate_are_not_moved(start):
     assert learned.layer(view.layers[1].name) != plan.layer(view.layers[1].name)
 
 
+def test_the_relaxation_of_adaround_ends_beside_the_float_weights(start):
+    plan, view, samples = start
+    config = dataclasses.replace(QUICK, adaround=1.0, drop=0.0)
+    learned = reconstruct_blocks(plan, view, samples, config=config, job=Job(threads=1))
+    moved = 0
+    for before, after in zip(plan.layers, learned.layers, strict=True):
+        if before == after:
+            continue
+        weight = view.by_name[before.name].weight_array()
+        soft = AdaRoundWeight.between(weight, before.weight, 1.0)
+        codes = SoftWeight.of(weight, after.weight, 0.0).codes()
+        assert ((codes == soft.below) | (codes == soft.below + 1)).all()
+        moved += 1
+    assert moved > 2
+
+
+def test_the_regulariser_of_adaround_and_its_slope():
+    """Against central differences of f and of the weight itself."""
+    grid = WeightQuant(bits=4, scale=(0.1,), zero_point=(0,), symmetric=False)
+    weight = RNG.normal(0, 0.3, (5, 7)).astype(np.float32)
+    step = 1e-3
+
+    def at(shift: float) -> AdaRoundWeight:
+        made = AdaRoundWeight.between(weight, grid, 0.5)
+        made.logits += np.float32(shift)
+        made.constrain()
+        return made
+
+    def total(soft: AdaRoundWeight, beta: float) -> np.ndarray:
+        return 1 - np.abs(2 * (soft.position.astype(np.float64) - soft.below) - 1) ** beta
+
+    here, up, down = at(0.0), at(step), at(-step)
+    progress, loss = 0.6, 3.0
+    beta = 2 + 18 * (1 - (progress - 0.2) / 0.8)
+    found = (total(up, beta) - total(down, beta)) / (2 * step) * 0.5 * loss / weight.size
+    np.testing.assert_allclose(here.pull(progress, loss), found, rtol=0.02, atol=2e-4)
+    assert here.pull(0.1, loss) is None
+    slope = (up.value(0.0)[0] - down.value(0.0)[0]) / (2 * step)
+    inside = (here.position > here.below + 0.01) & (here.position < here.below + 0.99)
+    np.testing.assert_allclose(here.value(0.0)[1][inside], slope[inside], rtol=0.02, atol=2e-4)
+
+
 def test_the_command_and_bad_settings():
     with pytest.raises(UsageError, match="effort"):
         qgraph.quantize(DEMO / "digits.onnx", effort="some")
@@ -184,5 +230,5 @@ def test_a_block_without_a_gradient_keeps_its_codes():
     options = {"weights": 3, "edge_bits": 3, "activations": 4, "measure": False}
     rounded = qgraph.quantize(model, samples, rounding="second-order", **options)
     with pytest.warns(UserWarning, match="is not reconstructed"):
-        learned = qgraph.quantize(model, samples, effort="default", **options)
+        learned = qgraph.quantize(model, samples, method="reconstruct", **options)
     assert [q.weight.codes for q in learned.plan.layers] == [q.weight.codes for q in rounded.plan.layers]
