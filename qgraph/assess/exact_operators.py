@@ -18,20 +18,15 @@ from qgraph.graph.layers import attribute
 from qgraph.graph.tensors import fused_output
 from qgraph.onnxfile.edit import constant
 from qgraph.onnxfile.model import Model
-from qgraph.onnxfile.shapes import infer_shapes
 
 _Grid = tuple[float, int]
 _FLOAT_BITS, _CODE_BITS = 24, 8
 
 
 def exact_operators(model: Model) -> Counter[str]:
-    """How many operators of each type, as onnxruntime calls them, are proven to be exact."""
+    """How many operators of each type, as onnxruntime calls them, are proven to be exact; shapes must be inferred."""
     found: Counter[str] = Counter()
-    net = model.ir_model
-    if any(node.op_type == "GlobalAveragePool" for node in net.graph):
-        net = net.clone()
-        infer_shapes(net)
-    for node in net.graph:
+    for node in model.graph:
         if _is_exact_add(node):
             found["QLinearAdd"] += 1
         elif node.op_type == "AveragePool" and _means_exactly(node, _read(node.inputs[0])):

@@ -16,8 +16,8 @@ them: an Add between codes, for example, becomes QLinearAdd, whose two products 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,10 @@ import qmath
 from qgraph.assess.exact_operators import exact_operators
 from qgraph.assess.fused import INTEGER_KERNELS, dequantizer, inspect_fused, with_names
 from qgraph.graph.layers import attribute
-from qgraph.graph.walk import descendants
+from qgraph.graph.walk import descendants, paths, with_branches
 from qgraph.onnxfile.edit import constant
 from qgraph.onnxfile.model import Model
+from qgraph.onnxfile.shapes import infer_shapes
 from qgraph.running.sessions import evaluate_constants
 from qmath.integer_range import EXACT_IN_FLOAT, INT16, INT32, within
 
@@ -49,7 +50,19 @@ _ROUNDED_ONCE = frozenset(  # element by element, one IEEE operation each, or no
     {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sqrt", "Relu", "LeakyRelu", "PRelu", "Clip", "Min", "Max", "Floor"}
     | {"Ceil", "Round", "Sign", "Cast", "Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice"}
     | {"Concat", "Split", "Gather", "GatherElements", "GatherND", "Expand", "Tile", "Pad", "MaxPool", "GlobalMaxPool"}
-    | {"ReduceMax", "ReduceMin", "ArgMax", "ArgMin", "TopK", "Where", "Equal", "Greater", "Less", "GreaterOrEqual"}
+    | {
+        "NhwcMaxPool",
+        "ReduceMax",
+        "ReduceMin",
+        "ArgMax",
+        "ArgMin",
+        "TopK",
+        "Where",
+        "Equal",
+        "Greater",
+        "Less",
+        "GreaterOrEqual",
+    }
     | {"LessOrEqual", "Not", "And", "Or", "Shape", "Size", "Constant", "ConstantOfShape", "Range", "NonZero", "Dropout"}
     | {"DepthToSpace", "SpaceToDepth", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "BitShift"}
     | {"BitwiseAnd", "BitwiseOr", "ScatterND", "ScatterElements", "NonMaxSuppression", "OneHot", "CumSum", "Mod"}
@@ -59,6 +72,7 @@ _MOVE_CODES = frozenset(
     {"Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand", "Tile", "Gather"}
     | {"MaxPool", "GlobalMaxPool", "ReduceMax", "DepthToSpace", "SpaceToDepth"}
 )
+_RESHAPE = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _ADD_FLOATS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose"})
 
 
@@ -66,13 +80,14 @@ _ADD_FLOATS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "Fu
 class PortableLayer:
     """What is proven for one layer; `why` names the first thing that is not, and is empty where codes are equal.
 
-    `sums` is the range of its 32-bit sums, with bias; None for a layer in floats. `saturating` of its channels can
-    leave 16 bits in a pair of products. `rounds_once`: float32 holds every sum, so that rescaling is exact but for one
-    rounding.
+    `sums` is the range of its 32-bit sums, with bias; None for a layer in floats, and for one on integers whose range
+    is not known. `saturating` of its channels can leave 16 bits in a pair of products. `rounds_once`: float32 holds
+    every sum, so that rescaling is exact but for one rounding.
     """
 
     name: str
     op: str
+    integer: bool = True
     sums: tuple[int, int] | None = None
     saturating: int = 0
     rounds_once: bool = False
@@ -93,12 +108,12 @@ class Portable:
 
     @property
     def sums_fit(self) -> bool:
-        """Whether no layer on integers can overflow 32 bits."""
-        return all(layer.sums is None or _inside(layer.sums, INT32) for layer in self.layers)
+        """Whether it is proven that no layer on integers can overflow 32 bits."""
+        return all(_inside(layer.sums, INT32) for layer in self.layers if layer.integer)
 
     @property
     def pairs_fit(self) -> bool:
-        """Whether no layer on integers can saturate 16 bits."""
+        """Whether it is proven that no layer on integers can saturate 16 bits."""
         return not any(layer.saturating for layer in self.layers)
 
 
@@ -126,21 +141,38 @@ def prove_portable(model: Model, *, threads: int | None = None) -> Portable:
 
     Raises `ModelError` if onnxruntime cannot load the model.
     """
-    model = with_names(model)
+    model = _with_shapes(with_names(model))
     fused = inspect_fused(model, threads=threads)
     whole = INTEGER_KERNELS - _UNPACKING
     in_floats = {layer.name for layer in fused.layers if layer.kernel not in whole and layer.op in _LAYERS}
     varying = descendants(v for v in model.graph.inputs if v.const_value is None)
-    nodes = [n for n in model.graph if n in varying]
-    products = {n: found for n in nodes if (found := _product(n)) is not None and n.name not in in_floats}
-    wanted = list(dict.fromkeys(v for found in products.values() for v in found.values() if not _varies(v, varying)))
-    known = dict(zip(wanted, evaluate_constants(model.ir_model, wanted) if wanted else [], strict=True))
-    layers = [_proven(found, known) for found in products.values()]
-    layers += [_in_floats(node) for node in nodes if _is_layer(node) and node not in products]
+    nodes = {n: name for n, name in paths(model.graph).items() if n in varying or n.graph is not model.graph}
+    products = {n: found for n, name in nodes.items() if (found := _product(n)) and name not in in_floats}
+    known = _constants(model, products.values(), varying)
+    shown = set(with_branches(model.graph))
+    layers = [_proven(found, known, nodes[n], shown=n.graph in shown) for n, found in products.items()]
+    layers += [_in_floats(node, name) for node, name in nodes.items() if _is_layer(node) and node not in products]
     told = _ROUNDED_ONCE | _ADD_FLOATS | INTEGER_KERNELS
     left = Counter({op: n for op, n in fused.operators.items() if op not in told}) - exact_operators(model)
     left += Counter(n.op_type for n in nodes if n not in products and not _is_layer(n) and _hides_sums(n, model))
     return Portable(layers=tuple(layers), inexact=dict(left))
+
+
+def _constants(
+    model: Model, products: Iterable[_Product], varying: Container[ir.Node]
+) -> dict[ir.Value, NDArray[Any] | None]:
+    """The codes, scales and zero points that do not depend on what is fed; of bodies those that are stored alone."""
+    fixed = list(dict.fromkeys(v for product in products for v in product.values() if not _varies(v, varying)))
+    known: dict[ir.Value, NDArray[Any] | None] = {value: constant(value) for value in fixed}
+    wanted = [v for v in fixed if known[v] is None and v.graph is model.graph]
+    return known | dict(zip(wanted, evaluate_constants(model.ir_model, wanted) if wanted else [], strict=True))
+
+
+def _with_shapes(model: Model) -> Model:
+    """A copy of the model with the shapes of its inner tensors."""
+    net = model.ir_model.clone()
+    infer_shapes(net)
+    return replace(model, ir_model=net)
 
 
 def _hides_sums(node: ir.Node, model: Model) -> bool:
@@ -180,12 +212,18 @@ def _three(node: ir.Node) -> tuple[ir.Value | None, ...]:
     return tuple(node.inputs[i] if i < len(node.inputs) else None for i in range(3))
 
 
-def _proven(product: _Product, known: Mapping[ir.Value, NDArray[Any] | None]) -> PortableLayer:
+def _proven(
+    product: _Product, known: Mapping[ir.Value, NDArray[Any] | None], name: str, *, shown: bool
+) -> PortableLayer:
+    """What is proven for a layer on integers; `shown`: onnxruntime shows that it is one."""
     node = product.node
-    name, op = str(node.name or node.outputs[0].name), node.op_type
+    op = node.op_type
     codes = known.get(product.weight)
     if codes is None:
-        return PortableLayer(name=name, op=op, why="both factors are computed: the length of its sums is not known")
+        return _of_two_factors(product, known, name)
+    codes = _as_read(product, codes)
+    if codes is None:
+        return PortableLayer(name=name, op=op, why="its weight is moved between its codes and the product")
     if product.bias is not None and known.get(product.bias) is None:
         return PortableLayer(name=name, op=op, why="its bias is computed at run time")
     low, high = _code_range(product.operand)
@@ -212,8 +250,68 @@ def _proven(product: _Product, known: Mapping[ir.Value, NDArray[Any] | None]) ->
         sums=found,
         saturating=saturating,
         rounds_once=_inside(found, EXACT_IN_FLOAT),
-        why=_why(found, saturating),
+        why=_why(found, saturating) or ("" if shown else "it is in a body, whose kernels onnxruntime does not show"),
     )
+
+
+def _as_read(product: _Product, codes: NDArray[Any]) -> NDArray[Any] | None:
+    """The codes of the weight in the shape that the layer reads; None if it is not known.
+
+    onnxruntime moves codes, where a file moves what they stand for: DequantizeLinear, Transpose, MatMul.
+    """
+    if product.node.op_type not in _LAYERS:
+        return codes
+    moves, value = [], product.node.inputs[1]
+    while value is not None and (node := value.producer()) is not None and node.op_type != "DequantizeLinear":
+        moves.append(node)
+        value = node.inputs[0]
+    for node in reversed(moves):
+        shape = node.outputs[0].shape
+        if node.op_type == "Transpose":
+            codes = codes.transpose(attribute(node, "perm", range(codes.ndim)[::-1]))
+        elif node.op_type in _RESHAPE and shape is not None and shape.is_static():
+            codes = codes.reshape(shape.numpy())
+        elif node.op_type != "Identity":
+            return None
+    return codes
+
+
+def _of_two_factors(product: _Product, known: Mapping[ir.Value, NDArray[Any] | None], name: str) -> PortableLayer:
+    """A product of two computed tensors: all codes meet all codes, over the length of the sums if shapes tell it."""
+    length = _length(product)
+    ranges = []
+    for codes, point in ((product.operand, product.zero), (product.weight, product.weight_zero)):
+        low, high = _code_range(codes)
+        zero = _whole(point, known)
+        zero = np.array([low, high]) if zero is None else zero  # found in every run: any code
+        ranges.append((low - int(zero.max()), high - int(zero.min())))
+    ends = [length * a * b for a in ranges[0] for b in ranges[1]]
+    sums = (min(*ends, 0), max(*ends, 0)) if length and product.bias is None else None
+    saturating = int(_is_signed(product.weight))  # any two of its int8 codes may be neighbours
+    if sums is None:
+        why = "both factors are computed: the length of its sums is not known"
+    elif saturating and _inside(sums, INT32):
+        why = "both factors are computed: pairs of products can leave 16 bits, on x86-64 without VNNI"
+    else:
+        why = _why(sums, 0)
+    rounds_once = _inside(sums, EXACT_IN_FLOAT)
+    op = product.node.op_type
+    return PortableLayer(name=name, op=op, sums=sums, saturating=saturating, rounds_once=rounds_once, why=why)
+
+
+def _length(product: _Product) -> int:
+    """How many products each sum of a product of two computed tensors has; 0 if the shapes do not tell."""
+    if product.node.op_type == "MatMul":  # the codes of a factor may have another shape, before a Transpose
+        factors = product.node.inputs[:2]
+    elif product.node.op_type in ("QLinearMatMul", "MatMulInteger"):
+        factors = (product.operand, product.weight)
+    else:
+        return 0
+    for value, axis in zip(factors, (-1, -2), strict=True):
+        shape = None if value is None else value.shape
+        if shape is not None and len(shape) > 1 and isinstance(size := shape[axis], int):
+            return size
+    return 0
 
 
 def _why(sums: tuple[int, int], saturating: int) -> str:
@@ -224,8 +322,8 @@ def _why(sums: tuple[int, int], saturating: int) -> str:
     return ""
 
 
-def _in_floats(node: ir.Node) -> PortableLayer:
-    return PortableLayer(name=str(node.name or node.outputs[0].name), op=node.op_type, why="it adds floats")
+def _in_floats(node: ir.Node, name: str) -> PortableLayer:
+    return PortableLayer(name=name, op=node.op_type, integer=False, why="it adds floats")
 
 
 def _is_layer(node: ir.Node) -> bool:
@@ -305,6 +403,6 @@ def _pairs(node: ir.Node, codes: NDArray[Any], zero: NDArray[np.int64]) -> bool:
     return not (codes.shape[1] == 1 and len(codes) == int(attribute(node, "group", 1)))
 
 
-def _varies(value: ir.Value, varying: Any) -> bool:
+def _varies(value: ir.Value, varying: Container[ir.Node]) -> bool:
     producer = value.producer()
     return (value.is_graph_input() and value.const_value is None) or (producer is not None and producer in varying)

@@ -14,7 +14,8 @@ What is still computed in floats between codes is named in the plan's notes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ from qgraph.onnxfile.edit import constant
 from qgraph.plan import codes as weights
 from qgraph.plan.plan import MAX_BITS, ActivationQuant, LayerQuant, QuantPlan, WeightQuant
 from qgraph.plan.saturation import largest_pair, without_saturation
-from qgraph.plan.sums import with_room_for_biases
+from qgraph.plan.sums import with_room_for_biases, with_shared_weights
 from qmath.integer_range import INT32, within
 
 _MARK = "portable: "
@@ -46,17 +47,22 @@ def made_portable(plan: QuantPlan, view: GraphView, observed: Observations | Non
     """
     notes: list[str] = []
     before = plan
-    plan, inexact = exact_activations(with_room_for_biases(plan, view), view)
+    plan, inexact = exact_activations(with_shared_weights(with_room_for_biases(plan, view), view), view)
     grids = plan.operand_grids
     tensors = {a.tensor: a for a in plan.activations if a.role == "tensor"}
+    readers = _readers_of_each(plan, view)
+    made: dict[Hashable, tuple[WeightQuant, Narrowed | None]] = {}
     layers = []
     for quant in plan.layers:
-        layer = view.by_name[quant.name]
+        layer, shared = view.by_name[quant.name], _shares(view.by_name[quant.name], quant)
+        if shared not in made:
+            those = [_Reader.of(one, view, tensors, grids, observed) for one in readers[shared]]
+            made[shared] = _weight(layer, quant, those, known=observed is not None)
+            if (found := made[shared][1]) is not None and found.moved:
+                notes.append(f"{_MARK}layer '{quant.name}': {found}")
         operand = nearest(layer.input, grids) if quant.runs == "integers" else None
-        quant, found = _layer(layer, quant, operand, result_grid(layer, tensors), grids, observed)
-        if found is not None and found.moved:
-            notes.append(f"{_MARK}layer '{quant.name}': {found}")
-        layers.append(_within_int32(layer, _unmoved(layer, quant, before, observed), operand))
+        quant = _unmoved(layer, dataclasses.replace(quant, weight=made[shared][0]), before, observed)
+        layers.append(_within_int32(layer, quant, operand))
     if inexact:
         notes.append(f"{_MARK}may round differently elsewhere: {', '.join(inexact)}")
     kept = tuple(note for note in plan.notes if not note.startswith(_MARK) or "pairs of products" in note)
@@ -70,31 +76,74 @@ def portable_notes(plan: QuantPlan) -> tuple[str, ...]:
     return tuple(note.removeprefix(_MARK) for note in plan.notes if note.startswith(_MARK))
 
 
-def _layer(
-    layer: Layer,
-    quant: LayerQuant,
-    operand: ActivationQuant | None,
-    result: ActivationQuant | None,
-    grids: Mapping[str, ActivationQuant],
-    observed: Observations | None,
-) -> tuple[LayerQuant, Narrowed | None]:
-    """The layer with exact steps, and with pairs narrowed where some would saturate."""
-    grid = quant.weight
+def _shares(layer: Layer, quant: LayerQuant) -> Hashable:
+    """What layers have in common that read one weight through the same grid and kernel: files hold its codes once."""
+    return layer.weight, quant.weight, quant.runs, layer.op, layer.output_axis, layer.groups
+
+
+def _readers_of_each(plan: QuantPlan, view: GraphView) -> dict[Hashable, list[LayerQuant]]:
+    found: dict[Hashable, list[LayerQuant]] = {}
+    for quant in plan.layers:
+        found.setdefault(_shares(view.by_name[quant.name], quant), []).append(quant)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """What one layer asks of its weight: exact multipliers between two grids, and pairs of at most `limit`."""
+
+    operand: ActivationQuant | None
+    result: ActivationQuant | None
+    limit: int
+    variance: NDArray[np.float64] | None
+
+    @classmethod
+    def of(
+        cls,
+        quant: LayerQuant,
+        view: GraphView,
+        tensors: Mapping[str, ActivationQuant],
+        grids: Mapping[str, ActivationQuant],
+        observed: Observations | None,
+    ) -> _Reader:
+        layer = view.by_name[quant.name]
+        operand = nearest(layer.input, grids) if quant.runs == "integers" else None
+        limit = largest_pair(layer, quant, grids) if layer.has_integer_kernel else 0
+        return cls(operand, result_grid(layer, tensors), limit, _variance(layer, observed))
+
+
+def _joined(readers: list[_Reader]) -> _Reader:
+    """What satisfies all readers of a weight; the multipliers of different results are rounded once, to float32."""
+    operands = [reader.operand for reader in readers if reader.operand is not None]
+    mantissas = {None if r.result is None else float(np.frexp(r.result.scale)[0]) for r in readers}
+    variances = [reader.variance for reader in readers if reader.variance is not None]
+    return _Reader(
+        operand=max(operands, key=lambda one: int(qmath.significant_bits(one.scale)), default=None),
+        result=readers[0].result if len(mantissas) == 1 else None,
+        limit=min((reader.limit for reader in readers if reader.limit), default=0),
+        variance=np.mean(variances, axis=0) if len(variances) == len(readers) else None,
+    )
+
+
+def _weight(
+    layer: Layer, quant: LayerQuant, readers: list[_Reader], *, known: bool
+) -> tuple[WeightQuant, Narrowed | None]:
+    """The grid of a weight with exact steps for all that read it, and with pairs narrowed where some would saturate."""
+    grid, reader = quant.weight, _joined(readers)
     if quant.runs == "floats" or not layer.has_integer_kernel or grid.input_scale:
-        return quant, None
+        return grid, None
 
     def exact(steps: NDArray[np.floating]) -> NDArray[np.float64]:
-        return exact_weight_steps(steps, operand, result, up=True)
+        return exact_weight_steps(steps, reader.operand, reader.result, up=True)
 
-    limit = largest_pair(layer, quant, grids)
     plain = grid.symmetric and grid.bits == MAX_BITS and not (grid.channel_bits or grid.unit or grid.codes)
     plain = plain and grid.rounding is None and set(grid.gain) == {1.0}
-    found = narrowed(layer, grid, limit, _variance(layer, observed), exact) if plain and limit else None
+    found = narrowed(layer, grid, reader.limit, reader.variance, exact) if plain and reader.limit else None
     if found is not None:
-        return dataclasses.replace(quant, weight=found.grid), found
-    if operand is None or grid.channel_bits or (len(grid.scale) == 1 and grid.rounding is not None):
-        return quant, None
-    return dataclasses.replace(quant, weight=_stepped(grid, operand, result, known=observed is not None)), None
+        return found.grid, found
+    if reader.operand is None or grid.channel_bits or (len(grid.scale) == 1 and grid.rounding is not None):
+        return grid, None
+    return _stepped(grid, reader.operand, reader.result, known=known), None
 
 
 def _with_units(grid: WeightQuant, unit: NDArray[np.float64]) -> WeightQuant:

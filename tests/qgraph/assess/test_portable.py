@@ -188,3 +188,94 @@ def test_codes_of_sixteen_bits_are_multiplied_in_floats():
     steps = {"sx": np.array(0.5, np.float32), "sy": np.array(0.5, np.float32), "sw": np.full(32, 0.01, np.float32)}
     found = prove_portable(load(model(text, w=np.full((64, 32), 3, np.int8), zx=np.array(0, np.uint16), **steps)))
     assert found.layers[0].why == "it adds floats"
+
+
+MOVED = """g (float[1,2] x) => (float[1,4] y) {
+    q = QuantizeLinear(x, sx, zx)
+    d = DequantizeLinear(q, sx, zx)
+    e = DequantizeLinear(w, sw, zw)
+    t = Transpose <perm = [1, 0]> (e)
+    p = MatMul(d, t)
+    r = QuantizeLinear(p, sy, zx)
+    y = DequantizeLinear(r, sy, zx)
+}"""
+HALVES = {name: np.array(0.5, np.float32) for name in ("sx", "sw", "sy")}
+
+
+@pytest.mark.parametrize(("rows", "saturating"), [([[127, 127], [1, 1]], 1), ([[127, 1], [127, 1]], 0)])
+def test_a_weight_that_is_transposed_behind_its_codes_is_paired_as_onnxruntime_pairs_it(rows, saturating):
+    weight = np.array([*rows, [1, 1], [1, 1]], np.int8)  # outputs x inputs
+    net = model(MOVED, w=weight, zx=np.array(0, np.uint8), zw=np.array(0, np.int8), **HALVES)
+    (layer,) = prove_portable(load(net)).layers
+    assert layer.saturating == saturating
+    assert layer.sums == (0, 255 * int(weight.sum(axis=1).max()))
+
+
+TWO_FACTORS = """g (float[B,2,LENGTH] x, float[B,LENGTH,3] w) => (float[B,2,3] y) {
+    q = QuantizeLinear(x, sx, zx)
+    d = DequantizeLinear(q, sx, zx)
+    v = QuantizeLinear(w, sw, zw)
+    e = DequantizeLinear(v, sw, zw)
+    p = MatMul(d, e)
+    r = QuantizeLinear(p, sy, zx)
+    y = DequantizeLinear(r, sy, zx)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("length", "type_", "sums", "sums_fit", "pairs_fit"),
+    [
+        ("L", np.uint8, None, False, True),
+        ("6", np.uint8, (0, 6 * 255 * 255), True, True),
+        ("6", np.int8, (-6 * 255 * 128, 6 * 255 * 127), True, False),
+        ("40000", np.uint8, (0, 40000 * 255 * 255), False, True),
+    ],
+)
+def test_products_of_two_computed_tensors_are_proven_by_their_length(length, type_, sums, sums_fit, pairs_fit):
+    text = TWO_FACTORS.replace("LENGTH", length)
+    found = prove_portable(load(model(text, zx=np.array(0, np.uint8), zw=np.array(0, type_), **HALVES)))
+    (layer,) = found.layers
+    assert layer.sums == sums
+    assert (found.sums_fit, found.pairs_fit) == (sums_fit, pairs_fit)
+    assert bool(layer.why) != (sums_fit and pairs_fit)
+
+
+def test_layers_in_branches_are_looked_at():
+    body = QDQ[QDQ.index("{") :].replace("y = ", "t = ")
+    text = (
+        '<ir_version: 10, opset_import: ["" : 21]> g (float[1,2] x, bool c) => (float[1,1] y) {\n'
+        f"y = If (c) <then_branch = a () => (float[1,1] t) {body},\n"
+        "else_branch = b () => (float[1,1] u) { u = ReduceMax(x) }>}"
+    )
+    proto = onnx.parser.parse_model(text)
+    arrays = {"w": np.array([[127], [127]], np.int8), "zx": np.array(0, np.uint8), "zw": np.array(0, np.int8), **HALVES}
+    proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    found = prove_portable(load(proto))
+    (layer,) = found.layers
+    assert layer.name.startswith("If_0/then_branch/")
+    assert layer.saturating == 1
+    assert not found.pairs_fit
+
+
+def test_the_largest_code_of_a_window_is_the_same_everywhere():
+    """onnxruntime calls it NhwcMaxPool, where codes are stored with channels last."""
+    text = """g (float[1,4,8,8] x) => (float[1,4,2,2] y) {
+        q = QuantizeLinear(x, sx, zx)
+        d = DequantizeLinear(q, sx, zx)
+        e = DequantizeLinear(w, sw, zw)
+        p = Conv <pads = [1, 1, 1, 1]> (d, e)
+        r = QuantizeLinear(p, sy, zx)
+        s = DequantizeLinear(r, sy, zx)
+        m = MaxPool <kernel_shape = [4, 4], strides = [4, 4]> (s)
+        t = QuantizeLinear(m, sy, zx)
+        u = DequantizeLinear(t, sy, zx)
+        f = DequantizeLinear(z, sw, zw)
+        c = Conv(u, f)
+        v = QuantizeLinear(c, sy, zx)
+        y = DequantizeLinear(v, sy, zx)
+    }"""
+    codes = {"w": RNG.integers(-60, 60, (4, 4, 3, 3)), "z": RNG.integers(-60, 60, (4, 4, 1, 1))}
+    arrays = {name: array.astype(np.int8) for name, array in codes.items()}
+    found = prove_portable(load(model(text, **arrays, zx=np.array(0, np.uint8), zw=np.array(0, np.int8), **HALVES)))
+    assert found.inexact == {}
+    assert found.proven

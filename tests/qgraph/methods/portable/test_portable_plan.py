@@ -160,3 +160,29 @@ def test_a_portable_file_is_as_good(tmp_path):
     assert found[1] > found[0] - 2.0  # steps that differ by 1 % at random differ by as much
     again = qgraph.apply(DEMO / "digits.onnx", made.plan, measure=False)
     assert ir.to_proto(again.ir_model) == ir.to_proto(made.ir_model)
+
+
+TWICE = """float[N,64] x, float[64,64] w) => (float[N,64] y) {
+    a = Gemm<transB=1>(x, w)
+    b = Relu(a)
+    c = Gemm<transB=1>(b, w)
+    y = Sigmoid(c)
+}"""
+
+
+@pytest.mark.parametrize("narrowed", [False, True])
+def test_layers_that_share_a_weight_share_its_codes(model_from_text, narrowed):
+    """Of 80 products of two weights in a recurrent network, unrolled, each had a weight of its own in the file."""
+    weight = wide((64, 64))
+    if not narrowed:
+        weight[:, 1::2] = 0  # no pair is larger than one weight
+    data = RNG.normal(size=(32, 64)).astype(np.float32) * np.linspace(0.1, 3, 64, dtype=np.float32)
+    result = qgraph.quantize(
+        model_from_text(HEAD + TWICE, w=weight), data, method="minmax", measure=False, portable=True
+    )
+    first, second = result.plan.layers
+    assert first.weight == second.weight
+    assert bool(first.weight.codes) == narrowed
+    proof = prove_portable(load(result.model))
+    assert len(proof.layers) == 2
+    assert not any(layer.why for layer in proof.layers)
