@@ -135,6 +135,8 @@ def show(*parts: Table | str) -> None:
 
     console = Output()
     fits = console.is_terminal or "COLUMNS" in os.environ
+    if not fits:
+        console = Output(width=WIDE)  # rich takes 80 characters where there is no terminal
     for part in parts:
         if isinstance(part, str):
             LOG.debug(part)
@@ -142,7 +144,7 @@ def show(*parts: Table | str) -> None:
             continue
         LOG.debug(as_text(part))
         for piece in part.lay_out(console.width if fits else None, whole=verbose()):
-            console.print(piece, crop=False, width=console.width if fits else WIDE)
+            console.print(piece, crop=False)
 
 
 def as_text(part: Table) -> str:

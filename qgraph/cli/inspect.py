@@ -195,6 +195,8 @@ def _show_portable(model: str, found: Portable, as_json: bool) -> None:
         rows.add_row(layer.name, *ends, layer.why, weight=bool(layer.why))
     same = sum(not layer.why for layer in found.layers)
     show(rows, f"{same} of {len(found.layers)} layers compute the same codes everywhere from the same operands")
+    if found.proven:
+        show("proven: every processor computes the same outputs, for every input")
     if found.inexact:
         counted = ", ".join(f"{count} {op}" for op, count in found.inexact.items())
         show(f"may round differently on another processor: {counted}")

@@ -218,7 +218,15 @@ def show_portable(plan: QuantPlan) -> None:
         return
     from qgraph.methods.portable.portable import portable_notes
 
-    show("portable: layers on integers compute the same codes on every processor; qgraph inspect --portable proves it")
+    floats = [quant.name for quant in plan.layers if quant.runs == "floats"]
+    some = "layers" if not floats else f"{len(plan.layers) - len(floats)} of {len(plan.layers)} layers"
+    show(
+        f"portable: {some} compute the same codes on every processor; qgraph inspect --portable proves it, and names "
+        f"what else may round differently"
+    )
+    if floats:
+        more = f" and {len(floats) - _NAMED} more" if len(floats) > _NAMED else ""
+        show(f"  computed in floats, which may round differently elsewhere: {', '.join(floats[:_NAMED])}{more}")
     for note in portable_notes(plan):
         show(f"  {note}")
 
@@ -233,6 +241,7 @@ def _decisions(result: Result) -> list[str]:
 
 
 _ONE_STEP = "one step for all channels"
+_NAMED = 8  # layers that are named in a line
 _KEPT_SHOWN = 12  # the most entries to show of what stays in floating point, largest first
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from qgraph.cli.console import show
 from qgraph.cli.tables import SHOWN, Table
 from qgraph.running.names import GAP, shortened
 
@@ -122,3 +123,14 @@ def test_headers_take_the_room_that_is_left():
     lines = printed(rows, 60)
     assert lines[3].startswith("─")  # two lines of headers would do, and do
     assert {"least sum", "greatest sum"} <= set(re.split(r"  +", lines[2]))
+
+
+def test_a_pipe_is_as_wide_as_it_needs(monkeypatch, capsys):
+    """rich takes 80 characters where there is no terminal: headers came out letter by letter."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    rows = Table(title="kept in floating point", columns=("layer", "why", "bytes"), left=2)
+    rows.add_row("c22", "a convolution in 4 groups of 4 would be at least 1.4 times slower on integers " * 2, "0")
+    show(rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["layer", "why", "bytes"]
+    assert len(lines) == 4
