@@ -16,7 +16,7 @@ them: an Add between codes, for example, becomes QLinearAdd, whose two products 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,8 +26,18 @@ from numpy.typing import NDArray
 
 import qmath
 from qgraph.assess.exact_operators import exact_operators
-from qgraph.assess.fused import INTEGER_KERNELS, dequantizer, inspect_fused, with_names
-from qgraph.graph.layers import attribute
+from qgraph.assess.fused import INTEGER_KERNELS, inspect_fused, with_names
+from qgraph.assess.integer_product import (
+    LAYERS,
+    Product,
+    adds_pairs,
+    as_read,
+    code_range,
+    is_signed,
+    kernel_rows,
+    length_of,
+    product_of,
+)
 from qgraph.graph.walk import descendants, paths, with_branches
 from qgraph.onnxfile.edit import constant
 from qgraph.onnxfile.model import Model
@@ -35,17 +45,7 @@ from qgraph.onnxfile.shapes import infer_shapes
 from qgraph.running.sessions import evaluate_constants
 from qmath.integer_range import EXACT_IN_FLOAT, INT16, INT32, within
 
-# where the operand and the weight with their scales and zero points, and the bias, stand among the inputs
-_PLACES = {
-    "QLinearConv": (0, 1, 2, 3, 4, 5, 8),
-    "QLinearMatMul": (0, 1, 2, 3, 4, 5, None),
-    "QGemm": (0, 1, 2, 3, 4, 5, 6),
-    "ConvInteger": (0, None, 2, 1, None, 3, None),
-    "MatMulInteger": (0, None, 2, 1, None, 3, None),
-}
-_LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
 _UNPACKING = frozenset({"MatMulNBits"})  # multiplies floats with codes
-_CONVOLUTIONS = frozenset({"Conv", "QLinearConv", "ConvInteger"})
 _ROUNDED_ONCE = frozenset(  # element by element, one IEEE operation each, or no arithmetic
     {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sqrt", "Relu", "LeakyRelu", "PRelu", "Clip", "Min", "Max", "Floor"}
     | {"Ceil", "Round", "Sign", "Cast", "Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice"}
@@ -68,11 +68,6 @@ _ROUNDED_ONCE = frozenset(  # element by element, one IEEE operation each, or no
     | {"BitwiseAnd", "BitwiseOr", "ScatterND", "ScatterElements", "NonMaxSuppression", "OneHot", "CumSum", "Mod"}
     | {"ReorderInput", "ReorderOutput", "QLinearConcat"}
 )
-_MOVE_CODES = frozenset(
-    {"Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand", "Tile", "Gather"}
-    | {"MaxPool", "GlobalMaxPool", "ReduceMax", "DepthToSpace", "SpaceToDepth"}
-)
-_RESHAPE = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 _ADD_FLOATS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose"})
 
 
@@ -117,25 +112,6 @@ class Portable:
         return not any(layer.saturating for layer in self.layers)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Product:
-    """A layer in integers: its node, and the values of its codes, scales and zero points."""
-
-    node: ir.Node
-    operand: ir.Value
-    scale: ir.Value | None
-    zero: ir.Value | None
-    weight: ir.Value
-    weight_scale: ir.Value | None
-    weight_zero: ir.Value | None
-    bias: ir.Value | None
-
-    def values(self) -> Iterator[ir.Value]:
-        for value in (self.scale, self.zero, self.weight, self.weight_scale, self.weight_zero, self.bias):
-            if value is not None:
-                yield value
-
-
 def prove_portable(model: Model, *, threads: int | None = None) -> Portable:
     """Prove layer by layer what is the same on every processor; see the top of the module.
 
@@ -144,10 +120,10 @@ def prove_portable(model: Model, *, threads: int | None = None) -> Portable:
     model = _with_shapes(with_names(model))
     fused = inspect_fused(model, threads=threads)
     whole = INTEGER_KERNELS - _UNPACKING
-    in_floats = {layer.name for layer in fused.layers if layer.kernel not in whole and layer.op in _LAYERS}
+    in_floats = {layer.name for layer in fused.layers if layer.kernel not in whole and layer.op in LAYERS}
     varying = descendants(v for v in model.graph.inputs if v.const_value is None)
     nodes = {n: name for n, name in paths(model.graph).items() if n in varying or n.graph is not model.graph}
-    products = {n: found for n, name in nodes.items() if (found := _product(n)) and name not in in_floats}
+    products = {n: found for n, name in nodes.items() if (found := product_of(n)) and name not in in_floats}
     known = _constants(model, products.values(), varying)
     shown = set(with_branches(model.graph))
     layers = [_proven(found, known, nodes[n], shown=n.graph in shown) for n, found in products.items()]
@@ -159,7 +135,7 @@ def prove_portable(model: Model, *, threads: int | None = None) -> Portable:
 
 
 def _constants(
-    model: Model, products: Iterable[_Product], varying: Container[ir.Node]
+    model: Model, products: Iterable[Product], varying: Container[ir.Node]
 ) -> dict[ir.Value, NDArray[Any] | None]:
     """The codes, scales and zero points that do not depend on what is fed; of bodies those that are stored alone."""
     fixed = list(dict.fromkeys(v for product in products for v in product.values() if not _varies(v, varying)))
@@ -181,39 +157,8 @@ def _hides_sums(node: ir.Node, model: Model) -> bool:
     return node.op_type in kernels or node.op_identifier() in model.ir_model.functions
 
 
-def _product(node: ir.Node) -> _Product | None:
-    """The node as a product of codes; None if it computes floats."""
-    if places := _PLACES.get(node.op_type):
-        found = [None if p is None or p >= len(node.inputs) else node.inputs[p] for p in places]
-        operand, scale, zero, weight, weight_scale, weight_zero, bias = found
-    elif node.op_type in _LAYERS and node.domain == "":
-        sides = [dequantizer(value) for value in node.inputs[:2]]
-        if None in sides:
-            return None
-        (operand, scale, zero), (weight, weight_scale, weight_zero) = (_three(side) for side in sides if side)
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-    else:
-        return None
-    if operand is None or weight is None:
-        return None
-    return _Product(
-        node=node,
-        operand=operand,
-        scale=scale,
-        zero=zero,
-        weight=weight,
-        weight_scale=weight_scale,
-        weight_zero=weight_zero,
-        bias=bias,
-    )
-
-
-def _three(node: ir.Node) -> tuple[ir.Value | None, ...]:
-    return tuple(node.inputs[i] if i < len(node.inputs) else None for i in range(3))
-
-
 def _proven(
-    product: _Product, known: Mapping[ir.Value, NDArray[Any] | None], name: str, *, shown: bool
+    product: Product, known: Mapping[ir.Value, NDArray[Any] | None], name: str, *, shown: bool
 ) -> PortableLayer:
     """What is proven for a layer on integers; `shown`: onnxruntime shows that it is one."""
     node = product.node
@@ -221,12 +166,12 @@ def _proven(
     codes = known.get(product.weight)
     if codes is None:
         return _of_two_factors(product, known, name)
-    codes = _as_read(product, codes)
+    codes = as_read(product, codes)
     if codes is None:
         return PortableLayer(name=name, op=op, why="its weight is moved between its codes and the product")
     if product.bias is not None and known.get(product.bias) is None:
         return PortableLayer(name=name, op=op, why="its bias is computed at run time")
-    low, high = _code_range(product.operand)
+    low, high = code_range(product.operand)
     zero = _whole(product.zero, known)
     weight_zero = _whole(product.weight_zero, known)
     if zero is None:  # found in every run: any code
@@ -234,14 +179,14 @@ def _proven(
     weight_zero = _whole(product.weight_zero, known)
     if weight_zero is None:
         return PortableLayer(name=name, op=op, why="the zero points of its weight are computed at run time")
-    rows = _rows(node, codes)
+    rows = kernel_rows(node, codes)
     centred = rows.astype(np.int64) - np.resize(weight_zero, len(rows)).reshape(-1, 1)
     sums = qmath.sum_range(
         centred, low - int(zero.max()), high - int(zero.min()), bias=_bias(product, known, len(rows))
     )
     shift = 128 if low < 0 else 0  # kernels make uint8 of int8 operands
     pairs = qmath.pair_range(rows, low + shift, high + shift)
-    paired = rows.dtype == np.int8 and _pairs(node, codes, weight_zero)
+    paired = rows.dtype == np.int8 and adds_pairs(node, codes, weight_zero)
     saturating = int((~within(pairs, INT16)).sum()) if paired else 0
     found = (int(sums[0].min(initial=0)), int(sums[1].max(initial=0)))
     return PortableLayer(
@@ -254,40 +199,18 @@ def _proven(
     )
 
 
-def _as_read(product: _Product, codes: NDArray[Any]) -> NDArray[Any] | None:
-    """The codes of the weight in the shape that the layer reads; None if it is not known.
-
-    onnxruntime moves codes, where a file moves what they stand for: DequantizeLinear, Transpose, MatMul.
-    """
-    if product.node.op_type not in _LAYERS:
-        return codes
-    moves, value = [], product.node.inputs[1]
-    while value is not None and (node := value.producer()) is not None and node.op_type != "DequantizeLinear":
-        moves.append(node)
-        value = node.inputs[0]
-    for node in reversed(moves):
-        shape = node.outputs[0].shape
-        if node.op_type == "Transpose":
-            codes = codes.transpose(attribute(node, "perm", range(codes.ndim)[::-1]))
-        elif node.op_type in _RESHAPE and shape is not None and shape.is_static():
-            codes = codes.reshape(shape.numpy())
-        elif node.op_type != "Identity":
-            return None
-    return codes
-
-
-def _of_two_factors(product: _Product, known: Mapping[ir.Value, NDArray[Any] | None], name: str) -> PortableLayer:
+def _of_two_factors(product: Product, known: Mapping[ir.Value, NDArray[Any] | None], name: str) -> PortableLayer:
     """A product of two computed tensors: all codes meet all codes, over the length of the sums if shapes tell it."""
-    length = _length(product)
+    length = length_of(product)
     ranges = []
     for codes, point in ((product.operand, product.zero), (product.weight, product.weight_zero)):
-        low, high = _code_range(codes)
+        low, high = code_range(codes)
         zero = _whole(point, known)
         zero = np.array([low, high]) if zero is None else zero  # found in every run: any code
         ranges.append((low - int(zero.max()), high - int(zero.min())))
     ends = [length * a * b for a in ranges[0] for b in ranges[1]]
     sums = (min(*ends, 0), max(*ends, 0)) if length and product.bias is None else None
-    saturating = int(_is_signed(product.weight))  # any two of its int8 codes may be neighbours
+    saturating = int(is_signed(product.weight))  # any two of its int8 codes may be neighbours
     if sums is None:
         why = "both factors are computed: the length of its sums is not known"
     elif saturating and _inside(sums, INT32):
@@ -297,21 +220,6 @@ def _of_two_factors(product: _Product, known: Mapping[ir.Value, NDArray[Any] | N
     rounds_once = _inside(sums, EXACT_IN_FLOAT)
     op = product.node.op_type
     return PortableLayer(name=name, op=op, sums=sums, saturating=saturating, rounds_once=rounds_once, why=why)
-
-
-def _length(product: _Product) -> int:
-    """How many products each sum of a product of two computed tensors has; 0 if the shapes do not tell."""
-    if product.node.op_type == "MatMul":  # the codes of a factor may have another shape, before a Transpose
-        factors = product.node.inputs[:2]
-    elif product.node.op_type in ("QLinearMatMul", "MatMulInteger"):
-        factors = (product.operand, product.weight)
-    else:
-        return 0
-    for value, axis in zip(factors, (-1, -2), strict=True):
-        shape = None if value is None else value.shape
-        if shape is not None and len(shape) > 1 and isinstance(size := shape[axis], int):
-            return size
-    return 0
 
 
 def _why(sums: tuple[int, int], saturating: int) -> str:
@@ -327,43 +235,11 @@ def _in_floats(node: ir.Node, name: str) -> PortableLayer:
 
 
 def _is_layer(node: ir.Node) -> bool:
-    return node.domain == "" and node.op_type in (*_LAYERS, "ConvTranspose")
+    return node.domain == "" and node.op_type in (*LAYERS, "ConvTranspose")
 
 
 def _inside(sums: tuple[int, int] | None, limits: tuple[int, int]) -> bool:
     return sums is not None and limits[0] <= sums[0] and sums[1] <= limits[1]
-
-
-def _code_range(codes: ir.Value) -> tuple[int, int]:
-    """The codes that a tensor can hold: those of its type, at most what a Min on the way lets through."""
-    low, high = (-128, 127) if _is_signed(codes) else (0, 255)
-    return low, _highest(codes, high)
-
-
-def _highest(codes: ir.Value, most: int) -> int:
-    """The highest code of a tensor; `most` if the graph does not tell."""
-    node = codes.producer()
-    if node is None or not node.inputs or node.domain != "":
-        return most
-    read = [v for v in node.inputs if v is not None]
-    if node.op_type == "Min":
-        tops = [constant(v) for v in read]
-        return min(_highest(v, most) if top is None else int(top.max()) for v, top in zip(read, tops, strict=True))
-    if node.op_type == "Concat":
-        return max(_highest(v, most) for v in read)
-    if node.op_type == "Pad":
-        fill = constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(1)
-        return most if fill is None else max(_highest(read[0], most), int(fill.max()))
-    return _highest(read[0], most) if node.op_type in _MOVE_CODES else most
-
-
-def _is_signed(codes: ir.Value) -> bool:
-    """Whether codes are int8: by their type, or by the zero point they were made with."""
-    if codes.dtype is not None:
-        return codes.dtype == ir.DataType.INT8
-    node = codes.producer()
-    zero = constant(node.inputs[2]) if node is not None and len(node.inputs) > 2 else None
-    return zero is not None and zero.dtype == np.int8
 
 
 def _whole(value: ir.Value | None, known: Mapping[ir.Value, NDArray[Any] | None]) -> NDArray[np.int64] | None:
@@ -374,7 +250,7 @@ def _whole(value: ir.Value | None, known: Mapping[ir.Value, NDArray[Any] | None]
     return None if found is None else found.astype(np.int64).reshape(-1)
 
 
-def _bias(product: _Product, known: Mapping[ir.Value, NDArray[Any] | None], outputs: int) -> NDArray[np.int64]:
+def _bias(product: Product, known: Mapping[ir.Value, NDArray[Any] | None], outputs: int) -> NDArray[np.int64]:
     """The bias in steps of the sums; a float bias as onnxruntime rounds it."""
     bias = None if product.bias is None else known.get(product.bias)
     if bias is None:
@@ -385,22 +261,6 @@ def _bias(product: _Product, known: Mapping[ir.Value, NDArray[Any] | None], outp
             return np.zeros(outputs, np.int64)
         bias = np.rint(bias.reshape(-1) / (scale.astype(np.float64).reshape(-1) * step.reshape(-1)))
     return np.resize(bias.reshape(-1), outputs).astype(np.int64)
-
-
-def _rows(node: ir.Node, codes: NDArray[Any]) -> NDArray[Any]:
-    """The weight as outputs x products, in the order in which kernels add them (see `Layer.kernel_rows`)."""
-    if node.op_type in _CONVOLUTIONS:
-        return np.moveaxis(codes, 1, -1).reshape(len(codes), -1)
-    transposed = node.op_type in ("Gemm", "QGemm") and attribute(node, "transB", 0)
-    inner = codes if transposed or codes.ndim < 2 else np.swapaxes(codes, -1, -2)
-    return inner.reshape(-1, inner.shape[-1])
-
-
-def _pairs(node: ir.Node, codes: NDArray[Any], zero: NDArray[np.int64]) -> bool:
-    """Whether the kernel adds products in pairs; a depthwise convolution without zero points has one of its own."""
-    if node.op_type not in _CONVOLUTIONS or zero.any():
-        return True
-    return not (codes.shape[1] == 1 and len(codes) == int(attribute(node, "group", 1)))
 
 
 def _varies(value: ir.Value, varying: Container[ir.Node]) -> bool:

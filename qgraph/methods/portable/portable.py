@@ -109,19 +109,20 @@ class _Reader:
         layer = view.by_name[quant.name]
         operand = nearest(layer.input, grids) if quant.runs == "integers" else None
         limit = largest_pair(layer, quant, grids) if layer.has_integer_kernel else 0
-        return cls(operand, result_grid(layer, tensors), limit, _variance(layer, observed))
+        return cls(operand, result_grid(layer, tensors), limit, _variance(layer, observed) if limit else None)
 
 
 def _joined(readers: list[_Reader]) -> _Reader:
     """What satisfies all readers of a weight; the multipliers of different results are rounded once, to float32."""
     operands = [reader.operand for reader in readers if reader.operand is not None]
     mantissas = {None if r.result is None else float(np.frexp(r.result.scale)[0]) for r in readers}
-    variances = [reader.variance for reader in readers if reader.variance is not None]
+    paired = [reader for reader in readers if reader.limit]
+    variances = [reader.variance for reader in paired if reader.variance is not None]
     return _Reader(
         operand=max(operands, key=lambda one: int(qmath.significant_bits(one.scale)), default=None),
         result=readers[0].result if len(mantissas) == 1 else None,
-        limit=min((reader.limit for reader in readers if reader.limit), default=0),
-        variance=np.mean(variances, axis=0) if len(variances) == len(readers) else None,
+        limit=min((reader.limit for reader in paired), default=0),
+        variance=np.mean(variances, axis=0) if variances and len(variances) == len(paired) else None,
     )
 
 

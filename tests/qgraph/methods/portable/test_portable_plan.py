@@ -186,3 +186,28 @@ def test_layers_that_share_a_weight_share_its_codes(model_from_text, narrowed):
     proof = prove_portable(load(result.model))
     assert len(proof.layers) == 2
     assert not any(layer.why for layer in proof.layers)
+
+
+RECURRENT = """float[5,N,6] x, float[1,32,6] w, float[1,32,8] r, float[4,8] v) => (float[5,N,4] y) {
+    two = Constant<value_int=1>()
+    axes = Constant<value_ints=[1]>()
+    rows = Unsqueeze(x, axes)
+    flat = Squeeze(rows, axes)
+    h = LSTM<hidden_size=8>(flat, w, r)
+    s = Squeeze(h, axes)
+    t = Constant<value_floats=[1.0]>()
+    m = Mul(s, t)
+    p = Transpose<perm=[0,1,2]>(m)
+    vt = Transpose<perm=[1,0]>(v)
+    y = MatMul(p, vt)
+}"""
+
+
+def test_what_the_calibration_did_not_observe_is_not_needed(model_from_text):
+    """The operand of a recurrent layer has no statistics."""
+    arrays = {"w": (1, 32, 6), "r": (1, 32, 8), "v": (4, 8)}
+    weights = {name: RNG.normal(0, 0.3, shape).astype(np.float32) for name, shape in arrays.items()}
+    proto = model_from_text(HEAD + RECURRENT, **weights)
+    data = RNG.normal(size=(5, 16, 6)).astype(np.float32)
+    result = qgraph.quantize(proto, {"x": data}, method="minmax", measure=False, portable=True)
+    assert result.plan.portable
