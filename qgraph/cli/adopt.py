@@ -92,7 +92,8 @@ def adopt(
 def _show(found: Adopted, output: str, nbytes: int) -> None:
     rows = table("layers", "layer", "op", "bits", "runs on", "what moved", left=5, heaviest="those that moved first")
     for layer in found.layers:
-        rows.add_row(layer.name, layer.op, str(layer.bits), layer.runs, layer.moved, weight=bool(layer.moved))
+        told = "; ".join(part for part in (layer.moved, layer.lost) if part)
+        rows.add_row(layer.name, layer.op, str(layer.bits), layer.runs, told, weight=bool(told))
     show(rows, f"{found.kept} of {len(found.layers)} layers keep every code of their weight")
     if found.saturating:
         here = " such as this one" if has_fast_integers() is False else ""

@@ -77,6 +77,9 @@ class Adopted:
         }
 
 
+_ADVICE = "the grids are those of the file: qgraph quantize finds new ones for the float model"
+
+
 @keeps_threads
 def adopt(
     model: ModelLike,
@@ -138,7 +141,7 @@ def adopt(
     if quality is None or quality.notes:
         verify(lowered, raised, samples)
     else:
-        warn_below(quality, expected_db(plan))
+        warn_below(quality, expected_db(plan), advice=_ADVICE)
     return Adopted(
         model=lowered,
         given=loaded,

@@ -102,7 +102,8 @@ def apply(
     if quality is None or quality.notes:  # else the file has run already
         verify(lowered, net, samples)
     if quality is not None:
-        warn_below(quality, expected_db(plan))
+        advice = "the grids are those of the plan: edit it, or let qgraph quantize find new ones"
+        warn_below(quality, expected_db(plan), advice=advice)
     return Applied(
         ir_model=lowered, plan=plan, source=net.source, nbytes=net.nbytes, digest=net.digest, quality=quality
     )

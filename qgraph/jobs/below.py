@@ -30,18 +30,24 @@ def below_eight_bits(plan: QuantPlan) -> bool:
     )
 
 
-def warn_below(quality: Verdict | None, target: float, layers: Sequence[LayerReport] = ()) -> None:
-    """Warn of the output of a file that misses `target` by most, with its layers; classes of noise do not count."""
+def warn_below(
+    quality: Verdict | None, target: float, layers: Sequence[LayerReport] = (), *, advice: str | None = None
+) -> None:
+    """Warn of the output of a file that misses `target` by most, with its layers; classes of noise do not count.
+
+    `advice` says what to do about it, by default with options of `quantize`.
+    """
     noise = quality is not None and quality.basis == "noise"
     worst = None if quality is None else min(quality.outputs, key=lambda o: margin([o], target), default=None)
     if worst is None or margin([worst], target) >= 0 or (noise and not _is_low(worst, target)):
         return
-    remedy = f"{option('guard', target)} gives up the grids that ruin it"
+    remedies = [advice or f"{option('guard', target)} gives up the grids that ruin it"]
     if noise:
-        remedy = f"this is measured on random noise, for lack of data: {option('data')} gives a meaningful figure"
+        remedies = [f"this is measured on random noise, for lack of data: {option('data')} gives a meaningful figure"]
+    if advice is None:
+        remedies.append(f"{option('keep', [Blank('NAME')])} leaves a layer in floating point")
     warnings.warn(
-        f"output '{worst.name}' {_missed(worst, target)}{_largest_errors(layers)}; {remedy}, "
-        f"{option('keep', [Blank('NAME')])} leaves a layer in floating point",
+        f"output '{worst.name}' {_missed(worst, target)}{_largest_errors(layers)}; {', '.join(remedies)}",
         QualityWarning,
         stacklevel=4,
     )

@@ -38,13 +38,14 @@ _MOVED = 0.5 + 1e-3  # of a code: within it the same code is meant
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdoptedLayer:
-    """What became of a layer: `kept` bit by bit, or what `moved`, and why it runs in floats if it does."""
+    """What became of a layer: what `moved` of its weight, what was `lost` of its operand; empty if nothing."""
 
     name: str
     op: str
     bits: int
     runs: str
     moved: str = ""
+    lost: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,4 +286,7 @@ def _told(quant: LayerQuant, wished: LayerQuant, layer: Layer, lifted: Lifted, r
             else:
                 why = "has blocks" if found.grid.block else "does not fit a kernel"
                 moved = f"its grid in the file {why}: a new grid spans it"
-    return AdoptedLayer(name=quant.name, op=quant.op, bits=quant.weight.bits, runs=runs, moved=moved)
+    operand = nearest(layer.input, lifted.activations) if runs != "dynamic" else None
+    count = 0 if operand is None else operand.high - operand.low + 1
+    lost = f"its operand has {2**MAX_BITS} codes, {count:,} in the file" if count > 2**MAX_BITS else ""
+    return AdoptedLayer(name=quant.name, op=quant.op, bits=quant.weight.bits, runs=runs, moved=moved, lost=lost)

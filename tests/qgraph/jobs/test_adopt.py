@@ -15,7 +15,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 import qgraph
 from qgraph.assess.fused import inspect_fused
 from qgraph.cli import main
-from qgraph.errors import ModelError
+from qgraph.errors import ModelError, QualityWarning
 from qgraph.onnxfile.load import load
 from qgraph.running.cpu import has_fast_integers
 from tests.conftest import DEMO
@@ -444,3 +444,36 @@ def test_layers_that_can_saturate_are_counted_and_told(floats, tmp_path, monkeyp
     assert "layers can saturate" in told[0]
     assert ("such as this one" in told[0]) == here
     assert "can saturate" not in told[1]
+
+
+@pytest.mark.parametrize(
+    ("zero", "told"), [(np.uint16, "its operand has 256 codes, 65,536 in the file"), (np.uint8, "")]
+)
+def test_codes_that_are_lost_are_told(zero, told):
+    net = partly(True)
+    net.opset_import[0].version, net.ir_version = 21, 10
+    middle = (np.iinfo(zero).max + 1) // 2
+    for given in net.graph.initializer:
+        if given.name == "z":
+            given.CopyFrom(onnx.numpy_helper.from_array(np.array(middle, zero), "z"))
+        if given.name == "s":
+            given.CopyFrom(onnx.numpy_helper.from_array(np.array(4 / middle, np.float32), "s"))
+    adopted = qgraph.adopt(net, measure=False)
+    assert {layer.lost for layer in adopted.layers} == {told}
+    assert adopted.kept == 2
+
+
+def test_a_warning_names_no_option_that_adopting_lacks():
+    net = partly(True)
+    for given in net.graph.initializer:
+        if given.name == "s":
+            given.CopyFrom(onnx.numpy_helper.from_array(np.array(0.5, np.float32), "s"))
+    other = onnx.ModelProto()
+    other.CopyFrom(net)
+    next(i for i in other.graph.initializer if i.name == "w").CopyFrom(
+        onnx.numpy_helper.from_array(RNG.integers(-127, 128, (2, 2, 1, 1)).astype(np.int8), "w")
+    )
+    x = RNG.normal(size=(8, 2, 6, 6)).astype(np.float32)
+    with pytest.warns(QualityWarning, match="the grids are those of the file") as seen:
+        qgraph.adopt(net, x, float_model=other)
+    assert not any("keep" in str(one.message) or "guard" in str(one.message) for one in seen)
