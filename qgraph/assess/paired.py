@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from hashlib import sha256
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,13 @@ class Paired:
     """Counts over `samples`; those about classes are None without one score per class, or without labels.
 
     `lost` samples are right in the float model alone, `gained` ones in the other alone; `same` have the same class.
-    `decibels` holds the SQNR of every sample's worst output, infinite where outputs are equal.
+    `distinct` samples differ from all before them in what is fed; `classes` are those among the labels. `decibels`
+    holds the SQNR of every sample's worst output, infinite where outputs are equal.
     """
 
     samples: int
+    distinct: int
+    classes: int | None
     float_right: int | None
     right: int | None
     lost: int | None
@@ -45,24 +49,28 @@ def run_paired(
     """
     check_interface(model, reference)
 
-    def compared(samples: Dataset) -> list[NDArray[np.float64]]:
+    def compared(samples: Dataset) -> list[_Compared]:
         before, after = Session(reference.ir_model, threads=1), Session(model.ir_model, threads=1)
 
-        def run(batch: Batch) -> NDArray[np.float64]:
+        def run(batch: Batch) -> _Compared:
             want, have = ([batch.real(o) for o in s.run_list(batch.feeds)] for s in (before, after))
-            return _rows(want, have, batch)
+            labels = () if batch.labels is None else batch.labels.reshape(-1).tolist()
+            return _Compared(_rows(want, have, batch), _content(batch), frozenset(labels))
 
         found = []
         with progress.stage("comparing", samples.count) as advance:
-            for rows in in_parallel(run, samples.batches(1), workers=threads):
-                found.append(rows)
-                advance(len(rows))
+            for one in in_parallel(run, samples.batches(1), workers=threads):
+                found.append(one)
+                advance(len(one.rows))
         return found
 
-    decibel, same, before, after = np.concatenate(falling_back(model, data, compared)[1]).T
+    batches = falling_back(model, data, compared)[1]
+    decibel, same, before, after = np.concatenate([one.rows for one in batches]).T
     right = None if np.isnan(before).any() else (before > 0, after > 0)
     return Paired(
         samples=len(decibel),
+        distinct=sum({one.content: len(one.rows) for one in batches}.values()),
+        classes=None if right is None else len(frozenset().union(*(one.labels for one in batches))),
         float_right=None if right is None else int(right[0].sum()),
         right=None if right is None else int(right[1].sum()),
         lost=None if right is None else int((right[0] & ~right[1]).sum()),
@@ -70,6 +78,23 @@ def run_paired(
         same=None if np.isnan(same).any() else int(same.sum()),
         decibels=tuple(decibel.tolist()),
     )
+
+
+class _Compared(NamedTuple):
+    """What was found of the samples of a run, which are mostly one: `_rows`, a digest of them, and their labels."""
+
+    rows: NDArray[np.float64]
+    content: bytes
+    labels: frozenset[int]
+
+
+def _content(batch: Batch) -> bytes:
+    """A digest of what is fed."""
+    found = sha256()
+    for name, array in sorted(batch.feeds.items()):
+        found.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data if array.dtype.kind != "O" else repr(array.tolist()).encode())
+    return found.digest()
 
 
 def _rows(want: list[Any], have: list[Any], batch: Batch) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import typing
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -33,6 +34,7 @@ from qgraph.samples.dataset import DataLike, Dataset, Reading, open_data
 
 SCHEMA = 1
 DEFAULT_CONFIDENCE = 0.95
+_VARIES = 0.01  # of the samples: what another processor may answer otherwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +187,7 @@ def certify(
         plan.check_model(net.digest, net.source)
     samples = open_data(data, small, **reading)
     found = run_paired(reference, small, samples, threads=threads, progress=progress)
+    _warn_of(found, wanted)
     return Certificate(
         model=_artefact(small),
         against=_artefact(reference),
@@ -196,6 +199,21 @@ def certify(
         proven=_proven(prove_portable(small, threads=threads)),
         measured=_measured(small, reference, samples),
     )
+
+
+def _warn_of(found: Paired, claims: Sequence[Claim]) -> None:
+    """Warn of samples that cannot have been drawn independently from all data."""
+    if found.distinct < found.samples:
+        warnings.warn(
+            f"only {found.distinct:,} of {found.samples:,} samples differ: the tests suppose independent ones, and are "
+            f"surer of repeated ones than they should be; leave repetitions out",
+            stacklevel=3,
+        )
+    if found.classes == 1 < found.samples and any(claim.kind in ("drop", "accuracy") for claim in claims):
+        warnings.warn(
+            "all labels are of one class: what is proven holds for data of this class alone; are the samples sorted?",
+            stacklevel=3,
+        )
 
 
 def check_certificate(
@@ -212,9 +230,9 @@ def check_certificate(
     """Make a certificate with the same claims again, and say in what it differs from the first.
 
     A difference in digests, in the number of samples, in what is proven, or in whether a claim holds is a difference,
-    and so is a proof that does not follow from the certificate's own counts. Counts may vary where
-    processors round differently; sizes of models, times and versions may vary, too. Arguments and errors as in
-    `certify`.
+    and so is a proof that does not follow from the certificate's own counts. Counts may vary by
+    1 % of the samples, since processors round differently; sizes of models, times and versions may vary, too. Arguments
+    and errors as in `certify`.
 
     Example:
         >>> from importlib.resources import files
@@ -249,6 +267,8 @@ def check_certificate(
     if again.proven != certificate.proven:
         differences.append(f"what is proven: {again.proven}, not {certificate.proven}")
     for new, old in zip(again.proofs, certificate.proofs, strict=True):
+        if abs(new.observed - old.observed) > 100 * max(1.5 / again.counts["samples"], _VARIES):
+            differences.append(f"'{new.claim}': {old.observed:g} observed in the certificate, {new.observed:g} here")
         if new.holds != old.holds:
             holds = ("does not hold", "holds")
             differences.append(f"'{new.claim}' {holds[new.holds]} here, and {holds[old.holds]} in the certificate")
@@ -261,6 +281,10 @@ def _contradictions(certificate: Certificate, again: Certificate) -> Iterator[st
     if counts.get("samples") != samples:
         yield f"counts: the certificate is about {counts.get('samples')} samples, given are {samples}"
         return
+    for name in sorted(set(counts) | set(again.counts)):
+        theirs, mine = counts.get(name), again.counts.get(name)
+        if theirs is not None and (mine is None or abs(mine - theirs) > max(1, _VARIES * samples)):
+            yield f"counts: '{name}' is {theirs:,} in the certificate, and {mine} here"
     for proof in certificate.proofs:
         claim = read_claim(proof.claim)
         try:
@@ -293,7 +317,9 @@ def _artefact(model: Model) -> Artefact:
 
 
 def _counts(found: Paired) -> dict[str, int]:
-    content = {name: getattr(found, name) for name in ("samples", "float_right", "right", "lost", "gained", "same")}
+    content = {
+        name: getattr(found, name) for name in ("samples", "distinct", "float_right", "right", "lost", "gained", "same")
+    }
     return {name: count for name, count in content.items() if count is not None}
 
 
@@ -324,12 +350,19 @@ def _measured(model: Model, reference: Model, samples: Dataset) -> Measured:
     )
 
 
+def _samples(counts: Mapping[str, int]) -> str:
+    """How many samples there are, and how many differ if not all do."""
+    samples = counts["samples"]
+    distinct = counts.get("distinct", samples)
+    return f"{samples:,}" + (f", of which {distinct:,} differ" if distinct < samples else "")
+
+
 def described(certificate: Certificate) -> list[tuple[str, Any]]:
     """What the certificate says besides its claims, as names and values."""
     proven, measured = certificate.proven, certificate.measured
     fits = ("can", "cannot")
     return [
-        ("samples", f"{certificate.counts['samples']:,}"),
+        ("samples", _samples(certificate.counts)),
         ("on integers", f"{proven.integer_layers} of {proven.integer_layers + proven.float_layers} layers"),
         ("32-bit sums", f"{fits[proven.sums_fit_32_bits]} overflow, whatever the input"),
         ("16-bit pairs", f"{fits[proven.pairs_fit_16_bits]} saturate, on any CPU"),

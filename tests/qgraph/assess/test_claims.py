@@ -51,7 +51,16 @@ def test_shares_are_percentages(text):
 
 
 def found(**changes: object) -> Paired:
-    usual = {"samples": 1000, "float_right": 920, "right": 915, "lost": 8, "gained": 3, "same": 985}
+    usual = {
+        "samples": 1000,
+        "distinct": 1000,
+        "classes": 10,
+        "float_right": 920,
+        "right": 915,
+        "lost": 8,
+        "gained": 3,
+        "same": 985,
+    }
     decibels = (25.0,) * 970 + (10.0,) * 30
     return Paired(**{**usual, "decibels": decibels, **changes})  # type: ignore[arg-type]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,8 +10,10 @@ import onnx.parser
 import pytest
 
 import qgraph
+from qgraph.assess.claims import proof_of_share, read_claim
 from qgraph.cli import main
 from qgraph.errors import DataError, PlanError, UsageError
+from qgraph.jobs.certify import described
 from tests.conftest import DEMO
 
 FLOAT, TEST = DEMO / "digits.onnx", DEMO / "digits_test.npz"
@@ -137,6 +140,37 @@ def test_numbers_that_were_altered_are_noticed(certificate, made, path, value, s
     assert said in " ".join(differences)
 
 
+def test_numbers_that_agree_with_each_other_alone_are_noticed(certificate, made):
+    """Whoever alters a count can compute what follows from it; the samples say otherwise."""
+    raw = json.loads(certificate.to_json())
+    raw["counts"]["same"] = 590
+    proof = dataclasses.asdict(proof_of_share(read_claim("same>=98"), 590, 600, confidence=0.95))
+    raw["proofs"][1], raw["holds"] = proof, raw["holds"] and proof["holds"]
+    share = proof_of_share(read_claim("sqnr>=25"), 580, 600, confidence=0.95)
+    raw["proofs"][2] = dataclasses.asdict(share)
+    raw["holds"] = all(one["holds"] for one in raw["proofs"])
+    forged = qgraph.Certificate.from_json(json.dumps(raw))
+    _, differences = qgraph.check_certificate(forged, made / "small.onnx", FLOAT, TEST)
+    said = " ".join(differences)
+    assert "counts: 'same' is 590 in the certificate" in said
+    assert "'sqnr>=25@95': 96.6667 observed in the certificate, 100 here" in said
+
+
+def test_samples_that_are_repeated_or_of_one_class_are_warned_of(made):
+    held = np.load(TEST)
+    images, labels = held["images"][:40], held["labels"][:40]
+    twice = {"images": np.concatenate([images, images[:10]]), "labels": np.concatenate([labels, labels[:10]])}
+    with pytest.warns(UserWarning, match="only 40 of 50 samples differ"):
+        found = qgraph.certify(made / "small.onnx", FLOAT, twice, ["drop<=1"])
+    assert found.counts["distinct"] == 40
+    assert ("samples", "50, of which 40 differ") in described(found)
+    same = labels == labels[0]
+    one = {"images": images[same], "labels": labels[same]}
+    with pytest.warns(UserWarning, match="all labels are of one class"):
+        qgraph.certify(made / "small.onnx", FLOAT, one, ["accuracy>=50"])
+    qgraph.certify(made / "small.onnx", FLOAT, one, ["same>=50"])  # says nothing about labels
+
+
 PRODUCT = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,4] x) => (float[N,3] y)
 <float[4,3] w = {1,2,3,4,5,6,7,8,9,1,2,3}> { z = MatMul(x, w) BODY }"""
 
@@ -148,7 +182,7 @@ def product(body):
 def test_what_is_no_number_is_right_for_no_claim():
     x = np.random.default_rng(3).normal(size=(200, 4)).astype(np.float32)
     plain, none = product("y = Identity(z)"), product("d = Sub(z, z) y = Div(d, d)")
-    data = {"x": x, "labels": np.zeros(200, np.int64)}
+    data = {"x": x, "labels": np.arange(200) % 3}
     claims = ["accuracy>=1", "same>=1", "sqnr>=-100@1"]
     for model, against in ((none, plain), (none, none)):
         found = qgraph.certify(model, against, data, claims)
@@ -187,6 +221,8 @@ def test_certificates_are_wrong_for_few_samples(made):
         answers = rng.choice([1, -1, 0], size=1_000, p=[lost / count, gained / count, 1 - (lost + gained) / count])
         pair = Paired(
             samples=1_000,
+            distinct=1_000,
+            classes=10,
             float_right=0,
             right=0,
             lost=int((answers == 1).sum()),
