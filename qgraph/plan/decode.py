@@ -20,13 +20,11 @@ def decode(kind: Any, raw: Any, where: str) -> Any:
         if not isinstance(raw, list):
             raise PlanError(f"{where} must be a list, not {raw!r}")
         return tuple(decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(raw))
-    if origin is Mapping:
+    if origin in (Mapping, dict):
         if not isinstance(raw, dict):
             raise PlanError(f"{where} must be an object, not {raw!r}")
-        return raw
-    if origin is dict:
-        if not isinstance(raw, dict):
-            raise PlanError(f"{where} must be an object, not {raw!r}")
+        if origin is Mapping:
+            return raw
         return {key: decode(arguments[1], value, f"{where}.{key}") for key, value in raw.items()}
     if origin is Literal:
         if raw not in arguments:
