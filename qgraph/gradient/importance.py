@@ -88,11 +88,13 @@ def importance(
 ) -> dict[str, list[Floats]]:
     """The sums over channels of squared gradients, for every batch; `axes` are the channels' axes, kept with size 1.
 
-    Raises `GradientError` where an operator on the way has no gradient.
+    Nothing where no output is a tensor of floats. Raises `GradientError` where an operator on the way has no gradient.
     """
     forward = Session(model.ir_model, threads=1)
     first = forward.run(batches[0])
-    first = {name: made for name, made in first.items() if made.dtype.kind == "f"}
+    first = {name: made for name, made in first.items() if isinstance(made, np.ndarray) and made.dtype.kind == "f"}
+    if not first:
+        return {}
     energy = {name: float(np.sum(np.square(made, dtype=np.float64))) or 1.0 for name, made in first.items()}
     session = Session(_projected(model, list(first), axes), threads=1)
 

@@ -175,7 +175,7 @@ def test_only_methods_that_train_are_fine_tuned(digits):
 def test_defaults_are_those_of_the_contract():
     plain = {"symmetric": True, "clip": "max", "weight_clip": "max", "bias_correction": False}
     expected = {
-        "minmax": plain | {"allocate_bits": "none"},
+        "minmax": plain | {"allocate_bits": "none", "rounding": "nearest"},
         "aciq": {},
         "zeroq": {},
         "qrater": {"symmetric": True, "clip": "qrater", "rounding": "qrater"},
