@@ -118,6 +118,7 @@ class Foreteller:
     def __init__(self, view: GraphView, feeds: Feeds, *, table: KernelTable | None = None) -> None:
         self.view, self.table = view, table or KernelTable()
         self.feeds, self.float_seconds = feeds, math.inf
+        self.session = Session(view.model.ir_model, threads=1)
         self.kernels = kernel_times(view.model.ir_model, feeds, runs=_RUNS)
         self._run()
         self.shapes = _shapes(view, feeds)
@@ -133,8 +134,7 @@ class Foreteller:
 
     def _run(self) -> None:
         """Time the float model, and keep its shortest run."""
-        session = Session(self.view.model.ir_model, threads=1)
-        seconds = least_seconds(session, self.feeds, runs=_RUNS, seconds=_SECONDS)
+        seconds = least_seconds(self.session, self.feeds, runs=_RUNS, seconds=_SECONDS)
         self.float_seconds = min(self.float_seconds, max(seconds, 1e-9))
         self.times = FloatTimes.of(self.view, self.kernels, self.float_seconds)
 

@@ -90,13 +90,14 @@ class KernelTable:
         Processors change their pace from second to second, most of all where two threads share a core: a kernel that
         met a slow one gets other chances.
         """
-        begun, left = time.thread_time(), _TURNS if self.new else 0
-        while left and time.thread_time() - begun < _SETTLING:
+        begun = time.thread_time()
+        for _ in range(_TURNS if self.new else 0):
+            if time.thread_time() - begun >= _SETTLING:
+                break
             for name, (kernel, share) in self.new.items():
                 if share:
                     self.seconds[name] = min(self.seconds[name], share * _alone(kernel))
             other()
-            left -= 1
         return bool(self.new)
 
     def save(self) -> None:

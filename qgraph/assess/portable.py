@@ -50,23 +50,11 @@ _ROUNDED_ONCE = frozenset(  # element by element, one IEEE operation each, or no
     {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sqrt", "Relu", "LeakyRelu", "PRelu", "Clip", "Min", "Max", "Floor"}
     | {"Ceil", "Round", "Sign", "Cast", "Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice"}
     | {"Concat", "Split", "Gather", "GatherElements", "GatherND", "Expand", "Tile", "Pad", "MaxPool", "GlobalMaxPool"}
-    | {
-        "NhwcMaxPool",
-        "ReduceMax",
-        "ReduceMin",
-        "ArgMax",
-        "ArgMin",
-        "TopK",
-        "Where",
-        "Equal",
-        "Greater",
-        "Less",
-        "GreaterOrEqual",
-    }
+    | {"ReduceMax", "ReduceMin", "ArgMax", "ArgMin", "TopK", "Where", "Equal", "Greater", "Less", "GreaterOrEqual"}
     | {"LessOrEqual", "Not", "And", "Or", "Shape", "Size", "Constant", "ConstantOfShape", "Range", "NonZero", "Dropout"}
     | {"DepthToSpace", "SpaceToDepth", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "BitShift"}
     | {"BitwiseAnd", "BitwiseOr", "ScatterND", "ScatterElements", "NonMaxSuppression", "OneHot", "CumSum", "Mod"}
-    | {"ReorderInput", "ReorderOutput", "QLinearConcat"}
+    | {"ReorderInput", "ReorderOutput", "QLinearConcat", "NhwcMaxPool"}
 )
 _ADD_FLOATS = frozenset({"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose"})
 
@@ -171,19 +159,15 @@ def _proven(
         return PortableLayer(name=name, op=op, why="its weight is moved between its codes and the product")
     if product.bias is not None and known.get(product.bias) is None:
         return PortableLayer(name=name, op=op, why="its bias is computed at run time")
-    low, high = code_range(product.operand)
-    zero = _whole(product.zero, known)
-    weight_zero = _whole(product.weight_zero, known)
-    if zero is None:  # found in every run: any code
-        zero = np.array([low, high])
     weight_zero = _whole(product.weight_zero, known)
     if weight_zero is None:
         return PortableLayer(name=name, op=op, why="the zero points of its weight are computed at run time")
     rows = kernel_rows(node, codes)
     centred = rows.astype(np.int64) - np.resize(weight_zero, len(rows)).reshape(-1, 1)
     sums = qmath.sum_range(
-        centred, low - int(zero.max()), high - int(zero.min()), bias=_bias(product, known, len(rows))
+        centred, *_centred_range(product.operand, product.zero, known), bias=_bias(product, known, len(rows))
     )
+    low, high = code_range(product.operand)
     shift = 128 if low < 0 else 0  # kernels make uint8 of int8 operands
     pairs = qmath.pair_range(rows, low + shift, high + shift)
     paired = rows.dtype == np.int8 and adds_pairs(node, codes, weight_zero)
@@ -202,13 +186,9 @@ def _proven(
 def _of_two_factors(product: Product, known: Mapping[ir.Value, NDArray[Any] | None], name: str) -> PortableLayer:
     """A product of two computed tensors: all codes meet all codes, over the length of the sums if shapes tell it."""
     length = length_of(product)
-    ranges = []
-    for codes, point in ((product.operand, product.zero), (product.weight, product.weight_zero)):
-        low, high = code_range(codes)
-        zero = _whole(point, known)
-        zero = np.array([low, high]) if zero is None else zero  # found in every run: any code
-        ranges.append((low - int(zero.max()), high - int(zero.min())))
-    ends = [length * a * b for a in ranges[0] for b in ranges[1]]
+    left = _centred_range(product.operand, product.zero, known)
+    right = _centred_range(product.weight, product.weight_zero, known)
+    ends = [length * a * b for a in left for b in right]
     sums = (min(*ends, 0), max(*ends, 0)) if length and product.bias is None else None
     saturating = int(is_signed(product.weight))  # any two of its int8 codes may be neighbours
     if sums is None:
@@ -248,6 +228,16 @@ def _whole(value: ir.Value | None, known: Mapping[ir.Value, NDArray[Any] | None]
         return np.zeros(1, np.int64)
     found = known.get(value)
     return None if found is None else found.astype(np.int64).reshape(-1)
+
+
+def _centred_range(
+    codes: ir.Value, point: ir.Value | None, known: Mapping[ir.Value, NDArray[Any] | None]
+) -> tuple[int, int]:
+    """The range of a tensor's codes less their zero point, which is any code where it is found in every run."""
+    low, high = code_range(codes)
+    zero = _whole(point, known)
+    least, most = (low, high) if zero is None else (int(zero.min()), int(zero.max()))
+    return low - most, high - least
 
 
 def _bias(product: Product, known: Mapping[ir.Value, NDArray[Any] | None], outputs: int) -> NDArray[np.int64]:

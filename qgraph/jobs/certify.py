@@ -230,9 +230,9 @@ def check_certificate(
     """Make a certificate with the same claims again, and say in what it differs from the first.
 
     A difference in digests, in the number of samples, in what is proven, or in whether a claim holds is a difference,
-    and so is a proof that does not follow from the certificate's own counts. Counts may vary by
-    1 % of the samples, since processors round differently; sizes of models, times and versions may vary, too. Arguments
-    and errors as in `certify`.
+    and so is a proof that does not follow from the certificate's own counts. Counts may vary by 1 % of the samples,
+    since processors round differently; sizes of models, times and versions may vary, too. Arguments and errors as in
+    `certify`.
 
     Example:
         >>> from importlib.resources import files

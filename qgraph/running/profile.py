@@ -40,10 +40,8 @@ def least_seconds(session: Session, feeds: Feeds, *, runs: int, seconds: float =
 
     In fact of the second shortest: now and then, the clock of a thread stands still.
     """
-    run, took, begun = session.repeated(feeds), list[float](), time.thread_time()
-    while len(took) <= runs or (len(took) < _MOST_RUNS and time.thread_time() - begun < seconds):
-        took.append(_timed(run))
-    return sorted(took[1:])[1]
+    _, *took = _times(session.repeated(feeds), runs + 1, seconds)
+    return _least_of(took)
 
 
 def seconds_alone(model: ir.Model | bytes, feeds: Feeds, *, runs: int) -> float:
@@ -51,10 +49,18 @@ def seconds_alone(model: ir.Model | bytes, feeds: Feeds, *, runs: int) -> float:
     return max(least_seconds(Session(model, threads=1), feeds, runs=runs) - _empty().seconds(), 0.0)
 
 
-def _timed(run: Callable[[], None]) -> float:
-    start = time.thread_time()
-    run()
-    return time.thread_time() - start
+def _times(run: Callable[[], None], runs: int, seconds: float) -> list[float]:
+    """The CPU seconds of `runs` runs or more, as many as fit into `seconds`."""
+    took, begun = list[float](), time.thread_time()
+    while len(took) < runs or (len(took) < _MOST_RUNS and time.thread_time() - begun < seconds):
+        start = time.thread_time()
+        run()
+        took.append(time.thread_time() - start)
+    return took
+
+
+def _least_of(took: Iterable[float]) -> float:
+    return sorted(took)[1]
 
 
 def kernel_times(model: ir.Model | bytes, feeds: Feeds, *, runs: int) -> list[KernelTime]:
@@ -91,7 +97,7 @@ class _Empty:
 
     def seconds(self) -> float:
         for length, run in self.runs.items():
-            self.least[length] = min(self.least[length], sorted(_timed(run) for _ in range(_CHAIN))[1])
+            self.least[length] = min(self.least[length], _least_of(_times(run, _CHAIN, 0.0)))
         one, many = self.least.values()
         return max(one - (many - one) / (_CHAIN - 1), 0.0)
 
@@ -120,13 +126,10 @@ def _profiled(model: ir.Model | bytes, feeds: Feeds, *, runs: int) -> list[tuple
     """
     with tempfile.TemporaryDirectory() as folder:
         session = Session(model, threads=1, profile_path=Path(folder) / "profile")
-        run, begun = session.repeated(feeds), time.thread_time()
-        took = [_timed(run)]
-        while len(took) < runs or (len(took) < _MOST_RUNS and time.thread_time() - begun < _SECONDS):
-            took.append(_timed(run))
+        took = _times(session.repeated(feeds), runs, _SECONDS)
         events = json.loads(session.end_profile().read_text(encoding="utf-8"))
     least = _least(events)
-    own = min(1e-6, sorted(took)[1] / max(sum(spent for _, spent in least), 1))
+    own = min(1e-6, _least_of(took) / max(sum(spent for _, spent in least), 1))
     return [(event, spent * own) for event, spent in least]
 
 

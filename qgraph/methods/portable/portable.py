@@ -54,7 +54,8 @@ def made_portable(plan: QuantPlan, view: GraphView, observed: Observations | Non
     made: dict[Hashable, tuple[WeightQuant, Narrowed | None]] = {}
     layers = []
     for quant in plan.layers:
-        layer, shared = view.by_name[quant.name], _shares(view.by_name[quant.name], quant)
+        layer = view.by_name[quant.name]
+        shared = _shares(layer, quant)
         if shared not in made:
             those = [_Reader.of(one, view, tensors, grids, observed) for one in readers[shared]]
             made[shared] = _weight(layer, quant, those, known=observed is not None)

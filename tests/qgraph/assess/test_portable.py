@@ -41,9 +41,11 @@ QDQ = """g (float[1,K] x) => (float[1,N] y) {
 }"""
 
 
+HALVES = {name: np.array(0.5, np.float32) for name in ("sx", "sw", "sy")}
+
+
 def qdq(weight: np.ndarray, zero: int = 0, point: int = 0) -> ir.Model:
-    ones = {name: np.array(0.5, np.float32) for name in ("sx", "sw", "sy")}
-    return model(QDQ, w=weight, zx=np.array(zero, np.uint8), zw=np.array(point, weight.dtype), **ones)
+    return model(QDQ, w=weight, zx=np.array(zero, np.uint8), zw=np.array(point, weight.dtype), **HALVES)
 
 
 def test_sums_are_those_that_onnxruntime_reaches_at_the_corners():
@@ -88,10 +90,9 @@ def test_a_sum_that_overflows_is_found():
 
 def test_a_min_narrows_the_operand():
     text = QDQ.replace("d = DequantizeLinear(q,", "n = Min(q, top)\n    d = DequantizeLinear(n,")
-    ones = {name: np.array(0.5, np.float32) for name in ("sx", "sw", "sy")}
     zeros = {"zx": np.array(0, np.uint8), "zw": np.array(0, np.int8)}
     weight = np.full((2, 1), 127, np.int8)
-    found = prove_portable(load(model(text, w=weight, top=np.array(15, np.uint8), **ones, **zeros)))
+    found = prove_portable(load(model(text, w=weight, top=np.array(15, np.uint8), **HALVES, **zeros)))
     assert found.layers[0].sums == (0, 2 * 127 * 15)
     assert found.layers[0].saturating == 0
 
@@ -199,7 +200,6 @@ MOVED = """g (float[1,2] x) => (float[1,4] y) {
     r = QuantizeLinear(p, sy, zx)
     y = DequantizeLinear(r, sy, zx)
 }"""
-HALVES = {name: np.array(0.5, np.float32) for name in ("sx", "sw", "sy")}
 
 
 @pytest.mark.parametrize(("rows", "saturating"), [([[127, 127], [1, 1]], 1), ([[127, 1], [127, 1]], 0)])
