@@ -186,6 +186,7 @@ def certify(
         net = normalise(load(against), fold_bn=plan.fold_bn)
         plan.check_model(net.digest, net.source)
     samples = open_data(data, small, **reading)
+    _check_labels(samples, wanted)
     found = run_paired(reference, small, samples, threads=threads, progress=progress)
     _warn_of(found, wanted)
     return Certificate(
@@ -199,6 +200,16 @@ def certify(
         proven=_proven(prove_portable(small, threads=threads)),
         measured=_measured(small, reference, samples),
     )
+
+
+def _check_labels(samples: Dataset, claims: Sequence[Claim]) -> None:
+    """Raise `DataError` where a claim about accuracy is to be tested on labels that are not one number per sample."""
+    claim = next((claim for claim in claims if claim.kind in ("drop", "accuracy")), None)
+    if claim is not None and samples.targets is not None:
+        raise DataError(
+            f"'{claim}' needs one class per sample, but the labels of {samples.description} are an array of "
+            f"{samples.targets.shape}; where each row marks its class (one-hot), give labels.argmax(axis=1)"
+        )
 
 
 def _warn_of(found: Paired, claims: Sequence[Claim]) -> None:

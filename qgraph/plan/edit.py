@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Protocol
 
 import qmath
@@ -36,7 +37,7 @@ def edited(
 
     Raises:
         UsageError: a pattern matches no layer.
-        PlanError: a layer reads no grid whose bits could be changed, or one with steps per channel.
+        PlanError: no layer that a pattern matches reads a static grid, or one reads a grid with steps per channel.
     """
     check_patterns(changes, [layer.name for layer in plan.layers])
     layers = tuple(
@@ -78,25 +79,32 @@ def _activations(
     grids = {(grid.tensor, grid.role): grid for grid in plan.activations}
     layers = [view.by_name[quant.name] for quant in plan.layers]
     shared = {site.tensor for site in view.activation_sites(layers) if site.shared}
+    read = {layer.name: nearest(layer.input, plan.operand_grids) for layer in layers}
+    for change in changes:
+        _check_grids(change, read)
     for layer in layers:
-        bits = bits_for(changes, layer.name, "activations")
-        if bits is not None:
-            new = _operand(_grid_of(layer, plan), bits, observed, shared)
+        bits, grid = bits_for(changes, layer.name, "activations"), read[layer.name]
+        if bits is not None and grid is not None:
+            new = _operand(grid, bits, observed, shared)
             grids[new.tensor, new.role] = new
     return tuple(grids.values())
 
 
-def _grid_of(layer: Layer, plan: QuantPlan) -> ActivationQuant:
-    """The grid on which a layer reads its operand."""
-    grid = nearest(layer.input, plan.operand_grids)
-    if grid is None:
-        raise PlanError(f"layer '{layer.name}' reads no static grid: the bits of its activations cannot be changed")
-    if grid.channel_scale:
-        raise PlanError(
-            f"layer '{layer.name}' reads '{grid.tensor}' with a step per channel, which weights contain: make the plan "
-            f"with {option('allocate_bits', 'none')}"
-        )
-    return grid
+def _check_grids(change: Change, read: Mapping[str, ActivationQuant | None]) -> None:
+    """Raise `PlanError` where a change concerns activations, and no layer that it matches reads a grid to change."""
+    if change.what == "weights":
+        return
+    matched = {name: grid for name, grid in read.items() if fnmatchcase(name, change.pattern)}
+    if not any(matched.values()):
+        first, *others = matched
+        nor = f", nor does any other that '{change.pattern}' matches" if others else ""
+        raise PlanError(f"layer '{first}' reads no static grid{nor}: the bits of its activations cannot be changed")
+    for name, grid in matched.items():
+        if grid is not None and grid.channel_scale:
+            raise PlanError(
+                f"layer '{name}' reads '{grid.tensor}' with a step per channel, which weights contain: make the plan "
+                f"with {option('allocate_bits', 'none')}"
+            )
 
 
 def _operand(grid: ActivationQuant, bits: int, observed: Statistics | None, shared: set[str]) -> ActivationQuant:

@@ -171,6 +171,14 @@ def test_samples_that_are_repeated_or_of_one_class_are_warned_of(made):
     qgraph.certify(made / "small.onnx", FLOAT, one, ["same>=50"])  # says nothing about labels
 
 
+def test_one_hot_labels_are_told_from_missing_ones(made):
+    held = np.load(TEST)
+    data = {"images": held["images"][:20], "labels": np.eye(10, dtype=np.float32)[held["labels"][:20]]}
+    with pytest.raises(qgraph.DataError, match=r"an array of \(20, 10\).*labels.argmax\(axis=1\)"):
+        qgraph.certify(made / "small.onnx", FLOAT, data, ["drop<=1"])
+    qgraph.certify(made / "small.onnx", FLOAT, data, ["same>=50"])
+
+
 PRODUCT = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,4] x) => (float[N,3] y)
 <float[4,3] w = {1,2,3,4,5,6,7,8,9,1,2,3}> { z = MatMul(x, w) BODY }"""
 

@@ -131,11 +131,22 @@ def test_a_histogram_gives_the_range_of_least_squares(start):
     assert operand.high < observed["r"].max
 
 
+def test_a_pattern_changes_the_layers_that_have_a_grid(start):
+    """Others that it matches read none: as in a network whose first layer runs in floats."""
+    plan, view, observed = start
+    some = dataclasses.replace(plan, activations=tuple(grid for grid in plan.activations if grid.tensor != "x"))
+    found = changed((some, view, observed), "*:activations=4")
+    assert {grid.bits for grid in found.activations if grid.tensor in ("r", "s")} >= {4}
+    assert found.activations != some.activations
+
+
 def test_layers_without_a_grid_of_their_own_operand(start):
     plan, view, observed = start
     alone = dataclasses.replace(plan, activations=())
     with pytest.raises(PlanError, match="'first' reads no static grid"):
         changed((alone, view, observed), "first:activations=4")
+    with pytest.raises(PlanError, match="'first' reads no static grid, nor does any other that '\\*' matches"):
+        changed((alone, view, observed), "*:activations=4")
     steps = plan.map_activations(
         lambda g: dataclasses.replace(g, channel_scale=(0.5, 1.0) * 4, zero_point=0) if g.tensor == "r" else g
     )
