@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import qgraph
+from benchmarks import real
 from benchmarks.common import CIFAR, arguments, images, report, shared
 from qgraph.assess.foretold import Foreteller
 from qgraph.errors import QGraphError
@@ -35,10 +36,11 @@ def networks(folder: Path | None) -> Iterator[tuple[str, Path, Any, dict[str, An
     pictures, _ = images("cifar10_train20k", 256)
     for path in sorted(shared("models").glob("cifar10_*.onnx")):
         yield path.stem, path, pictures, {"preprocessing": CIFAR}
-    for path in sorted(folder.glob("*.onnx")) if folder is not None else ():
-        samples = next((p for p in (path.with_suffix(".calib.npz"), folder / "imagenet.calib.npz") if p.exists()), None)
-        if samples is not None:
-            yield path.stem, path, samples, {}
+    for one in real.networks(folder) if folder is not None else ():
+        if "options" not in one.settings:
+            normal = {key: one.settings[key] for key in ("mean", "std") if key in one.settings}
+            reading = {"preprocessing": qgraph.Preprocessing(**normal)} if normal else {}
+            yield one.name, one.model, one.calibration, reading
 
 
 def measured(sessions: list[Session], feeds: Any) -> float:

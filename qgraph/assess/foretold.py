@@ -91,7 +91,7 @@ class FloatTimes:
     @classmethod
     def of(cls, view: GraphView, kernels: Sequence[KernelTime], most: float) -> FloatTimes:
         """From the profile of a model whose kernels together take `most` seconds at most."""
-        layers = {layer.node for layer in view.layers}
+        layers = {layer.node for layer in view.observed}
         nodes = ir.traversal.RecursiveGraphIterator(view.model.graph)
         apart = [f"{node.name}/" for node in nodes if node.op_type in _LAYERS and node not in layers]
         own = min(most / max(sum(kernel.seconds for kernel in kernels), 1e-9), 1.0)
@@ -122,7 +122,7 @@ class Foreteller:
         self.kernels = kernel_times(view.model.ir_model, feeds, runs=_RUNS)
         self._run()
         self.shapes = _shapes(view, feeds)
-        self.readers = {layer.node: layer for layer in view.layers}
+        self.readers = {layer.node: layer for layer in view.observed}
 
     def __call__(self, plan: QuantPlan) -> Foretold:
         """The latency of a plan's file."""
@@ -143,8 +143,8 @@ class Foreteller:
         runs = {q.name: _runs(self.view.by_name[q.name], q.runs, grids) for q in plan.layers}
         layers = tuple(
             self._layer(layer, runs.get(layer.name, "floats"), tensors)
-            for layer in self.view.layers
-            if layer.op in INTEGER_OPS and self._known(layer)
+            for layer in self.view.observed
+            if layer.op in INTEGER_OPS and str(layer.input.name) in self.shapes
         )
         between, coded = self._between(tensors, runs)
         merged = [self.view.by_name[layer.name] for layer in layers if layer.runs != "floats"]
@@ -170,7 +170,7 @@ class Foreteller:
         """The grids of other operators on codes that lead to those that are read, or follow them."""
         tensors = {a.tensor: a for a in plan.activations if a.role == "tensor"}
         found: set[str] = set()
-        for node in self.view.model.graph:
+        for node in self.view.nodes:
             if node in self.readers or is_transparent(node) or not self._on_codes(node, tensors, runs):
                 continue
             grids = [nearest(v, tensors) for v in node.inputs if v is not None and constant(v) is None]
@@ -195,9 +195,6 @@ class Foreteller:
                     pending.append(node.outputs[0])
         return total
 
-    def _known(self, layer: Layer) -> bool:
-        return str(layer.input.name) in self.shapes and not layer.weight_only
-
     def _layer(self, layer: Layer, runs: Runs, tensors: Mapping[str, ActivationQuant]) -> LayerTime:
         given = _attributes(layer.node)
         operand, weight = self.shapes[str(layer.input.name)], tuple(layer.weight_array().shape)
@@ -219,7 +216,7 @@ class Foreteller:
     ) -> tuple[float, dict[str, float]]:
         """The seconds of other operators on codes and of the borders of codes; those of these operators in floats."""
         total, sums, entered, left = 0.0, dict[str, float](), set[str](), set[str]()
-        for node in self.view.model.graph:
+        for node in self.view.nodes:
             whole = self._on_codes(node, tensors, runs)
             if whole and node.op_type in _CODED and (kernel := self._kernel(node)) is not None:
                 on_codes = self.table[dataclasses.replace(kernel, runs="integers")]
@@ -302,11 +299,14 @@ def _before(node: ir.Node) -> ir.Node:
 
 
 def _shapes(view: GraphView, feeds: Feeds) -> dict[str, tuple[int, ...]]:
-    """The shapes of what layers read, and of every sum and tensor that may get a grid, on these feeds."""
-    names = {str(v.name) for layer in view.layers if not layer.weight_only for v in (layer.input, root(layer.input))}
-    outputs = [layer.output for layer in view.layers if not layer.weight_only]
+    """The shapes of what layers read, and of every sum and tensor that may get a grid, on these feeds.
+
+    Tensors of a branch that these feeds do not take have none, and their layers take no time.
+    """
+    names = {str(v.name) for layer in view.observed for v in (layer.input, root(layer.input))}
+    outputs = [layer.output for layer in view.observed]
     names |= {str(v.name) for output in outputs for v in (output, fused_output(output))}
-    for node in view.model.graph:
+    for node in view.nodes:
         if node.op_type in _CODED:
             names |= {str(node.outputs[0].name), str(fused_output(node.outputs[0]).name)}
             names |= {str(v.name) for v in node.inputs if v is not None and constant(v) is None}
@@ -315,7 +315,7 @@ def _shapes(view: GraphView, feeds: Feeds) -> dict[str, tuple[int, ...]]:
     inner = sorted(name for name in names - inputs if name in view.values)
     if inner:
         session = Session(view.model.ir_model, outputs=inner, threads=1)
-        found |= {name: tuple(np.shape(value)) for name, value in session.run(feeds).items()}
+        found |= {name: np.shape(value) for name, value in session.run(feeds).items() if np.size(value)}
     return found
 
 

@@ -150,7 +150,7 @@ def _dividing(view: GraphView, foretell: Foreteller, quant: LayerQuant) -> float
     """The seconds of dividing the operand of a layer by its factors, and of the channels that are multiplied apart."""
     layer, factors = view.by_name[quant.name], quant.weight.input_scale
     operand = foretell.shapes.get(str(layer.input.name))
-    if operand is None:  # in a branch, whose times are not foretold
+    if operand is None:  # in a branch that these feeds do not take
         return 0.0
     total = foretell.table[Kernel(op="Mul", operand=operand, weight=(len(factors),))]
     if apart := factors.count(0):

@@ -103,6 +103,27 @@ def test_kernels_that_move_values_move_a_quarter_of_the_bytes(demo):
     assert foretell(demo[0].plan).ratio == pytest.approx(0.25)
 
 
+CHOSEN = """<ir_version: 8, opset_import: ["": 17]> g (bool c, float[N,32,8,8] x) => (float[N,32,8,8] y) {
+    y = If (c) <
+        then_branch = t () => (p) { a = Conv <kernel_shape=[1,1]> (x, w) p = Relu (a) },
+        else_branch = e () => (q) { b = Conv <kernel_shape=[1,1]> (x, w) d = Relu (b) q = Conv <kernel_shape=[1,1]> (d, w) }
+    >
+}"""
+
+
+@pytest.mark.filterwarnings("ignore:the (then|else) branch of If")
+@pytest.mark.parametrize(("taken", "names"), [(True, {"a"}), (False, {"b", "q"})])
+def test_layers_of_the_branch_that_is_taken_are_foretold(taken, names):
+    model, rng = onnx.parser.parse_model(CHOSEN), np.random.default_rng(0)
+    model.graph.initializer.append(numpy_helper.from_array(rng.normal(0, 1, (32, 32, 1, 1)).astype(np.float32), "w"))
+    feeds = {"x": rng.normal(size=(8, 32, 8, 8)).astype(np.float32), "c": np.array(taken)}
+    result = qgraph.quantize(model, feeds, method="minmax", activations=8, measure=False)
+    view = GraphView(result.net)
+    found = told((result, next(iter(result.samples.batches(1))).feeds), floats=1, integers=0.25)(result.plan)
+    assert {str(view.by_name[layer.name].output.name) for layer in found.layers} == names
+    assert {layer.runs for layer in found.layers} == {"integers"}
+
+
 BRANCHED = """<ir_version: 8, opset_import: ["": 17]> g (float[N,8,8,8] x) => (float[N,8,8,8] y) {
     a = Conv <kernel_shape=[1,1]> (x, w)
     h = HardSigmoid (a)
