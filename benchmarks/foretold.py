@@ -39,7 +39,7 @@ def networks(folder: Path | None) -> Iterator[tuple[str, Path, Any, dict[str, An
     for one in real.networks(folder) if folder is not None else ():
         if "options" not in one.settings:
             normal = {key: one.settings[key] for key in ("mean", "std") if key in one.settings}
-            reading = {"preprocessing": qgraph.Preprocessing(**normal)} if normal else {}
+            reading: dict[str, Any] = {"preprocessing": qgraph.Preprocessing(**normal)} if normal else {}
             yield one.name, one.model, one.calibration, reading
 
 
@@ -99,9 +99,9 @@ def main() -> None:
     given = arguments(__doc__, add)
     warnings.simplefilter("ignore")
     found = []
-    for name, *rest in networks(given.folder):
+    for name, path, data, reading in networks(given.folder):
         if not given.only or name in given.only:
-            for row in rows(name, *rest, given):
+            for row in rows(name, path, data, reading, given):
                 found.append(row)
                 print(row, flush=True)
                 report("Latency relative to float, foretold and measured", found, json_path=given.json)

@@ -106,7 +106,9 @@ def test_kernels_that_move_values_move_a_quarter_of_the_bytes(demo):
 CHOSEN = """<ir_version: 8, opset_import: ["": 17]> g (bool c, float[N,32,8,8] x) => (float[N,32,8,8] y) {
     y = If (c) <
         then_branch = t () => (p) { a = Conv <kernel_shape=[1,1]> (x, w) p = Relu (a) },
-        else_branch = e () => (q) { b = Conv <kernel_shape=[1,1]> (x, w) d = Relu (b) q = Conv <kernel_shape=[1,1]> (d, w) }
+        else_branch = e () => (q) {
+            b = Conv <kernel_shape=[1,1]> (x, w) d = Relu (b) q = Conv <kernel_shape=[1,1]> (d, w)
+        }
     >
 }"""
 
