@@ -6,7 +6,7 @@ traversal takes time proportional to what it visits, however deep.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any, TypeVar
 
 import onnx_ir as ir
@@ -38,9 +38,9 @@ def descendants(values: Iterable[ir.Value]) -> dict[ir.Node, None]:
     )
 
 
-def ancestors(values: Iterable[ir.Value]) -> dict[ir.Node, None]:
-    """All nodes that any of the values depends on."""
-    return walk(_producers(values), lambda node: _producers(reads(node)))
+def ancestors(values: Iterable[ir.Value], *, until: Container[ir.Value] = ()) -> dict[ir.Node, None]:
+    """All nodes that any of the values depends on, back to what `until` contains."""
+    return walk(_producers(values), lambda node: _producers(v for v in reads(node) if v not in until))
 
 
 def sources(values: Iterable[ir.Value], passes: Passes) -> dict[ir.Value, None]:

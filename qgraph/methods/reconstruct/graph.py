@@ -63,16 +63,9 @@ def block_part(model: ir.Model, reads: Sequence[str], writes: Sequence[str]) -> 
     """The nodes of a graph between some tensors, as a model with these inputs and outputs."""
     values = ir.convenience.create_value_mapping(model.graph)
     entering = {values[name] for name in reads}
-    copies = _until(model, [values[name] for name in writes], entering)
-    return part(model, copies, [values[name] for name in writes])[0]
-
-
-def _until(model: ir.Model, wanted: Sequence[ir.Value], entering: Collection[ir.Value]) -> list[ir.Node]:
-    """The nodes on which some tensors depend, back to those that enter."""
-    behind = ancestors(entering)
-    needed = [node for node in ancestors(wanted) if node not in behind]
-    stop = {id(node) for node in needed}
-    return [node for node in model.graph if id(node) in stop]
+    leaving = [values[name] for name in writes]
+    needed = ancestors(leaving, until=entering)
+    return part(model, [node for node in model.graph if node in needed], leaving)[0]
 
 
 def training_graph(

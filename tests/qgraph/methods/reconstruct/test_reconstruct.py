@@ -6,6 +6,8 @@ import dataclasses
 from importlib.resources import files
 
 import numpy as np
+import onnx
+import onnx.parser
 import onnx_ir as ir
 import pytest
 
@@ -19,6 +21,7 @@ from qgraph.lowering.simulate import simulate
 from qgraph.methods.reconstruct.adaround import AdaRoundWeight
 from qgraph.methods.reconstruct.config import ReconstructConfig
 from qgraph.methods.reconstruct.crops import cropped, margin
+from qgraph.methods.reconstruct.graph import block_part
 from qgraph.methods.reconstruct.quantizer import DOMAIN, INPUTS, drop_quantize, expand
 from qgraph.methods.reconstruct.variables import SoftWeight
 from qgraph.methods.reconstruct.walk import reconstruct_blocks
@@ -146,6 +149,17 @@ def test_parts_of_images_are_the_same_in_both_networks():
             assert (image[0, 1:-1] == (place[0, 1:-1] if top else 0)).all()
     halved = cropped({"t": [x[:, :, :8]]}, {"t": [x[:, :, :8]]}, {"r": [places[:, :, :4, :4]]}, 4, seed=1)[2]
     assert halved["r"][0].shape == (2, 1, 2, 2)
+
+
+def test_a_block_rounds_itself_what_the_block_before_it_rounds_too():
+    """`q` stands for the rounded `h`, which both what leads to `k` and this block read."""
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[2] x) => (float[2] y) {
+        h = Neg(x)  q = Floor(h)  k = Abs(q)  y = Add(q, k)
+    }"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    part = block_part(model, ("h", "k"), ("y",))
+    assert [node.op_type for node in part.graph] == ["Floor", "Add"]
+    assert {str(value.name) for value in part.graph.inputs} == {"h", "k"}
 
 
 def test_the_edge_of_a_part_reaches_as_far_as_kernels_do():
