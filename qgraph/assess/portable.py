@@ -38,7 +38,7 @@ from qgraph.assess.integer_product import (
     length_of,
     product_of,
 )
-from qgraph.graph.walk import descendants, paths, with_branches
+from qgraph.graph.walk import descendants, paths, with_bodies
 from qgraph.onnxfile.edit import constant
 from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.shapes import infer_shapes
@@ -113,7 +113,7 @@ def prove_portable(model: Model, *, threads: int | None = None) -> Portable:
     nodes = {n: name for n, name in paths(model.graph).items() if n in varying or n.graph is not model.graph}
     products = {n: found for n, name in nodes.items() if (found := product_of(n)) and name not in in_floats}
     known = _constants(model, products.values(), varying)
-    shown = set(with_branches(model.graph))
+    shown = set(with_bodies(model.graph))
     layers = [_proven(found, known, nodes[n], shown=n.graph in shown) for n, found in products.items()]
     layers += [_in_floats(node, name) for node, name in nodes.items() if _is_layer(node) and node not in products]
     told = _ROUNDED_ONCE | _ADD_FLOATS | INTEGER_KERNELS

@@ -30,8 +30,8 @@ class Layer:
     """One quantizable layer: its node, its weight and the axes of its channels.
 
     Only the weight of a `weight_only` layer can be quantized: it is recurrent, a table, or in a body of control flow.
-    Methods treat a layer `in_branch` of an If in the same way, but its operand can be observed, and it can run on
-    integers.
+    Methods treat a layer `in_body` in the same way, but its operand can be observed, and it can run on integers. One
+    `in_steps` is in the body of a Loop or Scan, where a product on a static grid is slower than one in floats.
     """
 
     name: str
@@ -39,7 +39,8 @@ class Layer:
     node: ir.Node
     weight_index: int = 1
     weight_only: bool = False
-    in_branch: bool = False
+    in_body: bool = False
+    in_steps: bool = False
 
     @property
     def weight(self) -> ir.Value:
@@ -52,8 +53,8 @@ class Layer:
 
     @property
     def is_observed(self) -> bool:
-        """Whether its operand can be observed: in the main graph, and in a branch, which runs at most once."""
-        return self.in_branch or not self.weight_only
+        """Whether its operand can be observed: in the main graph, and in the bodies of If, Loop and Scan."""
+        return self.in_body or not self.weight_only
 
     @property
     def is_tied(self) -> bool:
@@ -162,7 +163,8 @@ class Layer:
 
     @property
     def has_integer_kernel(self) -> bool:
-        return self.op in INTEGER_OPS and self.is_observed
+        """Whether it may run on integers with a static grid for its operand."""
+        return self.op in INTEGER_OPS and self.is_observed and (self.op == "Conv" or not self.in_steps)
 
 
 def pads(layer: Layer) -> bool:

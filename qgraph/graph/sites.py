@@ -18,7 +18,7 @@ from qgraph.errors import ModelError, UsageError, hint
 from qgraph.graph.already import likely_tool, quantized_operators
 from qgraph.graph.layers import HALF, LAYER_OPS, RECURRENT_OPS, Layer, present, weight_index
 from qgraph.graph.tensors import CLIPPING_OPS, fused_output, is_transparent, moved_from, sign_sources
-from qgraph.graph.walk import ancestors, descendants, owners, paths, sources, walk, with_branches
+from qgraph.graph.walk import ancestors, descendants, owners, paths, sources, walk, with_bodies
 from qgraph.graph.weight_only import weight_only_layers
 from qgraph.onnxfile.edit import constant
 from qgraph.onnxfile.model import Model
@@ -46,13 +46,13 @@ class GraphView:
 
     @property
     def observed(self) -> tuple[Layer, ...]:
-        """The layers whose operands are observed: those of the main graph, and those in branches."""
+        """The layers whose operands are observed: those of the main graph, and those in bodies."""
         return (*self.layers, *(layer for layer in self.weight_only if layer.is_observed))
 
     @cached_property
     def nodes(self) -> tuple[ir.Node, ...]:
-        """The nodes of the main graph, and behind them those of the branches of Ifs."""
-        return tuple(node for graph in with_branches(self.model.graph) for node in graph)
+        """The nodes of the main graph, and behind them those of bodies."""
+        return tuple(node for graph in with_bodies(self.model.graph) for node in graph)
 
     @property
     def skipped(self) -> dict[str, str]:

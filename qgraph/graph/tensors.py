@@ -15,6 +15,7 @@ import onnx_ir as ir
 from qgraph.graph.layers import Layer, attribute, present
 from qgraph.graph.walk import uses_here, walk
 from qgraph.onnxfile.edit import constant
+from qgraph.running.inner import is_body
 
 T = TypeVar("T")
 CLIPPING_OPS = frozenset({"Relu", "Clip"})
@@ -47,13 +48,14 @@ def root(value: ir.Value) -> ir.Value:
 def moved_from(value: ir.Value) -> ir.Value | None:
     """The tensor of the same graph that a transparent operator moved `value` from; None if there is none.
 
-    What a branch reads from outside has no grid inside, since codes do not go into bodies.
+    What a body reads from outside, also as its input, has no grid inside, since codes do not go into bodies.
     """
     node = value.producer()
     if node is None or not is_transparent(node):
         return None
     before = present(node.inputs[0])
-    return before if before.graph is value.graph else None
+    entered = before.is_graph_input() and is_body(before.graph)
+    return before if before.graph is value.graph and not entered else None
 
 
 def is_transparent(node: ir.Node) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import onnx_ir as ir
 
-from qgraph.running.inner import branches
+from qgraph.running.inner import bodies
 
 T = TypeVar("T")
 Passes = Callable[[ir.Node], bool]
@@ -89,9 +89,9 @@ def paths(graph: ir.Graph) -> dict[ir.Node, str]:
     return found
 
 
-def with_branches(graph: ir.Graph) -> list[ir.Graph]:
-    """The graph and the branches of its Ifs, in which tensors can be observed; outer ones first."""
-    return [graph, *branches(graph)]
+def with_bodies(graph: ir.Graph) -> list[ir.Graph]:
+    """The graph and its bodies in which tensors can be observed; outer ones first."""
+    return [graph, *bodies(graph)]
 
 
 def _producers(values: Iterable[ir.Value]) -> Iterable[ir.Node]:

@@ -1,7 +1,7 @@
 """Layers of which only the weight can be quantized.
 
 They are recurrent layers, tables, layers that compute in 16-bit floats, and those in the bodies of If, Loop and Scan.
-The operand of a layer in a branch can be observed, so that it may run on integers, with a weight that no method but the
+The operand of a layer in a body can be observed, so that it may run on integers, with a weight that no method but the
 first plan and the last checks change.
 
 Their weights are stored in few bits and converted to floats once, when the file is loaded, so that no step costs more.
@@ -10,7 +10,7 @@ A table, of which a Gather takes rows, stays int8 in memory, and its rows become
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +27,7 @@ from qgraph.graph.layers import (
     why_not_quantized,
 )
 from qgraph.onnxfile.edit import constant
-from qgraph.running.inner import branches
+from qgraph.running.inner import bodies, branches
 
 _OVERHEAD = 256  # bytes of the operators that make floats of a weight
 
@@ -35,26 +35,26 @@ _OVERHEAD = 256  # bytes of the operators that make floats of a weight
 def weight_only_layers(paths: Mapping[ir.Node, str], main: ir.Graph) -> tuple[list[Layer], dict[str, str]]:
     """These layers, and the reason for each that cannot be quantized; `paths` has the names of all nodes."""
     found, skipped = [], {}
-    inside = branches(main)
+    observed, once = bodies(main), branches(main)
     for node, path in paths.items():
-        for layer, why in _candidates(node, path, main, inside):
+        for layer, why in _candidates(node, path, main):
             why = why or _why_not_worth_it(layer)
             if why:
                 skipped[layer.name] = why
             else:
-                found.append(layer)
+                in_body = node.graph in observed and layer.op in LAYER_OPS and not layer.is_half
+                in_steps = node.graph is not main and node.graph not in once
+                found.append(replace(layer, in_body=in_body, in_steps=in_steps))
     return found, skipped
 
 
-def _candidates(node: ir.Node, path: str, main: ir.Graph, if_bodies: Container[ir.Graph]) -> list[tuple[Layer, str]]:
+def _candidates(node: ir.Node, path: str, main: ir.Graph) -> list[tuple[Layer, str]]:
     """The layers that a node would make, each with the reason why its weight has no grid ('' if it can have one)."""
     if node.domain != "":
         return []
     if node.op_type in LAYER_OPS:
         index, why = weight_index(node)
         layer = Layer(name=path, op=node.op_type, node=node, weight_index=index, weight_only=True)
-        if node.graph in if_bodies and not layer.is_half:
-            layer = replace(layer, in_branch=True)
         inside = node.graph is not main
         return [(layer, why)] if inside or (not why and layer.is_half) else []
     if node.op_type == TABLE_OP and node.graph is main:

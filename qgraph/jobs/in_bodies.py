@@ -1,7 +1,7 @@
 """Products in the bodies of Loop and Scan, whose operands are new at every step: dynamic where that is faster.
 
-No grid is known for such an operand, but a dynamic product needs none. It saves time in a cell of some hundred
-channels, and costs time in a small one, so that the files with and without are measured beside each other.
+Static grids make such a product slower than in floats. A dynamic one saves time in a cell of some hundred channels, and
+costs time in a small one, so that the files with and without are measured beside each other.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def with_dynamic_bodies(given: Gathered, plan: QuantPlan, judge: Callable[[], Pl
 
 
 def products_in_bodies(plan: QuantPlan, view: GraphView) -> frozenset[str]:
-    """The products whose operand no sample shows, and which may find its grid in every step, by name."""
+    """The products in bodies of Loop and Scan that may find the grid of their operand in every step, by name."""
     layers = (view.by_name[quant.name] for quant in plan.layers if quant.runs in ("floats", "dynamic"))
-    return frozenset(layer.name for layer in layers if not (layer.is_observed or why_not_dynamic(layer)))
+    return frozenset(layer.name for layer in layers if layer.in_steps and not why_not_dynamic(layer))
 
 
 def as_in(source: QuantPlan, plan: QuantPlan, names: frozenset[str]) -> QuantPlan:

@@ -60,7 +60,7 @@ class Ways:
         records = [{quant.name: quant for quant in plan.layers} for plan in self.plans.values()]
         names = [n for n, quant in records[0].items() if any(quant != other.get(n) for other in records[1:])]
         layers = [self.view.by_name[name] for name in names]
-        layers = [layer for layer in layers if layer.is_observed and not why_not_dynamic(layer)]
+        layers = [layer for layer in layers if layer.has_integer_kernel and not why_not_dynamic(layer)]
         things = {layer.name: (self.view.root(layer.input), layer.weight) for layer in layers}
         tied: dict[ir.Value, list[str]] = {}
         for name, pair in things.items():

@@ -140,4 +140,4 @@ def _products(given: Gathered) -> float:
 
 
 def _has_products(view: GraphView, keep: tuple[str, ...]) -> bool:
-    return any(layer.is_observed and not why_not_dynamic(layer) for layer in choose_layers(view, keep)[0])
+    return any(layer.has_integer_kernel and not why_not_dynamic(layer) for layer in choose_layers(view, keep)[0])

@@ -1,7 +1,7 @@
 """Ranges, moments and histograms of activations, in one streaming pass.
 
-Memory is bounded by one batch, and the result does not depend on how samples are batched or ordered: histograms count
-in power-of-two bins, sums are exact (`qmath.StatisticsAccumulator`).
+Memory is bounded by one batch, with the tensors of all steps of its loops. The result does not depend on how samples
+are batched or ordered: histograms count in power-of-two bins, sums are exact (`qmath.StatisticsAccumulator`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 import qmath
 from qgraph.errors import DataError, ModelError
@@ -27,6 +26,7 @@ from qgraph.graph.sites import GraphView
 from qgraph.onnxfile.model import Model
 from qgraph.running.executor import LOCAL, SentWithoutCaches, open_executor
 from qgraph.running.files import write_atomically
+from qgraph.running.outputs import arrays_of
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session, in_parallel
 from qgraph.running.wording import option
@@ -155,8 +155,8 @@ def observe(
         seen = watch.values(batch)
         for (name, _), accumulator, lock in zip(watch.sources, accumulators, locks, strict=True):
             with lock:
-                _update(accumulator, name, batch.real(seen[name]))
-        return batch.count, sum(array.nbytes for array in seen.values())
+                _update(accumulator, name, batch, seen[name])
+        return batch.count, sum(array.nbytes for output in seen.values() for array in arrays_of(output))
 
     workers = threads or qmath.get_threads()
     with progress.stage("observing", data.count, pieces=-(-data.count // MAX_BATCH)) as advance:
@@ -203,7 +203,7 @@ def _observed(watch: _Watch, batch: Batch) -> tuple[int, list[qmath.StatisticsAc
     """The number of samples of one batch, and its statistics."""
     seen, accumulators = watch.values(batch), watch.accumulators()
     for (name, _), accumulator in zip(watch.sources, accumulators, strict=True):
-        _update(accumulator, name, batch.real(seen[name]))
+        _update(accumulator, name, batch, seen[name])
     return batch.count, accumulators
 
 
@@ -221,19 +221,24 @@ def _sources(model: Model, wanted: Mapping[str, int | None]) -> dict[str, tuple[
             order = node.attributes["perm"].as_ints()
             if order[0] != 0 or (along is not None and not -len(order) <= along < len(order)):
                 break
-            value, along = present(node.inputs[0]), None if along is None else order[along]
+            before = present(node.inputs[0])
+            if before.graph is not value.graph:  # it has values where the body of `value` does not run
+                break
+            value, along = before, None if along is None else order[along]
         sources[name] = str(value.name), along
     axes = {tensor: along for tensor, along in sources.values() if along is not None}
     return {name: (tensor, axes.get(tensor) if along is None else along) for name, (tensor, along) in sources.items()}
 
 
-def _update(accumulator: qmath.StatisticsAccumulator, name: str, array: NDArray[Any]) -> None:
-    if array.dtype.kind != "f" or not array.size:  # such as what a branch that was not taken computes
-        return
-    try:
-        accumulator.update(array)
-    except ValueError as error:
-        raise ModelError(f"the float model computes invalid values for '{name}': {error}") from error
+def _update(accumulator: qmath.StatisticsAccumulator, name: str, batch: Batch, output: Any) -> None:
+    """Take in a tensor of one run, in a loop that of every step."""
+    for array in map(batch.real, arrays_of(output)):
+        if array.dtype.kind != "f" or not array.size:  # such as what a branch that was not taken computes
+            continue
+        try:
+            accumulator.update(array)
+        except ValueError as error:
+            raise ModelError(f"the float model computes invalid values for '{name}': {error}") from error
 
 
 def _first(data: Dataset, take_in: Callable[[Batch], tuple[int, int]], limit: int) -> tuple[int, Iterator[Batch]]:

@@ -14,10 +14,11 @@ import onnx_ir as ir
 
 from qgraph.onnxfile.edit import add_initializer, constant, unique_name
 from qgraph.onnxfile.folding import Declined, constant_nodes, fold_constants
-from qgraph.running.inner import branches
+from qgraph.running.inner import bodies, branches
 from qgraph.running.unused import remove_unused
 
 _READ_BY_KERNELS = ("Conv", "Gemm", "MatMul")
+_READ_AT_EVERY_STEP = ("Conv",)  # products stay dynamic or in floats there
 _LARGE = 1024  # bytes: a smaller constant stays in its body, where shapes are inferred from its values
 
 
@@ -42,10 +43,10 @@ def lift_weights_out_of_bodies(model: ir.Model) -> Declined:
 
 
 def set_bodies_apart(model: ir.Model) -> None:
-    """Give every tensor of a body a name that no other tensor has, and copy what layers of branches read from outside.
+    """Give every tensor of a body a name that no other tensor has, and copy what its layers read from outside.
 
-    Siblings may share names; plans tell tensors by their names. Codes do not go into bodies: a layer in a branch
-    quantizes a copy of its own, which is nothing but another name.
+    Siblings may share names; plans tell tensors by their names. Codes do not go into bodies, nor do they pass as the
+    states of a loop: the layers of a body that may run on integers quantize a copy, which is nothing but another name.
     """
     seen: set[str] = {str(v.name) for v in (*model.graph.inputs, *model.graph.initializers.values())}
     seen |= {str(v.name) for node in model.graph for v in node.outputs}
@@ -54,11 +55,15 @@ def set_bodies_apart(model: ir.Model) -> None:
             if value.name in seen:
                 _rename(body, value, unique_name(model.graph, str(value.name)))
             seen.add(str(value.name))
-    for body in branches(model.graph):
-        for node in [n for n in body if n.op_type in _READ_BY_KERNELS and not n.domain]:
+    once = branches(model.graph)
+    for body in bodies(model.graph):
+        kernels = _READ_BY_KERNELS if body in once else _READ_AT_EVERY_STEP
+        copies: dict[ir.Value, ir.Value] = {}
+        for node in [n for n in body if n.op_type in kernels and not n.domain]:
             for index, read in enumerate(node.inputs[:2]):
-                if read is not None and read.const_value is None and read.graph is not body:
-                    node.replace_input_with(index, _copied(model.graph, body, node, read))
+                if read is not None and read.const_value is None and (read.graph is not body or read.is_graph_input()):
+                    copies[read] = copies.get(read) or _copied(model.graph, body, node, read)
+                    node.replace_input_with(index, copies[read])
 
 
 def _rename(body: ir.Graph, value: ir.Value, name: str) -> None:

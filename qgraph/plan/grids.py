@@ -50,7 +50,7 @@ def initial_plan(view: GraphView, recipe: Recipe, observed: Ranges | None) -> Qu
             bits = asked.get(site.tensor, bits)
             activations += _activation_grids(site, bits, observed)
     else:
-        floats_only = {layer.name for layer in layers if layer.in_branch}
+        floats_only = {layer.name for layer in layers if layer.in_body}
     in_floats = {layer.name for layer in layers} - dynamic if recipe.dynamic else set(floats) | floats_only
     plan = QuantPlan(
         model=view.model.digest,

@@ -59,8 +59,9 @@ def _why_uncovered(layer: Layer, observed: Ranges) -> str:
     if not layer.has_integer_kernel:
         return ""
     low, high = observed.range_of(str(layer.input.name))
-    if layer.in_branch and low == high == 0:
-        return "no sample takes its branch, or it reads nothing but 0: the weight alone is quantized"
+    if layer.in_body and low == high == 0:
+        idle = "no step of its body runs" if layer.in_steps else "no sample takes its branch"
+        return f"{idle}, or it reads nothing but 0: the weight alone is quantized"
     same = f"'{layer.input.name}' is {low:g} in all samples, which says nothing of its range"
     return f"{same}: the weight alone is quantized" if low == high else ""
 

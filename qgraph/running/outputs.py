@@ -9,6 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def arrays_of(output: Any) -> list[NDArray[Any]]:
+    """The arrays of a tensor that was asked for by name: one, or one for every step of the loop around it."""
+    return list(output) if isinstance(output, list) else [output]
+
+
 def as_array(output: Any) -> NDArray[Any]:
     """An output as one array: tensors as they are, a sequence stacked, a map as its values in the order of its keys.
 

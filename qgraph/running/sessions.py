@@ -109,7 +109,7 @@ class Session:
     Args:
         model: the model, its file or the content of such a file; it is not changed.
         outputs: names of the tensors to return, inner ones included; by default the graph's outputs. Those of a branch
-            that was not taken are empty.
+            that was not taken are empty; those in the body of a Loop or Scan are lists, with an array for each step.
         threads: intra-op threads; by default those of the job, or all cores.
         optimize: whether onnxruntime may rewrite the graph.
         fuse_integers: whether it may fuse quantizers and the operators between them into integer kernels.

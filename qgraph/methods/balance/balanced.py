@@ -51,7 +51,7 @@ def balanced(plan: QuantPlan, view: GraphView, observed: Observations) -> QuantP
 def _takes_factors(layer: Layer, quant: LayerQuant) -> bool:
     """Whether rows of the weight have factors of their own: of a matrix with a scale or a unit per output channel."""
     return (
-        layer.is_observed
+        layer.has_integer_kernel
         and layer.owns_weight
         and len(layer.weight_array().shape) == 2
         and (quant.weight.granularity.per_channel or bool(quant.weight.unit))
