@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 import qmath
 from qgraph.errors import DataError, ModelError
@@ -153,9 +154,9 @@ def observe(
 
     def take_in(batch: Batch) -> tuple[int, int]:
         seen = watch.values(batch)
-        for (name, _), accumulator, lock in zip(watch.sources, accumulators, locks, strict=True):
+        for source, accumulator, lock in zip(watch.sources, accumulators, locks, strict=True):
             with lock:
-                _update(accumulator, name, batch, seen[name])
+                _update(accumulator, source, batch, seen[source[0]])
         return batch.count, sum(array.nbytes for output in seen.values() for array in arrays_of(output))
 
     workers = threads or qmath.get_threads()
@@ -202,8 +203,8 @@ class _Watch(SentWithoutCaches):
 def _observed(watch: _Watch, batch: Batch) -> tuple[int, list[qmath.StatisticsAccumulator]]:
     """The number of samples of one batch, and its statistics."""
     seen, accumulators = watch.values(batch), watch.accumulators()
-    for (name, _), accumulator in zip(watch.sources, accumulators, strict=True):
-        _update(accumulator, name, batch, seen[name])
+    for source, accumulator in zip(watch.sources, accumulators, strict=True):
+        _update(accumulator, source, batch, seen[source[0]])
     return batch.count, accumulators
 
 
@@ -230,15 +231,26 @@ def _sources(model: Model, wanted: Mapping[str, int | None]) -> dict[str, tuple[
     return {name: (tensor, axes.get(tensor) if along is None else along) for name, (tensor, along) in sources.items()}
 
 
-def _update(accumulator: qmath.StatisticsAccumulator, name: str, batch: Batch, output: Any) -> None:
+def _update(
+    accumulator: qmath.StatisticsAccumulator, source: tuple[str, int | None], batch: Batch, output: Any
+) -> None:
     """Take in a tensor of one run, in a loop that of every step."""
-    for array in map(batch.real, arrays_of(output)):
+    name, axis = source
+    for array in _joined([batch.real(array) for array in arrays_of(output)], axis):
         if array.dtype.kind != "f" or not array.size:  # such as what a branch that was not taken computes
             continue
         try:
             accumulator.update(array)
         except ValueError as error:
             raise ModelError(f"the float model computes invalid values for '{name}': {error}") from error
+
+
+def _joined(arrays: list[NDArray[Any]], axis: int | None) -> list[NDArray[Any]]:
+    """The arrays end to end where they have one shape: many steps are taken in as fast as one. `axis`: of channels."""
+    if len(arrays) < 2 or len({array.shape for array in arrays}) > 1 or not arrays[0].ndim:
+        return arrays
+    by_channel = axis is not None and axis % arrays[0].ndim == 0
+    return arrays if by_channel else [np.concatenate(arrays)]
 
 
 def _first(data: Dataset, take_in: Callable[[Batch], tuple[int, int]], limit: int) -> tuple[int, Iterator[Batch]]:

@@ -32,7 +32,7 @@ def brought_out(graph: ir.Graph, values: list[ir.Value]) -> list[ir.Value]:
 
 
 def bodies(graph: ir.Graph) -> dict[ir.Graph, ir.Node]:
-    """The bodies of Ifs, Loops and Scans at any depth whose tensors can be brought out, each with its node; outer first.
+    """The bodies of Ifs, Loops and Scans, at any depth, whose tensors can be brought out, with nodes; outer first.
 
     Before opset 13, those of Loop and Scan stay there.
     """
@@ -66,7 +66,7 @@ def is_body(graph: object) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Carried:
-    """The sequence that a loop carries for one tensor: its input of the body, and its place among the loop's results."""
+    """The sequence that a loop carries for one tensor: an input of its body, and its place among its results."""
 
     state: ir.Value
     index: int
@@ -107,7 +107,7 @@ def _carried(
 
 
 def _so_far(value: ir.Value, graph: object, owners: Mapping[ir.Graph, ir.Node], carried: Sequences) -> ir.Value | None:
-    """The sequence of a tensor as it enters the current step of the nearest loop around a graph; None outside of all."""
+    """The sequence of a tensor as it enters a step of the nearest loop around a graph; None outside of all."""
     known = (carried.get((value, body)) for body in _around(graph, owners))
     return next((one.state for one in known if one is not None), None)
 
@@ -121,7 +121,8 @@ def _empty(value: ir.Value, loop: ir.Node) -> ir.Value:
 
 def _brought_out(asked: ir.Value, value: ir.Value, owners: Mapping[ir.Graph, ir.Node], carried: Sequences) -> ir.Value:
     """The output of the outermost node that has the tensor `asked`, which is `value` by now."""
-    name, kind = str(value.name), _type(value)
+    name = str(value.name)
+    kind: ir.TypeProtocol = _type(value)
     value.name = f"{name}/inside"
     so_far = _so_far(asked, value.graph, owners, carried)
     if so_far is not None:

@@ -1,4 +1,4 @@
-"""Loops with further states, and Scans as Loops: a Scan carries tensors of one shape alone, a Loop sequences as well."""
+"""Loops with further states, and Scans as Loops: a Scan carries tensors of one shape alone, a Loop also sequences."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def latest(value: ir.Value, replaced: Replaced) -> ir.Value:
 
 
 def observable(node: ir.Node) -> bool:
-    """Whether a node is a Loop, or a Scan that can be written as one: its results are stacked along their first axis."""
+    """Whether a node is a Loop, or a Scan that can be written as one: it stacks its results along their first axis."""
     return node.op_type == "Loop" or (node.op_type == "Scan" and not any(_numbers(node, "scan_output_axes", 1)))
 
 

@@ -280,6 +280,21 @@ def test_the_size_of_batches_does_not_matter(monkeypatch):
     assert sizes == [one * (STEPS * len(many.tensors) + 1) + 8], "with what is fed"
 
 
+@pytest.mark.parametrize("axis", [None, 0, 1, -1, -4])
+def test_steps_are_taken_in_together_along_no_channel_axis(axis):
+    """The statistics of the tensors of all steps, whichever axis is that of channels."""
+    plain = normalise(load(network("Loop")))
+    given = feeds(count=1)
+    (layer,) = [layer for layer in GraphView(plain).observed if layer.name.endswith("c2")]
+    name = str(layer.input.name)
+    found = observe(plain, open_data(given, plain), tensors={name: axis}, threads=1)[name]
+    steps = np.stack(Session(plain.ir_model, outputs=[name]).run(given)[name])
+    assert found.count == steps.size
+    if axis is not None:
+        channels = np.moveaxis(steps, axis % 4 + 1, 0)
+        np.testing.assert_allclose(found.channels.mean, channels.reshape(len(channels), -1).mean(axis=1), rtol=1e-4)
+
+
 def test_a_cluster_observes_the_same(cluster):
     plain = normalise(load(network("Loop")))
     data = open_data(feeds(count=12), plain)

@@ -18,7 +18,8 @@ ODD = "go1 = Identity(go) k = Mod(i, two) b = Cast <to = 9> (k)"
 INNER = f"Loop <body = inner {COUNTS}>"
 CASES = {
     "a loop": f"y = {INNER} (n, yes, x)",
-    "a loop in a loop": f"y = Loop (n, yes, x) <body = outer {EVERY} {{ go1 = Identity(go) s2 = {INNER} (two, go, s) }}>",
+    "a loop in a loop": f"""y = Loop (n, yes, x) <body = outer {EVERY} {{
+        go1 = Identity(go) s2 = {INNER} (two, go, s) }}>""",
     "a branch in a loop": f"""y = Loop (n, yes, x) <body = outer {EVERY} {{ {ODD}
         s2 = If (b) <then_branch = t () => (float[1] v) {{ v = Add(s, one) }},
                      else_branch = e () => (float[1] w) {{ w = Sub(s, one) }}> }}>""",
@@ -35,7 +36,8 @@ CASES = {
                      else_branch = e () => (float[1] w) {{ w = Sub(s, one) }}> }}>""",
     "a loop that ends early": f"""y = Loop (n, yes, x) <body = outer {EVERY} {{
         go1 = Less(i, two) v = Add(s, one) s2 = Identity(v) }}>""",
-    "tensors that grow": """t = Loop (n, yes, x) <body = outer (int64 i, bool go, float[k] s) => (bool go1, float[l] v) {
+    "tensors that grow": """t = Loop (n, yes, x) <
+        body = outer (int64 i, bool go, float[k] s) => (bool go1, float[l] v) {
         go1 = Identity(go) h = Add(s, one) v = Concat <axis = 0> (h, one) }> y = ReduceSum(t)""",
 }
 STEPS = {
@@ -71,7 +73,8 @@ def test_a_tensor_at_every_step(case):
 
 def test_several_tensors_of_several_loops():
     """Those that a step reads, and the results of a loop that has more results than states."""
-    text = f"""y, h = Loop (n, yes, x) <body = outer (int64 i, bool go, float[1] s) => (bool go1, float[1] s2, float[1] r) {{
+    text = f"""y, h = Loop (n, yes, x) <
+        body = outer (int64 i, bool go, float[1] s) => (bool go1, float[1] s2, float[1] r) {{
         go1 = Identity(go) s2 = {INNER} (two, go, s) r = Neg(s2) }}>"""
     found = Session(model(text), outputs=["u", "h", "s", "v", "r", "s2", "y"]).run(fed(2))
     whole = {name: np.ravel(found[name]).tolist() for name in found}
@@ -90,7 +93,8 @@ SCAN = """<ir_version: 8, opset_import: ["" : 17]> g (float[2,5] x, float[5,2] z
     zero = Constant <value = float[2] {0, 0}> ()
     last, all = Scan <num_scan_inputs = 2, scan_input_axes = [-1, 0], scan_input_directions = [INTO, 0],
                       scan_output_directions = [OUT],
-        body = b (float[2] s, float[2] e, float[2] f) => (float[2] t, float[2] r) { a = Add(s, e) t = Mul(a, f) r = Neg(a) }
+        body = b (float[2] s, float[2] e, float[2] f) => (float[2] t, float[2] r) {
+            a = Add(s, e) t = Mul(a, f) r = Neg(a) }
     > (zero, x, z)
 }"""
 
