@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from qgraph.running.loops import as_loop, latest, observable, with_states
+from qgraph.running.loops import as_loop, count_states, latest, observable, with_states
 
 _CARRIES_SEQUENCES = 13  # the first opset whose Loop does
 
@@ -98,7 +98,7 @@ def _carried(
         if not through:
             continue
         loop = as_loop(node, replaced) if node.op_type == "Scan" else node
-        first = len(loop.inputs) - 2  # after the number of steps and the condition
+        first = count_states(loop)
         begun = [_so_far(value, loop.graph, owners, carried) or _empty(value, loop) for value in through]
         owners[body], states = with_states(loop, begun, replaced)
         for place, (value, state) in enumerate(zip(through, states, strict=True)):

@@ -25,24 +25,25 @@ def observable(node: ir.Node) -> bool:
     return node.op_type == "Loop" or (node.op_type == "Scan" and not any(_numbers(node, "scan_output_axes", 1)))
 
 
+def count_states(loop: ir.Node) -> int:
+    """How many tensors a Loop carries, behind the number of its steps and the condition."""
+    return max(len(loop.inputs) - 2, 0)
+
+
 def with_states(loop: ir.Node, begun: Sequence[ir.Value], replaced: Replaced) -> tuple[ir.Node, list[ir.Value]]:
     """A Loop in place of another that carries further states from `begun`, and their inputs of its body.
 
     The body is the same graph; what it makes of the states is yet to be put among its outputs.
     """
-    body, first, more = loop.attributes["body"].as_graph(), len(loop.inputs) - 2, len(begun)
+    body, first, more = loop.attributes["body"].as_graph(), count_states(loop), len(begun)
     states = [ir.Value(name=f"{value.name}/so far", type=value.type) for value in begun]
     body.inputs.extend(states)
-    fresh = ir.Node(
-        "",
-        "Loop",
-        [*loop.inputs, *begun],
-        list(loop.attributes.values()),
-        num_outputs=len(loop.outputs) + more,
-        name=loop.name,
-    )
+    inputs = [*loop.inputs, None, None][: first + 2]  # the number of steps and the condition may be left out
+    count, attributes = max(len(loop.outputs), first) + more, list(loop.attributes.values())
+    fresh = ir.Node("", "Loop", [*inputs, *begun], attributes, num_outputs=count, name=loop.name)
     loop.graph.insert_before(loop, fresh)  # type: ignore[union-attr]
-    _replace(loop, [*fresh.outputs[:first], *fresh.outputs[first + more :]], replaced)
+    results = [*fresh.outputs[:first], *fresh.outputs[first + more :]]
+    _replace(loop, results[: len(loop.outputs)], replaced)
     return fresh, states
 
 

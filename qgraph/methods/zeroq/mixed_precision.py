@@ -142,7 +142,8 @@ class Mixer:
         menu: dict[str, list[LayerQuant]] = {}
         for bits in sorted(set(self.recipe.bits)):
             at = self.recipe.at(bits)
-            for layer in self.refine(initial_plan(self.view, at, None), at).layers:
+            start = initial_plan(self.view, at, self.observed)  # which tells the layers of bodies that run on integers
+            for layer in self.refine(dataclasses.replace(start, activations=()), at).layers:
                 choices = menu.setdefault(layer.name, [])
                 if all(layer.weight.bits != known.weight.bits for known in choices):
                     choices.append(layer)

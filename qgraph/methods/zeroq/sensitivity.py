@@ -33,6 +33,7 @@ from qgraph.onnxfile.model import Model
 from qgraph.plan.plan import ActivationQuant, LayerQuant, QuantPlan
 from qgraph.plan.words import Direction
 from qgraph.running.executor import Executor, open_executor
+from qgraph.running.outputs import arrays_of
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session
 from qgraph.running.store import Store, open_store
@@ -254,13 +255,23 @@ def _omega_of_tensor(job: _Job, name: str) -> tuple[int, list[float]]:
     view = GraphView(job.model)
     value, bits = view.values[name], {name: 0}
     readers = tuple(q for q in job.readers if nearest(view.by_name[q.name].input, bits) is not None)
-    cut = _Cut.before(job, list(descendants([value])))
+    cut = _Cut.before(job, _reading(view, value, view.by_name[readers[0].name]))
     result = []
     for grids in job.tensors[name]:
         plan = QuantPlan(model=job.model.digest, recipe="", layers=readers, activations=grids)
         what = f"'{name}' alone has {read_bits(grids)} bits"
         result.append(cut.distance(simulate_activations(cut.rest, plan), what, readers[0].name))
-    return sum(feeds[name].size for feeds in cut.feeds) // job.reference.samples, result
+    inside = None if name in cut.feeds[0] else Session(cut.rest.ir_model, outputs=[name], threads=1)
+    seen = (feeds if inside is None else inside.run(feeds) for feeds in cut.feeds)
+    return sum(a.size for found in seen for a in arrays_of(found[name])) // job.reference.samples, result
+
+
+def _reading(view: GraphView, value: ir.Value, reader: Layer) -> list[ir.Node]:
+    """The nodes of the main graph that depend on a tensor; where it is in a body, first the node that has the body."""
+    if value.graph is view.model.graph:
+        return list(descendants([value]))
+    first = view.around(reader)[-1]
+    return [first, *descendants(first.outputs)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

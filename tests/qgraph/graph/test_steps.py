@@ -339,3 +339,30 @@ def test_loops_before_opset_13_are_raised_before_they_are_observed():
 def test_without_samples_weights_alone_are_quantized():
     result = qgraph.quantize(network("Loop"), activations=None, measure=False)
     assert runs(result) == {"c1": "floats", "c2": "floats"}
+
+
+@pytest.mark.filterwarnings("ignore:the (then|else) branch of If", "ignore:output 'y' is at")
+@pytest.mark.parametrize("kind", ["Loop", "Scan", "loop in a branch"])
+def test_tensors_of_bodies_have_sensitivities(kind):
+    """Each in as many bits as its errors at the outputs ask for, with the values of all steps."""
+    net = network(kind) if kind in ("Loop", "Scan") else nested(kind)
+    given = feeds(kind, count=16, **({"c": np.array(True)} if "branch" in kind else {}))
+    options = {"activations": "mixed", "average_activation_bits": 6}
+    result = qgraph.quantize(net, given, measure=False, method="minmax", **options)
+    assert runs(result) == {"c1": "integers", "c2": "integers"}
+    rows = result.allocation.sensitivity.tensors
+    assert {row.values for row in rows} == {STEPS * CHANNELS * 64}
+    for row in rows:
+        assert row.measured[0] > row.measured[-1] > 0
+
+
+@pytest.mark.filterwarnings("ignore:output 'y' is at")
+def test_mixed_weights_run_on_integers_as_well():
+    net = network("Loop")
+    result = quantized(net, feeds(count=16), weights="mixed", average_bits=6)
+    assert runs(result) == {"c1": "integers", "c2": "integers"}
+    assert {name: kernel for name, kernel in kernels(result).items() if name in ("c1", "c2")} == {
+        "c1": "QLinearConv",
+        "c2": "QLinearConv",
+    }
+    assert decibels(net, result, feeds()) > 18

@@ -89,6 +89,15 @@ def test_several_tensors_of_several_loops():
     }
 
 
+@pytest.mark.parametrize("inputs", ["n", "n, yes"])
+def test_a_loop_that_carries_nothing(inputs):
+    text = f"""y = Loop ({inputs}) <body = b (int64 i, bool go) => (bool go1, float[1] r) {{
+        go1 = Identity(go) k = Cast <to = 1> (i) v = Add(k, one) r = Neg(v) }}>"""
+    found = Session(model(text), outputs=["v", "y"]).run(fed(3))
+    assert np.ravel(found["v"]).tolist() == [1, 2, 3]
+    assert np.ravel(found["y"]).tolist() == [-1, -2, -3]
+
+
 SCAN = """<ir_version: 8, opset_import: ["" : 17]> g (float[2,5] x, float[5,2] z) => (float[2] last, float[N,2] all) {
     zero = Constant <value = float[2] {0, 0}> ()
     last, all = Scan <num_scan_inputs = 2, scan_input_axes = [-1, 0], scan_input_directions = [INTO, 0],
