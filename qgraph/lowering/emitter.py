@@ -169,7 +169,7 @@ class QdqEmitter:
         onnxruntime would otherwise quantize float weights between DequantizeLinear and QuantizeLinear itself.
         """
         grid = self.steps.get(layer.input)
-        if grid is None or layer.op == "MatMul" or layer.weight_only:
+        if grid is None or layer.op == "MatMul" or not layer.is_observed:
             return np.float32(1)
         codes = self.nodes.op("Cast", self.integers[layer.input], to=ir.DataType.FLOAT)
         if grid.zero_point:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx
 import pytest
@@ -10,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 import qgraph
 from qgraph.assess.fused import inspect_fused
 from qgraph.graph.sites import GraphView
+from qgraph.lowering.lower import lower
 from qgraph.observe import statistics
 from qgraph.observe.statistics import observe
 from qgraph.onnxfile.load import load
@@ -366,3 +369,15 @@ def test_mixed_weights_run_on_integers_as_well():
         "c2": "QLinearConv",
     }
     assert decibels(net, result, feeds()) > 18
+
+
+def test_a_convolution_that_is_to_run_in_floats_does():
+    """Beside others that read the same grid: onnxruntime would otherwise quantize its weight itself."""
+    nodes = [*convolutions()[:-2], N("Conv", ["s", "w2"], ["g"], name="c3", pads=[1, 1, 1, 1])]
+    net = model([loop([*nodes, N("Add", ["k", "g"], ["d"]), N("Tanh", ["d"], ["next"])])], inputs=[COUNT])
+    plan = quantized(net, feeds(count=16)).plan
+    plan = plan.map_layers(lambda q: dataclasses.replace(q, runs="floats") if q.name.endswith("c3") else q)
+    written = lower(normalise(load(net)), plan, format="qdq")
+    found = {layer.name: layer.kernel for layer in inspect_fused(load(written)).layers}
+    assert "QLinearConv" not in found["loop/body/c3"]
+    assert found["loop/body/c1"] == found["loop/body/c2"] == "QLinearConv"
