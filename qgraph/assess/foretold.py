@@ -91,7 +91,7 @@ class FloatTimes:
     @classmethod
     def of(cls, view: GraphView, kernels: Sequence[KernelTime], most: float) -> FloatTimes:
         """From the profile of a model whose kernels together take `most` seconds at most."""
-        layers = {layer.node for layer in view.observed}
+        layers = {layer.node for layer in _once(view)}
         nodes = ir.traversal.RecursiveGraphIterator(view.model.graph)
         apart = [f"{node.name}/" for node in nodes if node.op_type in _LAYERS and node not in layers]
         own = min(most / max(sum(kernel.seconds for kernel in kernels), 1e-9), 1.0)
@@ -122,7 +122,7 @@ class Foreteller:
         self.kernels = kernel_times(view.model.ir_model, feeds, runs=_RUNS)
         self._run()
         self.shapes = _shapes(view, feeds)
-        self.readers = {layer.node: layer for layer in view.observed}
+        self.readers = {layer.node: layer for layer in _once(view)}
 
     def __call__(self, plan: QuantPlan) -> Foretold:
         """The latency of a plan's file."""
@@ -143,7 +143,7 @@ class Foreteller:
         runs = {q.name: _runs(self.view.by_name[q.name], q.runs, grids) for q in plan.layers}
         layers = tuple(
             self._layer(layer, runs.get(layer.name, "floats"), tensors)
-            for layer in self.view.observed
+            for layer in _once(self.view)
             if layer.op in INTEGER_OPS and str(layer.input.name) in self.shapes
         )
         between, coded = self._between(tensors, runs)
@@ -298,13 +298,19 @@ def _before(node: ir.Node) -> ir.Node:
     return node
 
 
+def _once(view: GraphView) -> list[Layer]:
+    """The layers that run once; those in bodies of Loop and Scan count as a part of these."""
+    return [layer for layer in view.observed if not layer.in_steps]
+
+
 def _shapes(view: GraphView, feeds: Feeds) -> dict[str, tuple[int, ...]]:
     """The shapes of what layers read, and of every sum and tensor that may get a grid, on these feeds.
 
-    Tensors of a branch that these feeds do not take have none, and their layers take no time.
+    Tensors of a branch that these feeds do not take have none, and their layers take no time; nor have those of a loop,
+    which has a value for every step.
     """
-    names = {str(v.name) for layer in view.observed for v in (layer.input, root(layer.input))}
-    outputs = [layer.output for layer in view.observed]
+    names = {str(v.name) for layer in _once(view) for v in (layer.input, root(layer.input))}
+    outputs = [layer.output for layer in _once(view)]
     names |= {str(v.name) for output in outputs for v in (output, fused_output(output))}
     for node in view.nodes:
         if node.op_type in _CODED:
@@ -315,7 +321,8 @@ def _shapes(view: GraphView, feeds: Feeds) -> dict[str, tuple[int, ...]]:
     inner = sorted(name for name in names - inputs if name in view.values)
     if inner:
         session = Session(view.model.ir_model, outputs=inner, threads=1)
-        found |= {name: np.shape(value) for name, value in session.run(feeds).items() if np.size(value)}
+        seen = {name: value for name, value in session.run(feeds).items() if isinstance(value, np.ndarray)}
+        found |= {name: value.shape for name, value in seen.items() if value.size}
     return found
 
 

@@ -126,6 +126,26 @@ def test_layers_of_the_branch_that_is_taken_are_foretold(taken, names):
     assert {layer.runs for layer in found.layers} == {"integers"}
 
 
+LOOPED = """<ir_version: 8, opset_import: ["": 17]> g (float[N,32,8,8] x) => (float[N,32,8,P] y) {
+    three = Constant <value = int64 {3}> ()
+    h = Conv <kernel_shape=[1,1]> (x, w)
+    y = Loop (three, , h) <body = b (int64 i, bool go, s) => (go2, t) {
+        go2 = Identity (go) a = Conv <kernel_shape=[1,1]> (s, w) d = Relu (a) t = Concat <axis=3> (d, x) }>
+}"""
+
+
+def test_layers_of_a_loop_are_a_part_of_it():
+    """Their tensors have values of several shapes."""
+    model, rng = onnx.parser.parse_model(LOOPED), np.random.default_rng(0)
+    model.graph.initializer.append(numpy_helper.from_array(rng.normal(0, 0.2, (32, 32, 1, 1)).astype(np.float32), "w"))
+    feeds = {"x": rng.normal(size=(8, 32, 8, 8)).astype(np.float32)}
+    result = qgraph.quantize(model, feeds, method="minmax", activations=8, measure=False)
+    assert {layer.runs for layer in result.plan.layers} == {"integers"}
+    assert len(result.plan.layers) == 2
+    found = told((result, feeds), floats=1, integers=0.25)(result.plan)
+    assert [layer.name for layer in found.layers] == ["Conv_h"]
+
+
 BRANCHED = """<ir_version: 8, opset_import: ["": 17]> g (float[N,8,8,8] x) => (float[N,8,8,8] y) {
     a = Conv <kernel_shape=[1,1]> (x, w)
     h = HardSigmoid (a)
