@@ -25,6 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qgraph.errors import ModelError
 from qgraph.graph.layers import INTEGER_OPS
+from qgraph.lowering.unfold import Window, channels_first, matrix, rows
 from qgraph.running.cpu import cpu_flags
 from qgraph.running.files import write_atomically
 from qgraph.running.here import cpu_name
@@ -133,7 +134,8 @@ def _measured(kernel: Kernel) -> tuple[float, float]:
         found = kernel_times(model.SerializeToString(), feeds, runs=_RUNS)
     except ModelError:
         return float("inf"), 0.0
-    own = kernel.op in ("QuantizeLinear", "DequantizeLinear")
+    unfolded = kernel.op == "Conv" and kernel.runs == "dynamic"
+    own = unfolded or kernel.op in ("QuantizeLinear", "DequantizeLinear")
     seconds = sum(node.seconds for node in found if own or not _MOVES.search(node.op))
     return seconds, seconds / max(sum(node.seconds for node in found), 1e-12)
 
@@ -185,22 +187,30 @@ def _product(kernel: Kernel, operand: str, made: _Nodes) -> str:
     rng = np.random.default_rng(1)
     if kernel.runs == "floats":
         return made.op(
-            kernel.op, operand, made.constant(rng.normal(0, 1, kernel.weight).astype(np.float32)), **attributes
+            kernel.op, operand, made.shared(rng.normal(0, 1, kernel.weight).astype(np.float32)), **attributes
         )
     integers = rng.integers(-63, 64, kernel.weight).astype(np.int8)
     if kernel.runs == "dynamic":
-        codes = made.constant(integers.T if attributes.get("transB") else integers)
-        q, scale, zero = made.several("DynamicQuantizeLinear", operand, count=3)
-        whole = made.op("MatMulInteger", q, codes, zero)
-        return made.op(
-            "Mul", made.op("Cast", whole, to=TensorProto.FLOAT), made.op("Mul", scale, made.constant(np.float32(0.01)))
-        )
-    codes = made.constant(integers)
+        return _dynamic(kernel, operand, integers, made)
+    codes = made.shared(integers)
     axis = 0 if kernel.op == "Conv" or attributes.get("transB") else len(kernel.weight) - 1
     steps = np.full(kernel.weight[axis], 0.01, np.float32)
     zeros = np.zeros(kernel.weight[axis], np.int8)
-    weight = made.op("DequantizeLinear", codes, made.constant(steps), made.constant(zeros), axis=axis)
+    weight = made.op("DequantizeLinear", codes, made.shared(steps), made.shared(zeros), axis=axis)
     return made.op(kernel.op, operand, weight, **attributes)
+
+
+def _dynamic(kernel: Kernel, operand: str, integers: NDArray[np.int8], made: _Nodes) -> str:
+    """The pattern of a dynamic product, or of a convolution as one."""
+    attributes = dict(kernel.attributes)
+    q, scale, zero = made.several("DynamicQuantizeLinear", operand, count=3)
+    codes = made.shared(integers.T if attributes.get("transB") else integers)
+    window = Window.of(kernel.weight, attributes) if kernel.op == "Conv" else None
+    if window is not None:
+        q, codes = rows(made, q, zero, window), matrix(made, codes, window, kernel.weight[0])
+    whole = made.op("Cast", made.op("MatMulInteger", q, codes, zero), to=TensorProto.FLOAT)
+    result = made.op("Mul", whole, made.op("Mul", scale, made.shared(np.float32(0.01))))
+    return result if window is None else channels_first(made, result, window)
 
 
 def _other(kernel: Kernel, operand: str, made: _Nodes) -> str:
@@ -208,8 +218,8 @@ def _other(kernel: Kernel, operand: str, made: _Nodes) -> str:
     if not kernel.weight:
         return operand
     if kernel.runs == "floats":
-        return made.constant(np.full(kernel.weight, 0.5, np.float32))
-    return made.op("DequantizeLinear", made.constant(np.full(kernel.weight, 7, np.uint8)), *made.grid(np.uint8))
+        return made.shared(np.full(kernel.weight, 0.5, np.float32))
+    return made.op("DequantizeLinear", made.shared(np.full(kernel.weight, 7, np.uint8)), *made.grid(np.uint8))
 
 
 class _Nodes:
@@ -219,15 +229,15 @@ class _Nodes:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
-    def constant(self, array: Any) -> str:
+    def shared(self, array: Any) -> str:
         name = f"c{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(array), name))
         return name
 
     def grid(self, kind: Any) -> tuple[str, str]:
-        return self.constant(np.float32(0.03)), self.constant(kind(128))
+        return self.shared(np.float32(0.03)), self.shared(kind(128))
 
-    def op(self, op: str, *inputs: str, **attributes: Any) -> str:
+    def op(self, op: str, /, *inputs: str, **attributes: Any) -> str:
         return self.several(op, *inputs, count=1, **attributes)[0]
 
     def several(self, op: str, *inputs: str, count: int, **attributes: Any) -> list[str]:

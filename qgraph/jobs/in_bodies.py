@@ -16,7 +16,7 @@ from qgraph.jobs.no_slower import TIMED_SECONDS
 from qgraph.jobs.plan_judge import PlanJudge
 from qgraph.jobs.prepare import Gathered
 from qgraph.lowering.lower import lower
-from qgraph.plan.dynamic import why_not_dynamic
+from qgraph.plan.dynamic import is_product
 from qgraph.plan.grids import sound
 from qgraph.plan.plan import QuantPlan
 from qgraph.running.sessions import Session
@@ -49,7 +49,7 @@ def with_dynamic_bodies(given: Gathered, plan: QuantPlan, judge: Callable[[], Pl
 def products_in_bodies(plan: QuantPlan, view: GraphView) -> frozenset[str]:
     """The products in bodies of Loop and Scan that may find the grid of their operand in every step, by name."""
     layers = (view.by_name[quant.name] for quant in plan.layers if quant.runs in ("floats", "dynamic"))
-    return frozenset(layer.name for layer in layers if layer.in_steps and not why_not_dynamic(layer))
+    return frozenset(layer.name for layer in layers if layer.in_steps and is_product(layer))
 
 
 def as_in(source: QuantPlan, plan: QuantPlan, names: frozenset[str]) -> QuantPlan:

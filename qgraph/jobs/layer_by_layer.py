@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from qgraph.assess.foretold import Foreteller
 from qgraph.assess.kernel_table import Kernel
 from qgraph.graph.sites import GraphView
-from qgraph.graph.tensors import nearest
+from qgraph.graph.tensors import fused_output, nearest
 from qgraph.graph.walk import walk
 from qgraph.methods.guard.concessions import without_islands
 from qgraph.methods.guard.switches import Grid, Switches
-from qgraph.plan.dynamic import why_not_dynamic
+from qgraph.plan.dynamic import is_product
 from qgraph.plan.grids import weights_alone
 from qgraph.plan.plan import LayerQuant, QuantPlan
 from qgraph.samples.dataset import Batch
@@ -60,7 +60,9 @@ class Ways:
         records = [{quant.name: quant for quant in plan.layers} for plan in self.plans.values()]
         names = [n for n, quant in records[0].items() if any(quant != other.get(n) for other in records[1:])]
         layers = [self.view.by_name[name] for name in names]
-        layers = [layer for layer in layers if layer.has_integer_kernel and not why_not_dynamic(layer)]
+        dynamic = {quant.name for plan in self.plans.values() for quant in plan.layers if quant.runs == "dynamic"}
+        able = [layer for layer in layers if is_product(layer) or layer.name in dynamic]
+        layers = [layer for layer in able if layer.has_integer_kernel]
         things = {layer.name: (self.view.root(layer.input), layer.weight) for layer in layers}
         tied: dict[ir.Value, list[str]] = {}
         for name, pair in things.items():
@@ -89,8 +91,11 @@ class Ways:
     def _grids(self, plan: QuantPlan, group: Group) -> frozenset[Grid]:
         runs = {quant.name: quant.runs for quant in plan.layers}
         operands = {Grid("operand", name) for name in group if runs[name] == "dynamic"}
-        read = (nearest(self.view.by_name[n].input, plan.operand_grids) for n in group if runs[n] == "integers")
-        return frozenset(operands | {Grid("tensor", grid.tensor) for grid in read if grid is not None})
+        layers = [self.view.by_name[name] for name in group if runs[name] == "integers"]
+        read = (nearest(layer.input, plan.operand_grids) for layer in layers)
+        tensors = {grid.tensor for grid in read if grid is not None}
+        tensors |= {str(fused_output(layer.output).name) for layer in layers if layer.op == "Conv"}
+        return frozenset(operands | {Grid("tensor", name) for name in tensors})
 
     def in_floats(self) -> QuantPlan:
         """The static plan with all groups in floats."""
@@ -108,11 +113,18 @@ class Mix:
 
 
 def best_mix(
-    ways: Ways, batches: Sequence[Batch], total: Floats, foretell: Foreteller | None, *, threads: int | None = None
+    ways: Ways,
+    batches: Sequence[Batch],
+    total: Floats,
+    foretell: Foreteller | None,
+    *,
+    enough_db: float = np.inf,
+    threads: int | None = None,
 ) -> Mix:
     """The mix of the ways with the least noise, and then with the least time that costs `WORTH_DB` at most.
 
-    `total` is the noise of the base plan at each output. Without `foretell` all ways take the same time.
+    `total` is the noise of the base plan at each output; where an output has `enough_db` or more, time comes first.
+    Without `foretell` all ways take the same time.
     """
     names, groups = list(ways.plans), ways.groups
     noise = np.stack([ways.noise(way, batches, threads=threads) for way in names], axis=1)
@@ -126,7 +138,8 @@ def best_mix(
         noise = np.concatenate([noise, in_floats[:, None]], axis=1)
     now, each = names.index(ways.base), np.arange(len(groups))
     rest = np.maximum(total - noise[:, now].sum(axis=0), 0.0)
-    chosen = traded(noise, seconds, rest=rest, worth_db=WORTH_DB, matters=_matters(foretell))
+    enough = 10 ** (-enough_db / 10)
+    chosen = traded(noise, seconds, rest=rest, worth_db=WORTH_DB, matters=_matters(foretell), enough=enough)
     saved = (seconds[:, now] - seconds[each, chosen]).sum()
     return Mix(
         plan=ways.mixed({group: names[way] for group, way in zip(groups, chosen, strict=True)}),
@@ -160,7 +173,9 @@ def _dividing(view: GraphView, foretell: Foreteller, quant: LayerQuant) -> float
     return total
 
 
-def traded(noise: Floats, seconds: Floats, *, rest: Floats, worth_db: float, matters: float) -> list[int]:
+def traded(
+    noise: Floats, seconds: Floats, *, rest: Floats, worth_db: float, matters: float, enough: float = 0.0
+) -> list[int]:
     """The way of every group: the least noise, and then the least time that costs at most `worth_db` of it.
 
     Args:
@@ -169,6 +184,7 @@ def traded(noise: Floats, seconds: Floats, *, rest: Floats, worth_db: float, mat
         rest: the noise of everything else at each output.
         worth_db: how much of the exactness of the least noise may be given up at any output.
         matters: the least seconds that a change must save.
+        enough: noise that any output may have, however much less it could have.
 
     Example:
         >>> noise = np.array([[[1.0], [1.1]], [[5.0], [9.0]]])
@@ -179,7 +195,7 @@ def traded(noise: Floats, seconds: Floats, *, rest: Floats, worth_db: float, mat
     groups = np.arange(len(noise))
     chosen = noise.max(axis=2, initial=0.0).argmin(axis=1)
     total = rest + noise[groups, chosen].sum(axis=0)
-    limit = np.maximum(total * 10 ** (worth_db / 10), np.finfo(np.float64).tiny)
+    limit = np.maximum(total * 10 ** (worth_db / 10), max(enough, np.finfo(np.float64).tiny))
     while True:
         added = ((noise - noise[groups, chosen][:, None]) / limit).max(axis=2)
         saved = seconds[groups, chosen][:, None] - seconds

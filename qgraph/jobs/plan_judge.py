@@ -29,7 +29,7 @@ SAME_CLASS = 0.98
 DOUBT = 0.05  # too many classes changed if this count has a smaller probability at a true rate of 2 %
 MOST = 64
 TOGETHER = 8
-SURE = 0.95  # confidence that a plan is better
+SURE = 0.95  # confidence that a plan is better, or an output no worse
 RUN_SECONDS = 1.0  # of processor time, for a run over all samples; slower networks get fewer samples
 _HOPELESS = -1000.0
 
@@ -62,6 +62,13 @@ def surely_positive(differences: NDArray[np.float64]) -> bool:
         return False
     error = differences.std(ddof=1) / np.sqrt(count)
     return bool(differences.mean() > special.stdtrit(count - 1, SURE) * error)
+
+
+def _most(errors: NDArray[np.float64]) -> float:
+    """The sum of errors that is not exceeded at 95 % confidence, where as many samples are drawn again."""
+    count = len(errors)
+    spread = errors.std(ddof=1) * np.sqrt(count) if count > 1 else 0.0
+    return float(errors.sum() + special.stdtrit(max(count - 1, 1), SURE) * spread)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -113,10 +120,12 @@ class PlanJudge:
             return None
         return self._on(list(itertools.islice(samples.batches(size), most)))
 
-    def held_out(self) -> PlanJudge | None:
-        """The same on samples that calibrate nothing; None where there are none."""
+    def held_out(self, size: int | None = None) -> PlanJudge | None:
+        """The same on samples that calibrate nothing, `size` at a time; None where there are none."""
         trial = self.given.trial
-        return self._on(list(trial.samples.batches(self.size))) if trial.samples and trial.basis == "held-out" else None
+        if not trial.samples or trial.basis != "held-out":
+            return None
+        return self._on(list(trial.samples.batches(size or self.size)))
 
     def _on(self, batches: list[Batch]) -> PlanJudge:
         other = copy.copy(self)
@@ -139,6 +148,14 @@ class PlanJudge:
         if measured is None or any(output.problem for output in measured.outputs):
             return _HOPELESS
         return min((o.sqnr_db for o in measured.outputs if o.sqnr_db is not None), default=np.inf)
+
+    def sure_db(self, plan: QuantPlan) -> float:
+        """The SQNR that the worst output has at 95 % confidence, by how much the errors of samples differ."""
+        measured = self._measured(plan)
+        if measured is None or any(output.problem for output in measured.outputs):
+            return _HOPELESS
+        most = max((_most(rows) for rows in measured.noise), default=0.0)
+        return float(-10 * np.log10(most)) if most else np.inf
 
     def noise(self, plan: QuantPlan) -> NDArray[np.float64]:
         """The errors of a plan at every output, as power relative to the output's own; infinite if it does not run."""

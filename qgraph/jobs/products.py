@@ -6,7 +6,8 @@ on calibration samples is taken: static grids where they hold 40 dB, or the targ
 products, or where no other is better by `WORTH_DB`. Samples are run one by one, and in a batch: where a loud one drowns
 the others, dynamic grids are not taken.
 
-Products in bodies of Loop and Scan are dynamic or run in floats (`in_bodies`).
+Products in bodies of Loop and Scan are dynamic or run in floats (`in_bodies`), and convolutions may be dynamic where
+outputs need it (`convolutions`).
 
 Then every layer may be changed to what is best for it (`layer_by_layer`), and stays changed if the outputs are not
 worse, neither on calibration samples nor on those held out.
@@ -21,13 +22,14 @@ from collections.abc import Callable, Mapping
 from qgraph.graph.sites import GraphView, choose_layers
 from qgraph.graph.work import multiplications
 from qgraph.jobs.below import TARGET_DB
+from qgraph.jobs.convolutions import with_dynamic_convolutions
 from qgraph.jobs.in_bodies import as_in, products_in_bodies, with_dynamic_bodies
 from qgraph.jobs.in_time import foreteller
 from qgraph.jobs.layer_by_layer import WORTH_DB, Ways, best_mix
 from qgraph.jobs.no_slower import TIMED_SECONDS
 from qgraph.jobs.plan_judge import PlanJudge
 from qgraph.jobs.prepare import Gathered
-from qgraph.plan.dynamic import why_not_dynamic
+from qgraph.plan.dynamic import is_product
 from qgraph.plan.grids import sound
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.registry import find
@@ -58,7 +60,13 @@ def best_products(given: Gathered, plan: QuantPlan, *, judge: Callable[[], PlanJ
         return plan
     if fixed or recipe.static_bits != 8:
         return plan
-    plan = with_dynamic_bodies(given, plan, judge)
+    plan = _beside_static(given, with_dynamic_bodies(given, plan, judge), judge)
+    return with_dynamic_convolutions(given, plan, judge)
+
+
+def _beside_static(given: Gathered, plan: QuantPlan, judge: Callable[[], PlanJudge]) -> QuantPlan:
+    """The plan, or the one whose products run in ways that measure better than static grids."""
+    recipe = given.recipe
     if not _has_products(given.view, recipe.keep):
         return plan
     enough = 0.0 if _products(given) < _FEW else _COMFORT_DB
@@ -108,7 +116,7 @@ def _layer_by_layer(given: Gathered, ways: Ways, judge: PlanJudge) -> QuantPlan:
 
 def _said(plan: QuantPlan, view: GraphView) -> str:
     """How many products run in which way."""
-    runs = Counter[str](quant.runs for quant in plan.layers if not why_not_dynamic(view.by_name[quant.name]))
+    runs = Counter[str](quant.runs for quant in plan.layers if is_product(view.by_name[quant.name]))
     said = {"integers": "on static grids", "dynamic": "on dynamic ones", "floats": "in floats"}
     ways = ", ".join(f"{runs[how]} {words}" for how, words in said.items() if runs[how])
     return f"products run {ways}: measured layer by layer"
@@ -136,8 +144,8 @@ def _with(given: Gathered, *, balance: bool, dynamic_products: bool) -> Gathered
 def _products(given: Gathered) -> float:
     """The share of the network's multiplications in products that could be dynamic."""
     work = {layer: multiplications(layer) for layer in choose_layers(given.view, given.recipe.keep)[0]}
-    return sum(n for layer, n in work.items() if not why_not_dynamic(layer)) / max(sum(work.values()), 1)
+    return sum(n for layer, n in work.items() if is_product(layer)) / max(sum(work.values()), 1)
 
 
 def _has_products(view: GraphView, keep: tuple[str, ...]) -> bool:
-    return any(layer.has_integer_kernel and not why_not_dynamic(layer) for layer in choose_layers(view, keep)[0])
+    return any(layer.has_integer_kernel and is_product(layer) for layer in choose_layers(view, keep)[0])

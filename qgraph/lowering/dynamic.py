@@ -4,6 +4,9 @@
 
 It becomes DynamicQuantizeMatMul where one layer reads x, MatMulIntegerToFloat where several share its codes.
 
+A convolution is such a product over the rows that its windows cover (`qgraph.lowering.unfold`): onnxruntime's own,
+ConvInteger, is slower than in floats.
+
 Where the rows of the weight carry factors, x is divided by them first. Channels with factor 0 are multiplied apart, in
 floats: Gather(x) W[channels] is added to y.
 """
@@ -16,6 +19,7 @@ from numpy.typing import NDArray
 
 from qgraph.graph.layers import Layer, attribute
 from qgraph.lowering.nodes import Nodes
+from qgraph.lowering.unfold import Window, channels_first, matrix, rows
 from qgraph.onnxfile.edit import append_dynamic, constant, take_place
 
 
@@ -34,12 +38,21 @@ def _after_bias(result: ir.Value) -> ir.Value:
     return node.outputs[0] if bias is not None and bias.ndim == 1 and node.graph is result.graph else result
 
 
+def _window(layer: Layer) -> Window | None:
+    """How a convolution moves over its operand; None for products."""
+    if layer.op != "Conv":
+        return None
+    given = {name: found.value for name, found in layer.node.attributes.items()}
+    return Window.of(layer.weight_array().shape, given)
+
+
 class DynamicProducts:
     """Puts such products into a graph; layers that read the same tensor share its codes."""
 
     def __init__(self, nodes: Nodes) -> None:
         self.nodes = nodes
         self.quantizers: dict[tuple[ir.Value, tuple[float, ...]], ir.Node] = {}
+        self.rows: dict[tuple[ir.Value, Window], ir.Value] = {}
         self.apart: dict[tuple[ir.Value, tuple[int, ...]], ir.Value] = {}
 
     def put(
@@ -50,9 +63,13 @@ class DynamicProducts:
         zero_point: ir.Value | None,
         factors: tuple[float, ...] = (),
     ) -> None:
-        """Let a MatMul or Gemm be such a product with the codes of its weight, under the layer's name."""
+        """Let a MatMul, Gemm or Conv be such a product with the codes of its weight, under the layer's name."""
         operand, step, zero = self._operand(layer, factors)
         with self.nodes.inside(layer.node.graph):  # type: ignore[arg-type]
+            window = _window(layer)
+            if window is not None:
+                operand = self._rows(layer, operand, zero, window)
+                codes = matrix(self.nodes, codes, window, layer.weight_array().shape[0])
             if layer.op == "Gemm" and attribute(layer.node, "transB", 0):
                 codes = self.nodes.op("Transpose", codes, perm=[1, 0])
             zeros = [zero] if zero_point is None else [zero, zero_point]
@@ -65,6 +82,8 @@ class DynamicProducts:
             apart = self._products_apart(layer, factors, alpha) if 0 in factors else None
             name, layer.node.name = layer.node.name, None
             sums.producer().name = name  # type: ignore[union-attr]
+            if window is not None:
+                result = channels_first(self.nodes, result, window)
             take_place(self.nodes.graph, layer.output, result, left="float")
             if apart is not None:
                 self._add(_after_bias(result), apart)
@@ -89,6 +108,13 @@ class DynamicProducts:
         if layer.op == "Gemm" and attribute(layer.node, "transA", 0):
             codes = self.nodes.op("Transpose", codes, perm=[1, 0])
         return codes, scale, zero
+
+    def _rows(self, layer: Layer, codes: ir.Value, zero: ir.Value, window: Window) -> ir.Value:
+        """What a convolution's windows cover, as rows, once for all that move alike over one tensor."""
+        key = layer.input, window
+        if key not in self.rows:
+            self.rows[key] = rows(self.nodes, codes, zero, window)
+        return self.rows[key]
 
     def _products_apart(self, layer: Layer, factors: tuple[float, ...], alpha: float) -> ir.Value:
         """What the channels with factor 0 add to the result."""

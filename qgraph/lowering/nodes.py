@@ -22,7 +22,7 @@ class Nodes:
         self.body = graph
         self._shared: dict[str, ir.Value] = {}
 
-    def op(self, op_type: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
+    def op(self, op_type: str, /, *inputs: ir.Value, **attributes: object) -> ir.Value:
         """Add a node and return its first output."""
         return append_node(self.graph, op_type, inputs, attributes, body=self.body).outputs[0]
 

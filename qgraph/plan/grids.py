@@ -16,7 +16,7 @@ from qgraph.graph.tensors import root
 from qgraph.plan import codes as weights
 from qgraph.plan.blocks import why_no_blocks, why_not_on_grid
 from qgraph.plan.changes import bits_for, check_patterns, parsed
-from qgraph.plan.dynamic import why_not_dynamic
+from qgraph.plan.dynamic import is_product
 from qgraph.plan.grouped import fitting, group_axis, group_of, grouped_grid, regrouped, room, room_of
 from qgraph.plan.kept import kept_in_float
 from qgraph.plan.placing import place
@@ -87,7 +87,7 @@ def _dynamic_layers(layers: Sequence[Layer], recipe: Recipe, view: GraphView) ->
 
     All that can; or, beside static grids, those whose operand other layers do not keep in integers.
     """
-    able = [layer for layer in layers if not why_not_dynamic(layer)]
+    able = [layer for layer in layers if is_product(layer)]
     if recipe.dynamic or not recipe.dynamic_products:
         return frozenset(layer.name for layer in able if recipe.dynamic)
     others = [layer for layer in layers if layer not in able and layer.is_observed]

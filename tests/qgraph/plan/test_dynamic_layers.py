@@ -9,8 +9,11 @@ import pytest
 from qgraph.plan.dynamic import mostly_products, why_not_dynamic
 
 
-def layer(op="MatMul", *, weight_only=False, weight_index=1, is_half=False):
-    return SimpleNamespace(op=op, weight_only=weight_only, weight_index=weight_index, is_half=is_half)
+def layer(op="MatMul", *, weight_only=False, weight_index=1, is_half=False, groups=1, auto_pad="NOTSET"):
+    node = SimpleNamespace(attributes={"auto_pad": SimpleNamespace(value=auto_pad)})
+    return SimpleNamespace(
+        op=op, weight_only=weight_only, weight_index=weight_index, is_half=is_half, groups=groups, node=node
+    )
 
 
 @pytest.mark.parametrize(
@@ -18,7 +21,12 @@ def layer(op="MatMul", *, weight_only=False, weight_index=1, is_half=False):
     [
         (layer(), ""),
         (layer("Gemm"), ""),
-        (layer("Conv"), "onnxruntime's Conv on such integers is slower"),
+        (layer("Conv"), ""),
+        (layer("Conv", auto_pad="VALID"), ""),
+        (layer("Conv", auto_pad="SAME_UPPER"), "its padding depends"),
+        (layer("Conv", groups=2), "its groups"),
+        (layer("Conv", weight_only=True), "it is in a body"),
+        (layer("Conv", is_half=True), "16-bit floats"),
         (layer("ConvTranspose"), "onnxruntime's ConvTranspose"),
         (layer(weight_index=0), "its weight is the left factor"),
         (layer("LSTM", weight_only=True), "the weight alone is quantized"),
