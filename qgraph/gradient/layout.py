@@ -105,7 +105,7 @@ def _places(value: ir.Value) -> NDArray[np.int64] | None:
     if value.const_value is None or value.dtype != ir.DataType.FLOAT:
         return None
     array = value.const_value.numpy()
-    if not array.size or np.abs(array).max() <= _FIRST:
+    if not array.size or not np.isfinite(array).all() or np.abs(array).max() <= _FIRST:
         return None
     return np.where(array == 0, 0, array.astype(np.float64) - _FIRST).astype(np.int64)
 

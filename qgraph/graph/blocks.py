@@ -1,9 +1,9 @@
 """Cuts a network into blocks: runs of nodes between places where a single tensor carries all that layers have computed.
 
 Such a place lies behind a residual block, an inverted bottleneck, an attention or an MLP, and behind every layer of a
-plain chain. Values that depend on no layer (masks, positions, the graph's inputs) may pass any place. Nodes without a
-layer belong to the block before them; of single layers in a chain, a few form one block. Where many tensors live side
-by side for long (in detectors), a stretch of too many layers is cut where the fewest do.
+plain chain. Values that depend on no layer (masks, positions, sizes, the graph's inputs) may pass any place. Nodes
+without a layer belong to the block before them; of single layers in a chain, a few form one block. Where many tensors
+live side by side for long (in detectors), a stretch of too many layers is cut where the fewest do.
 """
 
 from __future__ import annotations
@@ -18,16 +18,21 @@ from qgraph.graph.sites import GraphView
 from qgraph.graph.walk import descendants, reads
 
 IN_CHAIN, AT_MOST = 3, 12  # layers of a block in a chain, and of any block
+_SIZES = frozenset({"Shape", "Size"})  # read no values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Consecutive nodes, the layers among them, and the names of the tensors that enter and leave."""
+    """Consecutive nodes, the layers among them, and the names of the tensors that enter and leave.
+
+    Of those that enter, `sized` depend on sizes alone: they are the same for all batches of as many samples.
+    """
 
     nodes: tuple[ir.Node, ...]
     layers: tuple[str, ...]
     reads: tuple[str, ...]
     writes: tuple[str, ...]
+    sized: tuple[str, ...] = ()
 
 
 def blocks(view: GraphView, *, in_chain: int = IN_CHAIN, at_most: int = AT_MOST) -> tuple[Block, ...]:
@@ -46,7 +51,8 @@ class _Cutter:
         self.nodes = list(view.model.graph)
         self.names = {layer.node: layer.name for layer in view.layers}
         behind = descendants([layer.output for layer in view.layers])
-        self.computed = {v for node in (*self.names, *behind) for v in node.outputs}
+        self.varying = _varying(view.model.graph)
+        self.computed = {v for node in (*self.names, *behind) for v in node.outputs} & self.varying
         at = {node: place for place, node in enumerate(self.nodes)}
         self.before = [0, *itertools.accumulate(node in self.names for node in self.nodes)]  # layers before a place
         self.last = dict.fromkeys(self.computed, -1)
@@ -126,4 +132,14 @@ class _Cutter:
             layers=tuple(self.names[node] for node in inside if node in self.names),
             reads=tuple(str(v.name) for v in entering),
             writes=tuple(sorted(str(v.name) for v in leaving)),
+            sized=tuple(str(v.name) for v in entering if v not in self.varying),
         )
+
+
+def _varying(graph: ir.Graph) -> set[ir.Value]:
+    """The tensors that depend on values that are fed, and not on their sizes alone."""
+    found = {value for value in graph.inputs if value.const_value is None}
+    for node in graph:
+        if node.op_type not in _SIZES and any(value in found for value in reads(node)):
+            found.update(node.outputs)
+    return found

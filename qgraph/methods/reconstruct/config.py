@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qgraph.errors import UsageError
 from qgraph.plan.words import Effort
@@ -52,3 +52,13 @@ class ReconstructConfig:
         for name in ("drop", "softness", "settle"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} of a reconstruction must lie in 0..1, below 1, not {getattr(self, name)}")
+
+    def fitting(self, count: int) -> ReconstructConfig:
+        """The same for so many samples: no shard is larger than that, and a batch consists of whole shards.
+
+        Example:
+            >>> ReconstructConfig(batch=40, shard=16).fitting(100).batch
+            32
+        """
+        shard = min(self.shard, self.batch, count)
+        return replace(self, shard=shard, batch=min(self.batch, count) // shard * shard)

@@ -69,16 +69,24 @@ def block_part(model: ir.Model, reads: Sequence[str], writes: Sequence[str]) -> 
 
 
 def training_graph(
-    model: ir.Model, float_model: ir.Model, block: Block, sizes: Sizes, power: Mapping[str, float], important: Sizes
+    model: ir.Model,
+    float_model: ir.Model,
+    block: Block,
+    sizes: Sizes,
+    power: Mapping[str, float],
+    important: Sizes,
+    known: Mapping[str, NDArray[np.generic]],
 ) -> Deferred:
-    """Loss and gradients of a block for inputs of these sizes; `power` is the mean square of what leaves it.
+    """Loss and gradients of a block whose tensors enter and leave in these sizes.
+
+    `power` is the mean square of what leaves it; what enters and is `known` is a constant.
 
     Squared errors are multiplied by inputs `important:NAME`, with 1 along the axes that `important` gives a 1.
 
     Raises `GradientError` for an operator that cannot be differentiated.
     """
-    shapes = _shapes(float_model, block, sizes)
-    made = block_part(model, block.reads, block.writes)
+    shapes = _shapes(float_model, block, sizes, known)
+    made = _with_known(block_part(model, block.reads, block.writes), known)
     parameters = {str(v.name): v.shape for v in model.graph.inputs}
     for value in made.graph.inputs:
         name = str(value.name)
@@ -122,13 +130,25 @@ def _wanted(made: ir.Model) -> list[str]:
     return [name for name in names if not name.startswith("low:") or name in signed]
 
 
-def _shapes(float_model: ir.Model, block: Block, sizes: Sizes) -> dict[str, tuple[int, ...]]:
-    """The sizes of all tensors of a block for inputs of these sizes."""
-    made = block_part(float_model, block.reads, block.writes)
+def _with_known(model: ir.Model, known: Mapping[str, NDArray[np.generic]]) -> ir.Model:
+    """The model with constants in place of these inputs."""
+    for value in [value for value in model.graph.inputs if value.name in known]:
+        model.graph.inputs.remove(value)
+        value.const_value = ir.tensor(known[str(value.name)], name=value.name)
+        value.shape, value.type = value.const_value.shape, ir.TensorType(value.const_value.dtype)
+        model.graph.register_initializer(value)
+    return model
+
+
+def _shapes(
+    float_model: ir.Model, block: Block, sizes: Sizes, known: Mapping[str, NDArray[np.generic]]
+) -> dict[str, tuple[int, ...]]:
+    """The sizes of all tensors of a block, from those of what enters and leaves it."""
+    made = _with_known(block_part(float_model, block.reads, block.writes), known)
     for value in made.graph.inputs:
         value.shape = ir.Shape(sizes[str(value.name)])
     infer_shapes(made)
-    found = {}
+    found = {name: sizes[name] for name in block.writes}
     for node in made.graph:
         for value in node.outputs:
             if value.shape is not None and all(isinstance(size, int) for size in value.shape):

@@ -134,12 +134,10 @@ def train_block(
 ) -> list[float]:
     """Train `variables` in place; returns the loss of every step, per sample.
 
-    `masks` are the sizes of the tensors of trained grids, by their keys.
+    `masks` are the sizes of the tensors of trained grids, by their keys; `config` fits the number of samples.
     """
     learner, losses = _Learner(variables, config), []
     last = round(config.steps * (1 - config.settle))
-    batch = min(config.batch, samples.count // config.shard * config.shard or samples.count)
-    shard = min(config.shard, batch)
     with TrainingStep(graph, threads=threads or qmath.get_threads()) as step:
         for number in range(1, config.steps + 1):
             rng = np.random.default_rng([*seed, number])
@@ -150,10 +148,10 @@ def train_block(
                     weight.position[...] = weight.codes()
             feeds, slopes = variables.feeds(hardness)
             feeds |= _masks(masks, config.drop, rng)
-            chosen = np.sort(rng.choice(samples.count, batch, replace=False))
-            shards = [_shard(samples, chosen[i : i + shard], config.drop, rng) for i in range(0, batch, shard)]
+            chosen = np.sort(rng.choice(samples.count, config.batch, replace=False))
+            shards = [_shard(samples, part, config.drop, rng) for part in chosen.reshape(-1, config.shard)]
             loss, gradients = step(feeds, shards)
-            losses.append(loss / batch)
+            losses.append(loss / config.batch)
             factor = (
                 min(1.0, number / (_WARM_UP * config.steps)) * math.cos(math.pi / 2 * (number - 1) / config.steps) ** 2
             )

@@ -23,6 +23,7 @@ from qgraph.graph.blocks import Block, blocks
 from qgraph.graph.layers import Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import is_non_negative
+from qgraph.graph.walk import has_bodies
 from qgraph.lowering.simulate import simulate
 from qgraph.methods.reconstruct.adaround import AdaRoundWeight
 from qgraph.methods.reconstruct.config import ReconstructConfig
@@ -59,6 +60,7 @@ def reconstruct_blocks(
     """
     chosen, job = config or ReconstructConfig(), job or Job()
     spread = data.choose(range(0, data.count, -(-data.count // chosen.samples)))
+    chosen = chosen.fitting(spread.count)
     walk = _Walk.begin(plan, view, list(spread.batches(chosen.shard)), chosen, job)
     leaving = [name for block in walk.blocks for name in block.writes]
     walk.important = important_positions(view, leaving, spread, sample_bytes=sample_bytes, job=job)
@@ -164,14 +166,20 @@ class _Walk:
         """The variables of a block after training; None if it has none."""
         if not variables.weights:
             return None
+        if inner := [node.op_type for node in block.nodes if has_bodies(node)]:
+            raise GradientError(f"no gradient passes the body of {inner[0]}")
         samples = self._samples(block, targets)
-        sizes = {name: (self.config.shard, *array.shape[1:]) for name, array in samples.quantized.items()}
-        important = {n: (self.config.shard, *a.shape[1:]) for n, a in samples.important.items()}
+        known = {name: self.floats[name][0] for name in block.sized}
+
+        def of_a_shard(arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+            return {name: (self.config.shard, *array.shape[1:]) for name, array in arrays.items()}
+
+        sizes, important = of_a_shard(samples.quantized | samples.targets), of_a_shard(samples.important)
         power = {
             name: float(np.mean(np.square(array, dtype=np.float64) * samples.important.get(name, 1.0))) * array[0].size
             for name, array in samples.targets.items()
         }
-        graph = training_graph(self.graph, self.view.model.ir_model, block, sizes, power, important)
+        graph = training_graph(self.graph, self.view.model.ir_model, block, sizes, power, important, known)
         inputs = {str(v.name) for v in graph.model.graph.inputs}
         grids = {name: grid for name, grid in variables.grids.items() if f"rounded:{name}" in inputs}
         variables = dataclasses.replace(variables, grids=grids)
@@ -192,7 +200,8 @@ class _Walk:
         raise ValueError(f"no size is known for '{name}'")
 
     def _samples(self, block: Block, targets: Arrays) -> Samples:
-        quantized, floats = ({n: held[n] for n in block.reads} for held in (self.quantized, self.floats))
+        varying = [name for name in block.reads if name not in block.sized]
+        quantized, floats = ({n: held[n] for n in varying} for held in (self.quantized, self.floats))
         important = self._counts(targets)
         if croppable(block, quantized, self.config.crop):
             alike = {name: [np.ones_like(a[:, :1]) for a in targets[name]] for name in block.writes}
@@ -206,17 +215,13 @@ class _Walk:
                 seed=self.job.seed,
             )
             targets = _run(self.view.model.ir_model, block, floats, self.job.threads)
-        return Samples(
-            **{
-                n: {k: np.concatenate(v) for k, v in part.items()}
-                for n, part in (
-                    ("quantized", quantized),
-                    ("floats", floats),
-                    ("targets", targets),
-                    ("important", important),
-                )
-            }
-        )
+        parts = {"quantized": quantized, "floats": floats, "targets": targets, "important": important}
+        whole = {part: {name: np.concatenate(v) for name, v in held.items()} for part, held in parts.items()}
+        samples = Samples(**whole)
+        for name, array in (samples.quantized | samples.targets).items():
+            if len(array) != samples.count:
+                raise GradientError(f"the samples of '{name}' do not run along its first axis")
+        return samples
 
     def _variables(self, block: Block) -> Variables:
         found, grids = Variables(weights={}, biases={}, grids={}), self.plan.operand_grids
@@ -296,7 +301,10 @@ def _error(results: Arrays, targets: Arrays, important: Arrays) -> float:
 
 def _run(model: ir.Model, block: Block, held: Mapping[str, Sequence[NDArray[Any]]], threads: int | None) -> Arrays:
     """What leaves a block for what enters, for every batch."""
-    session = Session(block_part(model, block.reads, block.writes), threads=1)
+    made = block_part(model, block.reads, block.writes)
+    for value in made.graph.inputs:
+        value.type = ir.TensorType(ir.DataType.from_numpy(held[str(value.name)][0].dtype))
+    session = Session(made, threads=1)
     count = len(held[block.reads[0]])
 
     def step(index: int) -> dict[str, NDArray[Any]]:

@@ -246,3 +246,51 @@ def test_a_block_without_a_gradient_keeps_its_codes():
     with pytest.warns(UserWarning, match="is not reconstructed"):
         learned = qgraph.quantize(model, samples, method="reconstruct", **options)
     assert [q.weight.codes for q in learned.plan.layers] == [q.weight.codes for q in rounded.plan.layers]
+
+
+def changed_layers(body: str, count: int) -> list[str]:
+    """The layers whose codes `reconstruct_blocks` moves, in a network of products with the weights w0, w1 and w2."""
+    rng = np.random.default_rng(3)
+    numbers = (", ".join(f"{v:.3f}" for v in rng.normal(0, 0.3, 256)) for _ in range(3))
+    held = ", ".join(f"float[16, 16] w{index} = {{{some}}}" for index, some in enumerate(numbers))
+    head = '<ir_version: 10, opset_import: ["": 21]> g (float[n, 8, 16] x) => (float[n, 8, 16] y)'
+    model = ir.from_onnx_text(f"{head} <{held}> {{ {body} }}")
+    samples = rng.normal(size=(count, 8, 16)).astype(np.float32)
+    bits = {"weights": 2, "edge_bits": 2, "activations": 8, "rounding": "nearest", "method": "minmax"}
+    plan = qgraph.quantize(model, samples, measure=False, guard="off", **bits).plan
+    given = open_given(model, samples)
+    config = dataclasses.replace(QUICK, steps=60)
+    learned = reconstruct_blocks(plan, GraphView(given.net), given.samples, config=config, job=Job(threads=1))
+    return [a.name for a, b in zip(plan.layers, learned.layers, strict=True) if a.weight.codes != b.weight.codes]
+
+
+CHAIN = "[first] a = MatMul(x, w0) b = Relu(a) [second] c = MatMul(b, w1) d = Relu(c) [third] y = MatMul(d, w2)"
+
+
+@pytest.mark.parametrize("count", [3, 8, 21])
+def test_fewer_samples_than_a_shard_or_a_batch(count):
+    assert changed_layers(CHAIN, count) == ["first", "second", "third"]
+
+
+def test_sizes_may_pass_from_block_to_block():
+    """Reshape and Expand read the size of the batch, which is found far before them."""
+    sizes = """
+        s = Shape(x) zero = Constant <value_ints = [0]> () two = Constant <value_ints = [2]> ()
+        rest = Constant <value_ints = [8, 16]> () ones = Constant <value_ints = [8, 1]> ()
+        n = Gather <axis = 0> (s, zero) t = Concat <axis = 0> (n, rest) u = Concat <axis = 0> (n, ones)
+    """
+    body = """
+        [first] a = MatMul(x, w0) b = Relu(a) r = ReduceMax <keepdims = 0> (b, two) m = Reshape(r, u) e = Expand(m, t)
+        f = Sub(b, e) [second] c = MatMul(f, w1) d = Reshape(c, t) [third] g = MatMul(d, w2) y = Reshape(g, t)
+    """
+    assert changed_layers(sizes + body, 21) == ["first", "second", "third"]
+
+
+@pytest.mark.filterwarnings("ignore:the else branch of If")
+def test_a_block_with_a_body_is_left_alone():
+    choice = """
+        k = ReduceSum <keepdims = 0> (x) low = Constant <value_float = -1e9> () go = Greater(k, low)
+        b = If (go) <then_branch = t () => (p) { p = Relu(a) }, else_branch = o () => (q) { q = Abs(a) }>
+    """
+    with pytest.warns(UserWarning, match="is not reconstructed: no gradient passes the body of If"):
+        changed_layers(CHAIN.replace("b = Relu(a)", choice), 8)
