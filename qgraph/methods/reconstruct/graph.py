@@ -134,8 +134,8 @@ def _with_known(model: ir.Model, known: Mapping[str, NDArray[np.generic]]) -> ir
     """The model with constants in place of these inputs."""
     for value in [value for value in model.graph.inputs if value.name in known]:
         model.graph.inputs.remove(value)
-        value.const_value = ir.tensor(known[str(value.name)], name=value.name)
-        value.shape, value.type = value.const_value.shape, ir.TensorType(value.const_value.dtype)
+        held = ir.tensor(known[str(value.name)], name=value.name)
+        value.const_value, value.type, value.shape = held, ir.TensorType(held.dtype), ir.Shape(held.shape.numpy())
         model.graph.register_initializer(value)
     return model
 

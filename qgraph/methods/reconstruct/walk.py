@@ -174,7 +174,7 @@ class _Walk:
         def of_a_shard(arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
             return {name: (self.config.shard, *array.shape[1:]) for name, array in arrays.items()}
 
-        sizes, important = of_a_shard(samples.quantized | samples.targets), of_a_shard(samples.important)
+        sizes, important = of_a_shard({**samples.quantized, **samples.targets}), of_a_shard(samples.important)
         power = {
             name: float(np.mean(np.square(array, dtype=np.float64) * samples.important.get(name, 1.0))) * array[0].size
             for name, array in samples.targets.items()
@@ -218,7 +218,7 @@ class _Walk:
         parts = {"quantized": quantized, "floats": floats, "targets": targets, "important": important}
         whole = {part: {name: np.concatenate(v) for name, v in held.items()} for part, held in parts.items()}
         samples = Samples(**whole)
-        for name, array in (samples.quantized | samples.targets).items():
+        for name, array in {**samples.quantized, **samples.targets}.items():
             if len(array) != samples.count:
                 raise GradientError(f"the samples of '{name}' do not run along its first axis")
         return samples
