@@ -4,7 +4,8 @@ The operand of a convolution behind a LayerNorm or GELU may have outliers that d
 grid spans those of all samples, and the result has a static grid as well. A dynamic grid (`qgraph.lowering.unfold`)
 spans what the run at hand has, and the result needs none. That takes longer than static grids and less than floats: as
 few convolutions change as the outputs need to hold 30 dB at 95 % confidence (`layer_by_layer`). Single samples must get
-better, those that were held out no worse, and a batch, in which a loud sample drowns others, not much worse.
+better, those that were held out no worse, and a batch, in which a loud sample drowns others, not much worse. What is
+cheap to ask comes first: if single samples gain nothing where all are dynamic, no layer is measured for itself.
 
 Convolutions that read codes of other layers, or whose codes others read, stay as they are.
 """
@@ -26,6 +27,8 @@ from qgraph.methods.guard.concessions import without_islands
 from qgraph.plan.dynamic import why_not_dynamic
 from qgraph.plan.grids import sound
 from qgraph.plan.plan import QuantPlan
+from qgraph.running.profile import least_seconds
+from qgraph.running.sessions import Session
 
 ENOUGH_DB = 30.0  # of an output, at 95 % confidence, for which convolutions stay on static grids
 _FEWEST, _ALONE, _TOGETHER = 8, 32, 16  # samples, one by one at least and at most, and in a batch
@@ -43,13 +46,11 @@ def with_dynamic_convolutions(given: Gathered, plan: QuantPlan, judge: Callable[
         return plan
     if judge().sure_db(plan) >= ENOUGH_DB:
         return plan
-    foretell = foreteller(given.net, given.samples)
-    runs = int(_SECONDS / (len(names) * foretell.float_seconds))
-    if foretell.float_seconds <= TIMED_SECONDS or runs < _FEWEST:
+    alone, every = _alone(given, judge(), len(names)), _made_dynamic(plan, names)
+    if alone is None or _gained(alone, without_islands(every, given.view), plan) <= WORTH_DB:
         return plan
-    plans = {_AS_IT_IS: plan, _DYNAMIC: _made_dynamic(plan, names)}
-    ways = Ways(view=given.view, plans=plans, base=_AS_IT_IS, first=_AS_IT_IS)
-    alone = judge().in_batches(1, most=min(runs, _ALONE)) or judge()
+    foretell = foreteller(given.net, given.samples)
+    ways = Ways(view=given.view, plans={_AS_IT_IS: plan, _DYNAMIC: every}, base=_AS_IT_IS, first=_AS_IT_IS)
     enough = ENOUGH_DB + alone.worst_db(plan) - alone.sure_db(plan)
     mix = best_mix(ways, alone.batches, alone.noise(plan), foretell, enough_db=enough, threads=given.job.threads)
     found = sound(mix.plan, given.view, target_cpu=given.recipe.target_cpu)
@@ -58,6 +59,18 @@ def with_dynamic_convolutions(given: Gathered, plan: QuantPlan, judge: Callable[
         return plan
     said = f"{len(changed)} convolution{'s' * (len(changed) > 1)} run on dynamic grids: static ones measured worse"
     return dataclasses.replace(found, notes=(*found.notes, said))
+
+
+def _alone(given: Gathered, judge: PlanJudge, layers: int) -> PlanJudge | None:
+    """What measures on single samples, as many as there is time for with so many layers; None if there is no point.
+
+    That is where too few can be run, or where runs are too short for any time to be told.
+    """
+    seconds = least_seconds(Session(given.net.ir_model, threads=1), judge.few(1)[0].feeds, runs=2, seconds=0.0)
+    runs = int(_SECONDS / (layers * max(seconds, TIMED_SECONDS)))
+    if seconds <= TIMED_SECONDS or runs < _FEWEST:
+        return None
+    return judge.in_batches(1, most=min(runs, _ALONE)) or judge
 
 
 def between_floats(plan: QuantPlan, view: GraphView) -> frozenset[str]:
@@ -82,9 +95,11 @@ def _made_dynamic(plan: QuantPlan, names: Container[str]) -> QuantPlan:
 def _better(found: QuantPlan, plan: QuantPlan, alone: PlanJudge, judge: PlanJudge) -> bool:
     """Whether single samples are better than before, those held out not surely worse, and a batch not much."""
     together, held_out = judge.in_batches(_TOGETHER, most=1), judge.held_out(1 if alone is not judge else None)
-
-    def gained(one: PlanJudge | None) -> float:
-        return 0.0 if one is None else one.margin(found, TARGET_DB) - one.margin(plan, TARGET_DB)
-
     worse = held_out is not None and held_out.clearly_better(plan, found)
-    return gained(alone) > WORTH_DB and not worse and gained(together) > -_DROWNED_DB
+    batch = together is None or _gained(together, found, plan) > -_DROWNED_DB
+    return _gained(alone, found, plan) > WORTH_DB and not worse and batch
+
+
+def _gained(judge: PlanJudge, found: QuantPlan, plan: QuantPlan) -> float:
+    """By how many decibels a plan is better than another."""
+    return judge.margin(found, TARGET_DB) - judge.margin(plan, TARGET_DB)

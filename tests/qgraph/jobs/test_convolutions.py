@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import pytest
 from onnx import TensorProto, helper
 
 import qgraph
 from qgraph.graph.sites import GraphView
+from qgraph.jobs import convolutions
 from qgraph.jobs.convolutions import between_floats
-from qgraph.jobs.layer_by_layer import traded
+from qgraph.jobs.layer_by_layer import Mix, Ways, best_mix, traded
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.opset import prepare
 from qgraph.running.sessions import Session
@@ -72,6 +74,22 @@ def test_outliers_of_single_samples_leave_the_grids_of_others_alone() -> None:
     want = one_by_one(load(model).ir_model, fresh)
     errors = [np.square(want - one_by_one(result.model, fresh)).sum() for result in (best, static)]
     assert 10 * np.log10(errors[1] / errors[0]) > 10
+
+
+def test_no_layer_is_measured_where_dynamic_grids_gain_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[frozenset[str]]()
+
+    def remembered(ways: Ways, *given: Any, **options: Any) -> Mix:
+        asked.extend(ways.groups)
+        return best_mix(ways, *given, **options)
+
+    monkeypatch.setattr(convolutions, "best_mix", remembered)
+    model, data = normalised_then_convolved(), samples(32, 1, loud=False)
+    coarse = quantized(model, data, weights=3, edge_bits=3)
+    assert runs(coarse)["conv"] == "integers"
+    assert coarse.quality is not None
+    assert coarse.quality.figure("dB").value < convolutions.ENOUGH_DB
+    assert not asked
 
 
 def test_a_convolution_that_reads_codes_of_another_stays_on_them() -> None:
