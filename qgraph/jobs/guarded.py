@@ -13,7 +13,7 @@ import numpy as np
 from qgraph.assess.verdict import Verdict
 from qgraph.errors import QualityWarning, UsageError
 from qgraph.jobs.below import TARGET_DB, below_eight_bits
-from qgraph.jobs.plan_judge import PlanJudge, margin
+from qgraph.jobs.plan_judge import SAME_CLASS, PlanJudge, margin
 from qgraph.jobs.prepare import Gathered
 from qgraph.jobs.result import GivenUp, Result
 from qgraph.methods.guard.concessions import widened
@@ -85,6 +85,13 @@ class _Task:
         margin = self.judge.margin(result.plan, self.target)
         return margin if margin < 0 else min(margin, _margin(result, self.target))
 
+    def missed(self, result: Result) -> str:
+        """What a result misses: decibels, or else classes."""
+        outputs = () if result.quality is None else result.quality.outputs
+        seen = [o.sqnr_db for o in outputs if o.sqnr_db is not None]
+        worst = min(self.judge.worst_db(result.plan), *seen, np.inf)
+        return f"{self.target:g} dB" if worst < self.target else f"{SAME_CLASS:.0%} of the classes"
+
     def best_variant(self, result: Result) -> Result:
         """The result with full ranges, unless it measures worse, or without bias shifts where that measures better.
 
@@ -110,7 +117,7 @@ class _Task:
     def repaired(self, result: Result) -> Result:
         """The result after the guard, checked on held-out samples as well."""
         effort = dataclasses.replace(REPAIR, queries=REPAIR.queries * (INSISTED if self.insists else 1))
-        wanted, better = self.target, result
+        wanted, better, goal = self.target, result, self.missed(result)
         with self.searching("finding what ruins the outputs", result.plan, effort) as search:
             for _ in range(2):  # a target met on calibration samples may be missed on held-out ones
                 found = guard(search, self.judge.above(wanted), target_db=wanted)
@@ -118,7 +125,7 @@ class _Task:
                 if search.stopped and not found.holds:
                     stopped = f"the guard stopped after {effort.queries} measurements"
                     plan = dataclasses.replace(plan, notes=(*plan.notes, stopped))
-                given_up = GivenUp(self.target, found.concessions, self.before) if found.concessions else None
+                given_up = GivenUp(self.target, goal, found.concessions, self.before) if found.concessions else None
                 better = dataclasses.replace(result, plan=plan, given_up=given_up)
                 missed = self.spare(better)
                 if missed >= 0:
@@ -142,7 +149,7 @@ class _Task:
             found = comforted(search, self.judge.above(wanted), target_db=wanted)
         if not found.concessions:
             return result
-        gone = result.given_up or GivenUp(self.target, (), self.before)
+        gone = result.given_up or GivenUp(self.target, f"a reserve above {self.target:g} dB", (), self.before)
         given_up = dataclasses.replace(gone, concessions=(*gone.concessions, *found.concessions))
         better = dataclasses.replace(result, plan=found.plan, given_up=given_up)
         return better if _margin(better, self.target) >= min(held_out - WORTH_DB, SPARE_DB) else result

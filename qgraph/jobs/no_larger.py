@@ -10,6 +10,7 @@ from qgraph.errors import QualityWarning
 from qgraph.graph.sites import GraphView
 from qgraph.jobs.result import Result
 from qgraph.plan.plan import KeptFloat, QuantPlan
+from qgraph.running.wording import option
 
 SMALL = 2**14  # bytes of a float file below which the names of grids decide the size: only warn
 LARGE = 2**26  # bytes of a float file above which weights outweigh everything else: do not check
@@ -42,9 +43,12 @@ def no_larger(result: Result, *, fixed: bool) -> Result:
 def warn_if_larger(result: Result) -> None:
     """Warn of a file that is larger than the float one after all."""
     if _is_larger(result):
+        gone = result.given_up
+        why = "which holds few weights that can be quantized"
+        if gone is not None and any(concession.how == "float" for concession in gone.concessions):
+            why = f"since weights stay float for {gone.goal}: {option('guard', 'off')} quantizes them"
         warnings.warn(
-            f"the file has {result.nbytes:,} bytes, more than the {result.net.nbytes:,} of the float model, which "
-            f"holds few weights that can be quantized",
+            f"the file has {result.nbytes:,} bytes, more than the {result.net.nbytes:,} of the float model, {why}",
             QualityWarning,
             stacklevel=4,
         )

@@ -41,9 +41,10 @@ SMALL = 2**26  # bytes of a model whose file is made to tell its size
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """The concessions of the guard, and the verdict on the file before them."""
+    """The concessions of the guard, what they were made for, and the verdict on the file before them."""
 
     target_db: float
+    goal: str
     concessions: tuple[Concession, ...]
     before: Verdict
 
@@ -53,12 +54,14 @@ class GivenUp:
         cost = f"{share:+.1%} of the float model's bytes"
         if after.latency is not None and self.before.latency is not None:
             cost += f", latency {self.before.latency:.2f} -> {after.latency:.2f} of float's"
-        head = f"guard: {len(self.concessions)} grids gave way for {self.target_db:g} dB ({cost})"
+        count = len(self.concessions)
+        head = f"guard: {count} grid{'s' * (count != 1)} gave way for {self.goal} ({cost})"
         return head, *(f"  {concession}" for concession in self.concessions)
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "target_db": self.target_db,
+            "goal": self.goal,
             "bytes_before": self.before.nbytes,
             "latency_before": self.before.latency,
             "concessions": [concession.to_dict() for concession in self.concessions],

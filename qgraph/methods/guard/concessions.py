@@ -60,8 +60,12 @@ def apply_concessions(
     concessions: Collection[Concession],
     ranges: Mapping[str, tuple[float, float]],
 ) -> QuantPlan:
-    """The plan without the grids given up, and without those that no integer kernel would use any more."""
+    """The plan without the grids given up, and without those that no integer kernel would use any more.
+
+    A weight that several layers read stays float for all of them: the file would hold it twice otherwise.
+    """
     how = {c.grid: c for c in concessions}
+    shared = _layers_sharing([grid.name for grid in how if grid.kind == "weight"], plan, view)
     activations = []
     for quant in plan.activations:
         given = how.get(Grid("tensor", quant.tensor))
@@ -72,22 +76,34 @@ def apply_concessions(
     layers = tuple(
         weights_alone(layer, view.by_name[layer.name]) if Grid("operand", layer.name) in how else layer
         for layer in plan.layers
-        if Grid("weight", layer.name) not in how
+        if Grid("weight", layer.name) not in how and layer.name not in shared
     )
     floats = tuple(
-        KeptFloat(name=c.grid.name, why=f"its rounded weight alone leaves {c.alone_db:.1f} dB of output '{c.output}'")
+        KeptFloat(
+            name=c.grid.name,
+            why=f"its rounded weight alone leaves {c.alone_db:.1f} dB of output '{c.output}'",
+            bytes=view.by_name[c.grid.name].weight_array().nbytes,
+        )
         for c in concessions
         if c.how == "float"
     )
+    more = (KeptFloat(name=name, why=f"it shares the weight of '{one}'") for name, one in shared.items())
     notes = tuple(str(c) for c in concessions if c.how != "float")
     conceded = dataclasses.replace(
         plan,
         layers=layers,
         activations=tuple(activations),
-        kept_float=(*plan.kept_float, *floats),
+        kept_float=(*plan.kept_float, *floats, *more),
         notes=(*plan.notes, *notes),
     )
     return without_lost_factors(without_islands(conceded, view), view)
+
+
+def _layers_sharing(names: Collection[str], plan: QuantPlan, view: GraphView) -> dict[str, str]:
+    """The other layers that read a weight of the named ones, each with the one that it shares it with."""
+    weights = {view.by_name[name].weight: name for name in names}
+    found = {quant.name: weights.get(view.by_name[quant.name].weight) for quant in plan.layers}
+    return {name: one for name, one in found.items() if one is not None and name not in names}
 
 
 def without_islands(plan: QuantPlan, view: GraphView) -> QuantPlan:

@@ -24,7 +24,7 @@ from qgraph.jobs.plan_judge import PlanJudge, margin, surely_positive
 from qgraph.jobs.prepare import gather
 from qgraph.lowering.lower import lower
 from qgraph.lowering.simulate import simulate
-from qgraph.methods.guard.concessions import without_islands
+from qgraph.methods.guard.concessions import Concession, apply_concessions, without_islands
 from qgraph.methods.guard.costs import Costs
 from qgraph.methods.guard.factors import without_lost_factors
 from qgraph.methods.guard.guard import Effort, Guarded
@@ -192,6 +192,30 @@ def test_factors_go_with_a_layer_that_carries_them(digits, digits_calibration):
         mended = without_lost_factors(part, view)
         lower(result.net, mended, format="qdq")
         assert {a.tensor for a in mended.activations} == {a.tensor for a in plan.activations}
+
+
+def test_a_table_that_stays_float_does_so_for_all_that_read_it(model_from_text):
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (int64[N, 16] x) => (float[N, 16, 600] y) <float[600, 48] words, float[48, 48] w> {
+        e = Gather(words, x)
+        h = MatMul(e, w)
+        t = Tanh(h)
+        turned = Transpose<perm = [1, 0]>(words)
+        y = MatMul(t, turned)
+    }"""
+    rng = np.random.default_rng(0)
+    drawn = {"words": rng.normal(size=(600, 48)), "w": rng.normal(size=(48, 48)) / 7}
+    model = model_from_text(text, **{name: array.astype(np.float32) for name, array in drawn.items()})
+    data = {"x": rng.integers(0, 600, size=(96, 16))}
+    result = qgraph.quantize(model, data, activations=8, measure=False)
+    told = Concession(grid=Grid("weight", "Gather_e"), how="float", alone_db=9.0, output="y")
+    view = GraphView(result.net)
+    plan = apply_concessions(result.plan, view, [told], {})
+    assert [layer.name for layer in plan.layers] == ["MatMul_h"]
+    assert [(kept.name, kept.bytes) for kept in plan.kept_float] == [("Gather_e", 4 * 600 * 48), ("MatMul_y", 0)]
+    assert result.with_plan(plan).nbytes < model.ByteSize()
+    few = qgraph.quantize(model, data, activations=8, weights=6, edge_bits=6, guard=15)
+    assert few.given_up.goal == "98% of the classes"
 
 
 def test_the_command_says_what_gave_way(spectrum, tmp_path, capsys):
@@ -484,6 +508,9 @@ class _Easy:
 
     def above(self, target):
         return lambda plan: 8.0
+
+    def worst_db(self, plan):
+        return 28.0
 
     def few(self, most):
         return []
