@@ -294,3 +294,12 @@ def test_a_block_with_a_body_is_left_alone():
     """
     with pytest.warns(UserWarning, match="is not reconstructed: no gradient passes the body of If"):
         changed_layers(CHAIN.replace("b = Relu(a)", choice), 8)
+
+
+def test_a_block_that_reads_samples_along_another_axis_is_left_alone():
+    aside = """
+        p = Transpose <perm = [1, 0, 2]> (x) zero = Constant <value_ints = [0]> () q = ReduceMean (p, zero)
+        u = Transpose <perm = [1, 0, 2]> (a) v = Add(u, q) b = Transpose <perm = [1, 0, 2]> (v)
+    """
+    with pytest.warns(UserWarning, match="the samples of 'q' do not run along its first axis"):
+        assert changed_layers(CHAIN.replace("b = Relu(a)", aside), 8) == []
