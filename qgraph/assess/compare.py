@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Unpack
+from itertools import zip_longest
+from typing import Any, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qgraph.assess.bits_in_file import Bits, bits_in_file
 from qgraph.errors import UsageError
@@ -21,6 +23,7 @@ from qgraph.onnxfile.load import load
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan.plan import MAX_BITS
+from qgraph.running.inner import bodies
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session
 from qgraph.running.threads import keeps_threads
@@ -55,7 +58,10 @@ def compare(
     progress: Progress = SILENT,
     **reading: Unpack[Reading],
 ) -> tuple[LayerComparison, ...]:
-    """Measure the error accumulated up to each layer's result, in graph order.
+    """Measure the error accumulated up to each layer's result, in graph order; behind them, the layers in bodies.
+
+    What a layer in a Loop or Scan computes counts for all steps. A value that the other model does not have, because it
+    took another branch or fewer steps, is as wrong as zero.
 
     Args:
         reference: the float model; tensors of the others are matched with its own by name.
@@ -80,7 +86,9 @@ def compare(
     reading.setdefault("limit", SAMPLES)
     base = normalise(load(reference))
     rivals = [load(other) for other in others]
-    pairs = [(layer.name, str(fused_output(layer.output).name)) for layer in GraphView(base).layers]
+    pairs = _results(base)
+    if not pairs:
+        raise UsageError(f"{base.source} has no Conv, Gemm or MatMul with a constant weight whose results to compare")
     tensors = [tensor for _, tensor in pairs]
     present = [_shared(base, rival, tensors) for rival in rivals]
     samples = open_data(data, base, **reading)
@@ -90,12 +98,12 @@ def compare(
     noise = [dict.fromkeys(names, 0.0) for names in present]
     with progress.stage("comparing", samples.count) as advance:
         for taken in samples.batches(BATCH):
-            expected = main.run(taken.feeds)
-            for tensor, value in expected.items():
-                signal[tensor] += float(np.sum(value.astype(np.float64) ** 2))
+            expected = {tensor: _floats(found) for tensor, found in main.run(taken.feeds).items()}
+            for tensor, arrays in expected.items():
+                signal[tensor] += sum(float(np.sum(array**2)) for array in arrays)
             for session, sums in zip(sessions, noise, strict=True):
-                for tensor, value in session.run(taken.feeds).items():
-                    sums[tensor] += float(np.sum((value.astype(np.float64) - expected[tensor]) ** 2))
+                for tensor, found in session.run(taken.feeds).items():
+                    sums[tensor] += _error(expected[tensor], _floats(found))
             advance(taken.count)
     rejected = _rejected_priors(base, rivals, samples, threads)
     return tuple(
@@ -109,8 +117,30 @@ def compare(
     )
 
 
+def _results(base: Model) -> list[tuple[str, str]]:
+    """The name of every layer whose result can be seen, and of that result; recurrent layers are left out."""
+    view = GraphView(base)
+    halves = (layer for layer in view.weight_only if layer.is_half and layer.node.graph is base.graph)
+    return [(layer.name, str(fused_output(layer.output).name)) for layer in (*view.observed, *halves)]
+
+
+def _floats(found: NDArray[Any] | list[NDArray[Any]]) -> list[NDArray[np.float64]]:
+    """A result, or those of all steps of a loop."""
+    return [array.astype(np.float64) for array in (found if isinstance(found, list) else [found])]
+
+
+def _error(want: list[NDArray[np.float64]], have: list[NDArray[np.float64]]) -> float:
+    """The sum of squared errors."""
+    total = 0.0
+    for exact, found in zip_longest(want, have, fillvalue=np.zeros(0)):
+        total += float(np.sum((found - exact) ** 2)) if exact.shape == found.shape else float(np.sum(exact**2))
+    return total
+
+
 def _shared(base: Model, rival: Model, tensors: list[str]) -> list[str]:
-    floats = {name for name, value in GraphView(rival).values.items() if value.const_value is None}
+    graphs = {rival.graph, *bodies(rival.graph)}
+    values = GraphView(rival).values.items()
+    floats = {name for name, value in values if value.const_value is None and value.graph in graphs}
     shared = [tensor for tensor in tensors if tensor in floats]
     if not shared:
         raise UsageError(

@@ -104,7 +104,9 @@ def _show(model: str, result: Sensitivity) -> None:
         _show_one(
             model, result, ("layer", "weights"), result.layers, "in closed form, from errors of weights", "predicted"
         )
-    show(f"rank correlation of measured and closed form: {result.agreement():.3f}")
+    agreement = result.agreement()
+    if not math.isnan(agreement):
+        show(f"rank correlation of measured and closed form: {agreement:.3f}")
 
 
 def _show_one(

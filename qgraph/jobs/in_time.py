@@ -111,9 +111,12 @@ def within(target: TargetLatency, plan: QuantPlan, foretell: Foreteller) -> Quan
         return faster
     longest = sorted(found.layers, key=lambda x: -x.seconds)[:3]
     named = ", ".join(f"'{x.name}' {1e3 * x.seconds:.2g} ms" for x in longest)
+    share = (
+        f", most of it for {named}" if named else "; nothing is foretold to become faster in bodies of Loop and Scan"
+    )
     raise QGraphError(
         f"no plan with these options takes at most {target}: {found.ratio:.2f} of the float model's "
-        f"{1e3 * found.float_seconds:.3g} ms are foretold, most of it for {named}; allow more with "
+        f"{1e3 * found.float_seconds:.3g} ms are foretold{share}; allow more with "
         f"{option('target_latency')}"
     )
 

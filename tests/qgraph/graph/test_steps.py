@@ -10,7 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import qgraph
+from qgraph.assess.compare import _error
 from qgraph.assess.fused import inspect_fused
+from qgraph.errors import QGraphError
 from qgraph.graph.sites import GraphView
 from qgraph.lowering.lower import lower
 from qgraph.observe import statistics
@@ -381,3 +383,28 @@ def test_a_convolution_that_is_to_run_in_floats_does():
     found = {layer.name: layer.kernel for layer in inspect_fused(load(written)).layers}
     assert "QLinearConv" not in found["loop/body/c3"]
     assert found["loop/body/c1"] == found["loop/body/c2"] == "QLinearConv"
+
+
+def test_results_of_all_steps_are_compared():
+    net, given = network("Loop", ("b",)), feeds()
+    net.graph.output[1].CopyFrom(info("bs", ["steps", "b", CHANNELS, 8, 8]))
+    result = quantized(net, given)
+    names = Session(result.model).output_names
+    want, have = (
+        Session(m).run_list(given)[names.index("bs")].astype(float) for m in (net.SerializeToString(), result.model)
+    )
+    rows = {row.layer: row.sqnr_db[0] for row in qgraph.compare(net, [result], given)}
+    assert list(rows) == [layer.name for layer in result.plan.layers]
+    stacked = 10 * np.log10(np.square(want).sum() / np.square(want - have).sum())
+    assert next(db for name, db in rows.items() if name.endswith("c1")) == pytest.approx(stacked, abs=0.3)
+
+
+def test_steps_that_the_other_model_lacks_count_as_wrong():
+    assert _error([np.ones(2), np.ones(3)], [np.ones(2)]) == 3
+    assert _error([np.ones(2)], [np.ones(2), np.ones(2)]) == 0
+    assert _error([np.ones(2)], [np.zeros(0)]) == 2
+
+
+def test_no_time_is_foretold_for_what_is_in_loops():
+    with pytest.raises(QGraphError, match=r"nothing is foretold to become faster in bodies of Loop and Scan; allow"):
+        quantized(network("Loop"), feeds(), target_latency=0.1)
