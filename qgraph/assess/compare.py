@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qgraph.assess.bits_in_file import Bits, bits_in_file
 from qgraph.errors import UsageError
-from qgraph.graph.layers import Layer
+from qgraph.graph.layers import LAYER_OPS, Layer
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import fused_output, root_name
 from qgraph.methods.aciq.clip import prior_rejected
@@ -120,7 +120,8 @@ def compare(
 def _results(base: Model) -> list[tuple[str, str]]:
     """The name of every layer whose result can be seen, and of that result; recurrent layers are left out."""
     view = GraphView(base)
-    halves = (layer for layer in view.weight_only if layer.is_half and layer.node.graph is base.graph)
+    graphs = {base.graph, *bodies(base.graph)}
+    halves = (x for x in view.weight_only if x.is_half and x.op in LAYER_OPS and x.node.graph in graphs)
     return [(layer.name, str(fused_output(layer.output).name)) for layer in (*view.observed, *halves)]
 
 

@@ -399,6 +399,21 @@ def test_results_of_all_steps_are_compared():
     assert next(db for name, db in rows.items() if name.endswith("c1")) == pytest.approx(stacked, abs=0.3)
 
 
+def test_steps_in_16_bit_floats_are_compared():
+    net, given = network("Loop"), feeds()
+    tensors = [net.graph.input[0], net.graph.output[0], *net.graph.node[0].attribute[0].g.input[2:]]
+    for value in (*tensors, *net.graph.node[0].attribute[0].g.output[1:]):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    for index, array in enumerate(map(numpy_helper.to_array, list(net.graph.initializer))):
+        if array.dtype == np.float32:
+            fresh = numpy_helper.from_array(array.astype(np.float16), net.graph.initializer[index].name)
+            net.graph.initializer[index].CopyFrom(fresh)
+    given["x"] = given["x"].astype(np.float16)
+    rows = qgraph.compare(net, [quantized(net, given)], given)
+    assert [row.layer.rsplit("/")[-1] for row in rows] == ["c1", "c2"]
+    assert all(row.sqnr_db[0] > 35 for row in rows)
+
+
 def test_steps_that_the_other_model_lacks_count_as_wrong():
     assert _error([np.ones(2), np.ones(3)], [np.ones(2)]) == 3
     assert _error([np.ones(2)], [np.ones(2), np.ones(2)]) == 0
