@@ -67,12 +67,14 @@ def _missed(output: OutputQuality, target: float) -> str:
 
 
 def warn_of_result(result: Result, target: float | None = None) -> None:
-    """The same for a result, by default for what its bits usually reach.
+    """The same for a result, by default for the guard's target, or else for what its bits usually reach.
 
     Its layers are only measured if there is something to warn of.
     """
-    target = expected_db(result.plan) if target is None else target
-    if result.quality is not None and margin(result.quality.outputs, target) < 0:
+    outputs = () if result.quality is None else result.quality.outputs
+    targets = (TARGET_DB, expected_db(result.plan)) if target is None else (target,)
+    target = next((db for db in targets if margin(outputs, db) < 0), None)
+    if target is not None:
         warn_below(result.quality, target, result.layers_unsimulated)
 
 

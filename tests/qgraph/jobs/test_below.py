@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ import qgraph
 from qgraph.assess.output_quality import OutputQuality
 from qgraph.assess.verdict import Verdict
 from qgraph.errors import QualityWarning
-from qgraph.jobs.below import expected_db, warn_below
+from qgraph.jobs.below import expected_db, warn_below, warn_of_result
 
 RNG = np.random.default_rng(0)
 
@@ -38,6 +39,13 @@ def test_the_figure_is_in_the_warning():
     warn_below(verdict(25.1), 25.0)
     with pytest.warns(QualityWarning, match="output 'y' is at 24.2 dB, below the target of 25 dB.*guard=25.0 gives up"):
         warn_below(verdict(24.2), 25.0)
+
+
+@pytest.mark.parametrize(("db", "target"), [(17.4, 20), (24.2, 25)])
+def test_the_target_is_the_one_of_the_guard_where_that_is_missed(digits, db, target):
+    result = SimpleNamespace(quality=verdict(db), plan=plan_of(digits), layers_unsimulated=())
+    with pytest.warns(QualityWarning, match=f"below the target of {target} dB; guard={target}.0 gives up"):
+        warn_of_result(result)
 
 
 def test_it_says_what_is_missed():
