@@ -138,7 +138,7 @@ def quality_options(f: F) -> F:
         click.option(
             "--measure/--no-measure",
             default=True,
-            help="Compare the file with the float model on held-out samples (default), or not.",
+            help="Compare the file with the float model on held-out samples (default), or not: then there is no guard.",
         ),
         click.option(
             "--metric",

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 import qgraph
 from qgraph.assess.compare import _error
 from qgraph.assess.fused import inspect_fused
-from qgraph.errors import QGraphError
+from qgraph.errors import QGraphError, UsageError
 from qgraph.graph.sites import GraphView
 from qgraph.lowering.lower import lower
 from qgraph.observe import statistics
@@ -423,3 +423,9 @@ def test_steps_that_the_other_model_lacks_count_as_wrong():
 def test_no_time_is_foretold_for_what_is_in_loops():
     with pytest.raises(QGraphError, match=r"nothing is foretold to become faster in bodies of Loop and Scan; allow"):
         quantized(network("Loop"), feeds(), target_latency=0.1)
+
+
+def test_networks_without_a_layer_are_not_compared():
+    net = model([N("Tanh", ["x"], ["y"])])
+    with pytest.raises(UsageError, match="no Conv, Gemm or MatMul with a constant weight whose results to compare"):
+        qgraph.compare(net, [net], feeds("Scan"))
