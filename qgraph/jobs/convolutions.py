@@ -17,7 +17,7 @@ from collections.abc import Callable, Container
 
 from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import fused_output, nearest
-from qgraph.jobs.below import TARGET_DB
+from qgraph.jobs.below import TARGET_DB, below_eight_bits
 from qgraph.jobs.in_time import foreteller
 from qgraph.jobs.layer_by_layer import WORTH_DB, Ways, best_mix
 from qgraph.jobs.no_slower import TIMED_SECONDS
@@ -39,15 +39,20 @@ _AS_IT_IS = "as it is"
 _DYNAMIC = "dynamic"
 
 
-def with_dynamic_convolutions(given: Gathered, plan: QuantPlan, judge: Callable[[], PlanJudge]) -> QuantPlan:
-    """The plan, or the one with dynamic convolutions where its outputs need them."""
+def with_dynamic_convolutions(
+    given: Gathered, plan: QuantPlan, judge: Callable[[], PlanJudge], *, guarded: bool
+) -> QuantPlan:
+    """The plan, or the one with dynamic convolutions where its outputs need them; `guarded`: the guard comes next.
+
+    Outputs that would miss the target all the same are left to the guard, which has grids for all layers to give up.
+    """
     names = between_floats(plan, given.view)
     if not names:
         return plan
     if judge().sure_db(plan) >= ENOUGH_DB:
         return plan
     alone, every = _alone(given, judge(), len(names)), _made_dynamic(plan, names)
-    if alone is None or _gained(alone, without_islands(every, given.view), plan) <= WORTH_DB:
+    if alone is None or not _worth_it(without_islands(every, given.view), plan, alone, guarded=guarded):
         return plan
     foretell = foreteller(given.net, given.samples)
     ways = Ways(view=given.view, plans={_AS_IT_IS: plan, _DYNAMIC: every}, base=_AS_IT_IS, first=_AS_IT_IS)
@@ -55,7 +60,9 @@ def with_dynamic_convolutions(given: Gathered, plan: QuantPlan, judge: Callable[
     mix = best_mix(ways, alone.batches, alone.noise(plan), foretell, enough_db=enough, threads=given.job.threads)
     found = sound(mix.plan, given.view, target_cpu=given.recipe.target_cpu)
     changed = [quant.name for quant in found.layers if quant.name in names and quant.runs == "dynamic"]
-    if not changed or not _better(found, plan, alone, judge()) or foretell(found).ratio >= 1:
+    if not changed or not _worth_it(found, plan, alone, guarded=guarded):
+        return plan
+    if not _holds_elsewhere(found, plan, alone, judge()) or foretell(found).ratio >= 1:
         return plan
     said = f"{len(changed)} convolution{'s' * (len(changed) > 1)} run on dynamic grids: static ones measured worse"
     return dataclasses.replace(found, notes=(*found.notes, said))
@@ -92,12 +99,17 @@ def _made_dynamic(plan: QuantPlan, names: Container[str]) -> QuantPlan:
     return plan.map_layers(lambda quant: dataclasses.replace(quant, runs="dynamic") if quant.name in names else quant)
 
 
-def _better(found: QuantPlan, plan: QuantPlan, alone: PlanJudge, judge: PlanJudge) -> bool:
-    """Whether single samples are better than before, those held out not surely worse, and a batch not much."""
+def _worth_it(found: QuantPlan, plan: QuantPlan, alone: PlanJudge, *, guarded: bool) -> bool:
+    """Whether single samples are better than before, and good enough where the guard would act otherwise."""
+    missed = guarded and not below_eight_bits(plan) and alone.margin(found, TARGET_DB) < 0
+    return not missed and _gained(alone, found, plan) > WORTH_DB
+
+
+def _holds_elsewhere(found: QuantPlan, plan: QuantPlan, alone: PlanJudge, judge: PlanJudge) -> bool:
+    """Whether samples that were held out are not surely worse than before, and a batch not much."""
     together, held_out = judge.in_batches(_TOGETHER, most=1), judge.held_out(1 if alone is not judge else None)
     worse = held_out is not None and held_out.clearly_better(plan, found)
-    batch = together is None or _gained(together, found, plan) > -_DROWNED_DB
-    return _gained(alone, found, plan) > WORTH_DB and not worse and batch
+    return not worse and (together is None or _gained(together, found, plan) > -_DROWNED_DB)
 
 
 def _gained(judge: PlanJudge, found: QuantPlan, plan: QuantPlan) -> float:

@@ -47,8 +47,13 @@ _PLAIN = "dynamic products, without moving outlier channels, measured better tha
 _STAY = "outlier channels stay: moving them measured worse"
 
 
-def best_products(given: Gathered, plan: QuantPlan, *, judge: Callable[[], PlanJudge], fixed: bool) -> QuantPlan:
-    """The plan, or the one whose products run in ways that measure better; `fixed`: the caller chose static grids."""
+def best_products(
+    given: Gathered, plan: QuantPlan, *, judge: Callable[[], PlanJudge], fixed: bool, guarded: bool
+) -> QuantPlan:
+    """The plan, or the one whose products run in ways that measure better.
+
+    `fixed`: the caller chose static grids; `guarded`: the guard comes next.
+    """
     recipe = given.recipe
     searched = recipe.mixed or recipe.ingredients or find(recipe.method).trains
     if given.samples is None or not given.variants or searched or given.format != "qdq":
@@ -61,7 +66,7 @@ def best_products(given: Gathered, plan: QuantPlan, *, judge: Callable[[], PlanJ
     if fixed or recipe.static_bits != 8:
         return plan
     plan = _beside_static(given, with_dynamic_bodies(given, plan, judge), judge)
-    return with_dynamic_convolutions(given, plan, judge)
+    return with_dynamic_convolutions(given, plan, judge, guarded=guarded)
 
 
 def _beside_static(given: Gathered, plan: QuantPlan, judge: Callable[[], PlanJudge]) -> QuantPlan:

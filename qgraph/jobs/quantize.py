@@ -81,7 +81,7 @@ def quantize(
             once. The statistics alone then decide the plan; no variants of a method are tried on samples.
         opset: raise the model to this opset first.
         seed: for distilled data.
-        measure: run the result beside the float model on held-out samples (`Result.quality`).
+        measure: run the result beside the float model on held-out samples (`Result.quality`); if not, no guard acts.
         metric: measures the task, for the verdict and for `max_drop`: a function (outputs, labels) -> number, higher
             is better, or its name as `module:function`.
         guard: SQNR in dB that every output must keep, or "off". Grids that ruin an output are given up until it does.
@@ -142,7 +142,7 @@ def _quantized(
     others: tuple[str, ...] = ()
     judge = cache(lambda: PlanJudge(given))
     with job.stage("plan"):
-        plan = best_products(given, given.plan(), judge=judge, fixed=fixed)
+        plan = best_products(given, given.plan(), judge=judge, fixed=fixed, guarded=measure and guard != "off")
     if given.recipe.mixed:
         better = None if on_better is None else lambda mixed: on_better(_result(given, mixed))
         plan, allocation = given.mixer(on_better=better).mix(plan)

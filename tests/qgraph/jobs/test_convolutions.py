@@ -76,6 +76,14 @@ def test_outliers_of_single_samples_leave_the_grids_of_others_alone() -> None:
     assert 10 * np.log10(errors[1] / errors[0]) > 10
 
 
+def test_outputs_that_would_miss_the_target_all_the_same_are_left_to_the_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "TARGET_DB", 60.0)
+    model, data = normalised_then_convolved(), samples(32, 1)
+    assert runs(quantized(model, data))["conv"] == "dynamic"
+    left = qgraph.quantize(model, data)
+    assert not any("dynamic grids" in note for note in left.plan.notes)
+
+
 def test_no_layer_is_measured_where_dynamic_grids_gain_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[frozenset[str]]()
 
