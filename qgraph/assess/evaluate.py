@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any, Unpack
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qgraph.errors import DataError
@@ -68,6 +69,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure accuracy on labelled data, and divergence and signal-to-noise ratio against another model.
 
+    Samples run in batches; one by one in a model with dynamic grids, which would span a whole batch.
+
     Args:
         model: a path, `onnx.ModelProto`, onnx-ir model, or the result of `quantize` or `apply`.
         data: samples; with labels, top-1 accuracy is measured on the first output with one score per class.
@@ -106,16 +109,18 @@ def evaluate(
     if reference is not None:
         check_interface(net, reference)
     names = [str(value.name) for value in net.graph.outputs]
+    nodes = ir.traversal.RecursiveGraphIterator(net.graph)
+    size = 1 if any(node.op_type == "DynamicQuantizeLinear" for node in nodes) else BATCH
 
     def measured(samples: Dataset) -> _Tally:
         job, total = _Job(net, reference, next(samples.batches(DECIDING))), _Tally(len(names))
         _ = job.sessions, job.probabilities  # before threads need them; also refuses a model that does not load
-        pieces = -(-samples.count // BATCH)
+        pieces = -(-samples.count // size)
         with (
             progress.stage("evaluating", samples.count, pieces=pieces) as advance,
             open_executor(executor, workers=threads) as pool,
         ):
-            for tally in _in_order(pool, job, samples.batches(BATCH)):
+            for tally in _in_order(pool, job, samples.batches(size)):
                 total += tally
                 advance(tally.count)
         return total

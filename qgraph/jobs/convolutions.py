@@ -52,13 +52,16 @@ def with_dynamic_convolutions(
     if judge().sure_db(plan) >= ENOUGH_DB:
         return plan
     alone, every = _alone(given, judge(), len(names)), _made_dynamic(plan, names)
-    if alone is None or not _worth_it(without_islands(every, given.view), plan, alone, guarded=guarded):
+    whole = sound(without_islands(every, given.view), given.view, target_cpu=given.recipe.target_cpu)
+    if alone is None or not _worth_it(whole, plan, alone, guarded=guarded):
         return plan
     foretell = foreteller(given.net, given.samples)
     ways = Ways(view=given.view, plans={_AS_IT_IS: plan, _DYNAMIC: every}, base=_AS_IT_IS, first=_AS_IT_IS)
     enough = ENOUGH_DB + alone.worst_db(plan) - alone.sure_db(plan)
     mix = best_mix(ways, alone.batches, alone.noise(plan), foretell, enough_db=enough, threads=given.job.threads)
     found = sound(mix.plan, given.view, target_cpu=given.recipe.target_cpu)
+    if alone.worst_db(found) < enough and _gained(alone, whole, found) > WORTH_DB:
+        found = whole  # sums of large errors foretell little
     changed = [quant.name for quant in found.layers if quant.name in names and quant.runs == "dynamic"]
     if not changed or not _worth_it(found, plan, alone, guarded=guarded):
         return plan

@@ -35,6 +35,20 @@ def test_the_sums_do_not_depend_on_the_order_of_results(small, digits, digits_te
     assert expected.kl < 0.1
 
 
+def test_dynamic_grids_span_one_sample(model_from_text):
+    """In a batch, the loudest sample would set the grid of all."""
+    rng = np.random.default_rng(4)
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        net (float[N,64] x, float[64,32] w) => (float[N,32] y) { y = MatMul(x, w) }"""
+    model = model_from_text(text, w=rng.normal(size=(64, 32)).astype(np.float32))
+    x = (rng.normal(size=(16, 64)) * np.geomspace(1, 100, 16)[:, None]).astype(np.float32)
+    made = qgraph.quantize(model, activations="dynamic", measure=False).model
+    sessions = Session(load(model).ir_model), Session(made)
+    want, have = (np.concatenate([session.run_list({"x": row[None]})[0] for row in x]) for session in sessions)
+    alone = 10 * np.log10(np.square(want).sum() / np.square(want - have).sum())
+    assert evaluate(made, x, against=model).sqnr_db == pytest.approx(alone, abs=1e-3)
+
+
 def test_few_batches_are_in_memory(small, digits_test, monkeypatch):
     monkeypatch.setattr(evaluation, "AHEAD", 2)
     waiting = []

@@ -84,6 +84,14 @@ def test_outputs_that_would_miss_the_target_all_the_same_are_left_to_the_guard(m
     assert not any("dynamic grids" in note for note in left.plan.notes)
 
 
+def test_a_mix_that_measures_worse_than_foretold_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hasty(ways: Ways, *given: Any, **options: Any) -> Mix:
+        return Mix(plan=ways.plans[ways.first], saves=0.0)
+
+    monkeypatch.setattr(convolutions, "best_mix", hasty)
+    assert runs(quantized(normalised_then_convolved(), samples(32, 1)))["conv"] == "dynamic"
+
+
 def test_no_layer_is_measured_where_dynamic_grids_gain_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[frozenset[str]]()
 
