@@ -24,6 +24,7 @@ from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan.plan import MAX_BITS
 from qgraph.running.inner import bodies
+from qgraph.running.outputs import arrays_of
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.sessions import Session
 from qgraph.running.threads import keeps_threads
@@ -127,7 +128,7 @@ def _results(base: Model) -> list[tuple[str, str]]:
 
 def _floats(found: NDArray[Any] | list[NDArray[Any]]) -> list[NDArray[np.float64]]:
     """A result, or those of all steps of a loop."""
-    return [array.astype(np.float64) for array in (found if isinstance(found, list) else [found])]
+    return [array.astype(np.float64) for array in arrays_of(found)]
 
 
 def _error(want: list[NDArray[np.float64]], have: list[NDArray[np.float64]]) -> float:

@@ -143,7 +143,7 @@ class Foreteller:
         runs = {q.name: _runs(self.view.by_name[q.name], q.runs, grids) for q in plan.layers}
         layers = tuple(
             self._layer(layer, runs.get(layer.name, "floats"), tensors)
-            for layer in _once(self.view)
+            for layer in self.readers.values()
             if layer.op in INTEGER_OPS and str(layer.input.name) in self.shapes
         )
         between, coded = self._between(tensors, runs)
@@ -309,8 +309,9 @@ def _shapes(view: GraphView, feeds: Feeds) -> dict[str, tuple[int, ...]]:
     Tensors of a branch that these feeds do not take have none, and their layers take no time; nor have those of a loop,
     which has a value for every step.
     """
-    names = {str(v.name) for layer in _once(view) for v in (layer.input, root(layer.input))}
-    outputs = [layer.output for layer in _once(view)]
+    layers = _once(view)
+    names = {str(v.name) for layer in layers for v in (layer.input, root(layer.input))}
+    outputs = [layer.output for layer in layers]
     names |= {str(v.name) for output in outputs for v in (output, fused_output(output))}
     for node in view.nodes:
         if node.op_type in _CODED:

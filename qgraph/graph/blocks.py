@@ -14,11 +14,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from qgraph.graph.sites import GraphView
+from qgraph.graph.sites import SHAPE_OPS, GraphView
 from qgraph.graph.walk import descendants, reads
 
 IN_CHAIN, AT_MOST = 3, 12  # layers of a block in a chain, and of any block
-_SIZES = frozenset({"Shape", "Size"})  # read no values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +139,6 @@ def _varying(graph: ir.Graph) -> set[ir.Value]:
     """The tensors that depend on values that are fed, and not on their sizes alone."""
     found = {value for value in graph.inputs if value.const_value is None}
     for node in graph:
-        if node.op_type not in _SIZES and any(value in found for value in reads(node)):
+        if node.op_type not in SHAPE_OPS and any(value in found for value in reads(node)):
             found.update(node.outputs)
     return found

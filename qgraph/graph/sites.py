@@ -25,7 +25,7 @@ from qgraph.onnxfile.model import Model
 from qgraph.running.wording import option
 
 GLUE_OPS = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu"})
-_SHAPE_OPS = frozenset({"Shape", "Size"})  # read no values
+SHAPE_OPS = frozenset({"Shape", "Size"})  # read no values
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +229,7 @@ def _consumers(value: ir.Value) -> set[ir.Node | None]:
         for use in value.uses():
             if is_transparent(use.node) and use.idx == 0 and use.node.graph is value.graph:
                 yield use.node.outputs[0]
-            elif use.node.op_type not in _SHAPE_OPS:
+            elif use.node.op_type not in SHAPE_OPS:
                 found.add(use.node)
 
     walk([value], moved)
@@ -243,7 +243,7 @@ def _keeps_integers(node: ir.Node) -> bool:
 
 def _computes(node: ir.Node) -> bool:
     """Whether the node does more than move, clip or read the shape of values."""
-    moves = is_transparent(node) or node.op_type in CLIPPING_OPS | _SHAPE_OPS | {"Gather", "Concat", "Cast", "Split"}
+    moves = is_transparent(node) or node.op_type in CLIPPING_OPS | SHAPE_OPS | {"Gather", "Concat", "Cast", "Split"}
     return not moves
 
 

@@ -51,9 +51,12 @@ def with_dynamic_convolutions(
         return plan
     if judge().sure_db(plan) >= ENOUGH_DB:
         return plan
-    alone, every = _alone(given, judge(), len(names)), _made_dynamic(plan, names)
+    alone = _alone(given, judge(), len(names))
+    if alone is None:
+        return plan
+    every = _made_dynamic(plan, names)
     whole = sound(without_islands(every, given.view), given.view, target_cpu=given.recipe.target_cpu)
-    if alone is None or not _worth_it(whole, plan, alone, guarded=guarded):
+    if not _worth_it(whole, plan, alone, guarded=guarded):
         return plan
     foretell = foreteller(given.net, given.samples)
     ways = Ways(view=given.view, plans={_AS_IT_IS: plan, _DYNAMIC: every}, base=_AS_IT_IS, first=_AS_IT_IS)

@@ -15,6 +15,7 @@ from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import open_data
+from tests.qgraph.graph.in_bodies import decibels, make_one_channel_loud
 
 N = helper.make_node
 UNTAKEN = pytest.mark.filterwarnings("ignore:the (then|else) branch of If")
@@ -55,11 +56,6 @@ def model(*, deep: bool = False) -> onnx.ModelProto:
 def feeds(cond: bool, count: int = 16) -> dict[str, np.ndarray]:
     x = np.random.default_rng(3).normal(size=(count, 16, 8, 8)).astype(np.float32)
     return {"x": x, "c": np.array(cond)}
-
-
-def decibels(net: onnx.ModelProto, result, given) -> float:
-    want, have = (Session(m).run_list(given)[0] for m in (net.SerializeToString(), result.model))
-    return float(10 * np.log10(np.square(want).sum() / np.square(want - have).sum()))
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -124,15 +120,8 @@ def test_a_branch_that_no_sample_takes_keeps_floats_and_it_is_said():
 
 @UNTAKEN
 def test_the_guard_gives_up_grids_of_a_branch():
-    """One channel of the operand is a thousand times as large as the others, and then not read any more."""
     net = model()
-    for tensor in net.graph.initializer:
-        weight = numpy_helper.to_array(tensor).copy()
-        if tensor.name == "w0":
-            weight[0] *= 2000
-        if tensor.name == "w1":
-            weight[:, 0] = 0
-        tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+    make_one_channel_loud(net)
     plain = qgraph.quantize(net, feeds(True), activations=8, measure=False, method="minmax")
     assert decibels(net, plain, feeds(True)) < 15
     guarded = qgraph.quantize(net, feeds(True), activations=8, guard=20, method="minmax")
