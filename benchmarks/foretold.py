@@ -21,6 +21,7 @@ import numpy as np
 import qgraph
 from benchmarks import real
 from benchmarks.common import CIFAR, arguments, images, report, shared
+from benchmarks.real_steps import preprocessing_of
 from qgraph.assess.foretold import Foreteller
 from qgraph.errors import QGraphError
 from qgraph.graph.sites import GraphView
@@ -38,9 +39,7 @@ def networks(folder: Path | None) -> Iterator[tuple[str, Path, Any, dict[str, An
         yield path.stem, path, pictures, {"preprocessing": CIFAR}
     for one in real.networks(folder) if folder is not None else ():
         if "options" not in one.settings:
-            normal = {key: one.settings[key] for key in ("mean", "std") if key in one.settings}
-            reading: dict[str, Any] = {"preprocessing": qgraph.Preprocessing(**normal)} if normal else {}
-            yield one.name, one.model, one.calibration, reading
+            yield one.name, one.model, one.calibration, {"preprocessing": preprocessing_of(one.settings)}
 
 
 def measured(sessions: list[Session], feeds: Any) -> float:

@@ -12,10 +12,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from qgraph.samples.preprocessing import Preprocessing
 
 Feeds = dict[str, NDArray[Any]]
 
@@ -25,15 +28,19 @@ MOST_DB = 200.0
 """The figure for equal outputs; its negative is for outputs that are not finite."""
 
 
+def preprocessing_of(settings: dict[str, Any]) -> Preprocessing:
+    """The normalisation of a network's images, from its table in real.toml."""
+    from qgraph.samples.preprocessing import Preprocessing
+
+    return Preprocessing(**{key: tuple(settings[key]) for key in ("mean", "std") if key in settings})
+
+
 def prepare(model: str, data: str, target: str, settings: str) -> None:
     """Write the samples of a file, one by one and as the model reads them, to an archive for `samples`."""
     from qgraph.onnxfile.load import load
     from qgraph.samples.dataset import open_data
-    from qgraph.samples.preprocessing import Preprocessing
 
-    given = json.loads(settings)
-    preprocessing = Preprocessing(**{key: tuple(given[key]) for key in ("mean", "std") if key in given})
-    opened = open_data(data, load(model), preprocessing=preprocessing)
+    opened = open_data(data, load(model), preprocessing=preprocessing_of(json.loads(settings)))
     feeds = [batch.feeds for batch in opened.batches(1)]
     names = list(feeds[0])
     arrays = {f"{i}_{k}": feed[name] for i, feed in enumerate(feeds) for k, name in enumerate(names)}
