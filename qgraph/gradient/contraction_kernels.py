@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -11,7 +12,9 @@ from numba.extending import intrinsic
 from qmath.kernels.compiled import compiled
 
 LANES = 16  # lengths and addresses are multiples of this many values: the widest vectors
-HEIGHT, WIDTH = 8, 3  # output channels by taps that are summed side by side: as many as registers hold
+_FEATURES = get_host_cpu_features()
+_REGISTERS = 16 if _FEATURES.get("avx") and not _FEATURES.get("avx512f") else 32  # for vectors
+HEIGHT, WIDTH = _REGISTERS // 4, 3  # output channels by taps that are summed side by side: as many as registers hold
 _FAST = {"reassoc", "contract", "nsz"}
 
 
@@ -110,13 +113,14 @@ def _lay_inputs(x, first_channel, inputs, pitch, rows, span, lead, strides, used
     values = x.reshape(-1)
     for n in range(x.shape[0]):
         for c in range(inputs.size // (down * across * span)):
-            for h in range(x.shape[2]):
-                row = (n * x.shape[1] + first_channel + c) * x.shape[2] + h
-                for phase in range(across):
-                    part = h % down * across + phase
-                    if used[part]:
-                        start = (c * down * across + part) * span + lead + (n * rows + h // down) * pitch
-                        _copy(values, row, x.shape[3], phase, across, inputs, start)
+            first = (n * x.shape[1] + first_channel + c) * x.shape[2]
+            for above in range(down):
+                for line in range((x.shape[2] - above + down - 1) // down):
+                    for phase in range(across):
+                        part = above * across + phase
+                        if used[part]:
+                            start = (c * down * across + part) * span + lead + (n * rows + line) * pitch
+                            _copy(values, first + line * down + above, x.shape[3], phase, across, inputs, start)
 
 
 @compiled()
@@ -140,6 +144,10 @@ def _copy(source, row, width, first, step, target, start):
     """Copy every step-th value, from `first` on, of a row of `width` values."""
     if step == 1:
         _move(target, start, source, row * width, width)
+    elif step == 2:  # in vectors
+        line, taken = source[row * width + first : (row + 1) * width], target[start : start + (width - first + 1) // 2]
+        for i in range(taken.size):
+            taken[i] = line[2 * i]
     else:
         for i in range((width - first + step - 1) // step):
             target[start + i] = source[row * width + first + i * step]
@@ -149,7 +157,10 @@ def _copy(source, row, width, first, step, target, start):
 def _channels(g, width, n, inputs, base, starts, out):
     for j in range(0, starts.size, WIDTH):
         a, b, c = starts[j] + base, starts[j + 1] + base, starts[j + 2] + base
-        _sums(g, width, n, inputs, a, b, c, out[:, j : j + WIDTH])
+        if HEIGHT == 8:
+            eight_rows(g, width, n, inputs, a, b, c, out[:, j : j + WIDTH])
+        else:
+            four_rows(g, width, n, inputs, a, b, c, out[:, j : j + WIDTH])
 
 
 @compiled()
@@ -160,7 +171,7 @@ def _one_channel(g, n, inputs, base, starts, out):
 
 
 @compiled(fastmath=_FAST)
-def _sums(g, width, n, inputs, a, b, c, out):
+def eight_rows(g, width, n, inputs, a, b, c, out):
     """Add to out[i, j] the product of row i of g, `width` apart, and the j-th of three stretches of the inputs."""
     g0, g1, g2, g3 = g[:n], g[width : width + n], g[2 * width : 2 * width + n], g[3 * width : 3 * width + n]
     g4, g5, g6, g7 = (
@@ -191,6 +202,25 @@ def _sums(g, width, n, inputs, a, b, c, out):
     _add(out[5], u0, u1, u2)
     _add(out[6], v0, v1, v2)
     _add(out[7], w0, w1, w2)
+
+
+@compiled(fastmath=_FAST)
+def four_rows(g, width, n, inputs, a, b, c, out):
+    """The same for four rows of g."""
+    g0, g1, g2, g3 = g[:n], g[width : width + n], g[2 * width : 2 * width + n], g[3 * width : 3 * width + n]
+    x0, x1, x2 = inputs[a : a + n], inputs[b : b + n], inputs[c : c + n]
+    _widest()
+    p0 = p1 = p2 = q0 = q1 = q2 = r0 = r1 = r2 = s0 = s1 = s2 = out.dtype.type(0)
+    for i in range(n):
+        xa, xb, xc = x0[i], x1[i], x2[i]
+        p0, p1, p2 = p0 + g0[i] * xa, p1 + g0[i] * xb, p2 + g0[i] * xc
+        q0, q1, q2 = q0 + g1[i] * xa, q1 + g1[i] * xb, q2 + g1[i] * xc
+        r0, r1, r2 = r0 + g2[i] * xa, r1 + g2[i] * xb, r2 + g2[i] * xc
+        s0, s1, s2 = s0 + g3[i] * xa, s1 + g3[i] * xb, s2 + g3[i] * xc
+    _add(out[0], p0, p1, p2)
+    _add(out[1], q0, q1, q2)
+    _add(out[2], r0, r1, r2)
+    _add(out[3], s0, s1, s2)
 
 
 @compiled(fastmath=_FAST)

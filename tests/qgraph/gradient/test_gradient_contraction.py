@@ -20,6 +20,7 @@ from qgraph.gradient import (
     gradients,
     weight_gradients,
 )
+from qgraph.gradient.contraction_kernels import eight_rows, four_rows
 from qgraph.running.sessions import Session
 
 CONVOLUTIONS = [case for case in CASES if case.op == "Conv"]
@@ -99,6 +100,17 @@ def test_large_shapes_agree_on_any_number_of_threads(x, g, c):
         (together,) = weight_gradients([(x, g, c)], pool=pool, threads=3)
     np.testing.assert_array_equal(alone, together)
     np.testing.assert_allclose(alone, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kernel", [four_rows, eight_rows])
+def test_tiles_for_few_and_many_registers_are_products(kernel):
+    """A processor uses one of them."""
+    rows, rng = {four_rows: 4, eight_rows: 8}[kernel], np.random.default_rng(3)
+    g, x = rng.normal(size=(rows, 40)), rng.normal(size=200)
+    out = np.ones((rows, 3))
+    kernel(g.ravel(), 40, 32, x, 0, 60, 150, out)
+    expected = 1 + g[:, :32] @ np.stack([x[:32], x[60:92], x[150:182]]).T
+    np.testing.assert_allclose(out, expected, rtol=1e-12)
 
 
 def test_strided_arrays_are_taken():
