@@ -17,6 +17,8 @@ from qgraph.cli.options import (
     batch_axis_option,
     batch_option,
     executor_option,
+    normalisation_options,
+    preprocessing,
     resume_option,
     run_options,
     shape_option,
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
 @gradients_option
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the initial noise.")
 @resume_option
-@grouped("Data", batch_option, shape_option, batch_axis_option)
+@grouped("Data", *normalisation_options, batch_option, shape_option, batch_axis_option)
 @executor_option
 @dry_run_option("output")
 @run_options
@@ -60,6 +62,8 @@ def distill(
     protocol: str | None,
     gradients: str | None,
     seed: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
     batch: int | None,
     shapes: dict[str, tuple[int, ...]] | None,
     batch_axes: dict[str, int] | None,
@@ -70,6 +74,8 @@ def distill(
     quiet: bool,
 ) -> None:
     """Distil samples from the BatchNormalization statistics of MODEL (ZeroQ), for calibration without data.
+
+    Of images, give the --mean and --std they are normalised by: no value then passes what a pixel can be.
 
     \b
     Example:
@@ -89,6 +95,7 @@ def distill(
         batch=batch,
         shapes=shapes,
         axes=batch_axes,
+        preprocessing=preprocessing(mean, std),
     )
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **inputs)  # type: ignore[arg-type]

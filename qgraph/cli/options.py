@@ -72,6 +72,12 @@ batch_axis_option = click.option(
 )
 
 
+normalisation_options = (
+    click.option("--mean", type=Numbers(), default=(), help="Mean per channel of images in 0..1 (or one number)."),
+    click.option("--std", type=Numbers(), default=(), help="Standard deviation per channel (or one number)."),
+)
+
+
 def data_options(*, required: bool = False, own_batch: bool = False) -> Callable[[F], F]:
     samples = click.option(
         "--data",
@@ -83,8 +89,7 @@ def data_options(*, required: bool = False, own_batch: bool = False) -> Callable
     return grouped(
         "Data",
         grouped("Options", samples),
-        click.option("--mean", type=Numbers(), default=(), help="Mean per channel of images in 0..1 (or one number)."),
-        click.option("--std", type=Numbers(), default=(), help="Standard deviation per channel (or one number)."),
+        *normalisation_options,
         click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N samples."),
         *([] if own_batch else [batch_option]),
         shape_option,

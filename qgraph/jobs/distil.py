@@ -18,6 +18,7 @@ from qgraph.running.job import Job
 from qgraph.running.wording import option
 from qgraph.samples.dataset import Dataset, Reading, open_data
 from qgraph.samples.layout import batch_axes, shaped
+from qgraph.samples.preprocessing import Preprocessing
 
 DISTILLED = 32  # samples distilled by default (ZeroQ, section IV)
 FEWEST = 8  # of large networks, whose samples have many more positions
@@ -47,7 +48,15 @@ def distilled_samples(
         most = affordable(config, given.loaded, DISTILLED, _sizes(given.loaded, shapes, axes), axes)
         count = min(max(most, FEWEST), DISTILLED)
     inputs = distilled_inputs(
-        given.loaded, job, count=count, config=config, batch=batch, shapes=shapes, axes=axes, noise=noise
+        given.loaded,
+        job,
+        count=count,
+        config=config,
+        batch=batch,
+        shapes=shapes,
+        axes=axes,
+        preprocessing=reading.get("preprocessing"),
+        noise=noise,
     )
     return open_data(inputs, given.net, batch=batch, batch_axes=axes)
 
@@ -61,6 +70,7 @@ def distilled_inputs(
     batch: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     axes: Mapping[str, int] | None = None,
+    preprocessing: Preprocessing | None = None,
     noise: bool = True,
 ) -> Mapping[str, NDArray[np.float32]]:
     """Distil inputs from the model (ZeroQ) and report progress; warn where the model has nothing to distil from."""
@@ -87,6 +97,7 @@ def distilled_inputs(
             threads=job.threads,
             resume=job.resume,
             executor=job.executor,
+            preprocessing=preprocessing,
             on_step=on_step,
             shapes=open_shapes,
             batch_axes=axes,

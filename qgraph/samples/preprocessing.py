@@ -6,6 +6,7 @@ layout.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +65,26 @@ class Preprocessing:
                     raise DataError(f"{name} has {len(numbers)} values, but the images have {channels} channels")
                 images = change(images, np.asarray(numbers, np.float32).reshape(shape))
         return images
+
+    def limits(self, shape: Sequence[int]) -> tuple[Array, Array] | None:
+        """What pixels 0 and 255 become in an input of this shape, laid to broadcast along it.
+
+        None where that is unknown: of inputs that hold no images, without a mean or a std, or with a mean that is not
+        in units of x / 255.
+
+        Example:
+            >>> import qgraph
+            >>> low, high = qgraph.Preprocessing(mean=(0.5,), std=(0.25,)).limits((8, 3, 32, 32))
+            >>> float(low.min()), float(high.max())
+            (-2.0, 2.0)
+        """
+        count = max(len(self.mean), len(self.std))  # 0: nothing is known
+        axes = [axis for axis in (1, 3) if len(shape) == 4 and shape[axis] in (1, 3, 4) and count in (1, shape[axis])]
+        if not axes or any(not 0 <= m <= 1 for m in self.mean):
+            return None
+        ends = (np.full([n if i == axes[0] else 1 for i, n in enumerate(shape)], v, np.float32) for v in (0, 1))
+        low, high = (self.normalise(end, channel_axis=axes[0]) for end in ends)
+        return low, high
 
 
 def to_input(array: Array, value: ir.Value, preprocessing: Preprocessing) -> Array:

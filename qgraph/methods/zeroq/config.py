@@ -22,7 +22,8 @@ class DistillConfig:
     authors' `uniform` one of half-width `width`. Adam's learning `rate` falls to 0 by a cosine over `steps`, or, with
     the decay `plateau`, to a tenth, down to `floor`, whenever `patience` steps bring no improvement. A batch is done
     before if its ranges have `settled` (see `Settling`; 0: never). A `batch` is smaller where its step would take more
-    than half of `memory` bytes; two run at once. `bound` is the largest magnitude of a value. `per` says whether the
+    than half of `memory` bytes; two run at once. `bound` is the largest magnitude of a value; with `pixels`,
+    images also stay between what 0 and 255 become, where their normalisation is given. `per` says whether the
     statistics of each image (as in the authors' code) or of the batch are matched. On two CIFAR networks, batch
     statistics and the natural start gave ranges with better accuracy. `builder` makes the gradients: "portable", of
     standard operators, or "training", by onnxruntime-training in an environment of its own.
@@ -43,6 +44,7 @@ class DistillConfig:
     memory: int = 5 * 2**28
     per: Per = "batch"
     bound: float = float("inf")
+    pixels: bool = True
     builder: Builder = "portable"
     checkpoint_every: int = 50
 

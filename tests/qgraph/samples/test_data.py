@@ -45,6 +45,30 @@ def test_mean_and_std_are_per_channel(model_from_text):
     np.testing.assert_allclose(joined(data), expected.transpose(0, 3, 1, 2), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("sizes", ["N,3,6,4", "N,6,4,3"])
+def test_limits_are_what_the_ends_of_pixels_become(model_from_text, sizes):
+    chosen = Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
+    ends = [np.full_like(IMAGES, pixel) for pixel in (0, 255)]
+    made = [joined(open_data(end, model(model_from_text, sizes), preprocessing=chosen)) for end in ends]
+    for limit, expected in zip(chosen.limits(made[0].shape), made, strict=True):
+        np.testing.assert_array_equal(np.broadcast_to(limit, expected.shape), expected)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "shape"),
+    [
+        ((), (), (8, 3, 6, 4)),
+        ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4), (8, 3, 6, 4)),
+        ((0.5,), (0.5,), (8, 40)),
+        ((0.5,), (0.5,), (8, 64, 6, 6)),
+        ((0.5, 0.5), (0.5, 0.5), (8, 3, 6, 4)),
+    ],
+    ids=["nothing said", "units of pixels", "no image", "features", "other channels"],
+)
+def test_limits_are_unknown(mean, std, shape):
+    assert Preprocessing(mean=mean, std=std).limits(shape) is None
+
+
 def test_float_arrays_are_normalised_but_not_divided(model_from_text):
     floats = RNG.random((5, 3, 6, 4), np.float32)
     data = open_data(floats, model(model_from_text), preprocessing=Preprocessing(mean=(0.5,), std=(2.0,)))

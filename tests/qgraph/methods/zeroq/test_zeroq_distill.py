@@ -23,6 +23,7 @@ from qgraph.onnxfile.folding import fold_batch_normalization
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
 from qgraph.running.sessions import Session
+from qgraph.samples.preprocessing import Preprocessing
 
 QUICK = DistillConfig(steps=12, rate=0.5, settled=0.0, batch=4, checkpoint_every=5)
 
@@ -276,6 +277,20 @@ def test_without_anything_to_distil_from_natural_noise_and_a_note(text: str) -> 
     assert neighbours > 0.3  # independent noise has 0
     with pytest.raises(QGraphError, match=r"no BatchNormalization|rule"):
         objective(load(_model(text)), batch=4, per="batch", threads=1)
+
+
+@pytest.mark.parametrize("text", [NET, FOLDED, FOLDED.replace("(x, w, b)", "(x, w)")], ids=["kept", "folded", "noise"])
+def test_images_stay_within_what_pixels_can_be(text: str) -> None:
+    normalisation = Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.5, 0.8, 0.9))
+    ends = (np.float32([[0], [255]]) / 255 - normalisation.mean) / normalisation.std
+    free, within = (
+        distill(_model(text), count=6, config=dataclasses.replace(QUICK, pixels=pixels), preprocessing=normalisation)
+        for pixels in (False, True)
+    )
+    low, high = within.inputs["x"].min((0, 2, 3)), within.inputs["x"].max((0, 2, 3))
+    np.testing.assert_allclose([low, high], ends, rtol=1e-6)
+    assert free.inputs["x"].min() < ends.min()
+    assert free.inputs["x"].max() > ends.max()
 
 
 @pytest.mark.parametrize(
