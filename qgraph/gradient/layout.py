@@ -14,27 +14,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from qgraph.running.sessions import optimised
+from qgraph.running.sessions import Session, optimised
 
 DOMAIN = "com.microsoft.nchwc"
-_BLOCK = 16  # channels, or 8 on older machines
 _FIRST = 2**22  # the numbers start here, above any constant of a network; float32 holds as many again exactly
 _ELEMENTWISE = frozenset(
     {
         "Add",
         "And",
         "Cast",
+        "Clip",
         "DequantizeLinear",
         "Div",
+        "Equal",
         "Greater",
+        "GreaterOrEqual",
         "HardSigmoid",
         "Less",
+        "LessOrEqual",
         "Max",
         "Min",
         "Mul",
@@ -43,6 +47,7 @@ _ELEMENTWISE = frozenset(
     }
     | {"QuantizeLinear", "Relu", "Sigmoid", "Sub", "Tanh", "Where"}
 )
+_NOT_FLOAT = frozenset({"And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "QuantizeLinear"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,11 +128,24 @@ def _stay_blocked(model: ir.Model) -> None:
     for node in list(graph):
         if node.domain == DOMAIN:
             blocks.pass_reorder(node)
-        elif node.op_type in _ELEMENTWISE and blocks.all_in(node.inputs):
-            blocks.move(graph, node)
+        elif node.op_type in _ELEMENTWISE:
+            blocks.bring_in(graph, node)
+            if blocks.all_in(node.inputs):
+                blocks.move(graph, node)
         elif node.op_type == "Gemm":
             blocks.move_dot(graph, node)
+        elif node.op_type == "ReduceSum":
+            blocks.move_sum(graph, node)
     RemoveUnusedNodesPass()(model)
+
+
+@cache
+def _block() -> int:
+    """The number of channels in a block, which depends on the machine."""
+    one = """<ir_version: 8, opset_import: ["": 17, "com.microsoft.nchwc": 1]> ask (float[1, 4, 1, 1] x) => (y)
+    { y = com.microsoft.nchwc.ReorderInput(x) }"""
+    made = Session(ir.from_onnx_text(one), threads=1).run({"x": np.zeros((1, 4, 1, 1), np.float32)})["y"]
+    return int(made.shape[1])
 
 
 class _Blocks:
@@ -156,7 +174,19 @@ class _Blocks:
         if not tensors or any(v not in self.twins for v in tensors):
             return False
         shapes = {_shape(v) for v in tensors}
-        return len(shapes) == 1 and None not in shapes and self.channels[tensors[0]] % _BLOCK == 0
+        return len(shapes) == 1 and None not in shapes and self.channels[tensors[0]] % _block() == 0
+
+    def bring_in(self, graph: ir.Graph, node: ir.Node) -> None:
+        """Reorder the inputs of `node` into blocks if one is in them: the others would have to leave otherwise."""
+        tensors = [v for v in node.inputs if v is not None and not _is_scalar(v)]
+        within = [v for v in tensors if v in self.twins]
+        if not within or len({_shape(v) for v in tensors}) > 1 or self.channels[within[0]] % _block():
+            return
+        for value in dict.fromkeys(tensors):
+            if value not in self.twins and value.dtype == ir.DataType.FLOAT:
+                made = ir.node("ReorderInput", [value], domain=DOMAIN)
+                graph.insert_before(node, made)
+                self.twins[value], self.channels[value] = made.outputs[0], self.channels[within[0]]
 
     def move(self, graph: ir.Graph, node: ir.Node) -> None:
         """Add a twin of `node` that computes in blocks; readers of the plain layout get its result reordered."""
@@ -166,8 +196,10 @@ class _Blocks:
             attributes={name: a.value for name, a in node.attributes.items()},
         )
         old, new = node.outputs[0], twin.outputs[0]
+        operand = next(v for v in node.inputs if v is not None and v in self.twins)
+        channels = self.channels[operand]
+        old.shape = operand.shape  # not every shape is known in the optimized graph
         new.name, new.type, new.shape = f"{old.name}/blocked", old.type, old.shape
-        channels = next(self.channels[v] for v in node.inputs if v is not None and v in self.channels)
         graph.insert_before(node, twin)
         if _is_float(node):
             back = ir.node("ReorderOutput", [new], attributes={"channels": channels, "channels_last": 0}, domain=DOMAIN)
@@ -190,6 +222,31 @@ class _Blocks:
                     made = ir.node("Reshape", [self.twins[row.inputs[0]], row.inputs[1]])
                     graph.insert_before(node, made)
                     node.replace_input_with(index, made.outputs[0])
+
+    def move_sum(self, graph: ir.Graph, node: ir.Node) -> None:
+        """Move a sum over everything, or over all but channels, which begins with the mean of every image's channel."""
+        x, axes = (*node.inputs, None)[:2]
+        shape = None if x is None else _shape(x)
+        if x is None or x not in self.twins or shape is None or not _drops_axes(node):
+            return
+        if axes is None and self.all_in([x]):
+            node.replace_input_with(0, self.twins[x])
+        elif axes is not None and axes.const_value is not None and axes.const_value.numpy().tolist() == [0, 2, 3]:
+            attributes = {"channels": self.channels[x], "channels_last": 0}
+            means = ir.node("GlobalAveragePool", [self.twins[x]], domain=DOMAIN)
+            plain = ir.node("ReorderOutput", means.outputs, attributes=attributes, domain=DOMAIN)
+            summed = ir.node("ReduceSum", [plain.outputs[0], axes], attributes={"keepdims": 0})
+            positions = ir.node("Constant", [], attributes={"value_float": float(shape[2] * shape[3])})
+            total = ir.node("Mul", [summed.outputs[0], positions.outputs[0]])
+            old, new = node.outputs[0], total.outputs[0]
+            new.name, new.type, new.shape = old.name, old.type, old.shape
+            graph.insert_before(node, [means, plain, summed, positions, total])
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+            graph.remove(node, safe=True)
+
+
+def _drops_axes(node: ir.Node) -> bool:
+    return "keepdims" in node.attributes and not node.attributes["keepdims"].as_int()
 
 
 def _is_row(node: ir.Node | None) -> bool:
@@ -214,4 +271,4 @@ def _is_float(node: ir.Node) -> bool:
         node = producer
     if node.op_type == "Cast":
         return node.attributes["to"].as_int() == ir.DataType.FLOAT
-    return node.op_type not in ("And", "Greater", "Less", "Not", "QuantizeLinear")
+    return node.op_type not in _NOT_FLOAT
