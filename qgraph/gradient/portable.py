@@ -12,6 +12,7 @@ from qgraph.gradient.emit import Emitter
 from qgraph.gradient.errors import GradientError
 from qgraph.gradient.expression import Expr, op, tensor
 from qgraph.gradient.registry import Node, find_rule
+from qgraph.gradient.rules_elementwise import swish, swish_gradient
 from qgraph.gradient.shapes import dims, full, unbroadcast
 from qgraph.graph.walk import descendants
 
@@ -56,6 +57,7 @@ class _Sweep:
     def __init__(self, net: ir.Model, wrt: Sequence[ir.Value], deferred: Collection[ir.Value]) -> None:
         self.reachable = downstream(net.graph, wrt)
         self.contractions: list[Contraction] = []
+        self._wrt = set(wrt)
         self._deferred = deferred
         self.pending: dict[ir.Value, list[_Term]] = {}
         self._complete: dict[ir.Value, ir.Value] = {}
@@ -70,10 +72,17 @@ class _Sweep:
         seen = Node(node, [None if g is None else tensor(g) for g in settled], self._opset)
         if (contraction := contraction_of(seen, settled[0], self._deferred)) is not None:
             self.contractions.append(contraction)
-        for value, gradient in _input_gradients(seen, self.reachable):
+        for value, gradient in self._input_gradients(seen):
             if contraction is not None and value is contraction.weight:
                 continue
             self.pending.setdefault(value, []).append(_Term(gradient, node.name or node.op_type))
+
+    def _input_gradients(self, node: Node) -> list[tuple[ir.Value, Expr]]:
+        if (found := swish(node)) is not None:
+            x, gate = found
+            if gate not in self._wrt:
+                return [(x, swish_gradient(node, tensor(gate)))]
+        return _input_gradients(node, self.reachable)
 
     def settle(self, value: ir.Value) -> ir.Value | None:
         """The complete gradient of `value`, written to the graph on first use; None if no gradient reaches it."""

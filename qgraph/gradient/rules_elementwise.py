@@ -217,6 +217,24 @@ def sigmoid(n: Node) -> Gradient:
     return n.g * n.y * (1.0 - n.y)
 
 
+def swish(n: Node) -> tuple[ir.Value, ir.Value] | None:
+    """x and s where the node is x s with s = sigmoid(x)."""
+    if n.op != "Mul" or n.ir.domain:
+        return None
+    for x, s in (n.ir.inputs, n.ir.inputs[::-1]):
+        made = None if s is None else s.producer()
+        if x is None or s is None or made is None or made.op_type != "Sigmoid" or made.domain:
+            continue
+        if made.inputs[0] is x:
+            return x, s
+    return None
+
+
+def swish_gradient(n: Node, s: Expr) -> Expr:
+    """dL/dx of y = x s by way of x and s, in four passes over tensors; the rules of Mul and Sigmoid take six."""
+    return n.g * (s + n.y * (1.0 - s))
+
+
 @rule("HardSigmoid")
 def hard_sigmoid(n: Node) -> Gradient:
     return keep(op.And(n.y > 0.0, n.y < 1.0), n.g * n.attribute("alpha", 0.2))

@@ -85,6 +85,24 @@ def test_forward_subexpressions_are_used_again() -> None:
     assert _operators(gradients(model, "loss", ["x"], builder="portable"))["Sigmoid"] == 1
 
 
+@pytest.mark.parametrize("product", ["Mul(x, s)", "Mul(s, x)"])
+@pytest.mark.parametrize(("rest", "wrt"), [("", ["x"]), ("", ["x", "s"]), ("z = Add(s, y)", ["x"])])
+def test_a_value_times_its_sigmoid(product: str, rest: str, wrt: list[str]) -> None:
+    """One derivative unless that for the sigmoid is asked for; both agree with y' = s + x s (1 - s)."""
+    last = "z" if rest else "y"
+    body = f"s = Sigmoid(x) y = {product} {rest} loss = ReduceSum<keepdims = 0>({last})"
+    model = _text(f"m (float[5] x) => (float loss) {{ {body} }}")
+    made = gradients(model, "loss", wrt, builder="portable")
+    x = np.linspace(-4, 4, 5, dtype=np.float32)
+    s = 1 / (1 + np.exp(-x))
+    found = Session(made, threads=1).run({"x": x})
+    np.testing.assert_allclose(found["x_grad"], s + (x + bool(rest)) * s * (1 - s), rtol=1e-5)
+    if "s" in wrt:
+        np.testing.assert_allclose(found["s_grad"], x, rtol=1e-6)
+    if "s" not in wrt and not rest:
+        assert _operators(made)["Mul"] == 3  # one of them in the forward pass
+
+
 def test_expansions_are_left_to_broadcasting() -> None:
     model = _text("m (float[3,4] x) => (float loss) { y = Mul(x, x) loss = ReduceMean<keepdims = 0>(y) }")
     made = gradients(model, "loss", ["x"], builder="portable")
