@@ -22,7 +22,7 @@ _PAPER = (
     InPaper("zeroq.settled", 0.0, "a batch is done when its ranges no longer move"),
     InPaper("zeroq.start", "uniform", "ranges are better from noise with the spectrum of images (the text: Gaussian)"),
     InPaper("zeroq.per", "image", "ranges are better where the statistics of the batch are matched"),
-    InPaper("zeroq.pixels", False, "where mean and std of images are given, samples stay within what pixels can be"),
+    InPaper("zeroq.pixels", False, "where mean and std of images are given, what no pixel can be is cut off"),
     InPaper("zeroq.laws", False, "BatchNormalization gives many ranges exactly, without samples"),
     InPaper("zeroq.count", 32, "fewer of large networks, whose samples have many more positions"),
     InPaper("clip", "max", _CLIPS),

@@ -23,7 +23,7 @@ class DistillConfig:
     the decay `plateau`, to a tenth, down to `floor`, whenever `patience` steps bring no improvement. A batch is done
     before if its ranges have `settled` (see `Settling`; 0: never). A `batch` is smaller where its step would take more
     than half of `memory` bytes; two run at once. `bound` is the largest magnitude of a value; with `pixels`,
-    images also stay between what 0 and 255 become, where their normalisation is given. `per` says whether the
+    what passes 0 and 255 is cut off images in the end, where their normalisation is given. `per` says whether the
     statistics of each image (as in the authors' code) or of the batch are matched. On two CIFAR networks, batch
     statistics and the natural start gave ranges with better accuracy. `builder` makes the gradients: "portable", of
     standard operators, or "training", by onnxruntime-training in an environment of its own.

@@ -31,7 +31,6 @@ from qgraph.running.threads import keeps_threads
 from qgraph.samples import layout
 from qgraph.samples.preprocessing import Preprocessing
 
-Limits = tuple[NDArray[np.float32] | float, NDArray[np.float32] | float]
 OnStep = Callable[[int, int, float], None]
 AT_ONCE = 2  # batches
 
@@ -101,7 +100,7 @@ def distill(
         batch_axes: the axis of an input along which samples run, where it cannot be told from the sizes.
         resume: a folder for checkpoints; the same job continues from what it finds there.
         executor: where batches run: `local` or `dask:ADDRESS`; on a cluster, checkpoints are of whole batches.
-        preprocessing: the mean and std of images in 0..1, whose ends the values of samples do not pass.
+        preprocessing: the mean and std of images in 0..1: what passes their ends is cut off.
         on_step: called with the steps done, the steps in total and the loss of a batch.
 
     Raises:
@@ -132,26 +131,26 @@ def distill(
     numbers = range(-(-count // together))
     cores = threads or qmath.get_threads()
     workers = min(cores, len(numbers), AT_ONCE)
-    limits = _limits(found, preprocessing if config.pixels else None, config.bound)
-    source = _Source(model=loaded, batch=size, shapes=shapes, axes=batch_axes, config=config, seed=seed, limits=limits)
+    source = _Source(model=loaded, batch=size, shapes=shapes, axes=batch_axes, config=config, seed=seed)
     try:
         goal = source.goal(max(cores // workers, 1))
     except (GradientError, ModelError):
         if kept:
             raise
         whole_shapes = {n: tuple(count if i == axes[n] else d for i, d in enumerate(s)) for n, s in found.items()}
-        noise = {name: np.clip(x, *limits[name]) for name, x in natural_noise(whole_shapes, seed=seed).items()}
+        noise = natural_noise(whole_shapes, seed=seed)
         seconds = time.perf_counter() - began
+        noise = _as_pixels(noise, preprocessing if config.pixels else None)
         return Distilled(inputs=noise, losses=np.empty((0, 0)), layers=0, seconds=seconds, note=NOISE)
     whole = normalise(loaded, fold_bn=False)
-    decisive = {"model": whole, "configuration": config, "seed": seed, "limits": limits}
-    with open_store(resume, "distillation", **decisive, shapes=goal.shapes) as store:
+    with open_store(resume, "distillation", model=whole, configuration=config, seed=seed, shapes=goal.shapes) as store:
         report = _Reporter(on_step, len(numbers) * config.steps)
-        job = _Job(goal=goal, config=config, seed=seed, limits=limits, store=store, report=report)
+        job = _Job(goal=goal, config=config, seed=seed, store=store, report=report)
         here = executor == LOCAL
         results = job.run_all(numbers, workers) if here else job.run_elsewhere(numbers, source, executor)
+    inputs = {name: _together([one.batch[name] for one in results], axes[name], count) for name in goal.shapes}
     return Distilled(
-        inputs={name: _together([one.batch[name] for one in results], axes[name], count) for name in goal.shapes},
+        inputs=_as_pixels(inputs, preprocessing if config.pixels else None),
         losses=_rows([one.losses for one in results]),
         layers=goal.layers,
         seconds=time.perf_counter() - began,
@@ -159,15 +158,15 @@ def distill(
     )
 
 
-def _limits(
-    shapes: Mapping[str, Sequence[int]], preprocessing: Preprocessing | None, bound: float
-) -> dict[str, Limits]:
-    """The least and the largest value at every place of the inputs."""
-    found = {name: None if preprocessing is None else preprocessing.limits(shape) for name, shape in shapes.items()}
-    return {
-        name: (-bound, bound) if ends is None else (np.maximum(ends[0], -bound), np.minimum(ends[1], bound))
-        for name, ends in found.items()
-    }
+def _as_pixels(
+    inputs: Mapping[str, NDArray[np.float32]], preprocessing: Preprocessing | None
+) -> Mapping[str, NDArray[np.float32]]:
+    """The inputs with what no pixel can be cut off, where that is known.
+
+    Only in the end: while the samples are optimised, it would keep them from their statistics.
+    """
+    limits = {} if preprocessing is None else {name: preprocessing.limits(x.shape) for name, x in inputs.items()}
+    return {name: np.clip(x, *ends) if (ends := limits.get(name)) else x for name, x in inputs.items()}
 
 
 def _rows(losses: Sequence[Sequence[float]]) -> NDArray[np.float64]:
@@ -211,7 +210,6 @@ class _Source(SentWithoutCaches):
     axes: Mapping[str, int] | None
     config: DistillConfig
     seed: int
-    limits: Mapping[str, Limits]
 
     def goal(self, threads: int) -> Objective:
         """What every batch minimises, computed on so many threads."""
@@ -228,7 +226,7 @@ class _Source(SentWithoutCaches):
     @cached_property
     def job(self) -> _Job:
         """The job as a worker runs it."""
-        return _Job(goal=self.goal(1), config=self.config, seed=self.seed, limits=self.limits)
+        return _Job(goal=self.goal(1), config=self.config, seed=self.seed)
 
 
 def _run_there(source: _Source, task: tuple[int, Piece | None]) -> _Ended:
@@ -242,7 +240,6 @@ class _Job:
     goal: Objective
     config: DistillConfig
     seed: int
-    limits: Mapping[str, Limits]
     store: Store | None = None
     report: Callable[[int, float], None] = lambda steps, loss: None
     stop: Event = field(default_factory=Event)
@@ -282,7 +279,7 @@ class _Job:
             losses.append(step.loss)
             for name, x in batch.items():
                 optimisers[name].update(x, step.gradients[name], rate, len(losses))
-                np.clip(x, *self.limits[name], out=x)
+                np.clip(x, -self.config.bound, self.config.bound, out=x)
             settling.see(step.mean, step.std)
             ended = settling.done or len(losses) == self.config.steps
             if (
