@@ -132,7 +132,7 @@ def finetune(
     """Train the weights, scales and offsets of MODEL for few bits (LSQ+), 4 by default.
 
     Learns from the outputs of MODEL itself, and from labels if the data have them. Without data, samples are distilled
-    from MODEL. The fewer the bits, the longer it trains.
+    from MODEL; `qgraph quantize` mostly keeps as much with them, sooner. The fewer the bits, the longer it trains.
 
     \b
     Examples:
