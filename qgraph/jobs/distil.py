@@ -21,6 +21,7 @@ from qgraph.samples.layout import batch_axes, shaped
 from qgraph.samples.preprocessing import Preprocessing
 
 DISTILLED = 32  # samples distilled by default (ZeroQ, section IV)
+FOR_ROUNDING = 128  # where codes are chosen by them, too: more of them are less alike
 FEWEST = 8  # of large networks, whose samples have many more positions
 
 
@@ -30,12 +31,14 @@ def distilled_samples(
     reading: Reading,
     *,
     count: int | None = None,
+    rounding: bool = False,
     noise: bool = True,
     config: DistillConfig | None = None,
 ) -> Dataset:
     """Distil inputs for the batch and the shapes of `reading`, as samples of the normalised network.
 
-    By default there are `DISTILLED`, or as many as can be optimised at once where that is less, but `FEWEST` at least.
+    By default there are `DISTILLED`, for `rounding` to second order `FOR_ROUNDING`, or as many as can be optimised at
+    once where that is less, but `FEWEST` at least.
     Without `noise`, raises `NothingToDistilError` where they would be noise.
     """
     config = config or DistillConfig()
@@ -45,8 +48,9 @@ def distilled_samples(
     if count is None:
         from qgraph.methods.zeroq.distill import affordable  # gradients take a while to import
 
-        most = affordable(config, given.loaded, DISTILLED, _sizes(given.loaded, shapes, axes), axes)
-        count = min(max(most, FEWEST), DISTILLED)
+        wanted = FOR_ROUNDING if rounding else DISTILLED
+        most = affordable(config, given.loaded, wanted, _sizes(given.loaded, shapes, axes), axes)
+        count = min(max(most, FEWEST), wanted)
     inputs = distilled_inputs(
         given.loaded,
         job,

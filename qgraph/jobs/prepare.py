@@ -29,8 +29,8 @@ from qgraph.plan.blocks import BLOCK_OPSET
 from qgraph.plan.changes import bits_for, parsed
 from qgraph.plan.dynamic import mostly_products
 from qgraph.plan.grids import initial_plan
-from qgraph.plan.plan import QuantPlan
-from qgraph.plan.recipe import FEW_BITS, Recipe
+from qgraph.plan.plan import MAX_BITS, QuantPlan
+from qgraph.plan.recipe import FEW_BITS, SECOND_ORDER, Recipe
 from qgraph.running.job import Job
 from qgraph.running.wording import option
 from qgraph.samples.dataset import DataLike, Dataset, Reading, take_reading
@@ -200,12 +200,19 @@ def _distilled(
     """The recipe and distilled samples; dynamic products instead, if the caller left them `free` and there are none."""
     try:
         config, count = recipe.config(DistillConfig), recipe.config(MixConfig).count
-        return recipe, distilled_samples(given, job, reading, count=count, noise=not free, config=config)
+        chosen = {"count": count, "rounding": _rounds(recipe), "config": config}
+        return recipe, distilled_samples(given, job, reading, noise=not free, **chosen)
     except NothingToDistilError as missing:
         if not free:
             raise
         tell([f"only weights are quantized, and products find the grids of operands in every run: {missing}"])
         return dataclasses.replace(recipe, activations="dynamic"), None
+
+
+def _rounds(recipe: Recipe) -> bool:
+    """Whether codes may be chosen by samples: to second order, asked for or on offer below 8 bits."""
+    few = recipe.weights != MAX_BITS or recipe.activations not in (None, MAX_BITS, "dynamic")
+    return SECOND_ORDER in recipe.methods or (few and SECOND_ORDER in recipe.offered)
 
 
 def _without_data(recipe: Recipe, view: GraphView, loaded: Model) -> Recipe:

@@ -24,7 +24,7 @@ _PAPER = (
     InPaper("zeroq.per", "image", "ranges are better where the statistics of the batch are matched"),
     InPaper("zeroq.pixels", False, "where mean and std of images are given, what no pixel can be is cut off"),
     InPaper("zeroq.laws", False, "BatchNormalization gives many ranges exactly, without samples"),
-    InPaper("zeroq.count", 32, "fewer of large networks, whose samples have many more positions"),
+    InPaper("zeroq.count", 32, "128 where weights are rounded by them, fewer of large networks"),
     InPaper("clip", "max", _CLIPS),
     InPaper("weight_clip", "max", _CLIPS),
     InPaper("symmetric", False, "8-bit weights are symmetric: zero points would cost time, and gain nothing"),

@@ -70,7 +70,8 @@ class MixConfig:
     `samples` are run to measure sensitivities. `a`, `b`, `t1` and `t2` are those of Appendix A, for `--search groups`:
     layers per group, intervals of size, and in each the selections that are measured and those that are kept. `laws`:
     ranges follow from BatchNormalization alone where they can (`qgraph.observe.known_laws`); without, from distilled
-    samples, as in the paper. `count` samples are distilled, by default 32 (fewer of large networks).
+    samples, as in the paper. `count` samples are distilled, by default 32, or 128 where weights are rounded by them
+    (fewer of large networks).
 
     Raises:
         UsageError: a number is not positive.

@@ -46,3 +46,22 @@ def test_static_grids_on_request_are_from_noise_where_there_can_be_noise() -> No
     assert result.plan.activations
     with pytest.raises(NothingToDistilError, match="only float inputs"):
         qgraph.quantize(TOKENS, activations=8, measure=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({}, 32),
+        ({"weights": 4}, 128),
+        ({"activations": 4}, 128),
+        ({"rounding": "second-order"}, 128),
+        ({"weights": "mixed", "average_bits": 6.0}, 128),
+        ({"weights": 4, "rounding": "nearest"}, 32),
+        ({"weights": 4, "protocol": "paper", "method": "zeroq"}, 32),
+        ({"weights": 4, "settings": {"zeroq.count": 16}}, 16),
+    ],
+)
+def test_more_samples_are_distilled_where_codes_are_rounded_by_them(digits, options: dict, count: int) -> None:
+    settings = {"zeroq.steps": 1, "zeroq.settled": 0.0} | options.pop("settings", {})
+    result = qgraph.quantize(digits, measure=False, guard="off", settings=settings, **options)
+    assert result.samples.count == count * 7 // 8  # the others are held out
