@@ -8,7 +8,7 @@ from qgraph.errors import UsageError
 from qgraph.plan.words import Effort
 
 MEMORY = 2 << 30  # bytes of activations that are held between two blocks, about
-STEPS: dict[Effort, int] = {"fast": 40, "default": 200, "best": 1000}
+STEPS: dict[Effort, int] = {"fast": 40, "default": 200, "best": 400}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
