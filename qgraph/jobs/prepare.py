@@ -200,8 +200,9 @@ def _distilled(
     """The recipe and distilled samples; dynamic products instead, if the caller left them `free` and there are none."""
     try:
         config, count = recipe.config(DistillConfig), recipe.config(MixConfig).count
-        chosen = {"count": count, "rounding": _rounds(recipe), "config": config}
-        return recipe, distilled_samples(given, job, reading, noise=not free, **chosen)
+        rounding = _rounds(recipe)
+        made = distilled_samples(given, job, reading, count=count, rounding=rounding, noise=not free, config=config)
+        return recipe, made
     except NothingToDistilError as missing:
         if not free:
             raise

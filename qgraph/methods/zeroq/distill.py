@@ -138,9 +138,8 @@ def distill(
         if kept:
             raise
         whole_shapes = {n: tuple(count if i == axes[n] else d for i, d in enumerate(s)) for n, s in found.items()}
-        noise = natural_noise(whole_shapes, seed=seed)
+        noise = _as_pixels(natural_noise(whole_shapes, seed=seed), preprocessing if config.pixels else None)
         seconds = time.perf_counter() - began
-        noise = _as_pixels(noise, preprocessing if config.pixels else None)
         return Distilled(inputs=noise, losses=np.empty((0, 0)), layers=0, seconds=seconds, note=NOISE)
     whole = normalise(loaded, fold_bn=False)
     with open_store(resume, "distillation", model=whole, configuration=config, seed=seed, shapes=goal.shapes) as store:
