@@ -186,24 +186,32 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def case_options(parser: argparse.ArgumentParser) -> None:
+    """Which networks are measured, and on how many images."""
+    parser.add_argument("--model", choices=NETWORKS, action="append", help="networks of CIFAR to measure")
+    parser.add_argument("--images", type=int, default=10_000, help="test images, at most (default: 10,000)")
+    parser.add_argument("--real", type=Path, metavar="FOLDER", help="measure MobileNetV2 on its photographs")
+
+
+def chosen_cases(given: argparse.Namespace) -> list[Case]:
+    """The cases that `case_options` ask for."""
+    cases = [Case.cifar(name, given.images) for name in given.model or ()]
+    return [*cases, Case.mobilenet(given.real, given.images)] if given.real else cases
+
+
 def main() -> None:
     def options(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--model", choices=NETWORKS, action="append", help="networks of CIFAR to measure")
+        case_options(parser)
         parser.add_argument(
             "--setting", choices=(*SETTINGS, *MIXED, *DISTILLED), action="append", help="default: W4A8, W8A4, W4A4"
         )
         parser.add_argument("--step", choices=STEP_NAMES, action="append", help="default: all")
-        parser.add_argument("--images", type=int, default=10_000, help="test images, at most (default: 10,000)")
         parser.add_argument("--steps", type=int, default=STEPS["default"], help="of each block (default: %(default)s)")
-        parser.add_argument("--real", type=Path, metavar="FOLDER", help="measure MobileNetV2 on its photographs")
 
     given = arguments(__doc__, options)
     path = Path(given.json) if given.json else RESULTS
-    cases = [Case.cifar(name, given.images) for name in given.model or ()]
-    if given.real:
-        cases.append(Case.mobilenet(given.real, given.images))
     rows = kept(path)
-    for case in cases:
+    for case in chosen_cases(given):
         for row in case.rows(given.setting or SETTINGS, given.step or STEP_NAMES, given.steps):
             report(TITLE, [row])
             rows = merged(kept(path), [row])

@@ -31,7 +31,7 @@ import onnxruntime as ort
 from onnx import version_converter
 
 import qgraph
-from benchmarks.bits4 import NETWORKS, SETTINGS, Case, bits_of, kept
+from benchmarks.bits4 import NETWORKS, SETTINGS, Case, bits_of, case_options, chosen_cases, kept
 from benchmarks.common import CIFAR, arguments, keep, report
 from qgraph.assess.evaluate import evaluate
 from qgraph.onnxfile.load import load
@@ -204,18 +204,13 @@ def merged(known: Sequence[Row], row: Row) -> list[Row]:
 
 def main() -> None:
     def options(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--model", choices=NETWORKS, action="append", help="networks of CIFAR to measure")
+        case_options(parser)
         parser.add_argument("--setting", choices=(ALONE, *SETTINGS), action="append", help="default: all")
-        parser.add_argument("--images", type=int, default=10_000, help="test images, at most (default: 10,000)")
-        parser.add_argument("--real", type=Path, metavar="FOLDER", help="measure MobileNetV2 on its photographs")
         parser.add_argument("--again", action="store_true", help="measure again what the results already have")
 
     given = arguments(__doc__, options)
     path = Path(given.json) if given.json else RESULTS
-    cases = [Case.cifar(name, given.images) for name in given.model or ()]
-    if given.real:
-        cases.append(Case.mobilenet(given.real, given.images))
-    for case in cases:
+    for case in chosen_cases(given):
         for setting, tool in jobs(case, given.setting or (ALONE, *SETTINGS), [] if given.again else kept(path)):
             row = measured(case, setting, tool, given.threads)
             report(TITLE, [row])

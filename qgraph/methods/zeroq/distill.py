@@ -132,13 +132,14 @@ def distill(
     cores = threads or qmath.get_threads()
     workers = min(cores, len(numbers), AT_ONCE)
     source = _Source(model=loaded, batch=size, shapes=shapes, axes=batch_axes, config=config, seed=seed)
+    pixels = preprocessing if config.pixels else None
     try:
         goal = source.goal(max(cores // workers, 1))
     except (GradientError, ModelError):
         if kept:
             raise
         whole_shapes = {n: tuple(count if i == axes[n] else d for i, d in enumerate(s)) for n, s in found.items()}
-        noise = _as_pixels(natural_noise(whole_shapes, seed=seed), preprocessing if config.pixels else None)
+        noise = _as_pixels(natural_noise(whole_shapes, seed=seed), pixels)
         seconds = time.perf_counter() - began
         return Distilled(inputs=noise, losses=np.empty((0, 0)), layers=0, seconds=seconds, note=NOISE)
     whole = normalise(loaded, fold_bn=False)
@@ -149,7 +150,7 @@ def distill(
         results = job.run_all(numbers, workers) if here else job.run_elsewhere(numbers, source, executor)
     inputs = {name: _together([one.batch[name] for one in results], axes[name], count) for name in goal.shapes}
     return Distilled(
-        inputs=_as_pixels(inputs, preprocessing if config.pixels else None),
+        inputs=_as_pixels(inputs, pixels),
         losses=_rows([one.losses for one in results]),
         layers=goal.layers,
         seconds=time.perf_counter() - began,
