@@ -18,6 +18,7 @@ from qmath._content import ByContent
 from qmath._validation import as_data, as_parameter, check_finite
 
 Floats = NDArray[np.float64]
+_NOISE = 8.0  # roundings that sums of products may be away from their true values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -25,7 +26,8 @@ class Moments(ByContent):
     """Moments about the mean of operands x, in G groups of K products, with targets y of C outputs.
 
     `hessian` has shape (G, K, K) and `target` (C, K), those of the group of every output; `mean` (G, K), `target_mean`
-    and `target_variance` (C,). `count` is the number of operands seen, or the sum of their weights.
+    and `target_variance` (C,). `count` is the number of operands seen, or the sum of their weights. Of operands that do
+    not vary, beyond the rounding of their numbers, `hessian` and `target` are zero.
 
     Example:
         >>> import qmath
@@ -131,14 +133,24 @@ class MomentsAccumulator:
         mean = self._sums / self.count
         aim, square = self._of_targets / self.count
         shared = np.repeat(mean, len(aim) // len(mean), axis=0)
+        hessian = self._products / self.count - mean[:, :, None] * mean[:, None, :]
+        moves = self._moves(np.einsum("gkk->gk", hessian), mean)
         return Moments(
-            hessian=self._products / self.count - mean[:, :, None] * mean[:, None, :],
-            target=self._cross.reshape(len(aim), -1) / self.count - aim[:, None] * shared,
+            hessian=hessian * moves[:, :, None] * moves[:, None, :],
+            target=(self._cross.reshape(len(aim), -1) / self.count - aim[:, None] * shared)
+            * np.repeat(moves, len(aim) // len(mean), axis=0),
             mean=mean + self._about[0][:, 0],
             target_mean=aim + self._about[1],
             target_variance=np.maximum(square - aim**2, 0.0),
             count=self.count,
         )
+
+    def _moves(self, variance: Floats, mean: Floats) -> NDArray[np.bool_]:
+        """Which operands vary by more than the rounding of what was summed up; H of the others need not be positive."""
+        assert self._about is not None
+        about = self._about[0][:, 0]
+        unit = float(np.finfo(np.result_type(about, np.float32)).eps)
+        return variance > _NOISE * unit * (np.square(mean) + unit * np.square(about, dtype=np.float64))
 
 
 def _times(weights: ArrayLike, count: int) -> Floats:

@@ -158,6 +158,27 @@ def test_moments_do_not_depend_on_batches_and_survive_a_large_mean():
         np.testing.assert_allclose(found.mean, x.mean(axis=1))
 
 
+def test_operands_that_do_not_vary_have_no_moments():
+    x = np.repeat(RNG.normal(size=(2, 1, 40)), 4096, axis=1).astype(np.float32)
+    x[0, :, :8] += RNG.normal(size=(4096, 8)).astype(np.float32)
+    y, times = RNG.normal(size=(4096, 4)).astype(np.float32), RNG.random(4096)
+    halves = []
+    for start in (0, 1024):
+        seen = qmath.MomentsAccumulator()
+        for part in (slice(start, start + 1024), slice(start + 2048, start + 3072)):
+            seen.update(x[:, part], y[part], times[part])
+        halves.append(seen.result())
+    for found in halves:
+        still = np.arange(40) >= 8
+        for kept in (found.hessian[0, still], found.hessian[1], found.target[:2, still], found.target[2:]):
+            assert not kept.any()
+        assert np.diag(found.hessian[0])[:8] == pytest.approx(1, abs=0.2)
+    weight = RNG.normal(size=(4, 40))
+    aim = qmath.aimed_weights(weight, halves)
+    np.testing.assert_array_equal(aim[:2, 8:], weight[:2, 8:])
+    np.testing.assert_array_equal(aim[2:], weight[2:])
+
+
 def test_a_pair_counts_as_often_as_its_weight_says():
     x, y = RNG.normal(size=(1, 30, 3)) + 2, RNG.normal(size=(30, 2))
     times = RNG.integers(0, 4, 30)
