@@ -153,6 +153,12 @@ class Layer:
         return shape[-1] if self.output_axis == len(shape) - 2 else shape[-2]
 
     @property
+    def output_channels(self) -> int:
+        """The number of channels of the result, all groups together; rows of a table."""
+        channels: int = self.weight_array().shape[self.output_axis]
+        return channels * self.groups if self.op == "ConvTranspose" else channels
+
+    @property
     def groups(self) -> int:
         return int(attribute(self.node, "group", 1)) if self.op in ("Conv", "ConvTranspose") else 1
 

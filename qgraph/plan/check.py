@@ -85,7 +85,7 @@ def _check_lengths(quant: LayerQuant, layer: Layer, shape: tuple[int, ...]) -> N
             )
     if layer.op not in _SHIFTED:
         return
-    outputs = shape[layer.output_axis] * (layer.groups if layer.op == "ConvTranspose" else 1)
+    outputs = layer.output_channels
     for name, found, wanted in (
         ("bias_shift", len(quant.bias_shift), outputs),
         ("weight.input_scale", len(grid.input_scale), layer.input_channels),

@@ -84,14 +84,9 @@ def _with_biases(net: Model, plan: QuantPlan) -> Model:
         elif layer.op != "MatMul" and layer.bias is None:
             if len(layer.node.inputs) < 3:
                 layer.node.resize_inputs(3)
-            zeros = np.zeros(_outputs(layer), np.float32)
+            zeros = np.zeros(layer.output_channels, np.float32)
             layer.node.replace_input_with(2, add_initializer(copy.graph, f"{layer.name}/bias", zeros))
     return normalise(dataclasses.replace(net, ir_model=copy, digest=""))
-
-
-def _outputs(layer: Layer) -> int:
-    groups = layer.groups if layer.op == "ConvTranspose" else 1
-    return int(layer.weight_array().shape[layer.output_axis]) * groups
 
 
 def _plain(quant: LayerQuant, layer: Layer) -> tuple[LayerQuant, Floats]:

@@ -116,8 +116,7 @@ def part(model: ir.Model, *, inputs: Collection[str], outputs: Iterable[str] | N
 
 def _bias_input(graph: ir.Graph, layer: Layer) -> tuple[ir.Value, float]:
     """The layer's own constant to which a shift is added, and how much a unit of shift adds to it."""
-    channels = layer.weight_array().shape[layer.output_axis] * (layer.groups if layer.op == "ConvTranspose" else 1)
-    carrier = shift_bias(graph, layer, np.zeros(channels))
+    carrier = shift_bias(graph, layer, np.zeros(layer.output_channels))
     if carrier is layer.output:
         beta = layer.bias_factor
         value = layer.node.inputs[2]

@@ -18,6 +18,7 @@ from qgraph.gradient import Deferred, append, deferred_gradients, op, tensor
 from qgraph.gradient.step import LOSS, OPSET
 from qgraph.graph.blocks import Block
 from qgraph.graph.layers import Layer
+from qgraph.graph.sites import GraphView
 from qgraph.graph.tensors import is_non_negative
 from qgraph.graph.walk import ancestors
 from qgraph.lowering.places import put_in_place
@@ -46,17 +47,27 @@ def trained_grids(plan: QuantPlan) -> tuple[ActivationQuant, ...]:
 def trainable(net: Model, plan: QuantPlan, layers: Collection[str]) -> ir.Model:
     """The quantized network with the weights and biases of `layers`, and the grids below 8 bits, as inputs."""
     raised = raise_opset(net, max(net.opset, OPSET))
-    zeros = dict.fromkeys(layers, (0.0,))
+    found = GraphView(net).by_name
 
     def with_shift(quant: LayerQuant) -> LayerQuant:  # so that every layer that can have a bias has one
-        if quant.name not in zeros or quant.bias_shift:
+        if quant.name not in layers or quant.bias_shift or not trains_bias(found[quant.name]):
             return quant
-        return dataclasses.replace(quant, bias_shift=zeros[quant.name])
+        return dataclasses.replace(quant, bias_shift=(0.0,) * found[quant.name].output_channels)
 
     wide = dataclasses.replace(plan.map_layers(with_shift), model=raised.digest, activations=trained_grids(plan))
     graph = put_in_place(raised, wide, lambda graph: _Emitter(graph, layers))
     graph.opset_imports[DOMAIN] = 1
     return graph
+
+
+def trains_bias(layer: Layer) -> bool:
+    """Whether the layer has, or can be given, a bias of one number for each output."""
+    if layer.op == "MatMul" or not layer.bias_factor:
+        return False
+    bias = constant(layer.bias)
+    if layer.bias is None or bias is None:
+        return layer.bias is None
+    return bias.size == 1 or bias.shape[-1] == bias.size == layer.output_channels
 
 
 def block_part(model: ir.Model, reads: Sequence[str], writes: Sequence[str]) -> ir.Model:
@@ -174,10 +185,9 @@ class _Emitter:
         return add_initializer(self.graph, f"{layer.weight.name}/quantized", array)
 
     def bias(self, layer: Layer, quant: LayerQuant, operand: ActivationQuant | None) -> ir.Value | None:
-        bias = constant(layer.bias)
-        if bias is None or layer.name not in self.layers:
+        if layer.name not in self.layers or not trains_bias(layer):
             return None
-        return self._input(f"bias:{layer.name}", bias.shape)
+        return self._input(f"bias:{layer.name}", (layer.output_channels,))
 
     def dynamic(self, layer: Layer, quant: LayerQuant) -> None:
         layer.node.replace_input_with(layer.weight_index, self._constant(layer, quant))

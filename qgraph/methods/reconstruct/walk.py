@@ -28,7 +28,7 @@ from qgraph.lowering.simulate import simulate
 from qgraph.methods.reconstruct.adaround import AdaRoundWeight
 from qgraph.methods.reconstruct.config import ReconstructConfig
 from qgraph.methods.reconstruct.crops import croppable, cropped, margin
-from qgraph.methods.reconstruct.graph import block_part, key, trainable, trained_grids, training_graph
+from qgraph.methods.reconstruct.graph import block_part, key, trainable, trained_grids, training_graph, trains_bias
 from qgraph.methods.reconstruct.training import Samples, Variables, train_block
 from qgraph.methods.reconstruct.variables import SoftWeight, TrainedGrid
 from qgraph.onnxfile.edit import constant
@@ -230,12 +230,11 @@ class _Walk:
             if quant is None or not _is_trained(layer, quant, grids):
                 continue
             found.weights[name] = self._soft(layer.weight_array(), quant.weight)
-            bias = constant(layer.bias)
-            size = layer.weight_array().shape[layer.output_axis]
-            total = np.zeros(size) if bias is None else np.asarray(bias, np.float64).reshape(-1)
-            total = total + (np.asarray(quant.bias_shift) / layer.bias_factor if quant.bias_shift else 0.0)
-            if layer.op in ("Conv", "Gemm"):
-                found.biases[name] = total.astype(np.float32)
+            if trains_bias(layer):
+                bias = constant(layer.bias)
+                known = 0.0 if bias is None else np.asarray(bias, np.float64).reshape(-1)
+                shift = np.asarray(quant.bias_shift or np.zeros(layer.output_channels))
+                found.biases[name] = (known + shift / layer.bias_factor).astype(np.float32)
         for grid in trained_grids(self.plan):
             value = self.view.values[grid.tensor]
             one = TrainedGrid.of(grid, non_negative=not grid.zero_point and is_non_negative(value))

@@ -286,6 +286,50 @@ def test_sizes_may_pass_from_block_to_block():
     assert changed_layers(sizes + body, 21) == ["first", "second", "third"]
 
 
+@pytest.mark.parametrize(
+    ("layer", "bias"),
+    [
+        ("ConvTranspose<group = 2, strides = [2, 2]>", (6,)),
+        ("ConvTranspose<group = 2, strides = [2, 2]>", None),
+        ("Conv", None),
+        ("Gemm<transB = 1>", (1, 6)),
+        ("Gemm<transB = 1>", (1,)),
+        ("Gemm<transB = 1>", None),
+        ("Gemm<transB = 1, beta = 0.0>", (6,)),
+    ],
+)
+def test_biases_of_all_shapes_are_learned(layer, bias):
+    rng, op = np.random.default_rng(5), layer.split("<")[0]
+    place = () if op == "Gemm" else (1, 1)
+    arrays = {"w": (4, 3) if op == "ConvTranspose" else (6, 4), "v": (8, 6)}
+    held = {name: rng.normal(0, 0.4, (*shape, *place)) for name, shape in arrays.items()}
+    held |= {} if bias is None else {"b": rng.normal(0, 0.4, bias)}
+    given = ", ".join(
+        f"float[{', '.join(map(str, a.shape))}] {name} = {{{', '.join(f'{v:.3f}' for v in a.ravel())}}}"
+        for name, a in held.items()
+    )
+    last = "Gemm<transB = 1>" if op == "Gemm" else "Conv"
+    body = f"c = {layer}({', '.join(['x', 'w', *['b'] * ('b' in held)])}) d = Relu(c) y = {last}(d, v)"
+    shape = (24, 4, *(5 * size for size in place))
+    head = f"g (float[{', '.join(map(str, ('n', *shape[1:])))}] x) => (float[{', '.join('nchw'[: len(shape)])}] y)"
+    model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["": 21]> {head} <{given}> {{ {body} }}')
+    samples = rng.normal(size=shape).astype(np.float32)
+    bits = {"weights": 3, "edge_bits": 3, "activations": 4, "rounding": "nearest", "method": "minmax"}
+    plan = qgraph.quantize(model, samples, measure=False, guard="off", bias_correction=False, **bits).plan
+    opened = open_given(model, samples)
+    learned = reconstruct_blocks(
+        plan, GraphView(opened.net), opened.samples, config=dataclasses.replace(QUICK, steps=100), job=Job(threads=1)
+    )
+    assert [any(quant.bias_shift) for quant in learned.layers] == ["beta" not in layer, True]
+    want, *have = (
+        Session(made).run_list({"x": samples})[0]
+        for made in (opened.net.ir_model, simulate(opened.net, plan), simulate(opened.net, learned))
+    )
+    before, after = (float(np.square(results - want).sum()) for results in have)
+    assert after < before
+    qgraph.apply(model, learned)
+
+
 @pytest.mark.filterwarnings("ignore:the else branch of If")
 def test_a_block_with_a_body_is_left_alone():
     choice = """
