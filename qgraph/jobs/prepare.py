@@ -21,7 +21,8 @@ from qgraph.methods.zeroq.config import DistillConfig, MixConfig
 from qgraph.observe.known_laws import with_known_laws
 from qgraph.observe.material import Material, check_needs
 from qgraph.observe.propagation import Moments, known_moments
-from qgraph.observe.statistics import Observations, observe
+from qgraph.observe.spatial_means import with_spread_means
+from qgraph.observe.statistics import Observations, observe, watched_tensors
 from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan import registry
@@ -174,7 +175,7 @@ def gather(
         samples, observed = falling_back(
             given.net,
             samples,
-            lambda some: _observations(given.net, recipe, _parted(some, recipe)[1], calibration, job, known),
+            lambda some: _observations(given.net, recipe, _parted(some, recipe)[1], calibration, job, laws, known),
         )
     apart, samples, judging = _parted(samples, recipe)
     if data is not None and samples is not None:
@@ -253,9 +254,13 @@ def _observations(
     data: Dataset | None,
     calibration: str | Path | None,
     job: Job,
+    laws: bool,
     known: Mapping[str, Moments],
 ) -> Observations | None:
-    """The statistics in the file, or of the samples, corrected by the `known` moments of BatchNormalization."""
+    """The statistics in the file, or of the samples; with `laws`, corrected by what is known without real samples.
+
+    That are the `known` moments of BatchNormalization, and how far apart means over images lie.
+    """
     if calibration is not None and Path(calibration).exists():
         observed = Observations.load(calibration)
         observed.check_model(net)
@@ -264,7 +269,13 @@ def _observations(
         return None
     histograms = calibration is not None or recipe.needs_histograms
     observed = observe(
-        net, data, histograms=histograms, threads=job.threads, executor=job.executor, progress=job.progress
+        with_spread_means(net, data, threads=job.threads) if laws else net,
+        data,
+        tensors=watched_tensors(GraphView(net)),
+        histograms=histograms,
+        threads=job.threads,
+        executor=job.executor,
+        progress=job.progress,
     )
     observed = with_known_laws(observed, net, known)
     if calibration is not None:
