@@ -65,7 +65,7 @@ def load(model: ModelLike, *, checker: bool = True) -> Model:
         way = ": qgraph.apply(model, plan) makes a model of it" if kind == "QuantPlan" else ""
         raise ModelTypeError(f"a model is a path, an onnx.ModelProto, an onnx-ir model or a result, not {kind}{way}")
     _check_opset(loaded.opset, loaded.source)
-    if not checker:
+    if not checker or not _in_order(loaded.ir_model.graph):
         _sort(loaded)
     rename_twins(loaded.ir_model)
     return loaded
@@ -116,6 +116,28 @@ def _sort(model: Model) -> None:
         raise ModelError(f"{model.source} is not a valid ONNX graph: {first_line(error)}") from error
 
 
+def _in_order(graph: ir.Graph) -> bool:
+    """Whether every node comes behind those whose results it reads: ONNX asks for it, onnxruntime does not."""
+    seen: set[ir.Node | None] = {None}
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        if any(value is not None and value.producer() not in seen for value in node.inputs):
+            return False
+        seen.add(node)
+    return True
+
+
+def _ordered(proto: onnx.ModelProto) -> onnx.ModelProto | None:
+    """The model with its nodes in order, as some converters leave them out of it; None if they were, or cannot be."""
+    try:
+        model = ir.from_proto(proto)
+        if _in_order(model.graph):
+            return None
+        model.graph.sort()
+        return ir.to_proto(model)
+    except Exception:  # the checker has said what is wrong
+        return None
+
+
 def _read(proto: onnx.ModelProto, where: str) -> ir.Model:
     try:
         return ir.from_proto(proto)
@@ -150,6 +172,9 @@ def _check(model: onnx.ModelProto | str, where: str) -> None:
     try:
         onnx.checker.check_model(model, full_check=False)
     except onnx.checker.ValidationError as error:
+        ordered = None if isinstance(model, str) else _ordered(model)
+        if ordered is not None:
+            return _check(ordered, where)
         raise ModelError(f"{where} is refused by the ONNX checker: {first_line(error)}") from error
     except (ValueError, OSError) as error:
         raise ModelError(f"{where} cannot be checked: {first_line(error)}") from error

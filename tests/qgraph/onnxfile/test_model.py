@@ -16,6 +16,7 @@ from qgraph.onnxfile.normalise import normalise
 from qgraph.onnxfile.opset import raise_opset
 from qgraph.onnxfile.write import save
 from qgraph.running.files import write_atomically
+from qgraph.running.sessions import Session
 
 RNG = np.random.default_rng(1)
 
@@ -382,3 +383,35 @@ def test_external_data_behind_a_link_are_not_read(model_from_text, tmp_path, pla
     (here / "net.onnx").write_bytes(proto.SerializeToString())
     with pytest.raises(ModelError, match="not a regular file there"):
         load(here / "net.onnx")
+
+
+UNSORTED = """<ir_version: 8, opset_import: ["": 17]> g (float[n, 4] x) => (float[n, 4] y) <float[4, 4] w = {
+ 1.0, 0.0, 0.5, 0.0, 0.0, 1.0, 0.0, 0.5, 0.5, 0.0, 1.0, 0.0, 0.0, 0.5, 0.0, 1.0}> {
+    k = ReduceSum<keepdims = 0>(x) z = Constant<value_float = 0.0>() go = Greater(k, z) b = MatMul(x, w)
+    y = If (go) <then_branch = t () => (p) { p = Relu(b) }, else_branch = e () => (q) { q = Neg(b) }>
+}"""
+
+
+@pytest.mark.parametrize("order", [[4, 3, 2, 1, 0], [3, 4, 2, 0, 1], [0, 1, 2, 4, 3]])
+def test_nodes_may_come_in_any_order(order, tmp_path):
+    """Converters to 16-bit floats append casts, which onnxruntime sorts in."""
+    proto = ir.to_proto(ir.from_onnx_text(UNSORTED))
+    nodes = [proto.graph.node[index] for index in order]
+    shuffled = onnx.ModelProto()
+    shuffled.CopyFrom(proto)
+    del shuffled.graph.node[:]
+    shuffled.graph.node.extend(nodes)
+    onnx.save(shuffled, tmp_path / "m.onnx")
+    x = np.random.default_rng(3).normal(size=(5, 4)).astype(np.float32)
+    (want,) = Session(load(proto).ir_model).run_list({"x": x})
+    for given in (shuffled, tmp_path / "m.onnx"):
+        loaded = load(given)
+        np.testing.assert_array_equal(Session(loaded.ir_model).run_list({"x": x})[0], want)
+        onnx.checker.check_model(ir.to_proto(loaded.ir_model))
+
+
+def test_a_circle_is_refused():
+    proto = ir.to_proto(ir.from_onnx_text(UNSORTED))
+    proto.graph.node[3].input[0] = "y"
+    with pytest.raises(ModelError, match="topologically sorted"):
+        load(proto)
