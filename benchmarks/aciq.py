@@ -32,7 +32,7 @@ from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.opset import prepare
 from qgraph.plan.grids import activation_grid, initial_plan
 from qgraph.plan.plan import ActivationQuant, QuantPlan
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import Dataset, open_data
 
@@ -63,7 +63,7 @@ class Case:
         return GraphView(self.net)
 
     def start(self, **options: Any) -> QuantPlan:
-        return initial_plan(self.view, Recipe.choose("aciq", True, **options), self.observed)
+        return initial_plan(self.view, choose_recipe("aciq", True, **options), self.observed)
 
     def top1(self, model: Model) -> float:
         result = evaluate(model, self.test, preprocessing=CIFAR).top1

@@ -41,7 +41,7 @@ from qgraph.observe.statistics import observe
 from qgraph.onnxfile.model import Model
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import open_data
 
@@ -90,7 +90,7 @@ def _problem(name: str, bits: int) -> tuple[QuantPlan, dict[str, Any]]:
     net, labelled = network(name).net, network(name).test(BATCHES[name])
     data, labels = open_data(labelled, net, preprocessing=CIFAR), labelled["labels"]
     view, observed = GraphView(net), observe(net, data)
-    recipe = Recipe.choose("lsqplus", True, weights=bits, activations=bits)
+    recipe = choose_recipe("lsqplus", True, weights=bits, activations=bits)
     plan = initialise(initial_plan(view, recipe, observed), view, observed, config=CONFIG)
     feeds = next(data.batches(BATCHES[name])).feeds
     logits = Session(net.ir_model).run(feeds)["logits"]

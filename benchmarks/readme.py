@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.front_picture import drawn
 from benchmarks.papers.cells import Cells
 from qgraph.plan import registry
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.plan.settings import value_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +74,7 @@ def protocol(method: str) -> list[dict[str, Any]]:
 def _default(method: str, name: str) -> Any:
     if "." in name:
         return value_of(name)
-    return getattr(Recipe.choose(method, True), name)
+    return getattr(choose_recipe(method, True), name)
 
 
 def _said(value: Any) -> str:

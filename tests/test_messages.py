@@ -34,7 +34,7 @@ from qgraph.onnxfile.normalise import normalise
 from qgraph.onnxfile.opset import raise_opset
 from qgraph.plan import codes as weights
 from qgraph.plan.plan import ActivationQuant, QuantPlan, Rounding, WeightQuant
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.running.executor import _Dask, open_executor
 from qgraph.running.store import FILE, hold, open_store
 from qgraph.samples.dataset import Dataset, Preprocessing, open_data
@@ -277,7 +277,7 @@ def cast_first(model):
 )
 def test_recipes(words, options):
     with pytest.raises(UsageError, match=words):
-        Recipe.choose(options.pop("method", "minmax"), True, **options)
+        choose_recipe(options.pop("method", "minmax"), True, **options)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from qgraph.assess.evaluate import evaluate
 from qgraph.methods.aciq.clip import clip_activations
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 
 NETWORKS = ("resnet20", "mobilenetv2")
 LIMIT = 1_000  # test images of CIFAR-10; all photographs
@@ -175,7 +175,7 @@ def _clip_row(cells: Cells, name: str, method: str, options: Any, resnet18: str,
 
 
 def _clipped(case: Network, method: str, options: Any) -> Figures:
-    plan = initial_plan(case.view, Recipe.choose("minmax", True, weights=8, activations=4), case.observed)
+    plan = initial_plan(case.view, choose_recipe("minmax", True, weights=8, activations=4), case.observed)
 
     def clipped() -> QuantPlan:
         if method == "closed form":

@@ -27,7 +27,8 @@ from qgraph.onnxfile.model import Model, ModelLike
 from qgraph.onnxfile.opset import prepare
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
-from qgraph.plan.recipe import Recipe, check_format
+from qgraph.plan.recipe import check_format
+from qgraph.plan.request import choose_recipe
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.threads import keeps_threads
 from qgraph.samples.dataset import DataLike, Reading, open_data
@@ -173,7 +174,7 @@ def combined(
     """The plan with the ingredients in `used`; `by_inputs`: the bias correction that the input's means give."""
     clipping, correction, weight_bits, activation_bits = used
     clip = "aciq" if clipping else "max"
-    recipe = Recipe.choose("aciq", True, weights=weights, activations=activations, clip=clip)
+    recipe = choose_recipe("aciq", True, weights=weights, activations=activations, clip=clip)
     allocation: dict[tuple[bool, bool], Allocation] = {
         (False, False): "none",
         (True, False): "weights",

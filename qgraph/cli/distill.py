@@ -113,10 +113,10 @@ def distill(
 def _config(texts: tuple[str, ...], protocol: str | None, options: dict[str, Any]) -> DistillConfig:
     """The hyper-parameters of distillation: those of options, of `--set`, and of the protocol."""
     from qgraph.methods.zeroq.config import DistillConfig
-    from qgraph.plan.recipe import Recipe
+    from qgraph.plan.request import choose_recipe
 
     settings = {name: value for name, value in options.items() if value is not None}
-    recipe = Recipe.choose("zeroq", False, protocol=protocol, changes=texts, settings=settings)
+    recipe = choose_recipe("zeroq", False, protocol=protocol, changes=texts, settings=settings)
     if recipe.changes:
         raise UsageError(f"--set {recipe.changes[0]} is for layers, and distilling quantizes none: give zeroq.FIELD=V")
     return recipe.config(DistillConfig)

@@ -26,8 +26,8 @@ from qgraph.onnxfile.opset import raise_opset
 from qgraph.onnxfile.write import save
 from qgraph.plan.blocks import BLOCK_OPSET
 from qgraph.plan.plan import QuantPlan
-from qgraph.plan.recipe import TargetCpu
 from qgraph.plan.saturation import largest_pair, saturated
+from qgraph.plan.words import TargetCpu
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.threads import keeps_threads
 from qgraph.samples.dataset import DataLike, Reading, open_data

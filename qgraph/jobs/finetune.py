@@ -36,6 +36,7 @@ from qgraph.plan.given import PlanLike, given_plan
 from qgraph.plan.grids import activation_grid, initial_plan
 from qgraph.plan.plan import ActivationQuant, QuantPlan
 from qgraph.plan.recipe import Recipe, check_format
+from qgraph.plan.request import choose_recipe
 from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.store import hold
@@ -203,7 +204,7 @@ def _recipe(method: str, has_data: bool, **overrides: Any) -> Recipe:
         raise UsageError(
             f"method '{method}' does not train: pass it to {command('qgraph quantize', 'qgraph.quantize')}"
         )
-    recipe = Recipe.choose(method, has_data, **overrides)
+    recipe = choose_recipe(method, has_data, **overrides)
     if recipe.mixed:
         what = "weights" if recipe.mixes_weights else "activations"
         raise UsageError(

@@ -17,8 +17,8 @@ from qgraph.jobs.prepare import Gathered
 from qgraph.lowering.output_errors import output_errors
 from qgraph.plan.grids import sound
 from qgraph.plan.plan import QuantPlan
-from qgraph.plan.recipe import RECONSTRUCT, SECOND_ORDER
 from qgraph.plan.registry import Method, chain, find, run
+from qgraph.plan.words import RECONSTRUCT, SECOND_ORDER
 from qgraph.running.wording import option
 from qgraph.samples.dataset import Dataset
 

@@ -31,7 +31,9 @@ from qgraph.plan.changes import bits_for, parsed
 from qgraph.plan.dynamic import mostly_products
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import MAX_BITS, QuantPlan
-from qgraph.plan.recipe import FEW_BITS, SECOND_ORDER, Recipe
+from qgraph.plan.recipe import FEW_BITS, Recipe
+from qgraph.plan.request import choose_recipe
+from qgraph.plan.words import SECOND_ORDER
 from qgraph.running.job import Job
 from qgraph.running.wording import option
 from qgraph.samples.dataset import DataLike, Dataset, Reading, take_reading
@@ -152,7 +154,7 @@ def gather(
     """Load the model, distil samples where none are given, and observe. The arguments are those of `quantize`."""
     job, reading = job or Job(), take_reading(overrides)
     measured = calibration is not None and Path(calibration).exists()
-    recipe = Recipe.choose(method, data is not None or measured, **overrides)
+    recipe = choose_recipe(method, data is not None or measured, **overrides)
     by = None if metric is None else load_metric(metric)
     with job.stage("load"):
         least = BLOCK_OPSET if recipe.target == "decode" else 0

@@ -21,6 +21,7 @@ from qgraph.plan import registry
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
 from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.running.job import Job
 from qgraph.running.progress import SILENT, Progress
 from qgraph.running.store import hold
@@ -85,7 +86,7 @@ def search(
         False
     """
     reading = take_reading(overrides)
-    recipe = Recipe.choose("qrater", True, **overrides)
+    recipe = choose_recipe("qrater", True, **overrides)
     net = open_given(model, None, opset=opset, fold_bn=recipe.fold_bn, **reading).net
     samples = open_data(data, net, **reading)
     config = dataclasses.replace(config or recipe.config(SearchConfig), fine=recipe.protocol == "deploy")

@@ -29,7 +29,8 @@ from qgraph.plan.blocks import BLOCK_OPSET, why_no_blocks, why_not_on_grid
 from qgraph.plan.grids import initial_plan, sound
 from qgraph.plan.plan import MAX_BITS, ActivationQuant, KeptFloat, LayerQuant, QuantPlan, WeightQuant
 from qgraph.plan.ranges import Ranges
-from qgraph.plan.recipe import Recipe, TargetCpu
+from qgraph.plan.request import choose_recipe
+from qgraph.plan.words import TargetCpu
 
 _BOUNDED = {"Sigmoid": (0.0, 1.0), "Softmax": (0.0, 1.0), "Tanh": (-1.0, 1.0), "HardSigmoid": (0.0, 1.0)}
 _KEEPS_RANGE = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "Split"})
@@ -115,7 +116,7 @@ def adopted_plan(
     """
     ranges = FileRanges(view, lifted.activations, observed)
     kind = 8 if lifted.activations else "dynamic" if lifted.dynamic else None
-    recipe = Recipe.choose(
+    recipe = choose_recipe(
         "minmax", True, activations=kind, target_cpu="vnni", dynamic_products=bool(lifted.dynamic) and kind == 8
     )
     plan = initial_plan(view, recipe, ranges)

@@ -22,10 +22,11 @@ from qgraph.plan.kept import kept_in_float
 from qgraph.plan.placing import place
 from qgraph.plan.plan import MAX_BITS, PER_TENSOR, ActivationQuant, LayerQuant, QuantPlan, Runs, WeightQuant
 from qgraph.plan.ranges import Ranges
-from qgraph.plan.recipe import Recipe, TargetCpu
+from qgraph.plan.recipe import Recipe
 from qgraph.plan.registry import find
 from qgraph.plan.saturation import without_saturation
 from qgraph.plan.sums import with_room_for_biases, with_shared_weights
+from qgraph.plan.words import TargetCpu
 
 STORAGE_BITS = 8  # of tensors that no layer multiplies, such as sums and residual connections
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny) * 2**23  # of an activation

@@ -18,7 +18,8 @@ import qmath
 from qgraph.graph.layers import TABLE_OP, Layer
 from qgraph.plan.blocks import BLOCK, BLOCK_BITS, why_no_blocks
 from qgraph.plan.plan import WeightQuant
-from qgraph.plan.recipe import Recipe, TargetCpu
+from qgraph.plan.recipe import Recipe
+from qgraph.plan.words import TargetCpu
 
 PRODUCT_OPS = ("MatMul", "Gemm", TABLE_OP)
 BYTES, _PAIRS = 127, 64  # the largest number of a kernel, and of one that adds two products in 16 bits

@@ -1,38 +1,20 @@
-"""The caller's request: the method and every override, checked and with defaults filled in."""
+"""What is to be done: the method and every setting, and what follows from them."""
 
 from __future__ import annotations
 
 import dataclasses
-import operator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, TypeVar
 
-import qmath
-from qgraph.errors import UnknownOptionError, UsageError, hint
+from qgraph.errors import UsageError
 from qgraph.graph.layers import TABLE_OP, Layer
 from qgraph.plan import registry
-from qgraph.plan.budgets import BUDGETS, check_budgets, with_budgets
-from qgraph.plan.changes import bits_for, parsed, per_layer
+from qgraph.plan.changes import bits_for, parsed
 from qgraph.plan.plan import MAX_SHIFTED_BITS
-from qgraph.plan.settings import Settings, configured, gathered, is_setting
-from qgraph.plan.settings import parse as parse_setting
-from qgraph.plan.words import DIRECTIONS, EFFORTS, PROTOCOLS, ROUNDINGS, Direction, Effort
-from qgraph.running.wording import option
+from qgraph.plan.settings import Settings, configured
+from qgraph.plan.words import RECONSTRUCT, SAME, SEARCHED, SECOND_ORDER, Direction, Effort, Target, TargetCpu
 
-TargetCpu = Literal["any", "vnni"]
-Target = Literal["batch", "decode"]
-TARGETS: tuple[str, ...] = get_args(Target)
-TARGET_CPUS: tuple[str, ...] = get_args(TargetCpu)
-SECOND_ORDER = "second-order"
-RECONSTRUCT = "reconstruct"
-DISTILS = "zeroq"  # the method whose hyper-parameters are those of distilling and of mixing bits
-TRAINS = "lsqplus"  # the method whose hyper-parameters are those of every training
-_OF_JOBS = ("format",)  # what a paper says of the file, not of the plan
-SEARCHED = "qrater"  # the clip or rounding that is found by measuring the task
 FORMATS = ("qdq", "float")
-ALLOCATIONS = ("none", "weights", "activations", "both")
-SAME = "same"  # the bits of the first and last layers where they are those of all others
-SEARCHES = ("frontier", "groups")
 GROUP = 32  # inputs that share a step where nothing else is asked for
 FEW_BITS = 4  # the widest weights that have groups unasked
 T = TypeVar("T")
@@ -112,146 +94,6 @@ class Recipe:
     settings: Settings = ()
     changes: tuple[str, ...] = ()
     """Other bits for single layers, such as `layer2.*:weights=4`; of those that match, the last one counts."""
-
-    @classmethod
-    def choose(cls, method: str | None, has_data: bool, **overrides: Any) -> Recipe:
-        """The recipe named `method`, by default `aciq` with data and `zeroq` without.
-
-        For `weights` and `activations`, None means floating point; for every other option, its default.
-        """
-        name = method or ("aciq" if has_data else "zeroq")
-        defaults = registry.defaults(name)
-        given = {k: v for k, v in overrides.items() if v is not None or k in ("weights", "activations")}
-        given = {name: _plain(name, value) for name, value in given.items()}
-        given = _with_changes(_with_settings(given))
-        if given.get("protocol") == "paper":
-            given = _as_in_paper(name, given)
-        fields = {f.name for f in dataclasses.fields(cls)} - {"method"}
-        unknown = sorted({*defaults, *given} - fields)
-        if unknown:
-            raise UnknownOptionError(f"unknown option '{unknown[0]}'{hint(unknown[0], sorted(fields))}")
-        given = {**defaults, **with_budgets(given)}
-        for what in ("weights", "activations"):
-            if given.get(what) == "none":
-                given[what] = None
-        if given.get("target") == "decode":
-            given.setdefault("activations", None)
-        recipe = cls(method=name, **given)
-        recipe._check(has_data)
-        return recipe
-
-    def _check(self, has_data: bool) -> None:
-        for name in ("weights", "activations", "edge_bits"):
-            bits = getattr(self, name)
-            word = (name, bits) in (
-                ("weights", "mixed"),
-                ("activations", "mixed"),
-                ("activations", "dynamic"),
-                ("edge_bits", SAME),
-            )
-            if not word and bits is not None and (not isinstance(bits, int) or not 2 <= bits <= 8):
-                raise UsageError(f"{option(name)} must be a number from 2 to 8, not {bits}")
-        if self.weights is None and self.activations is None:
-            raise UsageError(
-                f"both {option('weights', None)} and {option('activations', None)} leave nothing to quantize"
-            )
-        if self.weights is None:
-            raise UsageError(
-                f"{option('weights', None)} with quantized activations has no integer kernel: "
-                f"give {option('weights', 8)}"
-            )
-        if self.group not in (None, "none") and (not isinstance(self.group, int) or self.group < 2):
-            raise UsageError(
-                f"{option('group')} must be a number of inputs from 2 on, such as 32, or none, not {self.group}"
-            )
-        if isinstance(self.group, int) and (
-            not self.per_channel or self.ingredients or registry.find(self.method).trains
-        ):
-            raise UsageError(
-                f"{option('group')} is for grids by least squares: not for {option('per_channel', False)}, searched or "
-                f"trained ones"
-            )
-        for name in ("clip", "weight_clip"):
-            known = (*qmath.clip_methods(), SEARCHED) if name == "clip" else qmath.clip_methods()
-            if getattr(self, name) not in known:
-                raise UsageError(f"unknown clip method '{getattr(self, name)}': choose one of {', '.join(known)}")
-        if self.rounding not in (None, *ROUNDINGS):
-            raise UsageError(f"unknown rounding '{self.rounding}': choose one of {', '.join(ROUNDINGS)}")
-        if not self.bits or any(not 2 <= bits <= 8 for bits in self.bits):
-            raise UsageError(f"{option('bits')} must be numbers from 2 to 8, such as 2,4,8, not {self.bits}")
-        check_budgets({name: getattr(self, name) for name in BUDGETS})
-        if self.dynamic and (self.ingredients or registry.find(self.method).trains):
-            raise UsageError(
-                f"{option('activations', 'dynamic')} leaves no grid to search or to train: give bits, or "
-                f"{option('method')} minmax or aciq"
-            )
-        if self.target == "decode" and (self.activations is not None or self.group == "none" or not self.per_channel):
-            raise UsageError(
-                f"{option('target', 'decode')} multiplies floats with blocks of codes: not with "
-                f"{option('activations')} or without {option('group')}"
-            )
-        if self.portable and self.activations is None:
-            raise UsageError(
-                f"{option('portable', True)} is for codes of activations: without them, products are floats, which "
-                f"processors round differently; give {option('activations', 8)}"
-            )
-        if self.mixes_activations and self.search != SEARCHES[0]:
-            raise UsageError(
-                f"{option('search', self.search)} measures weights alone: not with {option('activations')}"
-            )
-        if self.allocate_bits not in (None, *ALLOCATIONS):
-            raise UsageError(
-                f"{option('allocate_bits')} must be one of {', '.join(ALLOCATIONS)}, not '{self.allocate_bits}'"
-            )
-        if self.mixed and self.allocate_bits not in (None, "none"):
-            raise UsageError(
-                f"{option('weights' if self.mixes_weights else 'activations', 'mixed')} gives bits to layers, "
-                f"{option('allocate_bits')} to channels: choose one of them"
-            )
-        words = (
-            ("search", SEARCHES),
-            ("direction", DIRECTIONS),
-            ("target_cpu", TARGET_CPUS),
-            ("target", TARGETS),
-            ("protocol", PROTOCOLS),
-        )
-        for name, known in words:
-            if getattr(self, name) not in known:
-                raise UsageError(f"{option(name)} must be one of {', '.join(known)}, not '{getattr(self, name)}'")
-        self._check_settings()
-        method = registry.find(self.method)
-        if self.symmetric is False and method.trains:
-            raise UsageError(
-                f"{option('symmetric', False)} is for grids that are not trained: LSQ+ learns weight grids with "
-                f"{option('symmetric', True)}"
-            )
-        if self.effort not in EFFORTS:
-            raise UsageError(f"{option('effort')} must be one of {', '.join(EFFORTS)}, not '{self.effort}'")
-        if self.effort != "default" and method.trains:
-            raise UsageError(
-                f"{option('effort')} is for plans that are not trained: method '{self.method}' has epochs of its own"
-            )
-        if self.correct_outputs and method.trains:
-            raise UsageError(
-                f"{option('correct_outputs')} is for plans that are not trained: method '{self.method}' learns "
-                f"its biases"
-            )
-        if self.needs_data and not has_data and "data" in method.needs:
-            raise UsageError(
-                f"method '{self.method}' needs data to quantize activations or to mix bits: pass {option('data')}, or "
-                f"{option('activations', None)} for weights of fixed bits alone"
-            )
-
-    def _check_settings(self) -> None:
-        """Raise `UsageError` for a hyper-parameter of a method that takes no part; distilling and mixing may always."""
-        steps = [step for name in (*self.methods, *self.offered) for step in registry.chain(name)]
-        taking_part = {step.name for step in steps} | {DISTILS} | ({TRAINS} if any(s.trains for s in steps) else set())
-        for name, _ in self.settings:
-            if name.partition(".")[0] not in taking_part:
-                raise UsageError(
-                    f"{option('settings')}: {name} has no effect: method '{self.method}' is made of "
-                    f"{', '.join(sorted(taking_part))}"
-                )
 
     @property
     def format(self) -> str:
@@ -365,49 +207,6 @@ class Recipe:
         bits = self.at_edges(weights) if edge else weights
         bits = bits_for(parsed(self.changes), layer.name, "weights") or bits
         return min(bits, 7) if self.reduce_range else bits
-
-
-def _with_settings(given: dict[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters among the `changes`, `zeroq.t1=200`, as settings; all settings checked and in one form."""
-    changes = tuple(given.get("changes", ()))
-    texts = [text for text in changes if is_setting(text)]
-    pairs = dict(given.get("settings", ())) | dict(map(parse_setting, texts))
-    found = {**given, "changes": tuple(text for text in changes if text not in texts)}
-    return {**found, "settings": gathered(pairs)}
-
-
-def _as_in_paper(method: str, given: dict[str, Any]) -> dict[str, Any]:
-    """What the method's paper says, with what is given on top."""
-    said = registry.in_paper(method)
-    options = {name: value for name, value in said.items() if "." not in name and name not in _OF_JOBS}
-    of_methods = {name: value for name, value in said.items() if "." in name}
-    return {**options, **given, "settings": gathered({**of_methods, **dict(given["settings"])})}
-
-
-def _with_changes(given: dict[str, Any]) -> dict[str, Any]:
-    """Bits that are given layer by layer, `head.*=8,*=4`, as changes."""
-    changes: tuple[str, ...] = ()
-    for what in ("weights", "activations"):
-        value = given.get(what)
-        if isinstance(value, str) and "=" in value:
-            del given[what]
-            changes += per_layer(value, "weights" if what == "weights" else "activations")
-    changes += tuple(given.get("changes", ()))
-    parsed(changes)  # fail before the work begins
-    return {**given, "changes": changes} if changes else given
-
-
-def _plain(name: str, value: Any) -> Any:
-    """The value of an option as this module knows it: numbers from text or numpy, one name or several as a tuple."""
-    if name in ("keep", "changes"):
-        return (value,) if isinstance(value, str) else tuple(value)
-    if name == "bits":
-        return tuple(_plain("", bits) for bits in (value.split(",") if isinstance(value, str) else value))
-    if name in BUDGETS and isinstance(value, str):
-        return float(value) if value.replace(".", "", 1).isdigit() else value
-    if isinstance(value, str) and value.strip().isdigit():
-        return int(value)
-    return operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else value
 
 
 def check_format(format: str) -> None:

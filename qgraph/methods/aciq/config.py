@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from qgraph.errors import UsageError
-from qgraph.plan.recipe import TargetCpu
+from qgraph.plan.words import TargetCpu
 
 Allocation = Literal["none", "weights", "activations", "both"]
 Prior = Literal["checked", "fit", "laplace", "gaussian"]

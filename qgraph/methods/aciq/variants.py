@@ -9,7 +9,7 @@ from qgraph.methods.aciq import refine as aciq
 from qgraph.methods.aciq.config import AciqConfig
 from qgraph.observe.material import Material
 from qgraph.plan.plan import QuantPlan
-from qgraph.plan.recipe import SEARCHED
+from qgraph.plan.words import SEARCHED
 
 
 def refine(plan: QuantPlan, given: Material) -> QuantPlan:

@@ -20,7 +20,8 @@ from qgraph.graph.tensors import root
 from qgraph.observe.statistics import Observations
 from qgraph.plan.grids import weight_grid
 from qgraph.plan.plan import ActivationQuant, KeptFloat, LayerQuant, QuantPlan
-from qgraph.plan.recipe import SEARCHED, Recipe
+from qgraph.plan.recipe import Recipe
+from qgraph.plan.words import SEARCHED
 from qgraph.running.wording import Blank, option
 
 HISTOGRAM = 201  # bins in the public code from which the paper takes its MSE baseline

@@ -19,7 +19,7 @@ from qgraph.onnxfile.edit import add_initializer
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan.grids import initial_plan
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 
 W = np.random.default_rng(5).normal(size=(8, 8)).astype(np.float32)
 BRANCHES = """
@@ -109,7 +109,7 @@ def test_depth_is_no_limit():
     assert not is_non_negative(view.by_name["last"].input)
     last = view.by_name["last"]
     assert offset_kind(view.values["h"], 4, [last], alone=False) == "real"
-    plan = initial_plan(view, Recipe.choose("minmax", True), Known())
+    plan = initial_plan(view, choose_recipe("minmax", True), Known())
     kinds = [node.op_type for node in export(view.model, plan).graph]
     assert kinds.count("Transpose") == 1500
     assert kinds.count("QuantizeLinear") == 2

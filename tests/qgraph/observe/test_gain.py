@@ -12,7 +12,7 @@ from qgraph.observe.propagation import Moments, flow, known_moments
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan.grids import initial_plan
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import open_data
 
@@ -141,7 +141,7 @@ def test_layers_rank_as_measured(shared, name):
     view = GraphView(net)
     menu: dict[str, list] = {}
     for bits in (2, 4, 8):
-        recipe = Recipe.choose("minmax", True, weights=bits, edge_bits=bits, activations=None)
+        recipe = choose_recipe("minmax", True, weights=bits, edge_bits=bits, activations=None)
         for layer in initial_plan(view, recipe, None).layers:
             menu.setdefault(layer.name, []).append(layer)
     with np.load(shared / "data" / "cifar10_train20k.npz") as archive:

@@ -16,7 +16,7 @@ from qgraph.plan import codes
 from qgraph.plan.changes import Change
 from qgraph.plan.edit import edited
 from qgraph.plan.grids import initial_plan
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.samples.dataset import open_data
 
 NET = """<ir_version: 8, opset_import: ["": 17]>
@@ -39,7 +39,7 @@ def start(model_from_text, drawn):
     weights, x = drawn
     net = normalise(load(model_from_text(NET, **weights)))
     view, observed = GraphView(net), observe(net, open_data(x, net))
-    return initial_plan(view, Recipe.choose("minmax", True), observed), view, observed
+    return initial_plan(view, choose_recipe("minmax", True), observed), view, observed
 
 
 def changed(start, *texts, statistics=False):

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from qgraph.errors import UsageError
-from qgraph.plan.recipe import Recipe, check_format
+from qgraph.plan.recipe import check_format
+from qgraph.plan.request import choose_recipe
 from qgraph.running.wording import speaking_flags
 
 INF = float("inf")
@@ -16,7 +17,7 @@ INF = float("inf")
 
 def choose(method=None, has_data=True, **options):
     with speaking_flags():
-        return Recipe.choose(method, has_data, **options)
+        return choose_recipe(method, has_data, **options)
 
 
 def test_the_method_follows_from_the_data():

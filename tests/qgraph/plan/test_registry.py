@@ -17,7 +17,7 @@ from qgraph.errors import UsageError
 from qgraph.observe.material import check_needs
 from qgraph.onnxfile.load import load
 from qgraph.plan import registry
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 
 HEAD = '<ir_version: 8, opset_import: ["": 17]>'
 TOY = '''
@@ -148,7 +148,7 @@ def test_what_a_method_needs_is_asked_for_first(own_methods, digits, digits_cali
 def test_a_default_that_is_no_option_is_refused(own_methods):
     qgraph.method("odd", defaults={"wieghts": 4})(lambda plan, given: plan)
     with pytest.raises(UsageError, match="unknown option 'wieghts'; did you mean weights"):
-        Recipe.choose("odd", True)
+        choose_recipe("odd", True)
 
 
 def test_a_method_that_runs_once_sees_the_bits_that_were_mixed(own_methods, model_from_text):
@@ -185,8 +185,8 @@ def test_defaults_are_those_of_the_contract():
     }
     assert {name: registry.defaults(name) for name in registry.method_names()} == expected
     assert all(registry.find(name).summary.endswith(".") for name in expected)
-    assert Recipe.choose(None, True).method == "aciq"
-    assert Recipe.choose(None, False).method == "zeroq"
+    assert choose_recipe(None, True).method == "aciq"
+    assert choose_recipe(None, False).method == "zeroq"
 
 
 def test_names_and_defaults_are_known_without_engines():

@@ -14,7 +14,7 @@ from qgraph.methods.zeroq.config import DistillConfig, MixConfig
 from qgraph.methods.zeroq.distill import distill
 from qgraph.plan import registry
 from qgraph.plan.plan import WeightQuant
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.plan.settings import is_setting, parse, value_of
 from qgraph.running import sessions
 
@@ -45,7 +45,7 @@ def test_a_layer_is_no_setting(text):
 
 
 def test_both_forms_stand_side_by_side():
-    recipe = Recipe.choose("aciq", True, changes=("zeroq.t1:weights=4", "zeroq.t1=200", "aciq.quota=bins"))
+    recipe = choose_recipe("aciq", True, changes=("zeroq.t1:weights=4", "zeroq.t1=200", "aciq.quota=bins"))
     assert recipe.changes == ("zeroq.t1:weights=4",)
     assert recipe.config(MixConfig).t1 == 200
     assert recipe.config(AciqConfig).quota == "bins"
@@ -68,7 +68,7 @@ def test_both_forms_stand_side_by_side():
 )
 def test_a_wrong_setting_is_refused_with_the_way_out(text, words):
     def configs():
-        recipe = Recipe.choose("aciq", True, changes=(text,))
+        recipe = choose_recipe("aciq", True, changes=(text,))
         return recipe.config(MixConfig), recipe.config(AciqConfig)
 
     with pytest.raises(UsageError, match=words):
@@ -78,7 +78,7 @@ def test_a_wrong_setting_is_refused_with_the_way_out(text, words):
 @pytest.mark.parametrize("method", PAPERS)
 def test_a_protocol_differs_from_the_default_in_every_row(method):
     assert registry.methods_with_papers() == PAPERS
-    plain, paper = Recipe.choose(method, True), Recipe.choose(method, True, protocol="paper")
+    plain, paper = choose_recipe(method, True), choose_recipe(method, True, protocol="paper")
     said = dict(paper.settings)
     for row in registry.find(method).paper:
         assert len(row.why) > 20
@@ -91,21 +91,21 @@ def test_a_protocol_differs_from_the_default_in_every_row(method):
 
 
 def test_what_is_given_counts_more_than_the_paper():
-    recipe = Recipe.choose("aciq", True, protocol="paper", weight_clip="mse", changes=("aciq.means=inputs",))
+    recipe = choose_recipe("aciq", True, protocol="paper", weight_clip="mse", changes=("aciq.means=inputs",))
     assert recipe.weight_clip == "mse"
     assert recipe.config(AciqConfig).means == "inputs"
     assert recipe.config(AciqConfig).prior == "laplace"
 
 
 def test_configs_of_the_papers():
-    zeroq = Recipe.choose("zeroq", False, protocol="paper")
+    zeroq = choose_recipe("zeroq", False, protocol="paper")
     distilling = zeroq.config(DistillConfig)
     assert (distilling.steps, distilling.rate, distilling.per, distilling.decay) == (500, 0.5, "image", "plateau")
     mixing = zeroq.config(MixConfig)
     assert (mixing.a, mixing.b, mixing.t1, mixing.t2, mixing.laws) == (10, 5, 200, 5, False)
-    search = Recipe.choose("qrater", True, protocol="paper").config(SearchConfig)
+    search = choose_recipe("qrater", True, protocol="paper").config(SearchConfig)
     assert (search.objective, search.base, search.corrected, search.race) == ("accuracy", False, False, False)
-    training = Recipe.choose("lsqplus", True, protocol="paper").config(LsqPlusConfig)
+    training = choose_recipe("lsqplus", True, protocol="paper").config(LsqPlusConfig)
     assert (training.label_weight, training.linear, training.configuration) == (1.0, "symmetric", 4)
 
 
@@ -144,7 +144,7 @@ def test_onnxruntime_and_its_training_build_in_one_environment_are_refused(monke
 
 def test_a_method_without_a_paper_says_who_has_one():
     with pytest.raises(UsageError, match="method 'minmax' has no protocol of a paper: protocol='paper' is for aciq, "):
-        Recipe.choose("minmax", True, protocol="paper")
+        choose_recipe("minmax", True, protocol="paper")
 
 
 def test_pure_aciq_leaves_weights_at_their_range_and_shifts_every_weight(digits, digits_calibration):

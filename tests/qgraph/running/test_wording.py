@@ -15,6 +15,7 @@ import qgraph
 from qgraph.cli import COMMANDS, cli, main
 from qgraph.errors import UsageError
 from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.running.wording import Blank, option, speaking_flags
 from qgraph.samples.dataset import Reading
 
@@ -78,7 +79,7 @@ def test_a_plan_does_not_depend_on_who_asked(digits, digits_calibration, tmp_pat
 
 def test_budgets_go_with_mixed_bits():
     with pytest.raises(UsageError, match="size_mb chooses bits per layer: give it with weights='mixed'"):
-        Recipe.choose("aciq", True, weights=4, size_mb=1.0)
+        choose_recipe("aciq", True, weights=4, size_mb=1.0)
 
 
 def named(path):

@@ -23,7 +23,7 @@ from qgraph.observe.statistics import observe
 from qgraph.onnxfile.opset import prepare
 from qgraph.plan import codes as weights
 from qgraph.plan.grids import initial_plan
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.samples.dataset import open_data
 
 TEXT = """
@@ -40,7 +40,7 @@ def test_the_least_squares_clip_of_weights(model_from_text, symmetric, per_chann
     view = GraphView(net)
     options = {"weights": 3, "edge_bits": 3, "activations": None}
     full = initial_plan(
-        view, Recipe.choose("minmax", False, symmetric=symmetric, per_channel=per_channel, **options), None
+        view, choose_recipe("minmax", False, symmetric=symmetric, per_channel=per_channel, **options), None
     )
 
     def errors(plan):
@@ -58,7 +58,7 @@ def test_priors_are_rejected_where_the_data_have_two_peaks(model_from_text):
     rng = np.random.default_rng(0)
     net = prepare(model_from_text(TEXT, w=rng.standard_normal((4, 6)).astype(np.float32)))
     view = GraphView(net)
-    recipe = Recipe.choose("aciq", True, activations=3, edge_bits=3)
+    recipe = choose_recipe("aciq", True, activations=3, edge_bits=3)
     for peaks, rejected in ((0.0, False), (30.0, True)):
         x = rng.normal(0, 1, (500, 4)) + peaks * rng.choice([-1, 1], (500, 4))
         data = open_data(x.astype(np.float32), net)
@@ -89,7 +89,7 @@ def test_an_operand_of_both_signs_is_clipped_on_its_own_sides(model_from_text, m
     """Much above zero and little below, and the mirror image of it."""
     net = prepare(model_from_text(TEXT, w=np.ones((4, 6), np.float32)))
     view = GraphView(net)
-    recipe = Recipe.choose("minmax", True, activations=6, edge_bits=6)
+    recipe = choose_recipe("minmax", True, activations=6, edge_bits=6)
     x = (np.random.default_rng(1).gamma(2.0, 1.0, (20_000, 4)) - 0.7).astype(np.float32)
     grids = []
     for sign in (1, -1):
@@ -109,7 +109,7 @@ def test_a_clip_that_cuts_most_of_the_energy_is_reported(digits):
     images = np.zeros((8, 1, 8, 8), np.float32)
     images[0, 0, 0, 0] = 1.0
     observed = observe(net, open_data(images, net))
-    plan = initial_plan(view, Recipe.choose("minmax", True), observed)
+    plan = initial_plan(view, choose_recipe("minmax", True), observed)
     only_input = dataclasses.replace(plan, activations=tuple(a for a in plan.activations if a.tensor == "input"))
     assert len(only_input.activations) == 1
     with pytest.warns(CalibrationWarning, match=r"'percentile' cuts 100% of the energy of 'input'"):
@@ -124,6 +124,6 @@ def test_only_steps_of_least_error_end_beyond_the_data(model_from_text, monkeypa
     observed = observe(net, open_data(np.linspace(-1, 2, 400, dtype=np.float32).reshape(100, 4), net))
     wide = Clipped(low=-9.0, high=9.0, method=method)
     monkeypatch.setattr("qgraph.methods.aciq.clip.clip_ranges", lambda histograms, **_: [wide] * len(histograms))
-    plan = initial_plan(view, Recipe.choose("minmax", True, edge_bits=8), observed)
+    plan = initial_plan(view, choose_recipe("minmax", True, edge_bits=8), observed)
     grid = clip_activations(plan, view, observed, method="aciq").activations[0]
     assert (grid.low, grid.high) == pytest.approx((low, high), abs=grid.scale)

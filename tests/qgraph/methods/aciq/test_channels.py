@@ -22,7 +22,7 @@ from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan import codes as weights
 from qgraph.plan.grids import initial_plan
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import open_data
 from qmath import Granularity
@@ -65,7 +65,7 @@ def start(net, **options):
     view = GraphView(net)
     x = RNG.standard_normal((16, 3, 10, 10)).astype(np.float32)
     observed = observe(net, open_data(x, net))
-    recipe = Recipe.choose("aciq", True, edge_bits=4, **options)
+    recipe = choose_recipe("aciq", True, edge_bits=4, **options)
     return view, observed, initial_plan(view, recipe, observed), x
 
 
@@ -141,7 +141,7 @@ def test_what_keeps_one_step_is_noted_and_a_simulation_may_have_more(net):
 def test_values_that_merely_happened_to_be_positive_keep_one_step(net):
     view = GraphView(net)
     observed = observe(net, open_data(RNG.random((16, 3, 10, 10), np.float32), net))
-    recipe = Recipe.choose("aciq", True, edge_bits=4, weights=8, activations=4)
+    recipe = choose_recipe("aciq", True, edge_bits=4, weights=8, activations=4)
     scaled = scale_channels(
         initial_plan(view, recipe, observed), view, observed, config=ChannelConfig(deployable=False)
     )

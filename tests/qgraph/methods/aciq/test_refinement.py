@@ -12,7 +12,7 @@ from qgraph.methods.aciq import refine as aciq
 from qgraph.observe.statistics import observe
 from qgraph.onnxfile.opset import prepare
 from qgraph.plan.grids import initial_plan
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.samples.dataset import open_data
 
 
@@ -39,7 +39,7 @@ def test_the_variant_with_the_least_loss_is_kept(digits, digits_calibration, wan
     net = prepare(digits)
     view = GraphView(net)
     observed = observe(net, open_data(digits_calibration, net, limit=16))
-    recipe = Recipe.choose("aciq", True, weights=4, activations=4)
+    recipe = choose_recipe("aciq", True, weights=4, activations=4)
     plan = initial_plan(view, recipe, observed)
 
     def loss(candidate):
@@ -55,7 +55,7 @@ def test_the_law_of_activations_is_measured(digits, digits_calibration, prior):
     net = prepare(digits)
     view = GraphView(net)
     observed = observe(net, open_data(digits_calibration, net, limit=16))
-    plan = initial_plan(view, Recipe.choose("aciq", True, activations=4), observed)
+    plan = initial_plan(view, choose_recipe("aciq", True, activations=4), observed)
     wanted = aciq.refine(plan, view, observed, config=aciq.AciqConfig(prior=prior))
 
     def loss(candidate):

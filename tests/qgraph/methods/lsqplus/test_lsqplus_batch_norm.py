@@ -24,7 +24,7 @@ from qgraph.observe.statistics import observe
 from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.opset import prepare
 from qgraph.plan.grids import initial_plan
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import Dataset, open_data
 
@@ -48,7 +48,7 @@ def samples(net: Model) -> Dataset:
 
 def _absorbed(net: Model, data: Dataset, batch_norms: list[str], **overrides: object) -> Trained:
     view, observed = GraphView(net), observe(net, data)
-    recipe = Recipe.choose("lsqplus", True, weights=4, activations=4, **overrides)
+    recipe = choose_recipe("lsqplus", True, weights=4, activations=4, **overrides)
     plan = initialise(initial_plan(view, recipe, observed), view, observed, config=QUICK)
     return absorb(net, plan, QUICK, batch_norms)
 

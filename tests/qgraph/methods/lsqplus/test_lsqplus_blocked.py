@@ -17,7 +17,7 @@ from qgraph.methods.lsqplus.step import training_graph
 from qgraph.observe.statistics import observe
 from qgraph.onnxfile.opset import prepare
 from qgraph.plan.grids import initial_plan
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import open_data
 
@@ -79,7 +79,7 @@ def test_networks(shared, name: str) -> None:
     view = GraphView(net)
     rng = np.random.default_rng(0)
     data = open_data(rng.normal(size=(4, 3, 32, 32)).astype(np.float32), net)
-    recipe = Recipe.choose("lsqplus", True, weights=4, activations=None)
+    recipe = choose_recipe("lsqplus", True, weights=4, activations=None)
     plan = initialise(initial_plan(view, recipe, observe(net, data)), view, None, config=CONFIG)
     trained = absorb(net, plan, CONFIG)
     step = training_graph(trained, targets_of(net.ir_model, ""), CONFIG, batch=4, labelled=False).model

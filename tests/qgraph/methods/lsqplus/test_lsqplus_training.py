@@ -33,7 +33,7 @@ from qgraph.onnxfile.opset import prepare
 from qgraph.plan.codes import quantized
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan, Rounding
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.running.job import Job
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import Dataset, open_data
@@ -59,7 +59,7 @@ def start(net: Model, few: Dataset) -> QuantPlan:
 
 def _plan(net: Model, data: Dataset, config: LsqPlusConfig, bits: int = 3) -> QuantPlan:
     view, observed = GraphView(net), observe(net, data)
-    recipe = Recipe.choose("lsqplus", True, weights=bits, activations=bits)
+    recipe = choose_recipe("lsqplus", True, weights=bits, activations=bits)
     return initialise(initial_plan(view, recipe, observed), view, observed, config=config)
 
 
@@ -134,7 +134,7 @@ def test_checkpoint_of_another_training_is_refused(net, few, start, tmp_path) ->
 def test_plan_with_corrections_is_where_training_starts(net, few) -> None:
     """ACIQ's gain goes into weights and scales, its shift into biases: the same function."""
     view, observed = GraphView(net), observe(net, few)
-    recipe = Recipe.choose("aciq", True, weights=4, activations=4, symmetric=True)
+    recipe = choose_recipe("aciq", True, weights=4, activations=4, symmetric=True)
     plan = aciq.refine(initial_plan(view, recipe, observed), view, observed)
     assert any(layer.bias_shift for layer in plan.layers)
     assert any(g != 1.0 for layer in plan.layers for g in layer.weight.gain)
@@ -149,7 +149,7 @@ def test_plan_with_corrections_is_where_training_starts(net, few) -> None:
 
 def test_weights_with_zero_points_begin_around_zero(net, few) -> None:
     view = GraphView(net)
-    plan = initial_plan(view, Recipe.choose("aciq", False, weights=3, activations=None), None)
+    plan = initial_plan(view, choose_recipe("aciq", False, weights=3, activations=None), None)
     assert any(any(layer.weight.zero_point) for layer in plan.layers)
     parameters = absorb(net, plan, QUICK)
     for layer in parameters.release(parameters.start)[1].layers:
@@ -179,7 +179,7 @@ def test_rounded_weights_begin_as_their_codes(net, few, start) -> None:
 def test_steps_per_channel_become_weights(net, few) -> None:
     """The same function of floats, and nearly the same of grids: all weights keep their codes."""
     view, observed = GraphView(net), observe(net, few)
-    recipe = Recipe.choose("aciq", True, weights=4, activations=4)
+    recipe = choose_recipe("aciq", True, weights=4, activations=4)
     config = aciq.AciqConfig(clip="max", channel_activations=True)
     plan = aciq.refine(initial_plan(view, recipe, observed), view, observed, config=config)
     assert any(a.channel_scale for a in plan.activations)

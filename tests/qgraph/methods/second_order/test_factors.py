@@ -15,7 +15,7 @@ from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan import codes
 from qgraph.plan.grids import initial_plan, spanned
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.running.job import Job
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import open_data
@@ -37,7 +37,7 @@ def test_codes_make_up_for_the_errors_before_them(model_from_text, call, factors
     net = normalise(load(model_from_text(text, w=held)))
     view = GraphView(net)
     x = (RNG.normal(size=(400, 10)) @ RNG.normal(size=(10, 10)) + 1).astype(np.float32)
-    recipe = Recipe.choose("aciq", True, weights=3, edge_bits=3, activations="dynamic", group="none", symmetric=True)
+    recipe = choose_recipe("aciq", True, weights=3, edge_bits=3, activations="dynamic", group="none", symmetric=True)
     plan = initial_plan(view, recipe, None)
     (start,) = plan.layers
     grid = dataclasses.replace(start.weight, input_scale=factors)

@@ -24,7 +24,7 @@ from qgraph.plan import codes as weights
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.held_codes import from_text, to_text
 from qgraph.plan.plan import QuantPlan, Rounding, WeightQuant
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.plan.saturation import largest_pair, saturated
 from qgraph.running.job import Job
 from qgraph.running.sessions import Session
@@ -76,7 +76,7 @@ def digits():
 
 def four_bits(digits, **options: object) -> QuantPlan:
     net, _, observed = digits
-    return initial_plan(GraphView(net), Recipe.choose("aciq", True, weights=4, **options), observed)
+    return initial_plan(GraphView(net), choose_recipe("aciq", True, weights=4, **options), observed)
 
 
 def error(digits, plan: QuantPlan, *, format: str = "float") -> float:
@@ -146,7 +146,7 @@ def test_products_of_matrices_get_codes_and_shifts():
         )
     )
     x = (RNG.normal(size=(400, 12)) @ RNG.normal(size=(12, 12)) + 1).astype(np.float32)
-    plan = initial_plan(GraphView(net), Recipe.choose("aciq", True, weights=3, edge_bits=3, activations=None), None)
+    plan = initial_plan(GraphView(net), choose_recipe("aciq", True, weights=3, edge_bits=3, activations=None), None)
     better = round_weights(plan, GraphView(net), open_data(x, net), config=SecondOrderConfig(batch=50))
     (want,) = Session(net.ir_model).run_list({"x": x})
     errors = [Session(lower(net, p, format="float")).run_list({"x": x})[0] - want for p in (plan, better)]
@@ -168,7 +168,7 @@ def test_groups_are_rounded_and_stay_whole_multiples(index, operator, activation
         )
     )
     x = (RNG.normal(size=(400, 40)) @ RNG.normal(size=(40, 40))).astype(np.float32)
-    recipe = Recipe.choose("aciq", True, weights=3, edge_bits=3, group=16, activations=activations)
+    recipe = choose_recipe("aciq", True, weights=3, edge_bits=3, group=16, activations=activations)
     plan = initial_plan(GraphView(net), recipe, None)
     better = round_weights(plan, GraphView(net), open_data(x, net), config=SecondOrderConfig(batch=50))
     (want,) = Session(net.ir_model).run_list({"x": x})
@@ -190,7 +190,7 @@ def test_weights_of_eight_bits_saturate_no_kernel_and_few_samples_do():
     x = RNG.normal(size=(6, 4, 8, 9)).astype(np.float32)
     data = open_data(x, net)
     observed = observe(net, data)
-    plan = initial_plan(view, Recipe.choose("aciq", True, weights=8, symmetric=True), observed)
+    plan = initial_plan(view, choose_recipe("aciq", True, weights=8, symmetric=True), observed)
     better = round_weights(plan, view, data, observed=observed)
     layer, (quant,) = view.layers[0], better.layers
     limit = largest_pair(layer, quant, better.operand_grids)

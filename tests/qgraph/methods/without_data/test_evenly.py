@@ -23,7 +23,7 @@ from qgraph.onnxfile.normalise import normalise
 from qgraph.onnxfile.opset import prepare
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan, Rounding, WeightQuant
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import open_data
 
@@ -100,7 +100,7 @@ def test_which_errors_cancel():
 def test_outputs_are_closer_than_with_nearest_codes(bits):
     net = network()
     view = GraphView(net)
-    start = initial_plan(view, Recipe.choose("zeroq", False, weights=bits, edge_bits=bits, activations=None), None)
+    start = initial_plan(view, choose_recipe("zeroq", False, weights=bits, edge_bits=bits, activations=None), None)
     better = evenly(start, view, expected_operands(net, list(view.layers), {}))
     smooth = RNG.normal(size=(8, 3, 19, 19))
     x = sum(smooth[:, :, i : i + 16, j : j + 16] for i in range(4) for j in range(4)).astype(np.float32) / 4

@@ -15,7 +15,7 @@ from qgraph.methods.without_data.widths import relative_noise
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan.grids import initial_plan
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.running.sessions import Session
 
 SHAPES = {"smooth": (512, 64, 1, 1), "outliers": (64, 512, 1, 1), "shared": (64, 64, 1, 1)}
@@ -40,7 +40,7 @@ def network(*, outlier: float = 30.0) -> onnx.ModelProto:
 
 def started(model: onnx.ModelProto, **options: object):
     view = GraphView(normalise(load(model)))
-    return view, initial_plan(view, Recipe.choose("zeroq", False, weights=8, activations=None, **options), None)
+    return view, initial_plan(view, choose_recipe("zeroq", False, weights=8, activations=None, **options), None)
 
 
 def noises(view: GraphView, plan) -> dict[str, float]:

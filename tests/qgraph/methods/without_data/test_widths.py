@@ -14,14 +14,14 @@ from qgraph.methods.without_data.widths import EXTRA, relative_noise, with_small
 from qgraph.onnxfile.load import load
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan.grids import initial_plan
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 
 NET = normalise(load(files("qgraph") / "demo_assets" / "digits.onnx"))
 VIEW = GraphView(NET)
 
 
 def start(**overrides):
-    return initial_plan(VIEW, Recipe.choose("zeroq", False, weights=4, activations=None, **overrides), None)
+    return initial_plan(VIEW, choose_recipe("zeroq", False, weights=4, activations=None, **overrides), None)
 
 
 def test_small_layers_have_more_bits_and_all_take_no_more_than_a_quarter_of_a_bit():

@@ -22,7 +22,7 @@ from qgraph.observe.compared import Compared
 from qgraph.observe.statistics import observe
 from qgraph.onnxfile.opset import prepare
 from qgraph.plan.grids import initial_plan
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.running.job import Job
 from qgraph.samples.dataset import open_data
 
@@ -108,12 +108,12 @@ def test_no_drop_that_cannot_be_kept(digits, labelled):
 )
 def test_wrong_requests_are_explained(options, said):
     with pytest.raises(UsageError, match=said):
-        Recipe.choose(options.pop("method", None), False, **options)
+        choose_recipe(options.pop("method", None), False, **options)
 
 
 def test_a_budget_implies_mixing_and_no_budget_means_four_bits():
-    assert Recipe.choose("zeroq", False, size_mb=0.1).weights == "mixed"
-    assert Recipe.choose("zeroq", False, weights="mixed").average_bits == 4
+    assert choose_recipe("zeroq", False, size_mb=0.1).weights == "mixed"
+    assert choose_recipe("zeroq", False, weights="mixed").average_bits == 4
 
 
 def test_accuracy_needs_labels(digits, digits_calibration, labelled):
@@ -166,7 +166,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(digits, digits_calibrati
 def test_the_drop_that_is_allowed_is_the_drop_that_is_taken(digits, digits_calibration, drop):
     """An accuracy that falls by a quarter of a point with every bit: the first point beyond the bound is not taken."""
     net = prepare(digits)
-    recipe = Recipe.choose("minmax", True, weights="mixed", bits=(2, 3, 4, 6, 8), max_drop=drop)
+    recipe = choose_recipe("minmax", True, weights="mixed", bits=(2, 3, 4, 6, 8), max_drop=drop)
 
     def accuracy(model):
         missing = 0 if model is net.ir_model else sum(8 - layer.weight.bits for layer in model.layers)
@@ -200,7 +200,7 @@ def test_a_group_search_tells_how_many_combinations_there_are(digits, digits_cal
             return nullcontext(lambda units, note="": None)
 
     monkeypatch.setattr("qgraph.methods.zeroq.mixed_precision.search_groups", lambda *_, **__: "front")
-    recipe = Recipe.choose("minmax", True, max_drop=1.0, search="groups")
+    recipe = choose_recipe("minmax", True, max_drop=1.0, search="groups")
     data = open_data(digits_calibration, net, limit=2)
     unused = {"refine": None, "lower": None, "judge": None}
     mixer = Mixer(net=net, recipe=recipe, data=data, job=Job(progress=Counted()), **unused)

@@ -22,7 +22,7 @@ from qgraph.observe.statistics import observe
 from qgraph.onnxfile.opset import prepare
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.report import render, report_of
 from qgraph.running.executor import open_executor
 from qgraph.running.sessions import Session
@@ -37,7 +37,7 @@ def mixer_of(model, samples, *, limit: int = 16, **options) -> Mixer:
     """Chooses among ranges from the smallest to the largest value; the judge counts bits, 90 if there are no grids."""
     net = prepare(model)
     data = open_data(samples, net, limit=limit)
-    recipe = Recipe.choose("minmax", True, **{"activations": "mixed", "bits": BITS} | options)
+    recipe = choose_recipe("minmax", True, **{"activations": "mixed", "bits": BITS} | options)
 
     def judged(model):
         missing = 0 if isinstance(model, ir.Model) else sum(8 - bits for bits in widths(model).values())
@@ -209,12 +209,12 @@ def test_both_share_what_may_be_lost(digits, digits_calibration):
 )
 def test_wrong_requests_are_explained(options, said):
     with pytest.raises(UsageError, match=said):
-        Recipe.choose("aciq", True, **options)
+        choose_recipe("aciq", True, **options)
 
 
 def test_which_bits_a_budget_is_of():
     def mixed(**options):
-        recipe = Recipe.choose("aciq", True, **options)
+        recipe = choose_recipe("aciq", True, **options)
         return recipe.weights, recipe.activations, recipe.average_bits, recipe.average_activation_bits
 
     assert mixed(activations="mixed") == (8, "mixed", None, 5)

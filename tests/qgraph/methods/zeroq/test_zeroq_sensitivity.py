@@ -21,7 +21,7 @@ from qgraph.onnxfile.model import Model
 from qgraph.onnxfile.normalise import normalise
 from qgraph.plan.grids import initial_plan
 from qgraph.plan.plan import QuantPlan
-from qgraph.plan.recipe import Recipe
+from qgraph.plan.request import choose_recipe
 from qgraph.running.executor import open_executor
 from qgraph.running.sessions import Session
 from qgraph.samples.dataset import open_data
@@ -32,7 +32,7 @@ BITS = (2, 4, 8)
 def menu_of(net: Model, bits=BITS) -> dict[str, list]:
     menu: dict[str, list] = {}
     for k in bits:
-        recipe = Recipe.choose("minmax", True, weights=k, activations=None, edge_bits=k)
+        recipe = choose_recipe("minmax", True, weights=k, activations=None, edge_bits=k)
         for layer in initial_plan(GraphView(net), recipe, None).layers:
             menu.setdefault(layer.name, []).append(layer)
     return menu
