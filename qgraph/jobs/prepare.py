@@ -261,7 +261,8 @@ def _observations(
 ) -> Observations | None:
     """The statistics in the file, or of the samples; with `laws`, corrected by what is known without real samples.
 
-    That are the `known` moments of BatchNormalization, and how far apart means over images lie.
+    That are the `known` moments of BatchNormalization, and how far apart means over images lie. Below 8 bits, steps
+    that reach so far lose more than what passes their ends.
     """
     if calibration is not None and Path(calibration).exists():
         observed = Observations.load(calibration)
@@ -271,7 +272,7 @@ def _observations(
         return None
     histograms = calibration is not None or recipe.needs_histograms
     observed = observe(
-        with_spread_means(net, data, threads=job.threads) if laws else net,
+        with_spread_means(net, data, threads=job.threads) if laws and recipe.static_bits == MAX_BITS else net,
         data,
         tensors=watched_tensors(GraphView(net)),
         histograms=histograms,
