@@ -45,6 +45,11 @@ class Moments(ByContent):
     target_variance: Floats
     count: float
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether no square overflowed."""
+        return bool(np.isfinite(self.hessian).all() and np.isfinite(self.target).all())
+
     def joined(self, other: Moments) -> Moments:
         """Return the moments of the samples of both."""
         share = self.count / (self.count + other.count)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from qgraph.gradient.errors import GradientError, MissingRuleError
 from qgraph.gradient.expression import Expr, call, tensor
 from qgraph.gradient.shapes import Dims, dims
+from qgraph.running.wording import command
 
 Gradient: TypeAlias = "Expr | Sequence[Expr | None] | None"
 
@@ -167,8 +168,9 @@ def find_rule(node: ir.Node, opset: int) -> Rule:
         return found
     where = f", domain={domain!r}" if domain else ""
     raise MissingRuleError(
-        f"operator {node.op_type} (opset {opset}{where}) of node '{node.name}' has no gradient rule; "
-        f"add one function:\n\n"
+        f"operator {node.op_type} (opset {opset}{where}) of node '{node.name}' has no gradient rule, so that "
+        f"nothing before it can be trained ({command('qgraph quantize', 'qgraph.quantize')} takes the model as it is); "
+        f"to add one, write a function:\n\n"
         f"    from qgraph.gradient import rule\n\n"
         f'    @rule("{node.op_type}"{where})\n'
         f"    def gradient(n):          # n.x, n.input(i): inputs; n.y: output; n.g: dL/dy\n"

@@ -13,8 +13,15 @@ _LARGE = 1000  # bytes: no shape depends on the values of so large a constant
 def infer_shapes(model: ir.Model) -> None:
     """Give every tensor the type and shape that ONNX's shape inference finds, in place.
 
-    A model for which inference fails stays as it is.
+    Behind sizes that are computed, where inference loses even the number of axes, it goes on from convolutions, whose
+    weights tell it. A model for which inference fails stays as it is.
     """
+    _infer(model)
+    if _give_ranks(model):
+        _infer(model)
+
+
+def _infer(model: ir.Model) -> None:
     outline = ir.to_proto(_outline(model))
     try:
         inferred = onnx.shape_inference.infer_shapes(outline, check_type=False, strict_mode=False, data_prop=True)
@@ -31,6 +38,19 @@ def infer_shapes(model: ir.Model) -> None:
                 value.type = twin.type
             if twin.shape is not None:
                 value.shape = twin.shape
+
+
+def _give_ranks(model: ir.Model) -> bool:
+    """Whether there were convolutions whose result had no shape; now it has the axes and channels of the weight."""
+    found = False
+    for node in model.graph.all_nodes():
+        if node.op_type != "Conv" or node.domain or node.outputs[0].shape is not None:
+            continue
+        weight = node.inputs[1]
+        if weight is not None and weight.shape is not None:
+            node.outputs[0].shape = ir.Shape([None, weight.shape[0], *[None] * (len(weight.shape) - 2)])
+            found = True
+    return found
 
 
 def _outline(model: ir.Model) -> ir.Model:

@@ -54,6 +54,7 @@ def open_feed(data: Dataset, config: LsqPlusConfig, *, seed: int) -> Feed:
     """Hold some samples out; raises `DataError` if less than one batch is left."""
     order = np.random.default_rng([seed, _SPLIT]).permutation(data.count)
     held_out = round(config.holdout * data.count)
+    config = config.fitting(data.count - held_out)
     if data.count - held_out < config.batch:
         raise DataError(
             f"{data.description} has {data.count} samples, of which {held_out} are held out: too few for a batch of "

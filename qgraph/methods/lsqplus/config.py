@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from qgraph.errors import UsageError
@@ -15,6 +15,7 @@ Linear = Literal["offset", "symmetric"]
 
 _SCHEDULES = {2: (14, 1e-2), 3: (10, 5e-3), 4: (6, 3e-3)}  # fewest bits: epochs, rate
 _GENTLE = (4, 2e-3)  # the same for more bits
+BATCH = 64
 _STEPS, _MOST = 150, 60  # steps that count as an epoch where samples are few, and the most epochs
 
 
@@ -36,7 +37,7 @@ class LsqPlusConfig:
       `adam`, a rate is the size of a step relative to the initial root mean square of the tensor; with `sgd`, it
       multiplies the gradient. `scale_rate` is the rate of scales and offsets, by default `rate`.
     * `batch`, `shard`: a batch is computed in shards of `shard` samples, whose gradients are added in order, so that
-      results do not depend on the number of threads.
+      results do not depend on the number of threads. Where there are fewer than 64 samples, so many are a batch.
     * `label_weight`, `temperature`: the loss is label_weight CE(labels) + (1 - label_weight) T^2 KL(float || quantized)
       at temperature T; without labels, it is the second term alone.
     * `initialisation`: where grids start: `lsqplus`, `lsq`, `minmax`, or `plan` (as they are). `configuration`: a row
@@ -57,7 +58,7 @@ class LsqPlusConfig:
     """
 
     epochs: int | None = None
-    batch: int = 64
+    batch: int = BATCH
     shard: int = 32
     optimiser: Optimiser = "adam"
     rate: float | None = None
@@ -101,6 +102,18 @@ class LsqPlusConfig:
             raise UsageError(f"{option('config.configuration')} must be 1, 2, 3 or 4, not {self.configuration}")
         if self.weight_decay < 0:
             raise UsageError("weight_decay must not be negative")
+
+    def fitting(self, count: int) -> LsqPlusConfig:
+        """The same for so many training samples, if the batch is that by default: whole shards, as many as there are.
+
+        Example:
+            >>> LsqPlusConfig().fitting(40).batch
+            32
+        """
+        if self.batch != BATCH or not 0 < count < BATCH:
+            return self
+        shard = min(self.shard, count)
+        return replace(self, shard=shard, batch=count // shard * shard)
 
     def schedule(self, *, bits: int, steps: int) -> Schedule:
         """The schedule for a plan whose fewest bits are `bits`, with `steps` steps per epoch.

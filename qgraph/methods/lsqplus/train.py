@@ -101,7 +101,10 @@ class _Run:
         self.targets = targets_of(trained.net.ir_model, net.source)
         self.labelled = feed.data.labels is not None
         if self.labelled and self.targets.logits is None:
-            raise DataError(f"the data have labels, but {net.source} has no output with one score per class")
+            raise DataError(
+                f"the data have labels, but {net.source} has no output with one score per class, as far as the file "
+                f"tells: leave the labels out, and training follows the float model's outputs"
+            )
         if feed.data.labels is not None:
             one_hot(feed.data.labels, self.targets.classes)  # fail before the work begins
         fixed = _fixed_batch(net, feed.data.layouts)

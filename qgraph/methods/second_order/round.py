@@ -148,16 +148,18 @@ class _Pair:
             return quant if halves is None else _rounded(layer, quant, halves, allowed, self.config)
 
     def _moments(self, layer: Layer, twin: Layer, products: int) -> list[qmath.Moments] | None:
-        """Those of every other batch, and of the batches between."""
+        """Those of every other batch, and of the batches between; None if there are none, or squares overflow."""
         halves, rng = [qmath.MomentsAccumulator() for _ in range(2)], np.random.default_rng(0)
         operands, results = self.quantized.value(twin.input), self.float.value(layer.output)
         wanted = self.config.rows + self.config.rows_per_product * products
         important = self.important.get(str(layer.output.name))
-        for index, (operand, result) in enumerate(zip(operands, results, strict=True)):
-            found = rows(layer, operand, result, -(-wanted // len(operands)), rng, counted(important, result))
-            if found.results.size:
-                halves[index % 2].update(found.operands, found.results, found.weights)
-        return [half.result() for half in halves] if all(half.count for half in halves) else None
+        with np.errstate(over="ignore", invalid="ignore"):
+            for index, (operand, result) in enumerate(zip(operands, results, strict=True)):
+                found = rows(layer, operand, result, -(-wanted // len(operands)), rng, counted(important, result))
+                if found.results.size:
+                    halves[index % 2].update(found.operands, found.results, found.weights)
+            made = [half.result() for half in halves if half.count]
+        return made if len(made) == 2 and all(half.is_finite for half in made) else None
 
 
 def _rounded(

@@ -155,6 +155,16 @@ def test_what_is_held_out_and_what_a_batch_needs(model_from_text):
         open_feed(data, LsqPlusConfig(batch=17, holdout=0.2), seed=0)
 
 
+@pytest.mark.parametrize(("count", "batch"), [(20, 18), (45, 32), (1, 1), (100, 64)])
+def test_few_samples_are_one_batch_by_default(model_from_text, count, batch):
+    net = load(model_from_text(HEAD + FEED, w=np.ones((4, 2), np.float32)))
+    data = open_data({"x": np.zeros((count, 3, 8, 8), np.float32), "z": np.zeros((count, 4), np.float32)}, net)
+    feed = open_feed(data, LsqPlusConfig(), seed=0)
+    assert (feed.config.batch, feed.steps) == (batch, 1)
+    assert feed.config.batch % feed.config.shard == 0
+    assert feed.batch(0, 0).count == batch
+
+
 def test_what_a_judgement_says():
     assert str(Judgement(loss=1.0, distance=0.25, top1=91.5)) == "held-out accuracy 91.50 %"
     assert str(Judgement(loss=1.0, distance=0.25, top1=None)) == "held-out distance 0.2500"

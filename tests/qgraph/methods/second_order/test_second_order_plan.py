@@ -86,6 +86,14 @@ def error(digits, plan: QuantPlan, *, format: str = "float") -> float:
     return float(np.mean([np.square(have.run_list(b.feeds)[0] - want.run_list(b.feeds)[0]).mean() for b in batches]))
 
 
+def test_where_squares_overflow_codes_stay(digits):
+    net, data, _ = digits
+    (batch,) = data.choose(range(16)).batches(16)
+    huge = open_data({name: x * np.float32(1e30) for name, x in batch.feeds.items()}, net)
+    plan = four_bits((net, huge, observe(net, huge)))
+    assert round_weights(plan, GraphView(net), huge).layers == plan.layers
+
+
 def test_relay_computes_what_a_session_does(digits):
     net, data, _ = digits
     batches = list(data.batches(16))[:3]
