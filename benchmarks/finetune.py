@@ -1,10 +1,7 @@
-"""LSQ+ on CIFAR-10: what training recovers, and the paper's three comparisons.
+"""LSQ+ on CIFAR-10: what training recovers, with labels and without any image.
 
     python -m benchmarks.finetune reach     W4A4, W3A3 and W2A2 of the two ResNets, with labelled training images
     python -m benchmarks.finetune free      without any image, as `qgraph finetune MODEL` does it; seeds 0 to 2
-    python -m benchmarks.finetune configs   configurations 1 to 4 on the SiLU network (LSQ+, Tables 2 and 4)
-    python -m benchmarks.finetune inits     three initialisations, five seeds (Table 5)
-    python -m benchmarks.finetune beta      offset zero, fixed at the minimum, learned (Table 6)
 
 First and last layers have 8 bits. Accuracy is that of the exported integer file on the 10,000 test images; nothing is
 chosen on them. Every finished run is written to a journal, so that an interrupted benchmark can continue; the runs
@@ -30,7 +27,7 @@ from qgraph.assess.evaluate import evaluate
 from qgraph.methods.lsqplus.config import LsqPlusConfig
 from qgraph.onnxfile.load import load
 
-FLOAT = {"resnet20": 91.73, "resnet32": 92.63, "silu_se": 88.39}
+FLOAT = {"resnet20": 91.73, "resnet32": 92.63}
 TARGETS = {4: 0.4, 3: 1.2, 2: 4.5}
 FREE_TARGETS = {4: 0.7, 3: 6.0}
 SEEDS = 3
@@ -41,8 +38,7 @@ PHOTOGRAPHS = LsqPlusConfig(augment=True, holdout=0.05)  # with the default epoc
 class Run:
     """One training.
 
-    `images` counts labelled training images; with 0, samples are distilled. With `simulate`, the simulation is measured
-    beside the exported file.
+    `images` counts labelled training images; with 0, samples are distilled.
     """
 
     network: str
@@ -50,13 +46,11 @@ class Run:
     config: LsqPlusConfig
     seed: int = 0
     images: int = 20_000
-    simulate: bool = True
 
     @property
     def key(self) -> str:
-        """A name for the training, independent of how it is measured."""
-        settings = {name: value for name, value in asdict(self).items() if name != "simulate"}
-        return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        """A name for the training."""
+        return sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     def data(self) -> Any:
         if not self.images:
@@ -64,7 +58,7 @@ class Run:
         return dict(zip(("images", "labels"), images("cifar10_train20k", self.images), strict=True))
 
     def train(self, folder: Path) -> dict[str, Any]:
-        """Train, export, and measure the exported file."""
+        """Train, export, and measure the exported file and the simulation beside it."""
         start, busy = time.perf_counter(), time.process_time()
         result = qgraph.finetune(
             shared("models", f"cifar10_{self.network}.onnx"),
@@ -82,11 +76,11 @@ class Run:
             name: evaluate(
                 load(qgraph.lowering.lower.lower(result.net, result.plan, format=name)), test, preprocessing=CIFAR
             ).top1
-            for name in (("qdq", "float") if self.simulate else ("qdq",))
+            for name in ("qdq", "float")
         }
         return {
             "top1": top1["qdq"],
-            "simulated": top1.get("float"),
+            "simulated": top1["float"],
             "seconds": seconds,
             "busy": busy,
             "epochs": [asdict(epoch) for epoch in result.epochs],
@@ -137,48 +131,6 @@ def free(journal: Journal, given: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def configs(journal: Journal, given: argparse.Namespace) -> list[dict[str, Any]]:
-    rows = []
-    for number in (1, 2, 3, 4):
-        row: dict[str, Any] = {"configuration": f"{number}: {_NAMES[number]}"}
-        for bits in given.bits or (4, 3, 2):
-            row[f"W{bits}A{bits}"] = journal.result(_short(bits, configuration=number))["top1"]
-        rows.append(row)
-    return rows
-
-
-def inits(journal: Journal, given: argparse.Namespace) -> list[dict[str, Any]]:
-    rows = []
-    for name in ("minmax", "lsq", "lsqplus"):
-        row: dict[str, Any] = {"initialisation": name}
-        for bits in given.bits or (4, 2):
-            found = [
-                journal.result(_short(bits, seed=seed, configuration=4, initialisation=name))["top1"]
-                for seed in range(5)
-            ]
-            row |= {f"W{bits}A{bits} mean": mean(found), f"W{bits}A{bits} +-": (max(found) - min(found)) / 2}
-        rows.append(row)
-    return rows
-
-
-def beta(journal: Journal, given: argparse.Namespace) -> list[dict[str, Any]]:
-    settings: dict[str, dict[str, Any]] = {
-        "beta = 0": {"configuration": 1},
-        "beta = minimum of x": {"configuration": 4, "offsets": "minimum"},
-        "learned beta": {"configuration": 4},
-    }
-    return [{"offset": name, "W4A4": journal.result(_short(4, **s))["top1"]} for name, s in settings.items()]
-
-
-_NAMES = {1: "unsigned", 2: "signed", 3: "signed, offset", 4: "unsigned, offset"}
-
-
-def _short(bits: int, *, seed: int = 0, **settings: Any) -> Run:
-    """A short training of the SiLU network, the same for all settings compared."""
-    config = LsqPlusConfig(epochs=3, holdout=0.05, **settings)
-    return Run(network="silu_se", bits=bits, config=config, seed=seed, images=4_000, simulate=False)
-
-
 def _reached(run: Run, found: dict[str, Any], targets: dict[int, float]) -> dict[str, Any]:
     return {
         "network": run.network,
@@ -196,9 +148,6 @@ def _reached(run: Run, found: dict[str, Any], targets: dict[int, float]) -> dict
 TABLES: dict[str, tuple[str, Callable[[Journal, argparse.Namespace], Sequence[dict[str, Any]]]]] = {
     "reach": ("Top-1 after training with labels, 20,000 images", reach),
     "free": ("Top-1 after training without any image, means of 3 seeds", free),
-    "configs": ("Configurations of LSQ+ on the SiLU network, short runs", configs),
-    "inits": ("Initialisations, 5 seeds, configuration 4 on the SiLU network", inits),
-    "beta": ("Offset of configuration 4 at W4A4 on the SiLU network", beta),
 }
 
 
