@@ -16,13 +16,14 @@ from qgraph.jobs.below import TARGET_DB, below_eight_bits
 from qgraph.jobs.plan_judge import SAME_CLASS, PlanJudge, margin
 from qgraph.jobs.prepare import Gathered
 from qgraph.jobs.result import GivenUp, Result
-from qgraph.methods.guard.concessions import widened
-from qgraph.methods.guard.guard import COMFORT, COMFORTS, INSISTED, REPAIR, Effort, comforted, guard
+from qgraph.methods.guard.concessions import apply_concessions, widened
+from qgraph.methods.guard.guard import COMFORT, COMFORTS, FEW, INSISTED, REPAIR, Effort, comforted, guard
 from qgraph.methods.guard.search import Search
 from qgraph.plan.plan import QuantPlan
 from qgraph.running.wording import option
 
 SPARE_DB = max(comfort.spare_db for comfort in COMFORTS)  # outputs this far above the target are left alone
+MUCH_SPARE_DB = min(comfort.spare_db for comfort in COMFORTS)  # a repair that leaves more took too much
 WORTH_DB = 0.5  # a variant must beat the plan by this much
 TIE_DB = 1.0  # full ranges that are this close to clips measure no worse
 UNSURE_DB = 3.0  # nor do those this close, unless a test over the samples says so
@@ -129,7 +130,7 @@ class _Task:
                 better = dataclasses.replace(result, plan=plan, given_up=given_up)
                 missed = self.spare(better)
                 if missed >= 0:
-                    return better
+                    return self.trimmed(better, result, search)
                 easier = self.judge.margin(plan, self.target) - _margin(better, self.target)  # than held-out samples
                 wanted += 1.0 + max(easier, min(-missed, self.target))
         if search.stopped and not self.insists:
@@ -140,6 +141,31 @@ class _Task:
                 stacklevel=4,
             )
         return better
+
+    def trimmed(self, repaired: Result, start: Result, search: Search) -> Result:
+        """The result with no more concessions than it takes, of many: the first of them, which were worth most.
+
+        Errors do not quite add up, so that the last round of concessions may have taken too much. How many are enough
+        is found by bisection.
+        """
+        known = repaired.given_up
+        most = 0 if known is None else len(known.concessions)
+        if known is None or most <= FEW or self.spare(repaired) < MUCH_SPARE_DB:
+            return repaired
+        least = most // 4
+        best, whole = repaired, start.plan
+        if not any(layer.bias_shift for layer in repaired.plan.layers):
+            whole = whole.map_layers(lambda layer: dataclasses.replace(layer, bias_shift=()))
+        while most - least > 1:
+            count = (most + least) // 2
+            first = known.concessions[:count]
+            plan = apply_concessions(whole, search.view, first, search.ranges)
+            fewer = dataclasses.replace(start, plan=plan, given_up=dataclasses.replace(known, concessions=first))
+            if self.spare(fewer) >= WORTH_DB:
+                best, most = fewer, count
+            else:
+                least = count
+        return best
 
     def comforted(self, result: Result) -> Result:
         """The result further above the target, where that is cheap and no worse on held-out samples."""

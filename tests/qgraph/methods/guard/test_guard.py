@@ -545,3 +545,32 @@ def test_a_guard_that_stops_says_so(digits, monkeypatch):
     with pytest.warns(QualityWarning, match="the guard stopped after"):
         repaired = task.repaired(qgraph.quantize(digits, activations=None, measure=False))
     assert any("the guard stopped after" in note for note in repaired.plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("made", "spare", "left"),
+    [
+        (12, lambda count: count - 5.0, 6),
+        (12, lambda count: 15.0 if count == 12 else -1.0, 12),
+        (12, lambda count: count - 9.0, 12),  # little to spare: nothing to give back
+        (4, lambda count: 15.0, 4),  # few are for a margin
+    ],
+    ids=["what is not needed", "all needed", "little spare", "few"],
+)
+def test_what_was_not_needed_is_given_back(digits, monkeypatch, made, spare, left):
+    task, _ = a_task(monkeypatch, stopped=False)
+    monkeypatch.setattr(guarded, "_margin", lambda result, target: np.inf)
+    monkeypatch.setattr(task.judge, "margin", lambda plan, target: spare(len(plan.notes)), raising=False)
+
+    def noted(plan, view, concessions, ranges):
+        return dataclasses.replace(plan, notes=tuple(map(str, concessions)))
+
+    monkeypatch.setattr(guarded, "apply_concessions", noted)
+    start = qgraph.quantize(digits, activations=None, measure=False)
+    concessions = tuple(range(made))
+    given_up = guarded.GivenUp(20.0, "20 dB", concessions, None)
+    plan = noted(start.plan, None, concessions, {})
+    repaired = dataclasses.replace(start, plan=plan, given_up=given_up)
+    found = task.trimmed(repaired, start, SimpleNamespace(view=None, ranges={}))
+    assert len(found.plan.notes) == len(found.given_up.concessions) == left
+    assert found.given_up.concessions == concessions[:left], "the first are worth most"
