@@ -97,7 +97,7 @@ class KernelTable:
                 break
             for name, (kernel, share) in self.new.items():
                 if share:
-                    self.seconds[name] = min(self.seconds[name], share * _alone(kernel))
+                    self.seconds[name] = min(self.seconds[name], share * _alone(kernel) or np.inf)
             other()
         return bool(self.new)
 

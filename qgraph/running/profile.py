@@ -74,8 +74,9 @@ def kernel_times(model: ir.Model | bytes, feeds: Feeds, *, runs: int) -> list[Ke
         ModelError: When onnxruntime cannot load or run the model.
     """
     events = _profiled(model, feeds, runs=runs)
-    alone = seconds_alone(model, feeds, runs=runs)
-    profiling = max(sum(spent for _, spent in events) - alone, 0.0) / max(len(events), 1)
+    whole = sum(spent for _, spent in events)
+    alone = seconds_alone(model, feeds, runs=runs) or whole  # clocks of threads stand still now and then
+    profiling = max(whole - alone, 0.0) / max(len(events), 1)
     left = [max(spent - profiling, 0.0) for _, spent in events]
     own = min(alone / max(sum(left), 1e-9), 1.0)
     return [

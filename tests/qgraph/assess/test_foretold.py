@@ -19,6 +19,7 @@ from qgraph.assess.kernel_table import Kernel, KernelTable
 from qgraph.errors import ModelError, QGraphError, QualityWarning, UsageError
 from qgraph.graph.sites import GraphView
 from qgraph.jobs.in_time import TargetLatency, foreteller, within, without_slow_layers
+from qgraph.running import profile
 from qgraph.running.profile import KernelTime
 from tests.conftest import DEMO
 
@@ -291,6 +292,13 @@ def test_every_kind_of_kernel_runs(runs, codes):
         seconds, share = kernel_table._measured(kernel)
         assert 0 < seconds < 1
         assert 0 < share <= 1
+
+
+def test_a_clock_that_stood_still_leaves_the_times_of_the_profile(monkeypatch):
+    monkeypatch.setattr(profile, "seconds_alone", lambda *_, **__: 0.0)
+    seconds, share = kernel_table._measured(Kernel(op="MatMul", operand=(64, 256), weight=(256, 64), runs="floats"))
+    assert seconds > 0
+    assert 0 < share <= 1
 
 
 def test_a_pool_of_codes_is_timed_as_it_runs_between_convolutions():
