@@ -18,7 +18,6 @@ from qgraph.onnxfile.load import load
 SEEDS = 3
 IMAGES, EPOCHS = 4_000, 3
 CONFIGURATIONS = {1: "unsigned", 2: "signed", 3: "signed, offset", 4: "unsigned, offset"}
-INITIALISATIONS = ("minmax", "lsq", "lsqplus")
 OFFSETS: dict[str, dict[str, Any]] = {
     "beta = 0": {"configuration": 1},
     "beta = minimum of x": {"configuration": 4, "offsets": "minimum"},
@@ -31,9 +30,9 @@ _TABLE_2 = ((71.9, 67.5, 43.5), (68.8, 54.8, 23.7), (73.5, 69.9, 49.1), (73.8, 6
 _TABLE_3 = ((70.4, 64.3, 39.9), (67.2, 62.1, 23.4), (71.6, 66.7, 42.5), (71.7, 66.1, 42.8))
 _TABLE_4 = ((70.7, 69.4, 66.7), (69.2, 66.1, 64.7), (70.7, 69.4, 66.7), (70.8, 69.3, 66.8))
 _TABLE_5 = {
-    "minmax": {4: "71.3 ± 2.2", 2: "43.8 ± 4.7"},
-    "lsq": {4: "72.0 ± 1.6", 2: "44.4 ± 2.9"},
-    "lsqplus": {4: "73.0 ± 0.9", 2: "46.8 ± 1.9"},
+    "minmax": ("71.3 ± 2.2", "43.8 ± 4.7"),
+    "lsq": ("72.0 ± 1.6", "44.4 ± 2.9"),
+    "lsqplus": ("73.0 ± 0.9", "46.8 ± 1.9"),
 }
 _TABLE_6 = (71.9, 72.5, 73.8)
 _SHORT = (
@@ -61,14 +60,14 @@ def tables(cells: Cells) -> Iterator[Table]:
         number="Table 5",
         title="initialisations, configuration 4",
         note=f"{_NOTE} W2A2 was measured by an earlier version, all seeds on the same images.",
-        rows=lambda: [_started(cells, name) for name in INITIALISATIONS],
+        rows=lambda: [_started(cells, name) for name in _TABLE_5],
     )
     yield Table(
         number="Table 6",
         title="fixed and learned offsets at W4A4",
         note=_NOTE,
         rows=lambda: [
-            {"offset": name, "paper": printed, "here": _trained(cells, _SWISH, 4, SEEDS, **settings)}
+            {"offset": name, "paper": printed, "here": _trained(cells, _SWISH, 4, **settings)}
             for (name, settings), printed in zip(OFFSETS.items(), _TABLE_6, strict=True)
         ],
     )
@@ -78,7 +77,7 @@ def _on_swish(cells: Cells, number: int) -> Figures:
     row: Figures = {"configuration": f"{number}: {CONFIGURATIONS[number]}"}
     for bits, *printed in zip(_BITS, _TABLE_2[number - 1], _TABLE_3[number - 1], strict=True):
         row[f"paper W{bits}A{bits}"] = " / ".join(map(str, printed))
-        row[f"here W{bits}A{bits}"] = _trained(cells, _SWISH, bits, SEEDS, configuration=number)
+        row[f"here W{bits}A{bits}"] = _trained(cells, _SWISH, bits, configuration=number)
     return row
 
 
@@ -88,7 +87,7 @@ def _on_relu(cells: Cells) -> list[Figures]:
         printed = dict(zip(_WIDTHS, _TABLE_4[number - 1], strict=True))
         rows.append({"network": "paper: ResNet-18", "configuration": f"{number}: {name}"} | printed)
     for number, name in CONFIGURATIONS.items():
-        found = {f"W{bits}A{bits}": _trained(cells, _RELU, bits, SEEDS, configuration=number) for bits in _BITS}
+        found = {f"W{bits}A{bits}": _trained(cells, _RELU, bits, configuration=number) for bits in _BITS}
         rows.append({"network": "resnet20, short", "configuration": f"{number}: {name}"} | found)
     long = {(row["network"], row["bits"]): row["top1"] for row in kept("finetune_reach")}
     for name in ("resnet20", "resnet32"):
@@ -97,24 +96,24 @@ def _on_relu(cells: Cells) -> list[Figures]:
 
 
 def _started(cells: Cells, name: str) -> Figures:
-    four, two = _TABLE_5[name].values()
+    four, two = _TABLE_5[name]
     before = cells(f"{_SWISH} W2A2 initialisation {name}, 5 seeds", dict, possible=False)
     return {
         "initialisation": name,
         "paper W4A4": four,
-        "here W4A4": _trained(cells, _SWISH, 4, SEEDS, configuration=4, initialisation=name),
+        "here W4A4": _trained(cells, _SWISH, 4, configuration=4, initialisation=name),
         "paper W2A2": two,
         "here W2A2": "-" if before is None else f"{before['top1']:.2f} ± {before['half the range']:.2f} (5 seeds)",
     }
 
 
-def _trained(cells: Cells, name: str, bits: int, seeds: int, **settings: Any) -> str:
+def _trained(cells: Cells, name: str, bits: int, **settings: Any) -> str:
     """The accuracy after training with these settings of `LsqPlusConfig`, over seeds."""
     differing = {key: value for key, value in settings.items() if value not in ("lsqplus", "learned")}
     label = " ".join(f"{key} {value}" for key, value in differing.items())
     measured = [
         cells(f"{name} W{bits}A{bits} {label} seed {seed}", partial(_train, name, bits, seed, settings))
-        for seed in range(seeds)
+        for seed in range(SEEDS)
     ]
     return over_seeds(measured)
 

@@ -16,7 +16,7 @@ from qgraph.jobs.below import TARGET_DB, below_eight_bits
 from qgraph.jobs.plan_judge import SAME_CLASS, PlanJudge, margin
 from qgraph.jobs.prepare import Gathered
 from qgraph.jobs.result import GivenUp, Result
-from qgraph.methods.guard.concessions import apply_concessions, widened
+from qgraph.methods.guard.concessions import apply_concessions, widened, without_shifts
 from qgraph.methods.guard.guard import COMFORT, COMFORTS, FEW, INSISTED, REPAIR, Effort, comforted, guard
 from qgraph.methods.guard.search import Search
 from qgraph.plan.plan import QuantPlan
@@ -106,8 +106,7 @@ class _Task:
         tie = TIE_DB if self.judge.clearly_better(plan, whole) else UNSURE_DB
         variants = {"": (plan, 0.0), "whole ranges measured no worse than clips": (whole, tie)}
         if margin(plan) < SPARE_DB:
-            plain = plan.map_layers(lambda layer: dataclasses.replace(layer, bias_shift=()))
-            variants["shifts of biases measured worse than none"] = plain, -WORTH_DB
+            variants["shifts of biases measured worse than none"] = without_shifts(plan), -WORTH_DB
         margins = {why: margin(other) + bonus for why, (other, bonus) in variants.items() if not why or other != plan}
         best = max(margins, key=lambda why: margins[why])
         if not best:
@@ -153,9 +152,8 @@ class _Task:
         if known is None or most <= FEW or self.spare(repaired) < MUCH_SPARE_DB:
             return repaired
         least = most // 4
-        best, whole = repaired, start.plan
-        if not any(layer.bias_shift for layer in repaired.plan.layers):
-            whole = whole.map_layers(lambda layer: dataclasses.replace(layer, bias_shift=()))
+        shifted = any(layer.bias_shift for layer in repaired.plan.layers)
+        best, whole = repaired, start.plan if shifted else without_shifts(start.plan)
         while most - least > 1:
             count = (most + least) // 2
             first = known.concessions[:count]

@@ -54,6 +54,11 @@ def widened(quant: ActivationQuant, ranges: Mapping[str, tuple[float, float]]) -
     return activation_grid(quant.tensor, low, high, bits=quant.bits, role=quant.role)
 
 
+def without_shifts(plan: QuantPlan) -> QuantPlan:
+    """The plan with its biases as they are in the float network."""
+    return plan.map_layers(lambda layer: dataclasses.replace(layer, bias_shift=()))
+
+
 def apply_concessions(
     plan: QuantPlan,
     view: GraphView,

@@ -22,12 +22,11 @@ Both measure only so many sets of grids (`Effort`), the noisiest first, and then
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from qgraph.methods.guard.concessions import Concession, apply_concessions
+from qgraph.methods.guard.concessions import Concession, apply_concessions, without_shifts
 from qgraph.methods.guard.search import Search, power
 from qgraph.plan.plan import QuantPlan
 
@@ -103,7 +102,7 @@ def _judged(plan: QuantPlan, concessions: tuple[Concession, ...], judge: Judge) 
     first = Guarded(plan=plan, concessions=concessions, margin=judge(plan))
     if first.holds or not any(layer.bias_shift for layer in plan.layers):
         return first
-    plain = plan.map_layers(lambda layer: dataclasses.replace(layer, bias_shift=()))
+    plain = without_shifts(plan)
     second = Guarded(plan=plain, concessions=concessions, margin=judge(plain))
     return max(first, second, key=lambda guarded: guarded.margin)
 
